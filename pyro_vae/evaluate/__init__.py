@@ -1,0 +1,25 @@
+"""How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
+
+from pyro_vae.evaluate.bounds import Scores, iwae, ladder, score, summarize
+from pyro_vae.evaluate.diagnostics import good_khat, pareto_khat, verdict, write_netcdf
+from pyro_vae.evaluate.latents import active_units, posterior_moments, prior_images, reconstructions
+from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
+
+__all__ = [
+    "Parts",
+    "Scores",
+    "active_units",
+    "good_khat",
+    "iwae",
+    "ladder",
+    "log_weight_parts",
+    "log_weights",
+    "pareto_khat",
+    "posterior_moments",
+    "prior_images",
+    "reconstructions",
+    "score",
+    "summarize",
+    "verdict",
+    "write_netcdf",
+]

@@ -1,0 +1,129 @@
+r"""Bounds on log p(x) and their errors, from one set of importance weights per image.
+
+    ELBO    = mean_k log w_k = -(rate + distortion)
+    IWAE_k  = mean over groups of k of (logsumexp - log k)
+    log p(x) is estimated by IWAE_K, with all K weights: a lower bound in expectation.
+
+All values are in nats. Groups of k lie inside the groups of the next multiple of k, so that the curve rises
+from k to any multiple of it, by Jensen's inequality and not only on average.
+
+Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluate.diagnostics import pareto_khat
+from pyro_vae.evaluate.weights import Parts, log_weight_parts
+from pyro_vae.trace import Program
+
+Array = np.ndarray
+
+
+def ladder(num_samples: int) -> list[int]:
+    """Return the sizes k = 1, 2, 5, 10, 50, 100, 500, ... up to K, and K itself."""
+    sizes = [1, 2, 5] + [step * 10**power for power in range(1, 10) for step in (1, 5)]
+    return [k for k in sizes if k < num_samples] + [num_samples]
+
+
+def iwae(log_w: Tensor, k: int) -> Tensor:
+    """Estimate the bound of k particles from K weights.
+
+    Args:
+        log_w: log importance weights (K, B).
+        k: group size, at most K; weights beyond the last whole group are left out.
+
+    Returns:
+        IWAE_k of each image (B,), the mean over floor(K / k) groups.
+    """
+    if not 1 <= k <= len(log_w):
+        raise ValueError(f"k is {k}; it must lie between 1 and the {len(log_w)} weights.")
+    groups = log_w[: len(log_w) // k * k].unflatten(0, (-1, k))
+    return (groups.logsumexp(1) - math.log(k)).mean(0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N images, float64 arrays (N,) unless a shape is given; nats.
+
+    `iwae` is (len(ladder), N). `relative_variance` is that of the estimate of p(x), (1/K) var(w) / mean(w)^2,
+    which by the delta method is the variance of log p(x). `khat` is NaN where it does not exist.
+    """
+
+    num_samples: int
+    elbo: Array
+    rate: Array
+    distortion: Array
+    log_likelihood: Array
+    relative_variance: Array
+    ess: Array
+    khat: Array
+    iwae: Array
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.elbo)
+
+    @property
+    def ladder(self) -> list[int]:
+        """Group sizes of the rows of `iwae`."""
+        return ladder(self.num_samples)
+
+    @staticmethod
+    def concatenate(scores: Iterable[Scores]) -> Scores:
+        """Join the scores of several batches of images."""
+        scores = list(scores)
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in scores], axis=-1)
+            for name in Scores.__dataclass_fields__
+            if name != "num_samples"
+        }
+        return Scores(scores[0].num_samples, **columns)
+
+
+def score(
+    model: Program, guide: Program, x: Tensor, num_samples: int, *, chunk: int | None = None, seed: int | None = None
+) -> Scores:
+    """Score a batch of images.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        x: images (B, ...); the caller batches, so that K x N weights never exist at once.
+        num_samples: K.
+        chunk: particles decoded at once.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `log_weight_parts`.
+    """
+    return summarize(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed))
+
+
+def summarize(parts: Parts) -> Scores:
+    """Reduce the weights of a batch, (K, B), to scores of its images."""
+    log_w = parts.log_weights
+    num_samples = len(log_w)
+    log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
+    ess = (2 * log_sum - log_sum_squares).exp()
+    # (1/K) var(w) / mean(w)^2 with the unbiased variance; it does not exist for one weight.
+    relative_variance = (1 / ess - 1 / num_samples) * num_samples / max(num_samples - 1, math.nan)
+    columns = {
+        "elbo": log_w.mean(0),
+        "rate": (parts.log_guide - parts.log_prior).mean(0),
+        "distortion": -parts.log_likelihood.mean(0),
+        "log_likelihood": log_sum - math.log(num_samples),
+        "relative_variance": relative_variance.clamp(min=0.0),
+        "ess": ess,
+        "iwae": torch.stack([iwae(log_w, k) for k in ladder(num_samples)]),
+    }
+    arrays = {name: column.cpu().numpy() for name, column in columns.items()}
+    return Scores(num_samples, **arrays, khat=pareto_khat(log_w.cpu().numpy()))

@@ -1,0 +1,58 @@
+r"""What a program does with its latents: active units, prior samples, reconstructions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.trace import Program, draw, reading, run
+
+_ACTIVE_VARIANCE = 0.01
+
+
+class Moments(NamedTuple):
+    """Mean and variance over S posterior draws of every latent unit, (N, units) each."""
+
+    mean: Tensor
+    variance: Tensor
+    num_samples: int
+
+
+def posterior_moments(guide: Program, x: Tensor, num_samples: int = 100, seed: int | None = None) -> Moments:
+    """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S draws, sites flattened and joined."""
+    with torch.no_grad(), reading(guide, x=x, seed=seed):
+        values, _ = draw(guide, x, num_samples)
+    if not values:
+        empty = torch.empty(x.shape[0], 0)
+        return Moments(empty, empty, num_samples)
+    z = torch.cat([value.flatten(2) if value.dim() > 2 else value.unsqueeze(2) for value in values.values()], 2)
+    return Moments(z.double().mean(0), z.double().var(0), num_samples)
+
+
+def active_units(moments: Moments) -> int:
+    """Count the units u with Var_x(E_q[u|x]) > 0.01, the criterion of Burda et al. (2016).
+
+    The means are of S draws: what their noise adds to the variance over images is subtracted.
+    """
+    noise = moments.variance.mean(0) / moments.num_samples
+    return int((moments.mean.var(0) - noise > _ACTIVE_VARIANCE).sum())
+
+
+def prior_images(model: Program, like: Tensor, seed: int | None = None) -> Tensor:
+    """Generate images: the means of the observed site given latents from the prior, shape of `like` (N, ...)."""
+    with torch.no_grad(), reading(model, x=like, seed=seed):
+        return _mean(model, like, {})
+
+
+def reconstructions(model: Program, guide: Program, x: Tensor, seed: int | None = None) -> Tensor:
+    """Reconstruct images: the means of the observed site given one posterior draw, (N, ...)."""
+    with torch.no_grad(), reading(model, guide, x=x, seed=seed):
+        values, _ = draw(guide, x, 1)
+        return _mean(model, x, values)
+
+
+def _mean(model: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+    ((distribution, _),) = run(model, x, 1, values).observed.values()
+    return distribution.mean

@@ -1,0 +1,170 @@
+r"""The loop: epochs of SVI steps, the ELBO of each in nats, early stopping, and a state that can be resumed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.infer import objectives, svi
+from pyro_vae.trace import reading
+
+_VALID_BATCH = 1000
+
+
+class Batches(Protocol):
+    """What a fit is fed: the batches of each epoch, a function of the epoch's number."""
+
+    num_images: int
+
+    def __call__(self, epoch: int) -> Iterable[Tensor]:
+        """Return the batches x (B, ...) of one epoch, as the program sees them."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone."""
+
+    epoch: int
+    step: int
+    elbo: float | None
+    objective: float
+    valid_elbo: float | None
+    seconds: float
+    learning_rate: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+class Fit:
+    """Fit a program; iterating runs one epoch at a time and yields its `Epoch`.
+
+    A fit starts from an empty param store, since a second program of the same parameter names would silently
+    not train, and leaves its parameters in the store after each epoch, as Pyro users expect. Each epoch runs
+    with the modules in training mode; the first step validates the distributions, the others do not.
+
+    Args:
+        driver: the SVI that takes the steps.
+        batches: the training images.
+        epochs: number of epochs in all.
+        valid: validation images (N, ...) as the program sees them; their ELBO is estimated after each epoch
+            with one particle and the same noise every time.
+        patience: stop after this many epochs without a better validation ELBO and return to the parameters
+            of the best; 0 never stops.
+        seed: seed of the validation noise.
+
+    Raises:
+        ValueError: patience without validation images.
+        NonFiniteError: while iterating, names the step.
+    """
+
+    def __init__(
+        self,
+        driver: svi.SVI,
+        batches: Batches,
+        epochs: int,
+        *,
+        valid: Tensor | None = None,
+        patience: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if patience and valid is None:
+            raise ValueError("patience needs validation images: pass valid, or patience=0.")
+        self.svi = driver
+        self.batches = batches
+        self.epochs = epochs
+        self.valid = valid
+        self.patience = patience
+        self.seed = seed
+        self.epoch = 0
+        self.best_elbo = -math.inf
+        self.best_epoch = -1
+        self.best: svi.State | None = None
+        self._store: Any = {"params": {}, "constraints": {}}
+
+    def __iter__(self) -> Iterator[Epoch]:
+        """Run the epochs that remain."""
+        while not self.finished:
+            store = pyro.get_param_store()
+            with store.scope(self._store):
+                record = self._run_epoch()
+                self.epoch += 1
+                self._watch(record)
+                if self.finished and self.best is not None:
+                    svi.load_parameters(self.svi.model, self.svi.guide, self.best, next(iter(self.batches(0))))
+            before = store.get_state()
+            store.set_state({key: {**before[key], **self._store[key]} for key in before})
+            yield record
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch remains, or patience has run out."""
+        waited = self.epoch - 1 - self.best_epoch
+        return self.epoch >= self.epochs or (self.patience > 0 and waited >= self.patience)
+
+    def state_dict(self) -> svi.State:
+        """Return all that the next epoch depends on: tensors and plain numbers only."""
+        with pyro.get_param_store().scope(self._store):
+            driver = self.svi.state_dict()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "svi": driver,
+            "epoch": self.epoch,
+            "best": {"elbo": self.best_elbo, "epoch": self.best_epoch, "parameters": self.best},
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state_dict(self, state: svi.State) -> None:
+        """Continue from what `state_dict` returned, random streams included."""
+        with pyro.get_param_store().scope(self._store):
+            self.svi.load_state_dict(state["svi"], next(iter(self.batches(0))))
+        self.epoch = state["epoch"]
+        self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
+        self.best = state["best"]["parameters"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _run_epoch(self) -> Epoch:
+        for root in svi.roots(self.svi.model, self.svi.guide):
+            root.train()
+        objective, elbo = 0.0, 0.0
+        learning_rate = self.svi.optim.learning_rate
+        start = time.perf_counter()
+        for x in self.batches(self.epoch):
+            with pyro.validation_enabled(self.svi.steps == 0):
+                objective = objective - self.svi.step(x)
+            elbo = None if self.svi.elbo is None else elbo + self.svi.elbo
+        self.svi.check()  # waits for the device, so that the seconds are those of the epoch
+        seconds = time.perf_counter() - start
+        num_images = self.batches.num_images
+        return Epoch(
+            epoch=self.epoch,
+            step=self.svi.steps,
+            elbo=None if elbo is None else float(elbo) / num_images,
+            objective=float(objective) / num_images,
+            valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
+            seconds=seconds,
+            learning_rate=learning_rate,
+        )
+
+    def _valid_elbo(self, valid: Tensor) -> float:
+        model, guide = self.svi.model, self.svi.guide
+        with torch.no_grad(), reading(model, guide, x=valid, seed=self.seed):
+            bounds = [objectives.ELBO().bounds(model, guide, x)[1].sum() for x in valid.split(_VALID_BATCH)]
+        return float(torch.stack(bounds).sum()) / len(valid)
+
+    def _watch(self, record: Epoch) -> None:
+        if not self.patience or record.valid_elbo is None or record.valid_elbo <= self.best_elbo:
+            return
+        self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
+        values = svi.parameters(self.svi.model, self.svi.guide)
+        self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)

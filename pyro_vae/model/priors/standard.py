@@ -1,0 +1,27 @@
+r"""The standard normal prior, p(z) = N(z; 0, I)."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) over R^D, without parameters.
+
+    Args:
+        latent_dim: D.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.Distribution:
+        """Return p(z), batch shape (), event shape (D,)."""
+        return dist.Normal(self.loc, self.scale).to_event(1)

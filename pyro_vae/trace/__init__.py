@@ -1,0 +1,6 @@
+"""How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
+
+from pyro_vae.trace.densities import Run, draw, log_density, run, run_at
+from pyro_vae.trace.reading import Program, reading
+
+__all__ = ["Program", "Run", "draw", "log_density", "reading", "run", "run_at"]

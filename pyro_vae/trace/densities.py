@@ -1,0 +1,251 @@
+r"""Draws and per-site log-densities of K particles, read from any Pyro program.
+
+A program is a callable of x (B, ...) whose sample sites all stand in one data plate of size B at dim -1.
+Reading K particles means running it once for values of shape (K, B, ...) and collecting, for every site s,
+
+    log p_s(value_s | parents)    (K, B), float64, in nats, unscaled.
+
+Two layouts give the same numbers. *Particles*: an outer plate of size K at dim -2, so that a guide encodes
+each image once. *Rows*: the K particles as repeated rows of one batch of K*B, for programs whose nets cannot
+take leading dimensions (``view(x.shape[0], ...)``, ``unflatten``, ``BatchNorm2d``). The particle layout is
+used where a probe of 2 particles and 3 images finds that it reproduces the rows, which any program supports.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, owner
+
+_LOG = logging.getLogger("pyro_vae")
+_PARTICLES = "_particles"
+_PROBE_PARTICLES, _PROBE_IMAGES = 2, 3
+
+# Whether a program takes particles: a fact about its code, found once per program object and method.
+_takes_particles: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a program for K particles of B images."""
+
+    trace: poutine.Trace
+    num_samples: int
+    batch_size: int
+
+    @property
+    def sites(self) -> dict[str, dict[str, Any]]:
+        """The sample sites proper: no plate's subsample and no `pyro.deterministic`."""
+        return {
+            name: site
+            for name, site in self.trace.nodes.items()
+            if site["type"] == "sample"
+            and not site_is_subsample(site)
+            and not site["infer"].get("_deterministic")
+        }
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The values of the latent sites: {site: (K, B, ...)}."""
+        return {
+            name: site["value"] if _in_particles(site) else site["value"].unflatten(0, (self.num_samples, -1))
+            for name, site in self.sites.items()
+            if not site["is_observed"]
+        }
+
+    @property
+    def observed(self) -> dict[str, tuple[Any, Tensor]]:
+        """The observed sites: {site: (distribution, data)}."""
+        return {name: (s["fn"], s["value"]) for name, s in self.sites.items() if s["is_observed"]}
+
+    def log_probs(self) -> dict[str, Tensor]:
+        """Return {site: log-density (K, B)} in nats, float64, without the scales of `poutine.scale`.
+
+        Raises:
+            ValueError: a site stands outside the data plate, or inside a second one.
+        """
+        totals = {}
+        for name, site in self.sites.items():
+            self._check_plates(name, site)
+            value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+            totals[name] = value.double().reshape(self.num_samples, self.batch_size)
+        return totals
+
+    def check_support(self) -> None:
+        """Refuse data that an observed site cannot have produced, such as grey pixels under a Bernoulli.
+
+        Raises:
+            ValueError: names the site, a value that lies outside, and the distribution.
+        """
+        for name, (distribution, value) in self.observed.items():
+            pixel = element(distribution)
+            inside = support(pixel).check(value)
+            if not inside.all():
+                first = value[~inside].flatten()[0].item()
+                raise ValueError(
+                    f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
+                    "binarize the images or choose a likelihood of their domain."
+                )
+
+    def _check_plates(self, name: str, site: dict[str, Any]) -> None:
+        rows = self.batch_size if _in_particles(site) else self.num_samples * self.batch_size
+        data = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES]
+        if len(data) != 1 or data[0].dim != -1 or data[0].size != rows:
+            found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in data) or "none"
+            raise ValueError(
+                f"Site {name!r} must stand in one data plate of size {rows} at dim -1, found {found}: write "
+                "`with pyro.plate('data', x.shape[0])` around it. A global latent variable cannot be read."
+            )
+
+
+def element(distribution: Any) -> Any:
+    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`."""
+    while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def support(distribution: Any) -> Any:
+    """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return constraints.real
+
+
+def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, Tensor] | None = None) -> Run:
+    """Run a program for K particles.
+
+    Args:
+        program: a model or a guide, called as ``program(x)``.
+        x: images, (B, ...).
+        num_samples: K.
+        values: latents held at given values, {site: (K, B, ...)}; the others are sampled.
+
+    Raises:
+        ValueError: a value has no site in the program.
+    """
+    return _run(program, x, num_samples, values, rows=_needs_rows(program, x, num_samples, values))
+
+
+def run_at(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> Run:
+    """Run a program at given values of all its latents, {site: (K, B, ...)}; K = 1 where it has none.
+
+    Raises:
+        ValueError: a latent site has no value, or a value has no site.
+    """
+    num_samples = next(iter(values.values())).shape[0] if values else 1
+    result = run(program, x, num_samples, values)
+    if free := sorted(result.values.keys() - values.keys()):
+        raise ValueError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
+    return result
+
+
+def draw(guide: Program, x: Tensor, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw K particles from a guide.
+
+    Args:
+        guide: a program of latent sites, q(z|x).
+        x: images, (B, ...).
+        num_samples: K.
+
+    Returns:
+        ({site: value (K, B, ...)}, {site: log q (K, B)}), log q in nats and float64.
+    """
+    result = run(guide, x, num_samples)
+    return result.values, result.log_probs()
+
+
+def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Score a program at given latents, observed sites included.
+
+    Args:
+        program: a model, or a guide that is to be scored at values it has not drawn.
+        x: images, (B, ...).
+        values: {latent site: (K, B, ...)}, every latent site of the program. Without latents K is 1.
+
+    Returns:
+        {site: log-density (K, B)} in nats, float64, differentiable in the values and the parameters.
+
+    Raises:
+        ValueError: a latent site has no value, a value has no site, or a site stands outside the data plate.
+    """
+    return run_at(program, x, values).log_probs()
+
+
+def _in_particles(site: dict[str, Any]) -> bool:
+    return any(frame.name == _PARTICLES for frame in site["cond_indep_stack"])
+
+
+def _run(
+    program: Program, x: Tensor, num_samples: int, values: Mapping[str, Tensor] | None, *, rows: bool
+) -> Run:
+    batch_size = x.shape[0]
+    given = poutine.Trace()
+    for name, value in (values or {}).items():
+        given.add_node(
+            name, type="sample", is_observed=False, value=value.flatten(0, 1) if rows else value, infer={}
+        )
+    if rows and num_samples > 1:
+        x = x.repeat(num_samples, *([1] * (x.dim() - 1)))
+
+    def particles(x: Tensor) -> Any:
+        with nullcontext() if rows else pyro.plate(_PARTICLES, num_samples, dim=-2):
+            return program(x)
+
+    trace = poutine.trace(poutine.replay(particles, trace=given)).get_trace(x)
+    result = Run(trace, num_samples, batch_size)
+    if missing := sorted(given.nodes.keys() - result.sites.keys()):
+        raise ValueError(f"The program has no site {missing[0]!r}; its sites are {list(result.sites)}.")
+    return result
+
+
+def _needs_rows(program: Program, x: Tensor, num_samples: int, values: Mapping[str, Tensor] | None) -> bool:
+    """Decide the layout, once per program object and method. One particle is one batch of rows anyway."""
+    if num_samples == 1:
+        return True
+    known = _takes_particles.setdefault(owner(program), {})
+    key = getattr(program, "__func__", None)
+    if key not in known:
+        reason = _probe(program, x, values)
+        known[key] = reason is None
+        if reason is not None:
+            name = getattr(program, "__qualname__", repr(program))
+            _LOG.info("%s does not take particles (%s): they are read as repeated rows.", name, reason)
+    return not known[key]
+
+
+def _probe(program: Program, x: Tensor, values: Mapping[str, Tensor] | None) -> str | None:
+    """Say why the particle layout does not reproduce the rows, or None if it does.
+
+    A net that mixes leading dimensions can run under a particle plate and be wrong, so the numbers are
+    compared, not only the exceptions. Three images and two particles, so that no two sizes coincide.
+    """
+    few = torch.arange(_PROBE_IMAGES, device=x.device) % x.shape[0]
+    x = x[few]
+    with torch.no_grad(), fork_rng(x), evaluation_mode(program), pyro.validation_enabled(False):
+        if values is None:
+            values = _run(program, x, _PROBE_PARTICLES, None, rows=True).values
+        else:
+            values = {name: value[:_PROBE_PARTICLES, few] for name, value in values.items()}
+        expected = _run(program, x, _PROBE_PARTICLES, values, rows=True).log_probs()
+        try:
+            found = _run(program, x, _PROBE_PARTICLES, values, rows=False).log_probs()
+        except Exception as error:  # noqa: BLE001 -- a stranger's net may fail in any way; rows then serve
+            return type(error).__name__
+    same = all(torch.allclose(found[name], expected[name], rtol=1e-3, equal_nan=True) for name in expected)
+    return None if same else "its densities would change"
