@@ -1,8 +1,9 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
-from pyro_vae.evaluate.bounds import Scores, iwae, ladder, score, summarize
+from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.diagnostics import good_khat, pareto_khat, verdict, write_netcdf
 from pyro_vae.evaluate.latents import active_units, posterior_moments, prior_images, reconstructions
+from pyro_vae.evaluate.summary import summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
@@ -18,8 +19,9 @@ __all__ = [
     "posterior_moments",
     "prior_images",
     "reconstructions",
+    "reduce",
     "score",
-    "summarize",
+    "summary",
     "verdict",
     "write_netcdf",
 ]

@@ -105,10 +105,10 @@ def score(
     Raises:
         ValueError: as `log_weight_parts`.
     """
-    return summarize(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed))
+    return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed))
 
 
-def summarize(parts: Parts) -> Scores:
+def reduce(parts: Parts) -> Scores:
     """Reduce the weights of a batch, (K, B), to scores of its images."""
     log_w = parts.log_weights
     num_samples = len(log_w)

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, log_density, reading, run_at
+from pyro_vae.trace import Program, check_support, draw, log_density, reading, run_at
 
 # Draws are made in blocks of this many particles whatever the chunk, so that the chunk changes no number.
 _BLOCK = 100
@@ -90,7 +90,7 @@ def log_weight_parts(
     with torch.no_grad(), reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):
         for values, log_guide in _draws(guide, x, num_samples, chunk):
             if not parts:
-                run_at(model, x, {name: value[:1] for name, value in values.items()}).check_support()
+                check_support(run_at(model, x, {name: value[:1] for name, value in values.items()}))
             sites = log_density(model, x, values)
             shape = (len(log_guide), x.shape[0])
             latent = [sites.pop(name) for name in values]

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, run, run_at
+from pyro_vae.trace import Program, check_support, run, run_at
 
 
 class Objective(Trace_ELBO):
@@ -106,6 +107,8 @@ def _log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) ->
             kind = type(site["fn"]).__name__
             raise ValueError(f"Guide site {name!r} ({kind}) has no reparameterized sampler; use one that has.")
     p = run_at(model, x, q.values)
+    if is_validation_enabled():
+        check_support(p)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
     log_p = p.log_probs()
     log_q = q.log_probs()

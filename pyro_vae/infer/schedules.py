@@ -31,3 +31,6 @@ def burda(t: float) -> float:
 def over(schedule: Callable[[float], float], total_steps: int) -> Callable[[int], float]:
     """Return the schedule as a function of the number of steps taken."""
     return lambda step: schedule(min(step / total_steps, 1.0))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "burda": burda}

@@ -23,11 +23,9 @@ from weakref import WeakKeyDictionary
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, owner
 
@@ -85,22 +83,6 @@ class Run:
             totals[name] = value.double().reshape(self.num_samples, self.batch_size)
         return totals
 
-    def check_support(self) -> None:
-        """Refuse data that an observed site cannot have produced, such as grey pixels under a Bernoulli.
-
-        Raises:
-            ValueError: names the site, a value that lies outside, and the distribution.
-        """
-        for name, (distribution, value) in self.observed.items():
-            pixel = element(distribution)
-            inside = support(pixel).check(value)
-            if not inside.all():
-                first = value[~inside].flatten()[0].item()
-                raise ValueError(
-                    f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
-                    "binarize the images or choose a likelihood of their domain."
-                )
-
     def _check_plates(self, name: str, site: dict[str, Any]) -> None:
         rows = self.batch_size if _in_particles(site) else self.num_samples * self.batch_size
         data = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES]
@@ -110,21 +92,6 @@ class Run:
                 f"Site {name!r} must stand in one data plate of size {rows} at dim -1, found {found}: write "
                 "`with pyro.plate('data', x.shape[0])` around it. A global latent variable cannot be read."
             )
-
-
-def element(distribution: Any) -> Any:
-    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`."""
-    while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
-        distribution = distribution.base_dist
-    return distribution
-
-
-def support(distribution: Any) -> Any:
-    """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
-    try:
-        return distribution.support
-    except NotImplementedError:
-        return constraints.real
 
 
 def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, Tensor] | None = None) -> Run:

@@ -1,0 +1,201 @@
+r"""The single source of flags, defaults, help and saved configuration, and the table of names to parts.
+
+To offer one more prior, write its module under model/priors/ and name it in `PRIORS`; likewise for the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from pyro_vae import data
+from pyro_vae.infer import objectives
+from pyro_vae.model import VAE, likelihoods, nets, posteriors, priors
+
+PRIORS: dict[str, Callable[[int], nn.Module]] = {
+    "standard": priors.StandardNormal,
+    "mixture": priors.GaussianMixture,
+}
+POSTERIORS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "meanfield": posteriors.MeanField,
+}
+# Likelihoods with the number of parameters that their net gives for each pixel.
+LIKELIHOODS: dict[str, tuple[Callable[..., nn.Module], int]] = {
+    "bernoulli": (likelihoods.Bernoulli, 1),
+    "gaussian": (likelihoods.Gaussian, 2),
+}
+NETS: dict[str, Callable[..., nets.MLP]] = {
+    "mlp": nets.MLP,
+}
+OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
+    "elbo": objectives.ELBO,
+    "iwae": objectives.IWAE,
+}
+
+if TYPE_CHECKING:
+    Data = Prior = Posterior = Likelihood = Net = Objective = str
+else:
+    Data = Literal[tuple(data.DATASETS)]
+    Prior = Literal[tuple(PRIORS)]
+    Posterior = Literal[tuple(POSTERIORS)]
+    Likelihood = Literal[tuple(LIKELIHOODS)]
+    Net = Literal[tuple(NETS)]
+    Objective = Literal[tuple(OBJECTIVES)]
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Nats are per image throughout."""
+
+    data: Data = "digits"
+    """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
+    data_root: Path = Path("data")
+    """Folder of the downloaded data sets."""
+    binarize: Literal["dynamic", "fixed", "threshold", "none"] = "dynamic"
+    """dynamic: Bernoulli(grey) anew per batch, the test images once; fixed: all once; threshold: grey >= 128;
+    none: grey pixels, dequantized uniformly under a density."""
+    train_images: OptionalCount = None
+    """Train on the first so many images (None: all)."""
+    test_images: OptionalCount = None
+    """Test on the first so many images (None: all)."""
+
+    prior: Prior = "standard"
+    """p(z)."""
+    posterior: Posterior = "meanfield"
+    """q(z|x)."""
+    likelihood: Likelihood = "bernoulli"
+    """p(x|z). bernoulli takes binarized pixels, gaussian (learned mean and scale) takes --binarize none."""
+    net: Net = "mlp"
+    """Networks of encoder and decoder: mlp has two hidden tanh layers."""
+    latent_dim: Count = 50
+    """Latent units."""
+    hidden_dim: Count = 200
+    """Units of a hidden layer."""
+
+    objective: Objective = "elbo"
+    """What is maximised, per image."""
+    num_particles: Count = 1
+    """Particles per image in training."""
+    epochs: OptionalCount = None
+    """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
+    batch_size: Count = 100
+    """Images per step."""
+    learning_rate: float = 3e-3
+    """Adam's step size at the start."""
+    schedule: Literal["constant", "cosine", "burda"] = "cosine"
+    """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
+    patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
+    """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
+
+    num_samples: OptionalCount = None
+    """K of the importance-sampled log-likelihood (None: 1000 on digits, 5000 elsewhere)."""
+    seed: int = 0
+    """Seed of initial weights, order, noise and evaluation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where it is available."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images", "latent_dim", "hidden_dim", "num_particles"):
+            self._at_least(name, 1)
+        for name in ("epochs", "batch_size", "num_samples"):
+            self._at_least(name, 1)
+        self._at_least("patience", 0)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
+        for name, table in _TABLES.items():
+            if getattr(self, name) not in table:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}.")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+
+    def resolved(self) -> Config:
+        """Return the configuration with the defaults that depend on the data set or the machine filled in.
+
+        Raises:
+            ValueError: CUDA is asked for and not there.
+        """
+        digits = self.data == "digits"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        return replace(
+            self,
+            epochs=self.epochs or (300 if digits else 100),
+            num_samples=self.num_samples or (1000 if digits else 5000),
+            device=auto if self.device == "auto" else self.device,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON values."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+
+    @staticmethod
+    def read(path: Path) -> Config:
+        """Read a saved configuration.
+
+        Raises:
+            ValueError: the file is not a configuration; names the field at fault.
+        """
+        values = json.loads(path.read_text())
+        known = {field.name for field in fields(Config)}
+        if not isinstance(values, dict) or values.keys() - known:
+            unknown = sorted(values.keys() - known) if isinstance(values, dict) else values
+            raise ValueError(f"{path} is not a configuration of this version: unknown {unknown}.")
+        return Config(**{**values, "data_root": Path(values["data_root"])})
+
+
+_TABLES = {
+    "data": data.DATASETS,
+    "prior": PRIORS,
+    "posterior": POSTERIORS,
+    "likelihood": LIKELIHOODS,
+    "net": NETS,
+    "objective": OBJECTIVES,
+}
+
+
+def load_images(config: Config) -> data.Images:
+    """Load the images of a run, binarized where that is done once, on its device."""
+    images = data.load(config.data, config.data_root, config.train_images, config.test_images)
+    return data.binarize(images, config.binarize).map(lambda pixels: pixels.to(config.device))
+
+
+def build(config: Config, images: data.Images) -> VAE:
+    """Build the program of a configuration for the images it will see, on the device of the configuration.
+
+    Random initial weights come from torch's global stream.
+    """
+    shape = images.pixel_shape
+    pixels = math.prod(shape)
+    hidden = [config.hidden_dim] * 2
+    net = NETS[config.net]
+    likelihood, per_pixel = LIKELIHOODS[config.likelihood]
+    encoder = nn.Sequential(nets.Flatten(shape), net([pixels, *hidden, 2 * config.latent_dim]))
+    decoder = net([config.latent_dim, *hidden, per_pixel * pixels])
+    mean_image = images.train.float().mean(0).cpu() / 255
+    vae = VAE(
+        prior=PRIORS[config.prior](config.latent_dim),
+        likelihood=likelihood(decoder, shape, mean_image),
+        posterior=POSTERIORS[config.posterior](encoder),
+    )
+    return vae.to(config.device)
+
+
+def look(config: Config, dequantize: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 pixels to what the program observes."""
+    return partial(data.observe, how=config.binarize, dequantize=dequantize)

@@ -1,0 +1,64 @@
+r"""The numbers of a run: means over test images with their errors, in nats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.evaluate.bounds import Scores
+from pyro_vae.evaluate.diagnostics import good_khat
+
+_GREY_LEVELS = 256
+
+
+def summary(scores: Scores, active_units: int, num_pixels: int | None = None) -> dict[str, Any]:
+    """Summarise scores of N images.
+
+    Args:
+        scores: of all test images.
+        active_units: of all latent sites.
+        num_pixels: of an image, where the likelihood is a density over dequantized pixels in [0, 1]; it gives
+            bits per dimension, 8 - log p(x) / (pixels log 2).
+
+    Returns:
+        JSON values. Numbers are finite; what does not exist is None, with its reason under "reasons".
+    """
+    bad = scores.khat > good_khat(scores.num_samples)
+    exists = ~np.isnan(scores.khat)
+    log_likelihood = float(scores.log_likelihood.mean())
+    numbers: dict[str, Any] = {
+        "num_test_images": scores.num_images,
+        "elbo": float(scores.elbo.mean()),
+        "elbo_se": _standard_error(scores.elbo),
+        "log_likelihood": log_likelihood,
+        "log_likelihood_se": _standard_error(scores.log_likelihood),
+        "log_likelihood_mc_se": math.sqrt(scores.relative_variance.sum()) / scores.num_images,
+        "bits_per_dim": 8 - log_likelihood / (num_pixels * math.log(2)) if num_pixels else math.nan,
+        "num_samples": scores.num_samples,
+        "rate": float(scores.rate.mean()),
+        "distortion": float(scores.distortion.mean()),
+        "ess_median": float(np.median(scores.ess)),
+        "khat_median": float(np.median(scores.khat[exists])) if exists.any() else math.nan,
+        "khat_bad_fraction": float(bad[exists].mean()) if exists.any() else math.nan,
+        "active_units": active_units,
+    }
+    numbers["iwae"] = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
+    missing = [name for name, value in numbers.items() if isinstance(value, float) and not math.isfinite(value)]
+    numbers.update(dict.fromkeys(missing))
+    return {**numbers, "reasons": {name: _REASONS.get(name, "not finite") for name in missing}}
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+_REASONS = {
+    "elbo_se": "a standard error over images needs two of them",
+    "log_likelihood_se": "a standard error over images needs two of them",
+    "log_likelihood_mc_se": "the variance of the weights needs two samples",
+    "bits_per_dim": "the likelihood is a probability of pixels, not a density",
+    "khat_median": "k-hat needs 25 draws or more, of unequal weights",
+    "khat_bad_fraction": "k-hat needs 25 draws or more, of unequal weights",
+}

@@ -1,0 +1,56 @@
+r"""The domain of the data, read off the support of what a program observes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_vae.trace.densities import Run, run, run_at
+from pyro_vae.trace.reading import Program, reading
+
+
+def check_support(result: Run) -> None:
+    """Refuse data that an observed site cannot have produced, such as grey pixels under a Bernoulli.
+
+    Raises:
+        ValueError: names the site, a value that lies outside, and the distribution.
+    """
+    for name, (distribution, value) in result.observed.items():
+        # The support of an image counts only as a whole; that of one pixel says which value it was.
+        pixel = _element(distribution)
+        inside = _support(pixel).check(value)
+        if not inside.all():
+            first = value[~inside].flatten()[0].item()
+            raise ValueError(
+                f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
+                "binarize the images or choose a likelihood of their domain."
+            )
+
+
+def is_density(model: Program, guide: Program, x: Tensor) -> bool:
+    """Say whether a program observes images x (B, ...) under a density rather than a probability.
+
+    A density over 8-bit pixels has no bound, so its pixels must be dequantized; only the shape of x matters.
+    """
+    with torch.no_grad(), reading(model, guide, x=x, seed=0):
+        result = run_at(model, x, run(guide, x).values)
+    return any(not _support(_element(distribution)).is_discrete for distribution, _ in result.observed.values())
+
+
+def _element(distribution: Any) -> Any:
+    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`."""
+    while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _support(distribution: Any) -> Any:
+    """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return constraints.real

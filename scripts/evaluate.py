@@ -1,0 +1,103 @@
+"""Score finished runs again, and draw their bounds side by side.
+
+    python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
+
+Each run gets RUN/evaluation/ with summary.json, scores.nc and figures; bounds.png there shows all the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pyro
+import torch
+import tyro
+
+from pyro_vae import cli, config
+from pyro_vae.evaluate import Scores
+from pyro_vae.infer import checkpoint, load_parameters
+from pyro_vae.report import RunFolder, RunFolderError, measure, plots, table, write_results
+from pyro_vae.trace import is_density
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score finished runs again; None takes what the run was fitted with."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    num_samples: config.OptionalCount = None
+    """K of the importance-sampled log-likelihood."""
+    test_images: config.OptionalCount = None
+    """Test on the first so many images."""
+    data_root: Path | None = None
+    """Folder of the downloaded data sets."""
+    seed: int | None = None
+    """Seed of the draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where it is available."""
+
+
+def main(arguments: Arguments) -> None:
+    """Run the script."""
+    if not arguments.runs:
+        raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
+    changes = {key: value for key, value in vars(arguments).items() if key != "runs" and value is not None}
+    runs = [(RunFolder(path), settings_of(RunFolder(path), changes)) for path in arguments.runs]
+    names = names_of(arguments.runs)
+    scores: dict[str, Scores] = {}
+    summaries = {}
+    for name, (folder, settings) in zip(names, runs, strict=True):
+        with pyro.get_param_store().scope():
+            scores[name], summaries[name] = evaluate(folder, settings)
+    for folder, _ in runs:
+        RunFolder(folder.path / "evaluation").save_figure("bounds", plots.bounds(scores))
+    print(table(summaries, scores))
+
+
+def names_of(paths: tuple[Path, ...]) -> list[str]:
+    """Return the shortest endings of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise ValueError("A run folder is given twice.")
+    depth = next(d for d in range(1, 1 + max(map(len, parts))) if len({p[-d:] for p in parts}) == len(parts))
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
+    """Return the configuration of a run that has something to score, with the changes asked for."""
+    if not folder.config_path.exists():
+        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
+    if not folder.checkpoints():
+        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    change: Callable[..., config.Config] = replace
+    return change(config.Config.read(folder.config_path), **changes).resolved()
+
+
+def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[str, object]]:
+    """Score one run and write its evaluation folder."""
+    assert settings.num_samples is not None
+    images = config.load_images(settings)
+    pyro.set_rng_seed(settings.seed)
+    program = config.build(settings, images)
+    state = checkpoint.load(folder.checkpoints()[-1])
+    load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
+    density = is_density(program.model, program.guide, images.train[:1] / 255)
+    look = config.look(settings, density)
+    torch.manual_seed(settings.seed)
+    look(images.valid)
+    test = look(images.test)
+    scores, numbers = measure(program, test, settings.num_samples, density=density, seed=settings.seed)
+    results = RunFolder(folder.path / "evaluation")
+    results.path.mkdir(exist_ok=True)
+    write_results(results, program, test, scores, settings.seed)
+    results.write_json("summary.json", {"config": settings.to_json(), **numbers})
+    return scores, numbers
+
+
+if __name__ == "__main__":
+    with cli.exit_status():
+        main(tyro.cli(Arguments, description=__doc__))
