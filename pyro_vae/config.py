@@ -196,6 +196,18 @@ def build(config: Config, images: data.Images) -> VAE:
     return vae.to(config.device)
 
 
-def look(config: Config, dequantize: bool) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels to what the program observes."""
-    return partial(data.observe, how=config.binarize, dequantize=dequantize)
+def look(config: Config, density: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function from uint8 pixels to what the program observes, float in [0, 1].
+
+    Args:
+        config: the run.
+        density: whether the program observes under a density, whose grey pixels are then dequantized.
+
+    Raises:
+        ValueError: a density of binarized pixels, which has no bound and means nothing.
+    """
+    if density and config.binarize != "none":
+        raise ValueError(
+            f"The likelihood is a density and --binarize {config.binarize} gives 0 and 1: use --binarize none."
+        )
+    return partial(data.observe, how=config.binarize, dequantize=density)

@@ -117,7 +117,7 @@ def binarize(images: Images, how: str) -> Images:
 
 
 def observe(pixels: Tensor, how: str, *, dequantize: bool = False) -> Tensor:
-    """Turn uint8 pixels into what a program observes, float in [0, 1].
+    """Turn uint8 pixels into what a program observes, in [0, 1], of torch's default dtype.
 
     Args:
         pixels: (B, *pixels), uint8.
@@ -127,7 +127,7 @@ def observe(pixels: Tensor, how: str, *, dequantize: bool = False) -> Tensor:
             "A note on the evaluation of generative models", ICLR 2016 (https://arxiv.org/abs/1511.01844).
     """
     if how != "none":
-        return (torch.rand(pixels.shape, device=pixels.device) * 255 < pixels).float()
+        return (torch.rand(pixels.shape, device=pixels.device) * 255 < pixels).to(torch.get_default_dtype())
     if dequantize:
         return (pixels + torch.rand(pixels.shape, device=pixels.device)) / 256
     return pixels / 255

@@ -1,0 +1,134 @@
+"""Time a training step against hand-written PyTorch and against stock Pyro, in one run.
+
+    python scripts/benchmark.py --data mnist --data-root DIR
+
+Blocks of steps of the three programs take turns, so that a machine whose speed drifts slows all of them; the
+medians of the paired ratios are what counts. Same network, same data path, same fused Adam.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import Annotated
+
+import pyro
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from pyro_vae import cli, config, data
+from pyro_vae.infer import ELBO, SVI, Optim, schedules
+
+Step = Callable[[Tensor], object]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time a training step against hand-written PyTorch and against stock Pyro."""
+
+    config: Annotated[config.Config, tyro.conf.arg(name="")]
+    blocks: int = 10
+    """Blocks of each program that are timed."""
+    steps: int = 100
+    """Steps of a block."""
+
+
+def main(arguments: Arguments) -> None:
+    """Run the script."""
+    settings = arguments.config.resolved()
+    images = config.load_images(settings)
+    look = config.look(settings, density=False)
+    batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
+    stream = chain.from_iterable(batches(epoch) for epoch in count())
+    steps = {
+        "pyro_vae SVI": ours(settings, images),
+        "stock pyro.infer.SVI": stock(settings, images),
+        "hand-written PyTorch": handwritten(settings, images),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for block in range(-1, arguments.blocks):  # the first warms up
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(arguments.steps):
+                step(next(stream))
+            if settings.device == "cuda":
+                torch.cuda.synchronize()
+            if block >= 0:
+                seconds[name].append((time.perf_counter() - start) / arguments.steps)
+    steps_per_epoch = -(-batches.num_images // settings.batch_size)
+    print(f"{settings.data}, batch {settings.batch_size}, torch {torch.__version__}, {settings.device}")
+    for name, times in seconds.items():
+        ratios = [own / base for own, base in zip(times, seconds["hand-written PyTorch"], strict=True)]
+        each = statistics.median(times)
+        print(
+            f"{name:24}{each * 1e3:8.2f} ms/step{each * steps_per_epoch:8.2f} s/epoch"
+            f"{statistics.median(ratios):8.2f}x hand-written"
+        )
+
+
+def ours(settings: config.Config, images: data.Images) -> Step:
+    """Return the step that scripts/fit.py takes, the decay of the learning rate included."""
+    program = config.build(settings, images)
+    schedule = schedules.over(schedules.cosine, 100_000)
+    svi = SVI(
+        program.model,
+        program.guide,
+        Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule),
+        ELBO(),
+    )
+    store: dict[str, dict] = {"params": {}, "constraints": {}}
+
+    def step(x: Tensor) -> object:
+        # A store of its own, and no validation, as in a fit; entering it costs microseconds.
+        with pyro.get_param_store().scope(store), pyro.validation_enabled(False):
+            return svi.step(x)
+
+    return step
+
+
+def stock(settings: config.Config, images: data.Images) -> Step:
+    """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
+    program = config.build(settings, images)
+    adam = pyro.optim.Adam({"lr": settings.learning_rate})
+    svi = pyro.infer.SVI(program.model, program.guide, adam, pyro.infer.Trace_ELBO())
+    store: dict[str, dict] = {"params": {}, "constraints": {}}
+
+    def step(x: Tensor) -> object:
+        with pyro.get_param_store().scope(store), pyro.validation_enabled(False):
+            return svi.step(x)
+
+    return step
+
+
+def handwritten(settings: config.Config, images: data.Images) -> Step:
+    """Return a step written by hand: the same networks, the analytic KL, one fused Adam, no Pyro."""
+    program = config.build(settings, images)
+    encoder, decoder = program.posterior.net, program.likelihood.net
+    params = nn.ModuleList([encoder, decoder]).parameters()
+    adam = torch.optim.Adam(params, lr=settings.learning_rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 100_000)
+
+    def step(x: Tensor) -> object:
+        loc, log_scale = encoder(x).chunk(2, dim=-1)
+        scale = log_scale.exp()
+        logits = decoder(loc + scale * torch.randn_like(scale))
+        distortion = binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
+        rate = 0.5 * (loc**2 + scale**2 - 1 - 2 * log_scale).sum()
+        loss = distortion + rate
+        loss.backward()
+        adam.step()
+        scheduler.step()
+        adam.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+if __name__ == "__main__":
+    with cli.exit_status():
+        main(tyro.cli(Arguments, description=__doc__))

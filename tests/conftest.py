@@ -1,0 +1,46 @@
+"""Every test: float64 unless --dtype says otherwise, an empty param store, validation on, a fixed seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import pyro
+import pytest
+import torch
+
+mpl.use("Agg")
+
+MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the numerical tests: cpu or cuda")
+    parser.addoption("--dtype", default="float64", help="floating-point type of the numerical tests")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.exit("--device cuda: no CUDA device is available", returncode=2)
+    return torch.device(name)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, request.config.getoption("--dtype")))
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with pyro.validation_enabled(True), device:
+        yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def mnist_root() -> Path:
+    if not (MNIST_ROOT / "MNIST" / "raw").is_dir():
+        pytest.skip("real MNIST is not beside the checkout (../shared/data)")
+    return MNIST_ROOT
