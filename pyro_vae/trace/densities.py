@@ -71,27 +71,24 @@ class Run:
         return {name: (s["fn"], s["value"]) for name, s in self.sites.items() if s["is_observed"]}
 
     def log_probs(self) -> dict[str, Tensor]:
-        """Return {site: log-density (K, B)} in nats, float64, without the scales of `poutine.scale`.
-
-        Raises:
-            ValueError: a site stands outside the data plate, or inside a second one.
-        """
+        """Return {site: log-density (K, B)} in nats, float64, without the scales of `poutine.scale`."""
         totals = {}
         for name, site in self.sites.items():
-            self._check_plates(name, site)
             value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
             totals[name] = value.double().reshape(self.num_samples, self.batch_size)
         return totals
 
-    def _check_plates(self, name: str, site: dict[str, Any]) -> None:
-        rows = self.batch_size if _in_particles(site) else self.num_samples * self.batch_size
-        data = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES]
-        if len(data) != 1 or data[0].dim != -1 or data[0].size != rows:
-            found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in data) or "none"
-            raise ValueError(
-                f"Site {name!r} must stand in one data plate of size {rows} at dim -1, found {found}: write "
-                "`with pyro.plate('data', x.shape[0])` around it. A global latent variable cannot be read."
-            )
+    def check_plates(self) -> None:
+        """Raise ValueError for a site outside the data plate, or inside a second one."""
+        for name, site in self.sites.items():
+            rows = self.batch_size if _in_particles(site) else self.num_samples * self.batch_size
+            plates = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != _PARTICLES]
+            if len(plates) != 1 or plates[0].dim != -1 or plates[0].size != rows:
+                found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates) or "none"
+                raise ValueError(
+                    f"Site {name!r} must stand in one data plate of size {rows} at dim -1, found {found}: write "
+                    "`with pyro.plate('data', x.shape[0])` around it. A global latent variable cannot be read."
+                )
 
 
 def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, Tensor] | None = None) -> Run:
@@ -104,7 +101,7 @@ def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, 
         values: latents held at given values, {site: (K, B, ...)}; the others are sampled.
 
     Raises:
-        ValueError: a value has no site in the program.
+        ValueError: a value has no site in the program, or a site stands outside the data plate.
     """
     return _run(program, x, num_samples, values, rows=_needs_rows(program, x, num_samples, values))
 
@@ -113,7 +110,7 @@ def run_at(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> Run:
     """Run a program at given values of all its latents, {site: (K, B, ...)}; K = 1 where it has none.
 
     Raises:
-        ValueError: a latent site has no value, or a value has no site.
+        ValueError: a latent site has no value, or as `run`.
     """
     num_samples = next(iter(values.values())).shape[0] if values else 1
     result = run(program, x, num_samples, values)
@@ -149,7 +146,7 @@ def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> di
         {site: log-density (K, B)} in nats, float64, differentiable in the values and the parameters.
 
     Raises:
-        ValueError: a latent site has no value, a value has no site, or a site stands outside the data plate.
+        ValueError: as `run_at`.
     """
     return run_at(program, x, values).log_probs()
 
@@ -178,6 +175,7 @@ def _run(
     result = Run(trace, num_samples, batch_size)
     if missing := sorted(given.nodes.keys() - result.sites.keys()):
         raise ValueError(f"The program has no site {missing[0]!r}; its sites are {list(result.sites)}.")
+    result.check_plates()
     return result
 
 

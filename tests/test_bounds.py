@@ -1,0 +1,122 @@
+"""Bounds against closed forms and quadrature. Each 4 s.e. comparison has a false-alarm rate of 6e-5."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracles import BernoulliDecoder, LinearGaussian
+
+from pyro_vae.evaluate import Scores, iwae, ladder, log_weights, score, summary
+
+
+def se(values: np.ndarray) -> float:
+    return values.std(ddof=1) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("variance_ratio", [1.5, 2.0])
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+def test_a_guide_that_is_too_wide(latent_dim: int, variance_ratio: float) -> None:
+    program = LinearGaussian(latent_dim, variance_ratio=variance_ratio)
+    x = program.simulate(300)
+    truth = program.log_evidence(x).cpu().numpy()
+    scores = score(program.model, program.guide, x, 1000, seed=0)
+
+    gap = truth - scores.elbo
+    assert abs(gap.mean() - program.gap) < 4 * se(gap)
+    means = scores.iwae.mean(axis=1)
+    assert (np.diff(means) > 0).all()
+    # Each image's error is divided by its own standard error, so that their mean has standard error 1/sqrt(N);
+    # the bias of log p(x), half the relative variance, is taken off.
+    error = scores.log_likelihood - truth + scores.relative_variance / 2
+    assert abs((error / np.sqrt(scores.relative_variance)).mean()) < 4 / math.sqrt(300)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_log_likelihood_of_bernoulli_decoders_by_quadrature(latent_dim: int) -> None:
+    """20 random nets; over all of them 2 x 20 x 8 comparisons at 4 s.e., false alarms 2 % in all."""
+    for net in range(20):
+        torch.manual_seed(net)
+        program = BernoulliDecoder(latent_dim)
+        x = torch.bernoulli(torch.full((8, 6), 0.5))
+        truth = program.log_evidence(x).cpu().numpy()
+        scores = score(program.model, program.guide, x, 10_000, seed=net)
+        error = np.abs(scores.log_likelihood - truth)
+        assert (error < 4 * np.sqrt(scores.relative_variance)).all()
+        assert error.mean() < 0.03
+
+
+def test_quadrature_has_converged() -> None:
+    program = BernoulliDecoder(2)
+    x = torch.bernoulli(torch.full((8, 6), 0.5))
+    torch.testing.assert_close(program.log_evidence(x, 401), program.log_evidence(x, 801, 10.0), atol=1e-9, rtol=0)
+
+
+def test_the_curve_rises_by_construction() -> None:
+    """For any weights whatever, from k to every multiple of it."""
+    log_w = 10 * torch.randn(5000, 30).double()
+    sizes = ladder(5000)
+    assert sizes == [1, 2, 5, 10, 50, 100, 500, 1000, 5000]
+    curve = {k: iwae(log_w, k) for k in sizes}
+    for small in sizes:
+        for large in (k for k in sizes if k % small == 0):
+            assert (curve[large] >= curve[small] - 1e-9).all()
+    torch.testing.assert_close(curve[1], log_w.mean(0))
+    torch.testing.assert_close(curve[5000], log_w.logsumexp(0) - math.log(5000))
+
+
+def test_groups_of_k_by_hand() -> None:
+    log_w = torch.tensor([0.0, math.log(3.0), math.log(5.0), math.log(7.0), 9.0]).double().unsqueeze(1)
+    by_hand = (math.log((1 + 3) / 2) + math.log((5 + 7) / 2)) / 2  # the fifth weight is left over
+    assert iwae(log_w, 2).item() == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="between 1 and the 5 weights"):
+        iwae(log_w, 6)
+
+
+def test_the_standard_error_of_the_estimator() -> None:
+    """The delta method against the spread of 400 repeats: a ratio of standard deviations, itself +- 3.5 %."""
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(1)
+    repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
+    ratio = np.sqrt(repeats.relative_variance.mean()) / repeats.log_likelihood.std(ddof=1)
+    assert abs(ratio - 1) < 4 * 0.035
+
+
+def test_summary_is_finite_or_says_why() -> None:
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(6)
+    whole = score(program.model, program.guide, x, 60, seed=0)
+    parts = Scores.concatenate(score(program.model, program.guide, xb, 60, seed=0) for xb in x.split(6))
+    np.testing.assert_array_equal(whole.iwae, parts.iwae)
+    numbers = summary(whole, active_units=2, num_pixels=7)
+    assert numbers["elbo"] == pytest.approx(-(numbers["rate"] + numbers["distortion"]))
+    assert numbers["iwae"]["1"] == pytest.approx(numbers["elbo"])
+    assert numbers["iwae"]["60"] == pytest.approx(numbers["log_likelihood"])
+    assert numbers["log_likelihood_se"] == pytest.approx(se(whole.log_likelihood))
+    assert numbers["log_likelihood_mc_se"] == pytest.approx(math.sqrt(whole.relative_variance.sum()) / 6)
+    # A uniform density over [0, 1] has log p = 0 and needs all 8 bits.
+    assert numbers["bits_per_dim"] == pytest.approx(8 - numbers["log_likelihood"] / 7 / math.log(2))
+    assert numbers["reasons"] == {}
+
+    lonely = summary(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0)
+    missing = {name for name, value in lonely.items() if value is None}
+    assert missing == {
+        "elbo_se",
+        "log_likelihood_se",
+        "log_likelihood_mc_se",
+        "bits_per_dim",
+        "khat_median",
+        "khat_bad_fraction",
+    }
+    assert missing == lonely["reasons"].keys()
+    assert "not finite" not in lonely["reasons"].values()
+
+
+def test_weights_of_a_batch_are_its_images_own() -> None:
+    """A row of the weights is one image: the joint weight of the batch would be their sum."""
+    program = LinearGaussian(2)
+    x = program.simulate(3)
+    weights = log_weights(program.model, program.guide, x, 2, seed=0)
+    torch.testing.assert_close(weights[0], program.log_evidence(x))

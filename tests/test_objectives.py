@@ -1,0 +1,162 @@
+"""Objectives against Pyro's own estimators, closed forms and finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import BernoulliDecoder, LinearGaussian
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from test_densities import ConvProgram
+from torch import Tensor, nn
+
+from pyro_vae.infer import ELBO, IWAE
+from pyro_vae.model import VAE, likelihoods, nets, posteriors, priors
+
+
+def small_vae() -> VAE:
+    encoder = nn.Sequential(nets.Flatten((3, 2)), nets.MLP([6, 8, 4]))
+    likelihood = likelihoods.Bernoulli(nets.MLP([2, 8, 6]), (3, 2), torch.full((3, 2), 0.3))
+    return VAE(priors.StandardNormal(2), likelihood, posteriors.MeanField(encoder))
+
+
+def images(num_images: int) -> Tensor:
+    return torch.bernoulli(torch.full((num_images, 3, 2), 0.4))
+
+
+@pytest.mark.parametrize("num_particles", [2, 5, 50])
+def test_iwae_is_the_renyi_bound_of_order_zero(num_particles: int) -> None:
+    vae, x = small_vae(), images(7)
+    renyi = RenyiELBO(alpha=0, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+    ELBO(num_particles).bounds(vae.model, vae.guide, x)  # the layout has been probed
+    pyro.set_rng_seed(1)
+    expected = renyi.loss(vae.model, vae.guide, x)
+    pyro.set_rng_seed(1)
+    found = IWAE(num_particles).loss(vae.model, vae.guide, x)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_of_iwae_is_that_of_renyi() -> None:
+    vae, x = small_vae(), images(7)
+    gradients = []
+    for objective in (
+        RenyiELBO(alpha=0, num_particles=5, max_plate_nesting=1, vectorize_particles=True),
+        IWAE(5),
+    ):
+        pyro.set_rng_seed(1)
+        objective.loss_and_grads(vae.model, vae.guide, x)
+        gradients.append([p.grad.clone() for p in vae.parameters()])
+        vae.zero_grad()
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_one_particle_makes_all_bounds_one() -> None:
+    vae, x = small_vae(), images(7)
+    losses = []
+    for objective in (ELBO(), IWAE(), Trace_ELBO()):
+        pyro.set_rng_seed(1)
+        losses.append(float(objective.loss(vae.model, vae.guide, x)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-12)
+
+
+def test_the_elbo_agrees_with_the_analytic_kl() -> None:
+    """Means of 2,000 particles at 4 s.e. of their difference, estimated from 20 groups."""
+    vae, x = small_vae(), images(4)
+    analytic = TraceMeanField_ELBO(num_particles=100, max_plate_nesting=1, vectorize_particles=True)
+    differences = torch.tensor(
+        [float(ELBO(100).loss(vae.model, vae.guide, x)) - analytic.loss(vae.model, vae.guide, x) for _ in range(20)]
+    )
+    assert differences.mean().abs() < 4 * differences.std() / math.sqrt(20)
+
+
+@pytest.mark.parametrize("objective", [ELBO(3), IWAE(3)])
+def test_gradients_match_finite_differences(objective: ELBO | IWAE) -> None:
+    vae, x = small_vae(), images(3)
+    names, values = zip(*vae.named_parameters(), strict=True)
+
+    def loss(*parameters: Tensor) -> Tensor:
+        pyro.clear_param_store()
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            swapped = {f"vae.{name}": p for name, p in zip(names, parameters, strict=True)}
+            return torch.func.functional_call(Loss(vae, objective), swapped, x)
+
+    assert torch.autograd.gradcheck(loss, values)
+
+
+class Loss(nn.Module):
+    def __init__(self, vae: VAE, objective: ELBO | IWAE) -> None:
+        super().__init__()
+        self.vae, self.objective = vae, objective
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.objective.differentiable_loss(self.vae.model, self.vae.guide, x)
+
+
+def test_bounds_of_the_linear_gaussian_program() -> None:
+    """ELBO = log p(x) - KL, and IWAE between the two; 4 s.e. over 500 images."""
+    program = LinearGaussian(2, variance_ratio=2.0)
+    x = program.simulate(500)
+    truth = program.log_evidence(x)
+    iwae, elbo = IWAE(10).bounds(program.model, program.guide, x)
+    gap = truth - elbo
+    assert (gap.mean() - program.gap).abs() < 4 * gap.std() / math.sqrt(500)
+    assert elbo.mean() < iwae.mean() < truth.mean()
+
+
+def test_rows_train_what_stock_pyro_trains() -> None:
+    """A net that takes no particle plate: stock Pyro must loop over particles, ours repeats rows."""
+    program, x = ConvProgram(), torch.bernoulli(torch.full((6, 4, 4), 0.5))
+    errors = torch.tensor(
+        [
+            float(ELBO(50).loss(program.model, program.guide, x))
+            - Trace_ELBO(num_particles=50).loss(program.model, program.guide, x)
+            for _ in range(10)
+        ]
+    )
+    assert errors.mean().abs() < 4 * errors.std() / math.sqrt(10)
+
+
+def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(ValueError, match=r"Guide site 'z' \(Bernoulli\) has no reparameterized"):
+        ELBO().loss(model, guide, torch.zeros(3))
+
+
+def test_grey_pixels_are_refused_before_the_first_step() -> None:
+    vae = small_vae()
+    with pytest.raises(ValueError, match="observes 0.5, outside the support of its Bernoulli"):
+        ELBO().loss(vae.model, vae.guide, torch.full((2, 3, 2), 0.5))
+
+
+def test_no_particles_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_particles is 0"):
+        IWAE(0)
+
+
+def test_a_global_latent_is_named() -> None:
+    program = BernoulliDecoder(1)
+
+    def model(x: Tensor) -> None:
+        pyro.sample("theta", dist.Normal(0.0, 1.0))
+        program.model(x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("theta", dist.Normal(0.0, 1.0))
+        program.guide(x)
+
+    with pytest.raises(ValueError, match="Site 'theta' must stand in one data plate"):
+        ELBO().loss(model, guide, torch.zeros(3, 6))
