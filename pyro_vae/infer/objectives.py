@@ -20,7 +20,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, check_support, run, run_at
+from pyro_vae.trace import Program, check_support, run_pair
 
 
 class Objective(Trace_ELBO):
@@ -101,12 +101,11 @@ class IWAE(Objective):
 
 def _log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
     """Log importance weights (K, B) with pathwise gradients, float64."""
-    q = run(guide, x, num_samples)
+    p, q = run_pair(model, guide, x, num_samples)
     for name, site in q.sites.items():
         if not site["fn"].has_rsample:
             kind = type(site["fn"]).__name__
             raise ValueError(f"Guide site {name!r} ({kind}) has no reparameterized sampler; use one that has.")
-    p = run_at(model, x, q.values)
     if is_validation_enabled():
         check_support(p)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.

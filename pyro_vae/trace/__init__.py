@@ -1,7 +1,18 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
-from pyro_vae.trace.densities import Run, draw, log_density, run, run_at
+from pyro_vae.trace.densities import Run, draw, log_density, run, run_at, run_pair
 from pyro_vae.trace.domain import check_support, is_density
 from pyro_vae.trace.reading import Program, reading
 
-__all__ = ["Program", "Run", "check_support", "draw", "is_density", "log_density", "reading", "run", "run_at"]
+__all__ = [
+    "Program",
+    "Run",
+    "check_support",
+    "draw",
+    "is_density",
+    "log_density",
+    "reading",
+    "run",
+    "run_at",
+    "run_pair",
+]

@@ -103,7 +103,8 @@ def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, 
     Raises:
         ValueError: a value has no site in the program, or a site stands outside the data plate.
     """
-    return _run(program, x, num_samples, values, rows=_needs_rows(program, x, num_samples, values))
+    rows = _needs_rows(program, x, num_samples, values)
+    return _run(program, x, num_samples, _laid_out(values or {}, rows), rows=rows)
 
 
 def run_at(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> Run:
@@ -113,10 +114,24 @@ def run_at(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> Run:
         ValueError: a latent site has no value, or as `run`.
     """
     num_samples = next(iter(values.values())).shape[0] if values else 1
-    result = run(program, x, num_samples, values)
-    if free := sorted(result.values.keys() - values.keys()):
-        raise ValueError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
-    return result
+    return _complete(run(program, x, num_samples, values), values)
+
+
+def run_pair(model: Program, guide: Program, x: Tensor, num_samples: int) -> tuple[Run, Run]:
+    """Run a guide for K particles and the model at the values it has drawn; return (model, guide).
+
+    Raises:
+        ValueError: model and guide do not have the same latent sites, or as `run`.
+    """
+    q = run(guide, x, num_samples)
+    values = q.values
+    num_samples = num_samples if values else 1
+    rows = _needs_rows(model, x, num_samples, values)
+    # Where the layouts agree the model takes the very tensors of the guide, not views of them: gradients then
+    # add up in the order of stock Pyro, and come out with its bits.
+    same = all(_in_particles(site) != rows for site in q.sites.values())
+    given = {name: q.trace.nodes[name]["value"] for name in values} if same else _laid_out(values, rows)
+    return _complete(_run(model, x, num_samples, given, rows=rows), values), q
 
 
 def draw(guide: Program, x: Tensor, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -155,15 +170,22 @@ def _in_particles(site: dict[str, Any]) -> bool:
     return any(frame.name == _PARTICLES for frame in site["cond_indep_stack"])
 
 
-def _run(
-    program: Program, x: Tensor, num_samples: int, values: Mapping[str, Tensor] | None, *, rows: bool
-) -> Run:
+def _laid_out(values: Mapping[str, Tensor], rows: bool) -> Mapping[str, Tensor]:
+    return {name: value.flatten(0, 1) for name, value in values.items()} if rows else values
+
+
+def _complete(result: Run, values: Mapping[str, Tensor]) -> Run:
+    if free := sorted(result.values.keys() - values.keys()):
+        raise ValueError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
+    return result
+
+
+def _run(program: Program, x: Tensor, num_samples: int, given: Mapping[str, Tensor], *, rows: bool) -> Run:
+    """Run a program in one layout, with values in that layout."""
     batch_size = x.shape[0]
-    given = poutine.Trace()
-    for name, value in (values or {}).items():
-        given.add_node(
-            name, type="sample", is_observed=False, value=value.flatten(0, 1) if rows else value, infer={}
-        )
+    replayed = poutine.Trace()
+    for name, value in given.items():
+        replayed.add_node(name, type="sample", is_observed=False, value=value, infer={})
     if rows and num_samples > 1:
         x = x.repeat(num_samples, *([1] * (x.dim() - 1)))
 
@@ -171,9 +193,9 @@ def _run(
         with nullcontext() if rows else pyro.plate(_PARTICLES, num_samples, dim=-2):
             return program(x)
 
-    trace = poutine.trace(poutine.replay(particles, trace=given)).get_trace(x)
+    trace = poutine.trace(poutine.replay(particles, trace=replayed)).get_trace(x)
     result = Run(trace, num_samples, batch_size)
-    if missing := sorted(given.nodes.keys() - result.sites.keys()):
+    if missing := sorted(given.keys() - result.sites.keys()):
         raise ValueError(f"The program has no site {missing[0]!r}; its sites are {list(result.sites)}.")
     result.check_plates()
     return result
@@ -204,10 +226,11 @@ def _probe(program: Program, x: Tensor, values: Mapping[str, Tensor] | None) -> 
     x = x[few]
     with torch.no_grad(), fork_rng(x), evaluation_mode(program), pyro.validation_enabled(False):
         if values is None:
-            values = _run(program, x, _PROBE_PARTICLES, None, rows=True).values
+            values = _run(program, x, _PROBE_PARTICLES, {}, rows=True).values
         else:
             values = {name: value[:_PROBE_PARTICLES, few] for name, value in values.items()}
-        expected = _run(program, x, _PROBE_PARTICLES, values, rows=True).log_probs()
+        given = _laid_out(values, rows=True)
+        expected = _run(program, x, _PROBE_PARTICLES, given, rows=True).log_probs()
         try:
             found = _run(program, x, _PROBE_PARTICLES, values, rows=False).log_probs()
         except Exception as error:  # noqa: BLE001 -- a stranger's net may fail in any way; rows then serve

@@ -9,7 +9,7 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution, constra
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.trace.densities import Run, run, run_at
+from pyro_vae.trace.densities import Run, run_pair
 from pyro_vae.trace.reading import Program, reading
 
 
@@ -37,7 +37,7 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     A density over 8-bit pixels has no bound, so its pixels must be dequantized; only the shape of x matters.
     """
     with torch.no_grad(), reading(model, guide, x=x, seed=0):
-        result = run_at(model, x, run(guide, x).values)
+        result, _ = run_pair(model, guide, x, 1)
     return any(not _support(_element(distribution)).is_discrete for distribution, _ in result.observed.values())
 
 
