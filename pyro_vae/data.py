@@ -109,7 +109,7 @@ def binarize(images: Images, how: str) -> Images:
     """
     if how in ("dynamic", "fixed"):
         generator = torch.Generator().manual_seed(_FIXED_SEED)
-        drawn = images.map(lambda pixels: 255 * (torch.rand(pixels.shape, generator=generator) * 255 < pixels).byte())
+        drawn = images.map(lambda pixels: 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte())
         return drawn if how == "fixed" else replace(drawn, train=images.train)
     if how == "threshold":
         return images.map(lambda pixels: 255 * (pixels >= 128).byte())
@@ -159,7 +159,7 @@ class Batches:
         """Yield the batches of one epoch, float (B, *pixels)."""
         # The generator lives on the CPU, so that the order does not depend on the device.
         generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
-        order = torch.randperm(self.num_images, generator=generator).to(self.pixels.device)
+        order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
         for chosen in order.split(self.batch_size):
             yield self.look(self.pixels[chosen])
 

@@ -3,7 +3,8 @@
 from pyro_vae.infer import checkpoint, schedules
 from pyro_vae.infer.fit import Epoch, Fit
 from pyro_vae.infer.objectives import ELBO, IWAE, Objective
-from pyro_vae.infer.svi import SVI, NonFiniteError, Optim, load_parameters
+from pyro_vae.infer.parameters import load_parameters
+from pyro_vae.infer.svi import SVI, NonFiniteError, Optim
 
 __all__ = [
     "ELBO",

@@ -12,7 +12,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.infer import objectives, svi
+from pyro_vae.infer.objectives import ELBO
+from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
+from pyro_vae.infer.svi import SVI
 from pyro_vae.trace import reading
 
 _VALID_BATCH = 1000
@@ -68,7 +70,7 @@ class Fit:
 
     def __init__(
         self,
-        driver: svi.SVI,
+        driver: SVI,
         batches: Batches,
         epochs: int,
         *,
@@ -87,7 +89,7 @@ class Fit:
         self.epoch = 0
         self.best_elbo = -math.inf
         self.best_epoch = -1
-        self.best: svi.State | None = None
+        self.best: State | None = None
         self._store: Any = {"params": {}, "constraints": {}}
 
     def __iter__(self) -> Iterator[Epoch]:
@@ -99,7 +101,7 @@ class Fit:
                 self.epoch += 1
                 self._watch(record)
                 if self.finished and self.best is not None:
-                    svi.load_parameters(self.svi.model, self.svi.guide, self.best, next(iter(self.batches(0))))
+                    load_parameters(self.svi.model, self.svi.guide, self.best, next(iter(self.batches(0))))
             before = store.get_state()
             store.set_state({key: {**before[key], **self._store[key]} for key in before})
             yield record
@@ -110,7 +112,7 @@ class Fit:
         waited = self.epoch - 1 - self.best_epoch
         return self.epoch >= self.epochs or (self.patience > 0 and waited >= self.patience)
 
-    def state_dict(self) -> svi.State:
+    def state_dict(self) -> State:
         """Return all that the next epoch depends on: tensors and plain numbers only."""
         with pyro.get_param_store().scope(self._store):
             driver = self.svi.state_dict()
@@ -122,7 +124,7 @@ class Fit:
             "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
 
-    def load_state_dict(self, state: svi.State) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Continue from what `state_dict` returned, random streams included."""
         with pyro.get_param_store().scope(self._store):
             self.svi.load_state_dict(state["svi"], next(iter(self.batches(0))))
@@ -134,7 +136,7 @@ class Fit:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
     def _run_epoch(self) -> Epoch:
-        for root in svi.roots(self.svi.model, self.svi.guide):
+        for root in roots(self.svi.model, self.svi.guide):
             root.train()
         objective, elbo = 0.0, 0.0
         learning_rate = self.svi.optim.learning_rate
@@ -159,12 +161,12 @@ class Fit:
     def _valid_elbo(self, valid: Tensor) -> float:
         model, guide = self.svi.model, self.svi.guide
         with torch.no_grad(), reading(model, guide, x=valid, seed=self.seed):
-            bounds = [objectives.ELBO().bounds(model, guide, x)[1].sum() for x in valid.split(_VALID_BATCH)]
+            bounds = [ELBO().bounds(model, guide, x)[1].sum() for x in valid.split(_VALID_BATCH)]
         return float(torch.stack(bounds).sum()) / len(valid)
 
     def _watch(self, record: Epoch) -> None:
         if not self.patience or record.valid_elbo is None or record.valid_elbo <= self.best_elbo:
             return
         self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
-        values = svi.parameters(self.svi.model, self.svi.guide)
+        values = parameters(self.svi.model, self.svi.guide)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)

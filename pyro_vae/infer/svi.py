@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae.infer.objectives import Objective
+from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
 from pyro_vae.trace import Program
-from pyro_vae.trace.reading import fork_rng, modules
-
-State = dict[str, Any]
 
 
 class NonFiniteError(FloatingPointError):
@@ -186,44 +184,3 @@ class SVI(pyro.infer.SVI):
             self.optim.optimizer.found_inf = (self._failed_step >= 0).float()
         else:
             self.check()
-
-
-def parameters(model: Program, guide: Program) -> State:
-    """Return the values of a fitted program: {"params": by param store name, "modules": their state dicts}."""
-    store = pyro.get_param_store()
-    named = {name: store[name].unconstrained().detach() for name in sorted(store.keys())}
-    return {"params": named, "modules": [root.state_dict() for root in roots(model, guide)]}
-
-
-def load_parameters(model: Program, guide: Program, state: State, *args: Any, **kwargs: Any) -> None:
-    """Write `parameters` back into a program and the param store.
-
-    Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        state: what `parameters` returned, of a program of the same names and shapes.
-        args: arguments of a step; one run enters the parameters and their constraints in the store.
-        kwargs: likewise.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
-    store = pyro.get_param_store()
-    x = args[0]
-    with torch.no_grad(), fork_rng(x):
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
-        if state["params"].keys() - store.keys():
-            raise ValueError(f"No parameter {sorted(state['params'].keys() - store.keys())[0]!r} in this program.")
-        for name, value in state["params"].items():
-            target = store[name].unconstrained()
-            if target.shape != value.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(target.shape)}, in the state.")
-            target.copy_(value)
-        for root, values in zip(roots(model, guide), state["modules"], strict=True):
-            root.load_state_dict(values)
-
-
-def roots(model: Program, guide: Program) -> list[torch.nn.Module]:
-    """Return the modules behind a model and its guide, each once."""
-    return list(dict.fromkeys([*modules(model), *modules(guide)]))

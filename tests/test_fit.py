@@ -1,0 +1,217 @@
+"""The loop: repeatable, undisturbed by looking, resumable, and stopped in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from test_objectives import small_vae
+from torch import Tensor, nn
+
+from pyro_vae.evaluate import log_weights, score
+from pyro_vae.infer import ELBO, IWAE, SVI, Fit, NonFiniteError, Objective, Optim, schedules
+from pyro_vae.model import VAE
+
+EPOCHS, BATCHES, SIZE = 6, 4, 8
+
+
+class Fixed:
+    """The same 32 images in a new order each epoch, binarized anew from the global stream."""
+
+    num_images = BATCHES * SIZE
+
+    def __init__(self) -> None:
+        generator = torch.Generator("cpu").manual_seed(0)
+        self.grey = torch.rand(self.num_images, 3, 2, generator=generator, device="cpu").to(torch.get_default_device())
+
+    def __call__(self, epoch: int) -> Iterator[Tensor]:
+        order = torch.arange(self.num_images).roll(epoch)
+        for chosen in order.split(SIZE):
+            yield torch.bernoulli(self.grey[chosen])
+
+    @property
+    def valid(self) -> Tensor:
+        return (self.grey > 0.5).to(self.grey.dtype)
+
+
+def new_fit(vae: VAE, loss: Objective | None = None, **arguments: object) -> Fit:
+    schedule = schedules.over(schedules.cosine, EPOCHS * BATCHES)
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedule)
+    batches = Fixed()
+    defaults = {"epochs": EPOCHS, "valid": batches.valid}
+    return Fit(SVI(vae.model, vae.guide, optim, loss or ELBO()), batches, **(defaults | arguments))
+
+
+def train(**arguments: object) -> tuple[VAE, list[dict]]:
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    records = [epoch.as_dict() for epoch in new_fit(vae, **arguments)]
+    return vae, [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_two_fits_in_one_process_are_alike() -> None:
+    first, second = train(), train()
+    assert same(first[0], second[0])
+    assert first[1] == second[1]
+
+
+def look_at(vae: VAE) -> None:
+    x = Fixed().valid
+    score(vae.model, vae.guide, x, 30)
+    log_weights(vae.model, vae.guide, x, 30, seed=0)
+
+
+@pytest.mark.parametrize("watch", [look_at, lambda vae: None])
+def test_looking_does_not_disturb(watch: Callable[[VAE], None]) -> None:
+    """Scoring after each epoch, and validation, leave the same bits as neither."""
+    plain, _ = train(valid=None)
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    for _ in new_fit(vae):
+        watch(vae)
+    assert same(plain, vae)
+
+
+def test_another_program_in_between_does_not_disturb() -> None:
+    plain, _ = train()
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    with torch.random.fork_rng():
+        other = iter(new_fit(small_vae()))
+    for _ in new_fit(vae):
+        with torch.random.fork_rng():
+            next(other)
+    assert same(plain, vae)
+
+
+@pytest.mark.parametrize("stop", range(1, EPOCHS))
+def test_a_fit_continues_to_the_bit(stop: int) -> None:
+    expected, records = train()
+    pyro.set_rng_seed(0)
+    interrupted = new_fit(small_vae())
+    for _, _ in zip(range(stop), interrupted, strict=False):
+        pass
+    state = torch.utils._pytree.tree_map_only(Tensor, torch.clone, interrupted.state_dict())
+
+    pyro.set_rng_seed(99)
+    vae = small_vae()
+    resumed = new_fit(vae)
+    resumed.load_state_dict(state)
+    rest = [epoch.as_dict() for epoch in resumed]
+    assert same(vae, expected)
+    assert [r["elbo"] for r in rest] == [r["elbo"] for r in records[stop:]]
+    assert [r["learning_rate"] for r in rest] == [r["learning_rate"] for r in records[stop:]]
+
+
+def test_the_reported_elbo_is_that_of_the_epoch() -> None:
+    """With a learning rate too small to move, the mean over epochs is the ELBO of the initial weights."""
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    batches = Fixed()
+    svi = SVI(vae.model, vae.guide, Optim(torch.optim.Adam, {"lr": 1e-30}), IWAE(5))
+    records = list(Fit(svi, batches, 40))
+    found = torch.tensor([record.elbo for record in records])
+    expected = torch.tensor([-float(ELBO(50).loss(vae.model, vae.guide, x)) for e in range(10) for x in batches(e)])
+    expected = expected.view(10, BATCHES).sum(1) / batches.num_images
+    error = (found.std() ** 2 / 40 + expected.std() ** 2 / 10).sqrt()
+    assert (found.mean() - expected.mean()).abs() < 4 * error  # false alarms 6e-5
+    assert all(record.objective > record.elbo for record in records)
+    assert [record.step for record in records] == [BATCHES * (e + 1) for e in range(40)]
+
+
+def test_early_stopping_returns_to_the_best_epoch() -> None:
+    class Worse(Fixed):
+        """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
+
+        def __call__(self, epoch: int) -> Iterator[Tensor]:
+            return (1 - x if epoch >= 3 else x for x in super().__call__(epoch))
+
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    fit = new_fit(vae, epochs=50, patience=4)
+    fit.batches = Worse()
+    records = list(fit)
+    elbos = [record.valid_elbo for record in records]
+    best = elbos.index(max(elbos))
+    assert len(records) == best + 1 + 4 < 50
+    assert fit._valid_elbo(Fixed().valid) == pytest.approx(elbos[best], rel=1e-12)
+
+
+def test_patience_needs_validation_images() -> None:
+    with pytest.raises(ValueError, match="patience needs validation images"):
+        new_fit(small_vae(), valid=None, patience=1)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    fit = new_fit(vae)
+    for _, _ in zip(range(2), fit, strict=False):
+        pass
+    with torch.no_grad():
+        vae.prior.loc.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=f"at step {2 * BATCHES} "):
+        next(iter(fit))
+
+
+def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
+    class HeavyTails(VAE):
+        def model(self, x: Tensor) -> None:
+            pyro.module("vae", self)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.StudentT(3.0, torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", self.likelihood(z), obs=x)
+
+    pyro.set_rng_seed(0)
+    standard = small_vae()
+    heavy = HeavyTails(standard.prior, standard.likelihood, standard.posterior)
+    x = Fixed().valid
+    losses = [record.elbo for record in new_fit(heavy, epochs=30)]
+    assert losses[-1] > losses[0]
+    found = log_weights(heavy.model, heavy.guide, x, 40, seed=0)
+    normal = log_weights(standard.model, standard.guide, x, 40, seed=0)
+    # The same draws: the weights differ by the ratio of the priors and nothing else.
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        z = standard.posterior(x).expand([40, len(x)]).sample()
+    ratio = dist.StudentT(3.0, 0.0, 1.0).log_prob(z).sum(-1) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(found - normal, ratio.double(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_learned_guide_reaches_the_evidence() -> None:
+    """A one-dimensional linear-Gaussian program: the mean-field guide contains the posterior; gap < 0.01 nats."""
+    program = LinearGaussian(1)
+    x = program.simulate(64)
+
+    class Guide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Linear(7, 1)
+            self.log_scale = nn.Parameter(torch.zeros(1))
+
+        def guide(self, x: Tensor) -> None:
+            pyro.module("guide", self)
+            with pyro.plate("data", x.shape[0]):
+                pyro.sample("z", dist.Normal(self.loc(x), self.log_scale.exp()).to_event(1))
+
+    class Whole:
+        num_images = 64
+
+        def __call__(self, epoch: int) -> Iterator[Tensor]:
+            yield x
+
+    guide = Guide()
+    optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.over(schedules.cosine, 1500))
+    for _ in Fit(SVI(program.model, guide.guide, optim, ELBO()), Whole(), 1500):
+        pass
+    elbo = score(program.model, guide.guide, x, 2000, seed=0).elbo
+    assert program.log_evidence(x).mean().item() - elbo.mean() < 0.01
