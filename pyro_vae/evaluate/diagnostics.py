@@ -26,17 +26,17 @@ def pareto_khat(log_w: np.ndarray) -> np.ndarray:
 
     Returns:
         k-hat (N,): below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable.
-        NaN where it does not exist: fewer than 25 draws, equal weights (an exact posterior), or weights that
-        are NaN or +inf. Infinite where a tail is too heavy to fit: one weight outweighs the largest float.
+        NaN where it does not exist: fewer than 25 draws, equal weights (an exact posterior), or weights of which
+        one is NaN or +inf or all are zero. Infinite where one weight outweighs the others beyond floating point.
     """
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
         return khat
-    shifted = log_w - log_w.max(axis=0, initial=-np.inf)
-    for image, column in enumerate(shifted.T):
-        if np.isnan(column).any() or _equal_tail(column):
+    for image, column in enumerate(log_w.T):
+        largest = column.max()
+        if not np.isfinite(largest) or _equal_tail(column):
             continue
-        khat[image] = _fit(np.maximum(column, -_LARGEST_RATIO))
+        khat[image] = _fit(np.maximum(column - largest, -_LARGEST_RATIO))
     return khat
 
 
@@ -86,4 +86,5 @@ def _fit(log_w: np.ndarray) -> float:
             _, khat = array_stats.psislw(-log_w)
         else:
             _, khat = arviz.psislw(log_w)
-    return float(khat)
+    # ArviZ 1.x has no fit where one weight outweighs the rest by more than floating point holds; 0.2x says inf.
+    return math.inf if np.isnan(khat) else float(khat)

@@ -86,7 +86,7 @@ def _grid(images: Tensor, title: str, per_row: int) -> Figure:
     tiles = make_grid(images.detach().cpu().float().clamp(0, 1).unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
     figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[1] / tiles.shape[2]), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(tiles[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(tiles[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title)
     axes.axis("off")
     return figure

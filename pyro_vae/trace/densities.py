@@ -217,20 +217,24 @@ def _needs_rows(program: Program, x: Tensor, num_samples: int, values: Mapping[s
 
 
 def _probe(program: Program, x: Tensor, values: Mapping[str, Tensor] | None) -> str | None:
-    """Say why the particle layout does not reproduce the rows, or None if it does.
+    """Say why the particle layout does not reproduce the rows, or None where it is to be used.
 
     A net that mixes leading dimensions can run under a particle plate and be wrong, so the numbers are
-    compared, not only the exceptions. Three images and two particles, so that no two sizes coincide.
+    compared, not only the exceptions. Three images and two particles, so that no two sizes coincide. A
+    program that is tied to its own batch (a parameter for each image) cannot be read as rows at all.
     """
     few = torch.arange(_PROBE_IMAGES, device=x.device) % x.shape[0]
     x = x[few]
     with torch.no_grad(), fork_rng(x), evaluation_mode(program), pyro.validation_enabled(False):
-        if values is None:
-            values = _run(program, x, _PROBE_PARTICLES, {}, rows=True).values
-        else:
-            values = {name: value[:_PROBE_PARTICLES, few] for name, value in values.items()}
-        given = _laid_out(values, rows=True)
-        expected = _run(program, x, _PROBE_PARTICLES, given, rows=True).log_probs()
+        try:
+            if values is None:
+                values = _run(program, x, _PROBE_PARTICLES, {}, rows=True).values
+            else:
+                values = {name: value[:_PROBE_PARTICLES, few] for name, value in values.items()}
+            given = _laid_out(values, rows=True)
+            expected = _run(program, x, _PROBE_PARTICLES, given, rows=True).log_probs()
+        except Exception:  # noqa: BLE001 -- whatever is wrong shows again when the program itself is run
+            return None
         try:
             found = _run(program, x, _PROBE_PARTICLES, values, rows=False).log_probs()
         except Exception as error:  # noqa: BLE001 -- a stranger's net may fail in any way; rows then serve

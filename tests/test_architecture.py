@@ -1,0 +1,91 @@
+"""The layering, held by walking the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pyro_vae"
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.py"))
+
+# Each room and what of ours it may import; the longest matching prefix counts.
+ALLOWED = {
+    "pyro_vae/__init__.py": {"pyro_vae.evaluate", "pyro_vae.infer", "pyro_vae.model"},
+    "pyro_vae/data.py": set(),
+    "pyro_vae/trace/": {"pyro_vae.trace"},
+    "pyro_vae/model/": {"pyro_vae.model"},
+    "pyro_vae/infer/": {"pyro_vae.infer", "pyro_vae.trace"},
+    "pyro_vae/infer/checkpoint.py": set(),
+    "pyro_vae/evaluate/": {"pyro_vae.evaluate", "pyro_vae.trace"},
+    "pyro_vae/evaluate/diagnostics.py": set(),
+    "pyro_vae/report/": {"pyro_vae.report", "pyro_vae.evaluate"},
+    "pyro_vae/config.py": {"pyro_vae.model", "pyro_vae.data", "pyro_vae.infer"},
+    "pyro_vae/cli.py": {"pyro_vae.infer"},
+}
+# Libraries that stay in their rooms.
+HOMES = {
+    "arviz": ("pyro_vae/evaluate/diagnostics.py", "pyro_vae/report/plots.py"),
+    "arviz_stats": ("pyro_vae/evaluate/diagnostics.py",),
+    "matplotlib": ("pyro_vae/report/",),
+    "torchvision": ("pyro_vae/data.py", "pyro_vae/report/plots.py"),
+    "sklearn": ("pyro_vae/data.py",),
+    "tyro": ("pyro_vae/config.py",),
+}
+
+
+def imports(source: str) -> Iterator[str]:
+    """Yield every imported name, in full: `from a import b` is a.b."""
+    for node in ast.walk(ast.parse((ROOT / source).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_room_imports_only_what_it_may(source: str) -> None:
+    room = max((prefix for prefix in ALLOWED if source.startswith(prefix)), key=len)
+    for name in imports(source):
+        assert not within(name, "scripts"), f"{source} imports {name}"
+        if within(name, "pyro_vae"):
+            assert any(within(name, allowed) for allowed in ALLOWED[room]), f"{source} imports {name}"
+        for library, homes in HOMES.items():
+            assert not within(name, library) or source.startswith(homes), f"{source} imports {name}"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_library_code_neither_prints_nor_seeds_nor_loads_code(source: str) -> None:
+    if source == "pyro_vae/cli.py":
+        pytest.skip("the scripts' own voice")
+    calls = [n for n in ast.walk(ast.parse((ROOT / source).read_text())) if isinstance(n, ast.Call)]
+    names = {ast.unparse(call.func) for call in calls}
+    assert not names & {"print", "eval", "exec", "pickle.load", "pickle.loads", "pyro.set_rng_seed"}
+    for call in calls:
+        unsafe = [k for k in call.keywords if k.arg == "weights_only" and ast.unparse(k.value) != "True"]
+        assert not unsafe, f"{source} line {call.lineno} loads pickles"
+
+
+def test_the_prior_is_named_in_one_line_of_the_program() -> None:
+    text = (PACKAGE / "model" / "vae.py").read_text()
+    assert [line.strip() for line in text.splitlines() if "self.prior(" in line] == [
+        'z = pyro.sample("z", self.prior())'
+    ]
+
+
+@pytest.mark.parametrize("source", SOURCES + SCRIPTS)
+def test_every_public_name_is_documented(source: str) -> None:
+    tree = ast.parse((ROOT / source).read_text())
+    assert ast.get_docstring(tree), source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{source}: {node.name}"

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from pyro_vae import data
+from pyro_vae.data import Batches, DataError, Images, binarize, observe, to_uint8
+
+# Four standard errors: a correct program is outside with probability 6.3e-5 for each comparison, over the
+# choice of the seed. The seed is fixed (conftest), so a test that passes passes always.
+NUM_SE = 4
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Images:
+    return data.load("digits", tmp_path)
+
+
+# Splits
+
+
+def test_digits_are_dealt_five_one_one_of_every_seven(digits: Images) -> None:
+    whole, rest = divmod(len(load_digits().images), 7)
+    sizes = [5 * whole + min(rest, 5), whole + (rest > 5), whole]
+    assert [len(digits.train), len(digits.valid), len(digits.test)] == sizes
+
+
+def test_digits_splits_are_disjoint_and_cover_the_file(digits: Images) -> None:
+    splits = [iter(digits.train)] * 5 + [iter(digits.valid), iter(digits.test)]
+    dealt = torch.stack([next(splits[i % 7]) for i in range(len(load_digits().images))])
+    assert [list(split) for split in splits] == [[]] * 7  # none is left over
+    sixteenths = np.rint(dealt.numpy() * (16 / 255))  # undoes the scaling, which loses nothing
+    np.testing.assert_array_equal(sixteenths, load_digits().images)
+
+
+def test_mnist_splits_follow_the_files(mnist_root: Path) -> None:
+    def pixels(file: str) -> Tensor:
+        path = mnist_root / "MNIST" / "raw" / file
+        return torch.from_numpy(np.fromfile(path, np.uint8, offset=16).reshape(-1, 28, 28))
+
+    images = data.load("mnist", mnist_root)
+    train = pixels("train-images-idx3-ubyte")
+    assert len(train) == 60000
+    assert torch.equal(images.train, train[:55000])
+    assert torch.equal(images.valid, train[55000:])
+    assert torch.equal(images.test, pixels("t10k-images-idx3-ubyte"))
+    assert len(images.test) == 10000
+
+
+def test_the_first_images_are_used(digits: Images, tmp_path: Path) -> None:
+    few = data.load("digits", tmp_path, train_images=13, test_images=5)
+    assert torch.equal(few.train, digits.train[:13])
+    assert torch.equal(few.valid, digits.valid)
+    assert torch.equal(few.test, digits.test[:5])
+
+
+def test_all_images_can_be_asked_for_by_number(digits: Images, tmp_path: Path) -> None:
+    images = data.load("digits", tmp_path, train_images=len(digits.train), test_images=len(digits.test))
+    assert torch.equal(images.train, digits.train)
+    assert torch.equal(images.test, digits.test)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1798])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_numbers_of_images_that_are_not_there(split: str, number: int, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"digits: {split}.* {number} images asked for"):
+        data.load("digits", tmp_path, **{f"{split}_images": number})
+
+
+def test_unknown_data_set_lists_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'minst'.*digits, mnist, fashion-mnist, kmnist"):
+        data.load("minst", tmp_path)
+
+
+# What a program observes
+
+
+def test_dynamic_binarization_has_the_grey_mean() -> None:
+    levels = torch.tensor([1, 64, 128, 200, 254], dtype=torch.uint8)
+    x = observe(levels.expand(100_000, 5), "dynamic")
+    assert ((x == 0) | (x == 1)).all()
+    p = levels / 255
+    # Five means and one product of two pixels, which must be independent: 6 x 6.3e-5 = 4e-4 false alarms.
+    assert ((x.mean(0) - p).abs() < NUM_SE * (p * (1 - p) / len(x)).sqrt()).all()
+    both = p[2] * p[3]
+    assert ((x[:, 2] * x[:, 3]).mean() - both).abs() < NUM_SE * (both * (1 - both) / len(x)).sqrt()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["dynamic", "fixed", "threshold"])
+def test_black_and_white_stay_what_they_are(how: str, dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    levels = torch.tensor([0, 255], dtype=torch.uint8)
+    assert torch.equal(observe(levels.expand(1_000_000, 2), how).mean(0), torch.tensor([0.0, 1.0]))
+
+
+def test_dynamic_binarization_differs_from_draw_to_draw() -> None:
+    pixels = torch.full((10, 8, 8), 128, dtype=torch.uint8)
+    assert not torch.equal(observe(pixels, "dynamic"), observe(pixels, "dynamic"))
+
+
+def test_without_binarization_pixels_are_grey() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(observe(levels, "none"), torch.tensor([level / 255 for level in range(256)]))
+
+
+# Single precision is what a fit runs in, and the spacing of its numbers just below 1 is that of 256 levels'
+# u: the largest draws must not be rounded up into the next level (8 of these 2^20 would be).
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [0, 1, 127, 128, 255])
+def test_dequantized_pixels_are_uniform_within_their_level(level: int, dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    x = observe(torch.full((1 << 20,), level, dtype=torch.uint8), "none", dequantize=True)
+    assert level / 256 <= x.min()
+    assert x.max() < (level + 1) / 256
+    u = 256 * x.double() - level
+    # The variance of a sample variance is (E(u - 1/2)^4 - 1/12^2) / n = (1/80 - 1/144) / n. Two comparisons:
+    # 1.3e-4 false alarms.
+    assert abs(u.mean() - 1 / 2) < NUM_SE * (1 / 12 / len(u)) ** 0.5
+    assert abs(u.var() - 1 / 12) < NUM_SE * ((1 / 80 - 1 / 144) / len(u)) ** 0.5
+
+
+# What is drawn once
+
+
+def is_binary(pixels: Tensor) -> bool:
+    return bool(((pixels == 0) | (pixels == 255)).all())
+
+
+def test_dynamic_keeps_training_grey_and_fixes_the_rest(digits: Images) -> None:
+    drawn = binarize(digits, "dynamic")
+    assert torch.equal(drawn.train, digits.train)
+    assert is_binary(drawn.valid)
+    assert is_binary(drawn.test)
+
+
+def test_fixed_draws_every_split(digits: Images) -> None:
+    drawn = binarize(digits, "fixed")
+    assert is_binary(drawn.train)
+    assert torch.equal(drawn.valid, binarize(digits, "dynamic").valid)
+    assert torch.equal(drawn.test, binarize(digits, "dynamic").test)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_what_is_drawn_once_has_the_grey_mean(split: str, digits: Images) -> None:
+    p = getattr(digits, split) / 255
+    number = (getattr(binarize(digits, "fixed"), split) / 255).sum()
+    # A sum of Bernoulli variables of unequal p has variance sum p (1 - p). One comparison: 6.3e-5.
+    assert (number - p.sum()).abs() < NUM_SE * (p * (1 - p)).sum().sqrt()
+
+
+@pytest.mark.parametrize("how", ["dynamic", "fixed"])
+def test_what_is_drawn_once_is_the_same_at_each_call(how: str, digits: Images) -> None:
+    first = binarize(digits, how)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    second = binarize(digits, how)
+    for split in ("train", "valid", "test"):
+        assert torch.equal(getattr(first, split), getattr(second, split))
+    assert torch.equal(torch.get_rng_state(), before)  # and takes nothing from the stream of training
+
+
+def test_splits_are_drawn_independently() -> None:
+    grey = torch.full((20, 8, 8), 128, dtype=torch.uint8)
+    drawn = binarize(Images("grey", grey, grey, grey), "fixed")
+    assert not torch.equal(drawn.train, drawn.valid)
+    assert not torch.equal(drawn.train, drawn.test)
+    assert not torch.equal(drawn.valid, drawn.test)
+
+
+# Otherwise runs on more and on fewer training images would be scored on different test images.
+@pytest.mark.parametrize("how", ["dynamic", "fixed"])
+def test_binarized_test_images_do_not_depend_on_how_many_are_used(
+    how: str, digits: Images, tmp_path: Path
+) -> None:
+    every = binarize(digits, how)
+    few = binarize(data.load("digits", tmp_path, train_images=100, test_images=10), how)
+    assert torch.equal(few.test, every.test[:10])
+    assert torch.equal(few.valid, every.valid)
+
+
+def test_threshold_lies_at_128() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)[:, None]
+    drawn = binarize(Images("levels", levels, levels, levels), "threshold")
+    expected = torch.tensor([0] * 128 + [255] * 128, dtype=torch.uint8)[:, None]
+    for split in (drawn.train, drawn.valid, drawn.test):
+        assert torch.equal(split, expected)
+
+
+def test_no_binarization_changes_nothing(digits: Images) -> None:
+    assert binarize(digits, "none") is digits
+
+
+# Batches
+
+
+def order(seed: int, epoch: int, batch_size: int = 32) -> list[int]:
+    numbers = torch.arange(100, dtype=torch.uint8)  # an image that says which it is
+    return torch.cat(list(Batches(numbers, batch_size, seed, lambda x: x)(epoch))).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, 50, 100])
+def test_every_image_comes_once_per_epoch(batch_size: int) -> None:
+    assert sorted(order(seed=0, epoch=3, batch_size=batch_size)) == list(range(100))
+
+
+def test_the_last_batch_may_be_smaller() -> None:
+    batches = Batches(torch.zeros(100, 2, dtype=torch.uint8), 32, 0, lambda x: x)
+    assert [len(batch) for batch in batches(0)] == [32, 32, 32, 4]
+
+
+def test_the_order_takes_nothing_from_the_global_stream() -> None:
+    first = order(seed=5, epoch=2)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert order(seed=5, epoch=2) == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_order_of_an_epoch_does_not_depend_on_the_epochs_before() -> None:
+    batches = Batches(torch.arange(100, dtype=torch.uint8), 32, 0, lambda x: x)
+    for epoch in (0, 1):
+        list(batches(epoch))
+    assert torch.cat(list(batches(2))).tolist() == order(seed=0, epoch=2)
+
+
+@pytest.mark.parametrize("other", [(0, 1), (1, 0), (1, 1), (2**31, 0)])
+def test_the_order_differs_between_epochs_and_seeds(other: tuple[int, int]) -> None:
+    assert order(*other) != order(0, 0)
+
+
+def test_seed_and_epoch_are_not_exchangeable() -> None:
+    assert order(seed=2, epoch=3) != order(seed=3, epoch=2)
+
+
+def test_batches_are_what_look_makes_of_them() -> None:
+    pixels = torch.arange(100, dtype=torch.uint8)
+    seen = torch.cat(list(Batches(pixels, 32, 0, lambda x: observe(x, "none"))(0)))
+    assert torch.equal(seen.sort().values, pixels / 255)
+
+
+def test_batch_larger_than_the_data() -> None:
+    with pytest.raises(DataError, match="batch of 11 is larger than the 10 images: lower --batch-size"):
+        Batches(torch.zeros(10, 2, dtype=torch.uint8), 11, 0, lambda x: x)
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_to_uint8_undoes_the_division(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8)
+    assert torch.equal(to_uint8(levels.to(dtype) / 255), levels)
+    assert torch.equal(to_uint8(levels), levels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, float("inf")])
+def test_pixels_outside_the_unit_interval(value: float) -> None:
+    images = torch.full((3, 2, 2), 0.5)
+    images[1, 1, 0] = value
+    with pytest.raises(DataError, match=f"faces: image 1 holds {value}"):
+        to_uint8(images, "faces")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_pixels_of_another_type(dtype: torch.dtype) -> None:
+    with pytest.raises(DataError, match=f"faces: pixels are {dtype}"):
+        to_uint8(torch.ones(3, 2, 2, dtype=dtype), "faces")
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (torch.zeros(4, 8, 8), "{split} images are torch.float"),
+        (torch.zeros(4, 8, 8, dtype=torch.int64), "{split} images are torch.int64"),
+        (torch.zeros(0, 8, 8, dtype=torch.uint8), "no {split} images"),
+    ],
+)
+def test_images_of_another_type_or_none(split: str, bad: Tensor, says: str) -> None:
+    good = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match="faces: .*" + says.format(split=split)):
+        Images("faces", **{"train": good, "valid": good, "test": good, split: bad})
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_images_of_unequal_shapes(split: str) -> None:
+    good, bad = torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, 8, 9, dtype=torch.uint8)
+    with pytest.raises(DataError, match=rf"faces: {split} images are \(8, 9\), training images \(8, 8\)"):
+        Images("faces", **{"train": good, "valid": good, "test": good, split: bad})
+
+
+# Files
+
+
+SIZES = {"train": 5001, "t10k": 2}  # the least that leaves a training image, and one to spare
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Magic number 2051 for images and 2049 for labels, sizes and values, big-endian."""
+    magic = 2048 + values.ndim
+    return struct.pack(f">{1 + values.ndim}I", magic, *values.shape) + values.astype(np.uint8).tobytes()
+
+
+def write_mnist(root: Path) -> Path:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, size in SIZES.items():
+        numbers = np.arange(size)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(np.tile(numbers[:, None, None], (28, 28)) % 251))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(numbers % 10))
+    return raw
+
+
+def magic(number: int) -> Callable[[bytes, int], bytes]:
+    return lambda good, size: struct.pack(">I", number) + good[4:]
+
+
+def one_line(error: BaseException) -> str:
+    message = str(error)
+    assert "\n" not in message
+    return message
+
+
+# The kind of file, what becomes of its bytes (given the number of its images), and what the message must say.
+DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
+    "empty images": ("images-idx3", lambda good, size: b"", "cannot be read"),
+    "empty labels": ("labels-idx1", lambda good, size: b"", "cannot be read"),
+    "truncated images": ("images-idx3", lambda good, size: good[: len(good) // 2], "cannot be read"),
+    "last byte of images lost": ("images-idx3", lambda good, size: good[:-1], "cannot be read"),
+    "last byte of labels lost": ("labels-idx1", lambda good, size: good[:-1], "cannot be read"),
+    "truncated header": ("images-idx3", lambda good, size: good[:10], "cannot be read"),
+    "header alone": ("images-idx3", lambda good, size: good[:16], "cannot be read"),
+    "images with the magic number of labels": ("images-idx3", magic(2049), "cannot be read"),
+    "labels with the magic number of images": ("labels-idx1", magic(2051), "cannot be read"),
+    "magic number of another type": ("images-idx3", magic(0x0D03), "cannot be read"),
+    "magic number of no type": ("images-idx3", magic(0x0A03), "cannot be read"),
+    "magic number zero": ("images-idx3", magic(0), "cannot be read"),
+    "an HTML page": (
+        "images-idx3",
+        lambda good, size: b"<!DOCTYPE html>\n<html>\n404\n</html>\n",
+        "cannot be read",
+    ),
+    "fewer labels than images": (
+        "labels-idx1",
+        lambda good, size: idx(np.zeros(size - 1)),
+        "hold {size} images and {fewer} labels",
+    ),
+    "label 77": ("labels-idx1", lambda good, size: idx(np.full(size, 77)), "a label 77, not 0 to 9"),
+    "32 x 32 images": ("images-idx3", lambda good, size: idx(np.zeros((size, 32, 32))), "shape (32, 32)"),
+}
+
+
+def test_sound_files_are_read(tmp_path: Path) -> None:
+    # So that each refusal below is for its damage, and files that are there are not downloaded.
+    write_mnist(tmp_path)
+    images = data.load("mnist", tmp_path)
+    assert images.train[:, 0, 0].tolist() == [0]
+    assert images.valid[:, 27, 27].tolist() == [number % 251 for number in range(1, 5001)]
+    assert images.test[:, 0, 27].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("part", SIZES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files(damage: str, part: str, tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path)
+    kind, change, says = DAMAGE[damage]
+    file = raw / f"{part}-{kind}-ubyte"
+    file.write_bytes(change(file.read_bytes(), SIZES[part]))
+    with pytest.raises(DataError) as caught:
+        data.load("mnist", tmp_path)
+    message = one_line(caught.value)
+    assert f"{raw}: the {'training' if part == 'train' else 'test'} files of MNIST" in message
+    assert says.format(size=SIZES[part], fewer=SIZES[part] - 1) in message
+    assert "--data-root" in message
+
+
+def test_too_few_training_images(tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path)
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5000, 28, 28))))  # validation takes them all
+    (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(5000)))
+    with pytest.raises(DataError) as caught:
+        data.load("mnist", tmp_path)
+    assert f"{raw}: the training files of MNIST hold 5000 images, too few" in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
+def test_absent_without_network(name: str, folder: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        data.load(name, tmp_path)
+    message = one_line(caught.value)
+    assert str(tmp_path / folder / "raw") in message
+    assert "--data-root" in message
+
+
+def test_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError) as caught:
+        data.load("mnist", tmp_path / "file")
+    assert str(tmp_path / "file" / "MNIST" / "raw") in one_line(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,85 @@
+"""The Pareto k-hat has the right sign and value on both lines of ArviZ; results can be read back."""
+
+from __future__ import annotations
+
+import math
+
+import arviz
+import numpy as np
+import pytest
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+
+from pyro_vae.evaluate import good_khat, pareto_khat, verdict, write_netcdf
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0])
+def test_khat_of_weights_with_a_known_tail(k: float) -> None:
+    """Generalized Pareto weights, w = ((1 - u)^-k - 1) / k: the mean of 20 fits of 100,000 draws within 0.1."""
+    u = np.random.default_rng(0).random((100_000, 20))
+    log_w = np.log(np.expm1(-k * np.log1p(-u)) / k)
+    found = pareto_khat(log_w)
+    assert abs(found.mean() - k) < 0.1
+    # The wrong sign makes the tail the small weights, bounded below at 0 with index -1: all would look good.
+    assert pareto_khat(-log_w).mean() > 0.9
+
+
+@pytest.mark.parametrize("sigma", [0.7, 0.9])
+def test_khat_of_a_gaussian_that_is_too_narrow(sigma: float) -> None:
+    """p = N(0, 1), q = N(0, sigma^2): the weights have tail index 1 - sigma^2, approached slowly from below."""
+    z = sigma * np.random.default_rng(1).standard_normal((100_000, 20))
+    log_w = -0.5 * z**2 + 0.5 * (z / sigma) ** 2
+    assert abs(pareto_khat(log_w).mean() - (1 - sigma**2)) < 0.1
+    assert abs(pareto_khat(-log_w).mean() - (1 - sigma**2)) > 0.3
+
+
+def test_khat_agrees_with_pyros_fit_of_the_same_tail() -> None:
+    """Zhang and Stephens' estimator in both; ArviZ adds a weak prior at 0.5, worth 10 draws."""
+    k, size = 0.6, 10_000
+    u = np.random.default_rng(2).random(size)
+    log_w = np.log(np.expm1(-k * np.log1p(-u)) / k)
+    number = math.ceil(min(0.2 * size, 3 * math.sqrt(size)))
+    ordered = np.sort(np.exp(log_w))
+    excess = torch.as_tensor(ordered[-number:] - ordered[-number - 1])
+    expected, _ = fit_generalized_pareto(excess)
+    shrunk = (number * float(expected) + 10 * 0.5) / (number + 10)
+    found = float(pareto_khat(log_w[:, None])[0])
+    assert min(abs(found - float(expected)), abs(found - shrunk)) < 0.02
+
+
+def test_khat_ignores_a_constant_factor() -> None:
+    log_w = np.random.default_rng(3).standard_normal((2000, 3))
+    np.testing.assert_allclose(pareto_khat(log_w + 700), pareto_khat(log_w), atol=1e-8)
+
+
+def test_weights_for_which_khat_does_not_exist() -> None:
+    generator = np.random.default_rng(4)
+    normal = generator.standard_normal(200)
+    one_nan, one_inf, dominant, zeros = normal.copy(), normal.copy(), normal.copy(), normal.copy()
+    one_nan[3], one_inf[3], dominant[3] = np.nan, np.inf, 800.0
+    zeros[:150] = -np.inf
+    all_zero, equal = np.full(200, -np.inf), np.full(200, -90.0) + 1e-13 * normal
+    khat = pareto_khat(np.stack([one_nan, one_inf, all_zero, equal], axis=1))
+    assert np.isnan(khat).all()
+    khat = pareto_khat(np.stack([dominant, zeros, normal], axis=1))
+    assert khat[0] > 0.7  # one weight carries everything: unreliable
+    assert np.isfinite(khat[1:]).all()
+    assert np.isnan(pareto_khat(generator.standard_normal((24, 2)))).all()
+    assert np.isfinite(pareto_khat(generator.standard_normal((25, 2)))).all()
+
+
+def test_verdicts() -> None:
+    assert good_khat(10**6) == 0.7
+    assert good_khat(1000) == pytest.approx(2 / 3)
+    assert verdict(np.array([0.1, 0.6]), 1000) == "good for all 2 images"
+    assert verdict(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (k-hat > 0.67)"
+    assert verdict(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
+
+
+def test_arviz_reads_what_is_written(tmp_path) -> None:
+    scores = {"elbo": np.array([-1.0, -2.0, -4.0]), "iwae": np.arange(6.0).reshape(2, 3)}
+    write_netcdf(scores, tmp_path / "scores.nc")
+    group = arviz.from_netcdf(str(tmp_path / "scores.nc"))["constant_data"]
+    np.testing.assert_array_equal(group["elbo"].to_numpy(), scores["elbo"])
+    np.testing.assert_array_equal(group["iwae"].to_numpy(), scores["iwae"])
+    assert group["iwae"].dims == ("num_particles", "image")

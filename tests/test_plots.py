@@ -1,0 +1,55 @@
+"""Figures show the numbers they are given."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from oracles import LinearGaussian
+
+from pyro_vae.evaluate import score
+from pyro_vae.report import plots
+
+
+def test_bounds_show_every_point_with_its_error() -> None:
+    programs = {ratio: LinearGaussian(2, variance_ratio=ratio) for ratio in (1.5, 2.0)}
+    x = programs[1.5].simulate(20)
+    runs = {str(r): score(p.model, p.guide, x, 100, seed=0) for r, p in programs.items()}
+    axes = plots.bounds(runs).axes[0]
+    for container, scores in zip(axes.containers, runs.values(), strict=True):
+        line, _, (bars,) = container.lines
+        np.testing.assert_allclose(line.get_ydata(), scores.iwae.mean(1))
+        heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
+        np.testing.assert_allclose(heights, scores.iwae.std(1, ddof=1) / math.sqrt(20))
+    texts = " ".join(text.get_text() for text in axes.get_legend().get_texts())
+    for scores in runs.values():
+        assert f"log p(x), {scores.log_likelihood.mean():.2f}" in texts
+
+
+def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> None:
+    lines = [{"epoch": e, "elbo": -10.0 + e, "objective": -9.0 + e, "valid_elbo": None} for e in range(5)]
+    axes = plots.learning_curve(lines).axes[0]
+    curves = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_array_equal(curves["training ELBO"].get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(curves["training ELBO"].get_ydata(), [-10, -9, -8, -7, -6])
+    np.testing.assert_array_equal(curves["training objective"].get_ydata(), [-9, -8, -7, -6, -5])
+    assert np.isnan(curves["validation ELBO"].get_ydata()).all()
+
+
+def test_khat_counts_the_images_above_the_line() -> None:
+    axes = plots.khat(np.array([0.1, 0.9, np.nan, np.inf]), 1000).axes[0]
+    assert axes.get_title() == "2 of 3 images above 0.67"
+    assert axes.lines[0].get_ydata()[0] == 1 - 1 / 3
+    assert plots.khat(np.full(3, np.nan), 10).axes[0].get_title() == "k-hat does not exist"
+
+
+def test_grids_hold_every_image_in_its_place() -> None:
+    images = torch.rand(20, 3, 3)
+    shown = np.asarray(plots.image_grid(images, "title").axes[0].images[0].get_array())
+    np.testing.assert_allclose(shown[1:4, 5:8], images[1].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(shown[5:8, 1:4], images[10].numpy(), rtol=1e-6)
+    means = torch.rand(20, 3, 3)
+    shown = np.asarray(plots.reconstructions(images, means).axes[0].images[0].get_array())
+    np.testing.assert_allclose(shown[5:8, 1:4], means[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(shown[9:12, 1:4], images[10].numpy(), rtol=1e-6)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyro_vae.report import RunFolder, RunFolderError
+
+CONFIG = {"prior": "standard", "latent_dim": 50, "seed": 0, "epochs": None}
+
+
+def tree(path: Path) -> dict[str, bytes | None]:
+    """Return every file's bytes, and None for every folder."""
+    return {
+        str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Return a run of three epochs in a folder where somebody has left notes."""
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    for epoch in range(3):
+        folder.append_metrics({"epoch": epoch, "elbo": -10.0 / (epoch + 1)})
+    folder.checkpoint_path(3).write_bytes(b"parameters")
+    folder.write_json("summary.json", {"elbo": -3.0})
+    (folder.path / "scores.nc").write_bytes(b"scores")
+    for name in ("figures", "evaluation", "samples"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "bounds.png").write_bytes(b"picture")
+    (folder.path / "notes.txt").write_text("mine")
+    (folder.path / "thesis").mkdir()
+    (folder.path / "thesis" / "config.json").write_text("mine too")
+    return folder
+
+
+def epochs(folder: RunFolder) -> list[int]:
+    return [line["epoch"] for line in folder.metrics()]
+
+
+# Claiming a folder
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "today" / "first")
+    folder.claim(CONFIG)
+    assert json.loads(folder.config_path.read_text()) == CONFIG
+    assert tree(folder.path).keys() == {"config.json", "checkpoints"}
+    assert not folder.finished
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_an_empty_folder_is_as_good_as_none(flags: dict[str, bool], tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim(CONFIG, **flags)
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+
+
+def test_an_existing_run_is_refused_and_untouched(folder: RunFolder) -> None:
+    before = tree(folder.path)
+    with pytest.raises(RunFolderError, match=re.escape(f"{folder.path} exists; add --resume or --overwrite")):
+        folder.claim({**CONFIG, "seed": 1})
+    assert tree(folder.path) == before
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}]
+)
+def test_a_folder_of_other_things_is_refused_and_untouched(flags: dict[str, bool], tmp_path: Path) -> None:
+    # It holds names like ours, which overwriting would remove.
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "thesis.png").write_bytes(b"mine")
+    (tmp_path / "summary.json").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is no run folder")):
+        RunFolder(tmp_path).claim(CONFIG, **flags)
+    assert tree(tmp_path) == before
+
+
+def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
+    other = {**CONFIG, "seed": 1}
+    folder.claim(other, overwrite=True)
+    files = tree(folder.path)
+    assert json.loads(files.pop("config.json") or b"") == other
+    assert files == {
+        "checkpoints": None,
+        "notes.txt": b"mine",
+        "thesis": None,
+        "thesis/config.json": b"mine too",
+    }
+    assert not folder.finished
+
+
+def test_resume_with_the_same_configuration_keeps_everything(folder: RunFolder) -> None:
+    before = tree(folder.path)
+    folder.claim(CONFIG, resume=True)
+    assert tree(folder.path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"seed": 1, "latent_dim": 2}, "latent_dim, seed"),
+        ({"epochs": 5}, "epochs"),
+        ({"beta": 2.0}, "beta"),  # a flag that the saved run does not know
+    ],
+)
+def test_resume_with_another_configuration_names_what_changed(
+    changes: dict[str, Any], named: str, folder: RunFolder
+) -> None:
+    before = tree(folder.path)
+    with pytest.raises(RunFolderError, match=f"was started with another {named};"):
+        folder.claim({**CONFIG, **changes}, resume=True)
+    assert tree(folder.path) == before
+
+
+def test_resume_without_a_saved_flag_names_it(folder: RunFolder) -> None:
+    fewer = {name: value for name, value in CONFIG.items() if name != "latent_dim"}
+    with pytest.raises(RunFolderError, match="was started with another latent_dim;"):
+        folder.claim(fewer, resume=True)
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("below", ["run", "runs/run"])
+def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / below
+    with pytest.raises(RunFolderError, match=re.escape(f"{path} cannot be written (")):
+        RunFolder(path).claim(CONFIG, **flags)
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunFolderError, match="file exists and is no run folder"):
+        RunFolder(tmp_path / "file").claim(CONFIG, **flags)
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+# Metrics
+
+
+def test_metrics_come_back_as_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.metrics() == []
+    lines = [
+        {"epoch": 0, "elbo": -1 / 3, "seconds": 1e-300},
+        {"epoch": 1, "elbo": None, "name": "two\nlines"},
+    ]
+    for line in lines:
+        folder.append_metrics(line)
+    assert folder.metrics() == lines
+
+
+@pytest.mark.parametrize("cut", [1, 8, 10, 23])
+def test_a_last_line_cut_short_is_left_out(cut: int, folder: RunFolder) -> None:
+    line = '{"epoch": 3, "elbo": -2.5}'
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(line[:cut])
+    assert epochs(folder) == [0, 1, 2]
+
+
+def test_a_number_cut_short_is_not_taken_for_a_line(folder: RunFolder) -> None:
+    # All but the line feed: what is there reads as JSON, and the kill may have come before the rest.
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "elbo": -2.5}')
+    assert epochs(folder) == [0, 1, 2]
+
+
+def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "el')
+    folder.keep_metrics(1)  # the last checkpoint was written after one epoch
+    for epoch in (1, 2, 3):
+        folder.append_metrics({"epoch": epoch, "elbo": -1.0})
+    assert epochs(folder) == [0, 1, 2, 3]
+    assert [line["elbo"] for line in folder.metrics()] == [-10.0, -1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> None:
+    before = folder.metrics()
+    folder.keep_metrics(kept)
+    assert folder.metrics() == before[:kept]
+
+
+def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
+    RunFolder(tmp_path).keep_metrics(0)
+    assert RunFolder(tmp_path).metrics() == []
+
+
+def test_metrics_that_are_not_finite_are_refused_and_not_written(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        folder.append_metrics({"epoch": 3, "elbo": math.nan})
+    folder.append_metrics({"epoch": 3, "elbo": -1.0})
+    assert epochs(folder) == [0, 1, 2, 3]
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [([], []), ([5], [5]), ([5, 20], [5, 20]), ([100, 5, 999, 20], [100, 999])]
+)
+def test_the_newest_two_checkpoints_are_kept(written: list[int], kept: list[int], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG)
+    for number in written:
+        folder.checkpoint_path(number).write_text(str(number))
+    folder.drop_old_checkpoints()
+    assert [path.read_text() for path in folder.checkpoints()] == [str(number) for number in kept]
+
+
+def test_a_checkpoint_left_half_written_is_none(folder: RunFolder) -> None:
+    (folder.path / "checkpoints" / ".epoch-000004.pt.k3x9").write_bytes(b"par")
+    assert folder.checkpoints() == [folder.checkpoint_path(3)]
+
+
+# JSON files
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"elbo": math.nan}, ValueError),
+        ({"iwae": {"1": -3.0, "2": math.inf}}, ValueError),
+        ({"elbo": -2.0, "scores": [-math.inf]}, ValueError),
+        ({"elbo": -2.0, "path": Path("x")}, TypeError),
+    ],
+)
+def test_what_json_cannot_hold_leaves_the_old_file(
+    values: dict[str, Any], error: type[Exception], folder: RunFolder
+) -> None:
+    before = tree(folder.path)
+    with pytest.raises(error, match="JSON"):
+        folder.write_json("summary.json", values)
+    assert tree(folder.path) == before  # no temporary file either
+
+
+def test_a_kill_before_the_new_file_is_whole_leaves_the_old_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_json("summary.json", {"elbo": -2.0})
+    assert json.loads((folder.path / "summary.json").read_text()) == {"elbo": -3.0}
+
+
+def test_the_summary_ends_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG)
+    assert not folder.finished
+    folder.write_json("summary.json", {"elbo": -3.0})
+    assert folder.finished
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"elbo": -3.0}
