@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,12 @@ OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
 }
 
 if TYPE_CHECKING:
-    Data = Prior = Posterior = Likelihood = Net = Objective = str
+    from builtins import str as Data
+    from builtins import str as Likelihood
+    from builtins import str as Net
+    from builtins import str as Objective
+    from builtins import str as Posterior
+    from builtins import str as Prior
 else:
     Data = Literal[tuple(data.DATASETS)]
     Prior = Literal[tuple(PRIORS)]
@@ -132,7 +137,7 @@ class Config:
         digits = self.data == "digits"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        auto: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
         return replace(
             self,
             epochs=self.epochs or (300 if digits else 100),
@@ -159,7 +164,7 @@ class Config:
         return Config(**{**values, "data_root": Path(values["data_root"])})
 
 
-_TABLES = {
+_TABLES: dict[str, Mapping[str, object]] = {
     "data": data.DATASETS,
     "prior": PRIORS,
     "posterior": POSTERIORS,

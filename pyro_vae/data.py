@@ -109,7 +109,9 @@ def binarize(images: Images, how: str) -> Images:
     """
     if how in ("dynamic", "fixed"):
         generator = torch.Generator().manual_seed(_FIXED_SEED)
-        drawn = images.map(lambda pixels: 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte())
+        drawn = images.map(
+            lambda pixels: 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte()
+        )
         return drawn if how == "fixed" else replace(drawn, train=images.train)
     if how == "threshold":
         return images.map(lambda pixels: 255 * (pixels >= 128).byte())
@@ -188,13 +190,12 @@ def _idx(kind: type[torchvision.datasets.MNIST]) -> Callable[[Path], Images]:
 
 def _read_idx(kind: type[torchvision.datasets.MNIST], root: Path, train: bool) -> Tensor:
     where = f"{root / kind.__name__ / 'raw'}: the {'training' if train else 'test'} files of {kind.__name__}"
+    remedy = "Delete damaged files to download them again, or name another --data-root."
     try:
         dataset = kind(root, train=train, download=True)  # downloads only what is absent
-    except Exception as error:  # noqa: BLE001 -- torchvision meets bad files with a dozen kinds of exception
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
-        raise DataError(
-            f"{where} cannot be read ({reason}). Delete damaged ones to download them again, or name another --data-root."
-        ) from error
+        raise DataError(f"{where} cannot be read ({reason}). {remedy}") from error
     pixels, labels = dataset.data, dataset.targets
     problem = None
     if pixels.dtype != torch.uint8 or pixels.shape[1:] != (28, 28):
@@ -206,7 +207,7 @@ def _read_idx(kind: type[torchvision.datasets.MNIST], root: Path, train: bool) -
     elif not ((labels >= 0) & (labels <= 9)).all():
         problem = f"hold a label {int(labels.max())}, not 0 to 9"
     if problem:
-        raise DataError(f"{where} {problem}. Delete them to download them again, or name another --data-root.")
+        raise DataError(f"{where} {problem}. {remedy}")
     return pixels
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyro
 import torch
@@ -81,22 +81,20 @@ def ours(settings: config.Config, images: data.Images) -> Step:
         Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule),
         ELBO(),
     )
-    store: dict[str, dict] = {"params": {}, "constraints": {}}
-
-    def step(x: Tensor) -> object:
-        # A store of its own, and no validation, as in a fit; entering it costs microseconds.
-        with pyro.get_param_store().scope(store), pyro.validation_enabled(False):
-            return svi.step(x)
-
-    return step
+    return alone(svi)
 
 
 def stock(settings: config.Config, images: data.Images) -> Step:
     """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
     program = config.build(settings, images)
-    adam = pyro.optim.Adam({"lr": settings.learning_rate})
+    adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
     svi = pyro.infer.SVI(program.model, program.guide, adam, pyro.infer.Trace_ELBO())
-    store: dict[str, dict] = {"params": {}, "constraints": {}}
+    return alone(svi)
+
+
+def alone(svi: pyro.infer.SVI) -> Step:
+    """Return the step of a driver with a param store of its own and validation off; that costs microseconds."""
+    store: Any = {"params": {}, "constraints": {}}
 
     def step(x: Tensor) -> object:
         with pyro.get_param_store().scope(store), pyro.validation_enabled(False):
@@ -107,7 +105,7 @@ def stock(settings: config.Config, images: data.Images) -> Step:
 
 def handwritten(settings: config.Config, images: data.Images) -> Step:
     """Return a step written by hand: the same networks, the analytic KL, one fused Adam, no Pyro."""
-    program = config.build(settings, images)
+    program: Any = config.build(settings, images)
     encoder, decoder = program.posterior.net, program.likelihood.net
     params = nn.ModuleList([encoder, decoder]).parameters()
     adam = torch.optim.Adam(params, lr=settings.learning_rate, fused=True)

@@ -1,8 +1,8 @@
 """Fit a VAE, score it on the test images, and write one run folder.
 
-    python scripts/fit.py                                             the embedded digits, about a minute
-    python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
-    python scripts/fit.py --prior mixture --objective iwae --num-particles 5
+python scripts/fit.py                                             the embedded digits, about a minute
+python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
+python scripts/fit.py --prior mixture --objective iwae --num-particles 5
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def test_weights_for_which_khat_does_not_exist() -> None:
     khat = pareto_khat(np.stack([dominant, zeros, normal], axis=1))
     assert khat[0] > 0.7  # one weight carries everything: unreliable
     assert np.isfinite(khat[1:]).all()
-    assert np.isnan(pareto_khat(generator.standard_normal((24, 2)))).all()
-    assert np.isfinite(pareto_khat(generator.standard_normal((25, 2)))).all()
+    assert np.isnan(pareto_khat(generator.standard_normal((29, 2)))).all()
+    assert np.isfinite(pareto_khat(generator.standard_normal((30, 2)))).all()
 
 
 def test_verdicts() -> None:

@@ -90,7 +90,13 @@ class Scores:
 
 
 def score(
-    model: Program, guide: Program, x: Tensor, num_samples: int, *, chunk: int | None = None, seed: int | None = None
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_samples: int,
+    *,
+    chunk: int | None = None,
+    seed: int | None = None,
 ) -> Scores:
     """Score a batch of images.
 

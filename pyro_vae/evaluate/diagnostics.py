@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
 
-_MIN_DRAWS = 25  # below, the generalized Pareto fit of ArviZ 1.x refuses
+_MIN_DRAWS = 30  # a tail of six: with five, ArviZ 1.x cannot tell the first quartile from the minimum
 _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can hold
 
 
@@ -26,7 +27,7 @@ def pareto_khat(log_w: np.ndarray) -> np.ndarray:
 
     Returns:
         k-hat (N,): below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable.
-        NaN where it does not exist: fewer than 25 draws, equal weights (an exact posterior), or weights of which
+        NaN where it does not exist: fewer than 30 draws, equal weights (an exact posterior), or weights of which
         one is NaN or +inf or all are zero. Infinite where one weight outweighs the others beyond floating point.
     """
     khat = np.full(log_w.shape[1], np.nan)
@@ -61,7 +62,7 @@ def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
     `arviz.from_netcdf(path)` reads it.
     """
     dims = {name: ["image"] if values.ndim == 1 else ["num_particles", "image"] for name, values in per_image.items()}
-    groups = {"constant_data": dict(per_image)}
+    groups: Any = {"constant_data": dict(per_image)}
     dataset = arviz.from_dict(groups, dims=dims) if _arviz_1() else arviz.from_dict(**groups, dims=dims)
     dataset.to_netcdf(str(path))
 

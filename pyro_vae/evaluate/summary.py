@@ -59,6 +59,6 @@ _REASONS = {
     "log_likelihood_se": "a standard error over images needs two of them",
     "log_likelihood_mc_se": "the variance of the weights needs two samples",
     "bits_per_dim": "the likelihood is a probability of pixels, not a density",
-    "khat_median": "k-hat needs 25 draws or more, of unequal weights",
-    "khat_bad_fraction": "k-hat needs 25 draws or more, of unequal weights",
+    "khat_median": "k-hat needs 30 draws or more, of unequal weights",
+    "khat_bad_fraction": "k-hat needs 30 draws or more, of unequal weights",
 }

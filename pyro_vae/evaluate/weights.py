@@ -1,6 +1,6 @@
 r"""Importance weights of any program: the one primitive of every evaluator.
 
-    log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),    z_k ~ q(z|x),    in nats.
+log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),    z_k ~ q(z|x),    in nats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        """log p(x|z) + log p(z) - log q(z|x), (K, B)."""
+        """The sum log p(x|z) + log p(z) - log q(z|x), (K, B)."""
         return self.log_likelihood + self.log_prior - self.log_guide
 
 

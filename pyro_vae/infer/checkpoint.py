@@ -48,7 +48,16 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, pickle.UnpicklingError) as e:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as e:
         raise CheckpointError(f"{path} is not a readable checkpoint ({type(e).__name__}).") from e
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of format {_FORMAT}; another version wrote it.")

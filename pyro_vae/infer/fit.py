@@ -103,7 +103,11 @@ class Fit:
                 if self.finished and self.best is not None:
                     load_parameters(self.svi.model, self.svi.guide, self.best, next(iter(self.batches(0))))
             before = store.get_state()
-            store.set_state({key: {**before[key], **self._store[key]} for key in before})
+            params, constraints = (
+                before["params"] | self._store["params"],
+                before["constraints"] | self._store["constraints"],
+            )
+            store.set_state({"params": params, "constraints": constraints})
             yield record
 
     @property
@@ -138,20 +142,20 @@ class Fit:
     def _run_epoch(self) -> Epoch:
         for root in roots(self.svi.model, self.svi.guide):
             root.train()
-        objective, elbo = 0.0, 0.0
+        objective, elbo = torch.zeros(()), torch.zeros(())
         learning_rate = self.svi.optim.learning_rate
         start = time.perf_counter()
         for x in self.batches(self.epoch):
             with pyro.validation_enabled(self.svi.steps == 0):
                 objective = objective - self.svi.step(x)
-            elbo = None if self.svi.elbo is None else elbo + self.svi.elbo
+            elbo = elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
         self.svi.check()  # waits for the device, so that the seconds are those of the epoch
         seconds = time.perf_counter() - start
         num_images = self.batches.num_images
         return Epoch(
             epoch=self.epoch,
             step=self.svi.steps,
-            elbo=None if elbo is None else float(elbo) / num_images,
+            elbo=None if self.svi.elbo is None else float(elbo) / num_images,
             objective=float(objective) / num_images,
             valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
             seconds=seconds,

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyro_vae.trace import Program
 from pyro_vae.trace.reading import fork_rng, modules
@@ -19,10 +20,16 @@ def roots(model: Program, guide: Program) -> list[torch.nn.Module]:
     return list(dict.fromkeys([*modules(model), *modules(guide)]))
 
 
+def unconstrained(name: str) -> Tensor:
+    """Return the tensor that is trained under a name of the param store."""
+    value: Any = pyro.get_param_store()[name]
+    return value.unconstrained()
+
+
 def parameters(model: Program, guide: Program) -> State:
     """Return the values of a fitted program: {"params": by param store name, "modules": their state dicts}."""
     store = pyro.get_param_store()
-    named = {name: store[name].unconstrained().detach() for name in sorted(store.keys())}
+    named = {name: unconstrained(name).detach() for name in sorted(store.keys())}
     return {"params": named, "modules": [root.state_dict() for root in roots(model, guide)]}
 
 
@@ -47,7 +54,7 @@ def load_parameters(model: Program, guide: Program, state: State, *args: Any, **
         if state["params"].keys() - store.keys():
             raise ValueError(f"No parameter {sorted(state['params'].keys() - store.keys())[0]!r} in this program.")
         for name, value in state["params"].items():
-            target = store[name].unconstrained()
+            target = unconstrained(name)
             if target.shape != value.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(target.shape)}, in the state.")
             target.copy_(value)

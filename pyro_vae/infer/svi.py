@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae.infer.objectives import Objective
-from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
+from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
 from pyro_vae.trace import Program
 
 
@@ -40,6 +40,8 @@ class Optim(PyroOptim):
         schedule: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__(constructor, arguments)
+        self.constructor = constructor
+        self.arguments = arguments
         self.schedule = schedule
         self.params: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -48,8 +50,8 @@ class Optim(PyroOptim):
     def build(self, params: Iterable[Tensor]) -> None:
         """Create the optimizer over the parameters, which must stand in the param store."""
         store = pyro.get_param_store()
-        self.params = {name: p for name, p in sorted((store.param_name(p), p) for p in params)}
-        self.optimizer = self.pt_optim_constructor(list(self.params.values()), **self.pt_optim_args)
+        self.params = dict(sorted((str(store.param_name(p)), p) for p in params))
+        self.optimizer = self.constructor(list(self.params.values()), **self.arguments)
         if self.schedule is not None:
             self.scheduler = LambdaLR(self.optimizer, self.schedule)
 
@@ -65,7 +67,7 @@ class Optim(PyroOptim):
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return self.pt_optim_args["lr"] if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
+        return self.arguments["lr"] if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
 
     def get_state(self) -> State:
         """Return the state of optimizer and schedule."""
@@ -138,8 +140,7 @@ class SVI(pyro.infer.SVI):
     def load_state_dict(self, state: State, *args: Any, **kwargs: Any) -> None:
         """Restore `state_dict`; the arguments are those of a step, from which the parameters are known."""
         load_parameters(self.model, self.guide, state, *args, **kwargs)
-        store = pyro.get_param_store()
-        self.optim.build([store[name].unconstrained() for name in state["params"]])
+        self.optim.build([unconstrained(name) for name in state["params"]])
         self.optim.set_state(state)
         self.steps = state["steps"]
 
@@ -161,11 +162,11 @@ class SVI(pyro.infer.SVI):
         ]
         with poutine.trace(param_only=True) as capture:
             loss = self._backward(*args, **kwargs)
-        captured = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+        nodes: dict[str, Any] = capture.trace.nodes
+        captured = [site["value"].unconstrained() for site in nodes.values()]
         if not any(p.grad is not None for p in captured):
             raise ValueError("No parameter trains: call pyro.module(name, module) in the model and the guide.")
-        if self.optim.optimizer is None:
-            self.optim.build({id(p): p for p in captured}.values())
+        self.optim.build({id(p): p for p in captured}.values())
         known = {id(p) for p in captured}
         for name, p in own:
             if p.grad is not None and id(p) not in known:

@@ -54,9 +54,7 @@ class Gaussian(nn.Module):
         scale_floor: smallest scale, in the units of x.
     """
 
-    def __init__(
-        self, net: MLP, pixel_shape: Sequence[int], mean_image: Tensor, scale_floor: float = 1 / 256
-    ) -> None:
+    def __init__(self, net: MLP, pixel_shape: Sequence[int], mean_image: Tensor, scale_floor: float = 1 / 256) -> None:
         super().__init__()
         self.net = net
         self.pixel_shape = tuple(pixel_shape)

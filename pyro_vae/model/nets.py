@@ -3,6 +3,7 @@ r"""Networks without probability: vectors in, vectors out, any leading dimension
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             linear = nn.Linear(fan_in, fan_out)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -1,8 +1,8 @@
 r"""The variational autoencoder as a Pyro program.
 
-    z ~ p(z)          prior()
-    x | z ~ p(x|z)    likelihood(z)
-    z | x ~ q(z|x)    posterior(x)
+z ~ p(z)          prior()
+x | z ~ p(x|z)    likelihood(z)
+z | x ~ q(z|x)    posterior(x)
 """
 
 from __future__ import annotations

@@ -64,7 +64,11 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
     axes.axhline(good, color="C3", linestyle="--", linewidth=1)
     exists = ~np.isnan(values)
     title = f"{int((values > good).sum())} of {int(exists.sum())} images above {good:.2f}"
-    axes.set(xlabel="test image", ylabel=r"Pareto $\hat{k}$", title=title if exists.any() else "k-hat does not exist")
+    axes.set(
+        xlabel="test image",
+        ylabel=r"Pareto $\hat{k}$",
+        title=title if exists.any() else "k-hat does not exist",
+    )
     return figure
 
 

@@ -1,6 +1,6 @@
 r"""The run folder: configuration, metrics, checkpoints, summary, figures and per-image scores.
 
-    config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/epoch-*.pt   figures/*.png
+config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/epoch-*.pt   figures/*.png
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, write_netcdf
 
-_OURS = ("config.json", "metrics.jsonl", "summary.json", "scores.nc", "checkpoints", "figures", "evaluation", "samples")
+_OURS = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "scores.nc",
+    "checkpoints",
+    "figures",
+    "evaluation",
+    "samples",
+)
 _KEPT_CHECKPOINTS = 2
 
 

@@ -48,12 +48,11 @@ class Run:
     @property
     def sites(self) -> dict[str, dict[str, Any]]:
         """The sample sites proper: no plate's subsample and no `pyro.deterministic`."""
+        nodes: dict[str, Any] = self.trace.nodes
         return {
             name: site
-            for name, site in self.trace.nodes.items()
-            if site["type"] == "sample"
-            and not site_is_subsample(site)
-            and not site["infer"].get("_deterministic")
+            for name, site in nodes.items()
+            if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
         }
 
     @property
@@ -130,7 +129,7 @@ def run_pair(model: Program, guide: Program, x: Tensor, num_samples: int) -> tup
     # Where the layouts agree the model takes the very tensors of the guide, not views of them: gradients then
     # add up in the order of stock Pyro, and come out with its bits.
     same = all(_in_particles(site) != rows for site in q.sites.values())
-    given = {name: q.trace.nodes[name]["value"] for name in values} if same else _laid_out(values, rows)
+    given = {name: q.sites[name]["value"] for name in values} if same else _laid_out(values, rows)
     return _complete(_run(model, x, num_samples, given, rows=rows), values), q
 
 
