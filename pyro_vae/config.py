@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from pyro_vae import data
-from pyro_vae.infer import objectives
+from pyro_vae.infer import objectives, schedules
 from pyro_vae.model import VAE, likelihoods, nets, posteriors, priors
 
 PRIORS: dict[str, Callable[[int], nn.Module]] = {
@@ -41,34 +41,37 @@ OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
     "iwae": objectives.IWAE,
 }
 
-if TYPE_CHECKING:
-    from builtins import str as Data
-    from builtins import str as Likelihood
-    from builtins import str as Net
-    from builtins import str as Objective
-    from builtins import str as Posterior
-    from builtins import str as Prior
-else:
-    Data = Literal[tuple(data.DATASETS)]
-    Prior = Literal[tuple(PRIORS)]
-    Posterior = Literal[tuple(POSTERIORS)]
-    Likelihood = Literal[tuple(LIKELIHOODS)]
-    Net = Literal[tuple(NETS)]
-    Objective = Literal[tuple(OBJECTIVES)]
+CHOICES: dict[str, Sequence[str]] = {
+    "data": tuple(data.DATASETS),
+    "binarize": ("dynamic", "fixed", "threshold", "none"),
+    "prior": tuple(PRIORS),
+    "posterior": tuple(POSTERIORS),
+    "likelihood": tuple(LIKELIHOODS),
+    "net": tuple(NETS),
+    "objective": tuple(OBJECTIVES),
+    "schedule": tuple(schedules.SCHEDULES),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def _one_of(field: str) -> Any:
+    return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload, misc]
+
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Device = Annotated[str, _one_of("device")]
 
 
 @dataclass(frozen=True)
 class Config:
     """One run. Nats are per image throughout."""
 
-    data: Data = "digits"
+    data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
     data_root: Path = Path("data")
     """Folder of the downloaded data sets."""
-    binarize: Literal["dynamic", "fixed", "threshold", "none"] = "dynamic"
+    binarize: Annotated[str, _one_of("binarize")] = "dynamic"
     """dynamic: Bernoulli(grey) anew per batch, the test images once; fixed: all once; threshold: grey >= 128;
     none: grey pixels, dequantized uniformly under a density."""
     train_images: OptionalCount = None
@@ -76,20 +79,20 @@ class Config:
     test_images: OptionalCount = None
     """Test on the first so many images (None: all)."""
 
-    prior: Prior = "standard"
+    prior: Annotated[str, _one_of("prior")] = "standard"
     """p(z)."""
-    posterior: Posterior = "meanfield"
+    posterior: Annotated[str, _one_of("posterior")] = "meanfield"
     """q(z|x)."""
-    likelihood: Likelihood = "bernoulli"
+    likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
     """p(x|z). bernoulli takes binarized pixels, gaussian (learned mean and scale) takes --binarize none."""
-    net: Net = "mlp"
+    net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder: mlp has two hidden tanh layers."""
     latent_dim: Count = 50
     """Latent units."""
     hidden_dim: Count = 200
     """Units of a hidden layer."""
 
-    objective: Objective = "elbo"
+    objective: Annotated[str, _one_of("objective")] = "elbo"
     """What is maximised, per image."""
     num_particles: Count = 1
     """Particles per image in training."""
@@ -99,7 +102,7 @@ class Config:
     """Images per step."""
     learning_rate: float = 3e-3
     """Adam's step size at the start."""
-    schedule: Literal["constant", "cosine", "burda"] = "cosine"
+    schedule: Annotated[str, _one_of("schedule")] = "cosine"
     """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
     patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
@@ -108,7 +111,7 @@ class Config:
     """K of the importance-sampled log-likelihood (None: 1000 on digits, 5000 elsewhere)."""
     seed: int = 0
     """Seed of initial weights, order, noise and evaluation."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes CUDA where it is available."""
 
     def __post_init__(self) -> None:
@@ -119,9 +122,9 @@ class Config:
         self._at_least("patience", 0)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
-        for name, table in _TABLES.items():
-            if getattr(self, name) not in table:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -137,7 +140,7 @@ class Config:
         digits = self.data == "digits"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
-        auto: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
         return replace(
             self,
             epochs=self.epochs or (300 if digits else 100),
@@ -157,20 +160,22 @@ class Config:
             ValueError: the file is not a configuration; names the field at fault.
         """
         values = json.loads(path.read_text())
-        known = {field.name for field in fields(Config)}
-        if not isinstance(values, dict) or values.keys() - known:
-            unknown = sorted(values.keys() - known) if isinstance(values, dict) else values
-            raise ValueError(f"{path} is not a configuration of this version: unknown {unknown}.")
+        known = {field.name: field.default for field in fields(Config)}
+        if not isinstance(values, dict) or values.keys() != known.keys():
+            odd = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]
+            raise ValueError(f"{path} is not a configuration of this version: unknown or missing {', '.join(odd)}.")
+        for name, default in known.items():
+            if not isinstance(values[name], _JSON_TYPES[type(default)]) or isinstance(values[name], bool):
+                raise ValueError(f"{path} is not a configuration: {name} is {values[name]!r}.")
         return Config(**{**values, "data_root": Path(values["data_root"])})
 
 
-_TABLES: dict[str, Mapping[str, object]] = {
-    "data": data.DATASETS,
-    "prior": PRIORS,
-    "posterior": POSTERIORS,
-    "likelihood": LIKELIHOODS,
-    "net": NETS,
-    "objective": OBJECTIVES,
+_JSON_TYPES: dict[type, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    type(Path()): (str,),
+    type(None): (int, type(None)),  # a count that the data set decides
 }
 
 
@@ -201,8 +206,8 @@ def build(config: Config, images: data.Images) -> VAE:
     return vae.to(config.device)
 
 
-def look(config: Config, density: bool) -> Callable[[Tensor], Tensor]:
-    """Return the function from uint8 pixels to what the program observes, float in [0, 1].
+def look(config: Config, density: bool) -> Callable[..., Tensor]:
+    """Return `data.observe` as this run does it: uint8 pixels to what the program observes, in [0, 1].
 
     Args:
         config: the run.

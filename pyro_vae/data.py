@@ -105,20 +105,28 @@ def load(name: str, root: Path, train_images: int | None = None, test_images: in
 def binarize(images: Images, how: str) -> Images:
     """Draw once what is drawn once: validation and test of ``dynamic``, all of ``fixed``; threshold at 128.
 
-    ``dynamic`` keeps the training images grey, for `observe` to draw anew at each use.
+    ``dynamic`` keeps the training images grey, for `observe` to draw anew at each use. An image's draw depends
+    on its place in its split alone.
     """
     if how in ("dynamic", "fixed"):
-        generator = torch.Generator().manual_seed(_FIXED_SEED)
-        drawn = images.map(
-            lambda pixels: 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte()
+        drawn = replace(
+            images,
+            train=images.train if how == "dynamic" else _draw_once(images.train, 0),
+            valid=_draw_once(images.valid, 1),
+            test=_draw_once(images.test, 2),
         )
-        return drawn if how == "fixed" else replace(drawn, train=images.train)
+        return drawn
     if how == "threshold":
         return images.map(lambda pixels: 255 * (pixels >= 128).byte())
     return images
 
 
-def observe(pixels: Tensor, how: str, *, dequantize: bool = False) -> Tensor:
+def _draw_once(pixels: Tensor, stream: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_FIXED_SEED + stream)
+    return 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte()
+
+
+def observe(pixels: Tensor, how: str, *, dequantize: bool = False, generator: torch.Generator | None = None) -> Tensor:
     """Turn uint8 pixels into what a program observes, in [0, 1], of torch's default dtype.
 
     Args:
@@ -127,12 +135,21 @@ def observe(pixels: Tensor, how: str, *, dequantize: bool = False) -> Tensor:
             they are.
         dequantize: for densities, x = (level + u) / 256 with u ~ U[0, 1): Theis, van den Oord, Bethge,
             "A note on the evaluation of generative models", ICLR 2016 (https://arxiv.org/abs/1511.01844).
+        generator: of the CPU, for noise that is the same on every device; None takes torch's global stream.
     """
+    if how == "none" and not dequantize:
+        return pixels / 255
+    device = pixels.device if generator is None else "cpu"
+    noise = torch.rand(pixels.shape, generator=generator, device=device).to(pixels.device)
     if how != "none":
-        return (torch.rand(pixels.shape, device=pixels.device) * 255 < pixels).to(torch.get_default_dtype())
-    if dequantize:
-        return (pixels + torch.rand(pixels.shape, device=pixels.device)) / 256
-    return pixels / 255
+        return (noise * 255 < pixels).to(noise.dtype)
+    # 16 bits of noise: with more, float32 rounds some white pixels up to the next level, to exactly 1.
+    return (pixels + (noise * 65536).floor() / 65536) / 256
+
+
+def observe_once(pixels: Tensor, look: Callable[..., Tensor]) -> Tensor:
+    """Observe images that are to be scored, by `observe` with its arguments bound: the same in every run."""
+    return look(pixels, generator=torch.Generator().manual_seed(_FIXED_SEED))
 
 
 class Batches:
@@ -148,7 +165,7 @@ class Batches:
         DataError: fewer images than one batch.
     """
 
-    def __init__(self, pixels: Tensor, batch_size: int, seed: int, look: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, pixels: Tensor, batch_size: int, seed: int, look: Callable[..., Tensor]) -> None:
         if batch_size > len(pixels):
             raise DataError(f"A batch of {batch_size} is larger than the {len(pixels)} images: lower --batch-size.")
         self.pixels = pixels
@@ -159,8 +176,10 @@ class Batches:
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
         """Yield the batches of one epoch, float (B, *pixels)."""
-        # The generator lives on the CPU, so that the order does not depend on the device.
-        generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+        # Torch's generators keep 32 bits of a seed, so seed and epoch are hashed into them. The generator lives on
+        # the CPU, so that the order does not depend on the device.
+        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
         for chosen in order.split(self.batch_size):
             yield self.look(self.pixels[chosen])
@@ -194,7 +213,7 @@ def _read_idx(kind: type[torchvision.datasets.MNIST], root: Path, train: bool) -
     try:
         dataset = kind(root, train=train, download=True)  # downloads only what is absent
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
         raise DataError(f"{where} cannot be read ({reason}). {remedy}") from error
     pixels, labels = dataset.data, dataset.targets
     problem = None

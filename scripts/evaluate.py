@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pyro
-import torch
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, data
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import checkpoint, load_parameters
 from pyro_vae.report import RunFolder, RunFolderError, measure, plots, table, write_results
@@ -37,7 +35,7 @@ class Arguments:
     """Folder of the downloaded data sets."""
     seed: int | None = None
     """Seed of the draws."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: config.Device = "auto"
     """auto takes CUDA where it is available."""
 
 
@@ -86,10 +84,7 @@ def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[s
     state = checkpoint.load(folder.checkpoints()[-1])
     load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
-    look = config.look(settings, density)
-    torch.manual_seed(settings.seed)
-    look(images.valid)
-    test = look(images.test)
+    test = data.observe_once(images.test, config.look(settings, density))
     scores, numbers = measure(program, test, settings.num_samples, density=density, seed=settings.seed)
     results = RunFolder(folder.path / "evaluation")
     results.path.mkdir(exist_ok=True)

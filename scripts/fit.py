@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pyro_vae import cli, config, data
 from pyro_vae.infer import SVI, Fit, Optim, checkpoint, schedules
 from pyro_vae.report import RunFolder, measure, plots, table, write_results
-from pyro_vae.trace import is_density
+from pyro_vae.trace import check_domain, is_density
 
 _CHECKPOINTS_PER_RUN = 20
 
@@ -53,9 +53,8 @@ def main(arguments: Arguments) -> None:
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     look = config.look(settings, density)
     batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        valid, test = look(images.valid), look(images.test)
+    valid, test = (data.observe_once(split, look) for split in (images.valid, images.test))
+    check_domain(program.model, program.guide, test[:100])
     assert settings.epochs is not None
     assert settings.num_samples is not None
     total_steps = settings.epochs * math.ceil(batches.num_images / settings.batch_size)

@@ -89,9 +89,7 @@ def test_the_new_state_replaces_the_old(path: Path) -> None:
     assert "old" not in after
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("No space left on device"), KeyboardInterrupt(), RuntimeError("cannot")]
-)
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt(), RuntimeError("cannot")])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     there: bool, error: BaseException, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,9 +159,7 @@ def test_a_folder_in_its_place(path: Path) -> None:
     refused(path)
 
 
-@pytest.mark.parametrize(
-    "content", [{"format": 2, "epoch": 1}, {"format": "1"}, {"format": None}, {"epoch": 1}, {}]
-)
+@pytest.mark.parametrize("content", [{"format": 2, "epoch": 1}, {"format": "1"}, {"format": None}, {"epoch": 1}, {}])
 def test_other_formats_are_refused(content: dict[str, Any], path: Path) -> None:
     torch.save(content, path)
     refused(path)
@@ -197,9 +193,7 @@ def inside(payload: Malicious, path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [plain, inside])
-def test_nothing_in_a_file_is_executed(
-    write: Callable[[Malicious, Path], None], path: Path, tmp_path: Path
-) -> None:
+def test_nothing_in_a_file_is_executed(write: Callable[[Malicious, Path], None], path: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     write(Malicious(canary), path)
     refused(path)

@@ -49,24 +49,20 @@ def saved(path: Path, values: Any) -> Path:
 # The file
 
 
-@pytest.mark.parametrize(
-    "settings", [Config(), OTHER, OTHER.resolved()], ids=["default", "other", "resolved"]
-)
+@pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolved()], ids=["default", "other", "resolved"])
 def test_a_configuration_survives_the_file(settings: Config, tmp_path: Path) -> None:
     assert Config.read(saved(tmp_path / "config.json", settings.to_json())) == settings
 
 
 def test_the_other_configuration_differs_in_every_field() -> None:
     # So that the round trip above sees each of them; two have one choice only.
-    same = [
-        field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)
-    ]
+    same = [field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)]
     assert same == ["posterior", "net"]
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "beta": 1.0})
-    with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*'beta', 'latent_dims'"):
+    with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*beta, latent_dims"):
         Config.read(path)
 
 

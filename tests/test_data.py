@@ -120,8 +120,8 @@ def test_without_binarization_pixels_are_grey() -> None:
     assert torch.equal(observe(levels, "none"), torch.tensor([level / 255 for level in range(256)]))
 
 
-# Single precision is what a fit runs in, and the spacing of its numbers just below 1 is that of 256 levels'
-# u: the largest draws must not be rounded up into the next level (8 of these 2^20 would be).
+# In single precision, which a fit runs in, level + u leaves u few bits: the largest draws must not be rounded
+# up into the next level, as 8 of these 2^20 would be on average.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("level", [0, 1, 127, 128, 255])
 def test_dequantized_pixels_are_uniform_within_their_level(level: int, dtype: torch.dtype) -> None:
@@ -186,9 +186,7 @@ def test_splits_are_drawn_independently() -> None:
 
 # Otherwise runs on more and on fewer training images would be scored on different test images.
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
-def test_binarized_test_images_do_not_depend_on_how_many_are_used(
-    how: str, digits: Images, tmp_path: Path
-) -> None:
+def test_binarized_test_images_do_not_depend_on_how_many_are_used(how: str, digits: Images, tmp_path: Path) -> None:
     every = binarize(digits, how)
     few = binarize(data.load("digits", tmp_path, train_images=100, test_images=10), how)
     assert torch.equal(few.test, every.test[:10])

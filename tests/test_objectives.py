@@ -138,7 +138,7 @@ def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
 
 def test_grey_pixels_are_refused_before_the_first_step() -> None:
     vae = small_vae()
-    with pytest.raises(ValueError, match="observes 0.5, outside the support of its Bernoulli"):
+    with pytest.raises(ValueError, match=r"observes 0.5, outside the support of its Bernoulli"):
         ELBO().loss(vae.model, vae.guide, torch.full((2, 3, 2), 0.5))
 
 

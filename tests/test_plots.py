@@ -24,7 +24,7 @@ def test_bounds_show_every_point_with_its_error() -> None:
         np.testing.assert_allclose(heights, scores.iwae.std(1, ddof=1) / math.sqrt(20))
     texts = " ".join(text.get_text() for text in axes.get_legend().get_texts())
     for scores in runs.values():
-        assert f"log p(x), {scores.log_likelihood.mean():.2f}" in texts
+        assert f"ELBO {scores.elbo.mean():.2f}, log p(x) {scores.log_likelihood.mean():.2f}" in texts
 
 
 def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> None:

@@ -16,9 +16,7 @@ CONFIG = {"prior": "standard", "latent_dim": 50, "seed": 0, "epochs": None}
 
 def tree(path: Path) -> dict[str, bytes | None]:
     """Return every file's bytes, and None for every folder."""
-    return {
-        str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))
-    }
+    return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
 
 
 @pytest.fixture
@@ -68,9 +66,7 @@ def test_an_existing_run_is_refused_and_untouched(folder: RunFolder) -> None:
     assert tree(folder.path) == before
 
 
-@pytest.mark.parametrize(
-    "flags", [{}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}]
-)
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}])
 def test_a_folder_of_other_things_is_refused_and_untouched(flags: dict[str, bool], tmp_path: Path) -> None:
     # It holds names like ours, which overwriting would remove.
     (tmp_path / "figures").mkdir()

@@ -59,7 +59,7 @@ def test_pixels_outside_the_domain_are_refused(bad: float) -> None:
     program = BernoulliDecoder(1)
     x = torch.zeros(5, 6)
     x[3, 2] = bad
-    with pytest.raises(ValueError, match="image 3|outside the support of its Bernoulli") as caught:
+    with pytest.raises(ValueError, match=r"image 3|outside the support of its Bernoulli") as caught:
         log_weights(program.model, program.guide, x, 4)
     assert "\n" not in str(caught.value)
 

@@ -38,18 +38,22 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def bounds(runs: Mapping[str, Scores]) -> Figure:
-    """Draw, for each run, the IWAE bound over K from the ELBO (K = 1) to the estimate of log p(x)."""
+    """Draw, for each run, the IWAE bound over K from the ELBO (K = 1) to the estimate of log p(x), dashed."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for place, (name, scores) in enumerate(runs.items()):
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
-        colour = f"C{place}"
-        axes.errorbar(sizes, mean, error, color=colour, marker="o", markersize=4, capsize=2, label=f"{name}: IWAE$_K$")
-        axes.axhline(mean[-1], color=colour, linestyle="--", linewidth=1, label=f"{name}: log p(x), {mean[-1]:.2f}")
-        axes.annotate(f"ELBO {mean[0]:.2f}", (sizes[0], mean[0]), (8, -3), textcoords="offset points", color=colour)
-    axes.set(xscale="log", xlabel="K", ylabel="nats per image (error bars: 1 s.e. over images)")
+        label = f"{name}: ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
+        axes.axhline(mean[-1], color=f"C{place}", linestyle="--", linewidth=1)
+    axes.set(
+        xscale="log",
+        xlabel="K",
+        ylabel=r"IWAE$_K$, nats per image",
+        title="error bars: 1 s.e. over images, shared along a curve",
+    )
     axes.legend(loc="lower right")
     return figure
 

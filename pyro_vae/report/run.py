@@ -61,8 +61,9 @@ class RunFolder:
         try:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 self._reuse(config, resume, overwrite)
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self.write_json("config.json", config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config)  # first, so that a kill leaves a folder that is known as a run
+            (self.path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
 
@@ -79,7 +80,7 @@ class RunFolder:
                     f"{self.path} was started with another {', '.join(changed)}; repeat its flags to resume it."
                 )
             return
-        for name in _OURS:
+        for name in _OURS[1:]:  # config.json is replaced, never missing
             part = self.path / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 

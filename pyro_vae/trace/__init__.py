@@ -1,12 +1,13 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
 from pyro_vae.trace.densities import Run, draw, log_density, run, run_at, run_pair
-from pyro_vae.trace.domain import check_support, is_density
+from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.reading import Program, reading
 
 __all__ = [
     "Program",
     "Run",
+    "check_domain",
     "check_support",
     "draw",
     "is_density",

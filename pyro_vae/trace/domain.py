@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
 from torch import Tensor
@@ -29,6 +30,16 @@ def check_support(result: Run) -> None:
                 f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
                 "binarize the images or choose a likelihood of their domain."
             )
+
+
+def check_domain(model: Program, guide: Program, x: Tensor) -> None:
+    """Refuse a program that cannot have produced images x (B, ...), before anything is trained on them.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+    with torch.no_grad(), reading(model, guide, x=x, seed=0), pyro.validation_enabled(False):
+        check_support(run_pair(model, guide, x, 1)[0])
 
 
 def is_density(model: Program, guide: Program, x: Tensor) -> bool:

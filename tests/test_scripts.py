@@ -1,0 +1,231 @@
+"""Every script in a subprocess, with tiny settings: what it writes, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import arviz
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
+
+MORE = ["--epochs", "100", "--learning-rate", "0.01"]
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+
+
+def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit status 2 and one line on stderr that holds the words."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(finite(v) for v in value.values())
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "elbo"
+    result = script("fit", *TINY, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # quiet where stderr is no terminal
+    assert "IWAE_50" in result.stdout
+    assert "--data mnist" in result.stdout
+    return folder
+
+
+def test_fit_writes_the_run_folder_of_the_contract(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert finite(summary)
+    assert summary["config"] == json.loads((run / "config.json").read_text())
+    assert summary["num_test_images"] == 20
+    assert summary["num_samples"] == 100
+    assert summary["iwae"].keys() == {"1", "2", "5", "10", "50", "100"}
+    assert summary["elbo"] <= summary["iwae"]["5"] <= summary["iwae"]["50"] <= summary["log_likelihood"]
+    assert {name for name, value in summary.items() if value is None} == summary["reasons"].keys() == {"bits_per_dim"}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in metrics] == [0, 1, 2]
+    assert [line["step"] for line in metrics] == [3, 6, 9]
+    assert metrics[-1]["elbo"] > metrics[0]["elbo"]
+    assert summary["train_seconds"] == pytest.approx(sum(line["seconds"] for line in metrics))
+    figures = {path.stem for path in (run / "figures").glob("*.png")}
+    assert figures == {"learning_curve", "bounds", "prior_samples", "reconstructions", "khat"}
+    scores = arviz.from_netcdf(str(run / "scores.nc"))["constant_data"]
+    assert scores["log_likelihood"].to_numpy().mean() == pytest.approx(summary["log_likelihood"])
+    np.testing.assert_allclose(scores["iwae"].to_numpy().mean(1), list(summary["iwae"].values()))
+
+
+def test_evaluate_finds_again_what_fit_found(run: Path) -> None:
+    result = script("evaluate", run)
+    assert result.returncode == 0, result.stderr
+    fitted = json.loads((run / "summary.json").read_text())
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
+        assert found[key] == pytest.approx(fitted[key], rel=1e-6), key
+
+
+def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "iwae"
+    fit = script("fit", *TINY, "--objective", "iwae", "--num-particles", 3, "--prior", "mixture", "--out", other)
+    assert fit.returncode == 0, fit.stderr
+    result = script("evaluate", run, other, "--num-samples", 60, "--test-images", 10)
+    assert result.returncode == 0, result.stderr
+    summaries = [json.loads((r / "evaluation" / "summary.json").read_text()) for r in (run, other)]
+    for summary in summaries:
+        assert (summary["num_samples"], summary["num_test_images"]) == (60, 10)
+        assert f"{summary['log_likelihood']:.2f}" in result.stdout
+    pictures = [(r / "evaluation" / "figures" / "bounds.png").read_bytes() for r in (run, other)]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
+    result = script("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bits_per_dim"] == pytest.approx(8 - summary["log_likelihood"] / (64 * math.log(2)))
+    assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, and a code cannot be free
+
+
+def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path) -> None:
+    """A run that lost its last epoch and its summary ends with the same bits."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "summary.json").unlink()
+    (folder / "checkpoints" / "epoch-000003.pt").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    refused(script("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "another seed")
+    assert json.loads((folder / "config.json").read_text()) == config
+    result = script("fit", *TINY, "--out", folder, "--resume")
+    assert result.returncode == 0, result.stderr
+    before, after = (json.loads((r / "summary.json").read_text()) for r in (run, folder))
+    assert after["log_likelihood"] == before["log_likelihood"]
+    lines = [json.loads(line) for r in (run, folder) for line in (r / "metrics.jsonl").read_text().splitlines()]
+    assert [line["elbo"] for line in lines[3:]] == [line["elbo"] for line in lines[:3]]
+
+    content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = script("fit", *TINY, "--out", folder, "--resume")
+    assert again.returncode == 0
+    assert content == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*TINY[:4], "--epochs", "20000", "--out", str(folder)]
+    process = subprocess.Popen(command("fit", *arguments), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors == "stopped; continue with --resume\n"
+    assert (folder / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch-size", "301"], ["batch of 301", "300 images", "--batch-size"]),
+        (["--num-samples", "0"], ["--num-samples is 0"]),
+        (["--num-particles", "0"], ["--num-particles is 0"]),
+        (["--learning-rate", "nan"], ["--learning-rate is nan"]),
+        (["--binarize", "none"], ["'x'", "Bernoulli", "binarize"]),
+        (["--likelihood", "gaussian"], ["--binarize none"]),
+        (["--test-images", "100000"], ["100000", "256"]),
+        (["--data", "mnist", "--data-root", "/dev/null"], ["/dev/null", "--data-root"]),
+    ],
+)
+def test_fit_refuses_bad_input_in_one_line(arguments: Sequence[str], words: Sequence[str], tmp_path: Path) -> None:
+    refused(script("fit", *TINY, *arguments, "--out", tmp_path / "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_refuses_a_device_that_is_not_there(tmp_path: Path) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    call = command("fit", *TINY, "--device", "cuda", "--out", tmp_path / "run")
+    refused(subprocess.run(call, capture_output=True, text=True, env=environment, check=False), "--device cuda")
+
+
+def test_the_flag_parser_refuses_unknown_names() -> None:
+    result = script("fit", "--prior", "unheard-of")
+    assert result.returncode == 2
+    assert "standard" in result.stderr
+
+
+def test_fit_refuses_folders_it_must_not_touch(run: Path, tmp_path: Path) -> None:
+    before = (run / "summary.json").read_bytes()
+    refused(script("fit", *TINY, "--out", run), "exists", "--resume", "--overwrite")
+    assert (run / "summary.json").read_bytes() == before
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(script("fit", *TINY, "--out", file), str(file), "--out")
+    refused(script("fit", *TINY, "--out", file / "below"), str(file), "cannot be written", "--out")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    refused(script("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "no run folder")
+    assert file.read_text() == (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
+
+
+def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path) -> None:
+    refused(script("evaluate", tmp_path), str(tmp_path), "no config.json")
+    refused(script("evaluate", run, run), "twice")
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    for path in (damaged / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    refused(script("evaluate", damaged), "not a readable checkpoint")
+
+
+@pytest.mark.parametrize("name", ["fit", "evaluate", "benchmark"])
+def test_help_shows_every_flag_with_its_default(name: str) -> None:
+    result = script(name, "--help")
+    assert result.returncode == 0
+    flags = {
+        "fit": ["--learning-rate", "0.003"],
+        "evaluate": ["--num-samples", "None"],
+        "benchmark": ["--blocks", "10"],
+    }
+    for word in [*flags[name], "default:"]:
+        assert word in result.stdout
+
+
+def test_benchmark_prints_ratios() -> None:
+    result = script("benchmark", "--hidden-dim", 10, "--blocks", 1, "--steps", 2)
+    assert result.returncode == 0, result.stderr
+    assert "hand-written PyTorch" in result.stdout
+    assert "1.00x" in result.stdout
+
+
+def test_mnist_reaches_what_pixel_means_cannot(mnist_root: Path, tmp_path: Path) -> None:
+    """One epoch on 5,000 real images beats the entropy of independent pixels, about -206 nats, by far."""
+    flags = ["--data", "mnist", "--data-root", mnist_root, "--train-images", 5000, "--test-images", 100]
+    result = script("fit", *flags, "--epochs", 3, "--num-samples", 100, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["log_likelihood"] > -170
+    assert summary["elbo"] < summary["log_likelihood"]
