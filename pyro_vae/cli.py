@@ -21,7 +21,7 @@ def exit_status() -> Iterator[None]:
     SIGTERM, to be continued with --resume.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _terminate)
+    handler = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except KeyboardInterrupt:
@@ -30,6 +30,8 @@ def exit_status() -> Iterator[None]:
         _leave(1, str(error))
     except (ValueError, CheckpointError) as error:
         _leave(2, str(error))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

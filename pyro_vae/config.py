@@ -55,7 +55,7 @@ CHOICES: dict[str, Sequence[str]] = {
 
 
 def _one_of(field: str) -> Any:
-    return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload, misc]
+    return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload]
 
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
