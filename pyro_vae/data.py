@@ -109,13 +109,12 @@ def binarize(images: Images, how: str) -> Images:
     on its place in its split alone.
     """
     if how in ("dynamic", "fixed"):
-        drawn = replace(
+        return replace(
             images,
             train=images.train if how == "dynamic" else _draw_once(images.train, 0),
             valid=_draw_once(images.valid, 1),
             test=_draw_once(images.test, 2),
         )
-        return drawn
     if how == "threshold":
         return images.map(lambda pixels: 255 * (pixels >= 128).byte())
     return images
@@ -123,7 +122,8 @@ def binarize(images: Images, how: str) -> Images:
 
 def _draw_once(pixels: Tensor, stream: int) -> Tensor:
     generator = torch.Generator().manual_seed(_FIXED_SEED + stream)
-    return 255 * (torch.rand(pixels.shape, generator=generator, device="cpu") * 255 < pixels).byte()
+    noise = torch.rand(pixels.shape, generator=generator, device="cpu").to(pixels.device)
+    return 255 * (noise * 255 < pixels).byte()
 
 
 def observe(pixels: Tensor, how: str, *, dequantize: bool = False, generator: torch.Generator | None = None) -> Tensor:

@@ -117,7 +117,8 @@ class SVI(pyro.infer.SVI):
         loss = self._first_backward(*args, **kwargs) if self.steps == 0 else self._backward(*args, **kwargs)
         self._gate(loss)
         self.optim(self.optim.params.values())
-        self.optim.optimizer.zero_grad()
+        for p in self.optim.params.values():
+            p.grad = None
         self.steps += 1
         return loss
 
@@ -177,11 +178,14 @@ class SVI(pyro.infer.SVI):
         return loss
 
     def _gate(self, loss: Tensor) -> None:
+        assert self.optim.optimizer is not None
         grads = [p.grad for p in self.optim.params.values() if p.grad is not None]
         finite = (loss + torch.nn.utils.get_total_norm(grads)).isfinite()
-        failed = self._failed_step.to(loss.device)
-        self._failed_step = torch.where(finite | (failed >= 0), failed, self.steps)
         if loss.is_cuda and self.optim.optimizer.defaults.get("fused"):
+            failed = self._failed_step.to(loss.device)
+            self._failed_step = torch.where(finite | (failed >= 0), failed, self.steps)
+            # A fused optimizer leaves weights, moments and step count alone where this is not zero.
             self.optim.optimizer.found_inf = (self._failed_step >= 0).float()
-        else:
+        elif not finite:
+            self._failed_step = torch.tensor(self.steps)
             self.check()

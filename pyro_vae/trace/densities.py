@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -45,7 +47,7 @@ class Run:
     num_samples: int
     batch_size: int
 
-    @property
+    @cached_property
     def sites(self) -> dict[str, dict[str, Any]]:
         """The sample sites proper: no plate's subsample and no `pyro.deterministic`."""
         nodes: dict[str, Any] = self.trace.nodes
@@ -165,6 +167,13 @@ def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> di
     return run_at(program, x, values).log_probs()
 
 
+class _SampleSites(TraceMessenger):
+    """Records sample sites alone: a program names its parameters anew at every run, and there may be many."""
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        pass
+
+
 def _in_particles(site: dict[str, Any]) -> bool:
     return any(frame.name == _PARTICLES for frame in site["cond_indep_stack"])
 
@@ -182,18 +191,15 @@ def _complete(result: Run, values: Mapping[str, Tensor]) -> Run:
 def _run(program: Program, x: Tensor, num_samples: int, given: Mapping[str, Tensor], *, rows: bool) -> Run:
     """Run a program in one layout, with values in that layout."""
     batch_size = x.shape[0]
-    replayed = poutine.Trace()
-    for name, value in given.items():
-        replayed.add_node(name, type="sample", is_observed=False, value=value, infer={})
     if rows and num_samples > 1:
         x = x.repeat(num_samples, *([1] * (x.dim() - 1)))
-
-    def particles(x: Tensor) -> Any:
-        with nullcontext() if rows else pyro.plate(_PARTICLES, num_samples, dim=-2):
-            return program(x)
-
-    trace = poutine.trace(poutine.replay(particles, trace=replayed)).get_trace(x)
-    result = Run(trace, num_samples, batch_size)
+    program_of_particles = program if rows else pyro.plate(_PARTICLES, num_samples, dim=-2)(program)
+    if given:
+        replayed = poutine.Trace()
+        for name, value in given.items():
+            replayed.add_node(name, type="sample", is_observed=False, value=value, infer={})
+        program_of_particles = poutine.replay(program_of_particles, trace=replayed)
+    result = Run(_SampleSites()(program_of_particles).get_trace(x), num_samples, batch_size)
     if missing := sorted(given.keys() - result.sites.keys()):
         raise ValueError(f"The program has no site {missing[0]!r}; its sites are {list(result.sites)}.")
     result.check_plates()
