@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from oracles import BernoulliDecoder, LinearGaussian
@@ -112,6 +115,24 @@ def test_summary_is_finite_or_says_why() -> None:
     }
     assert missing == lonely["reasons"].keys()
     assert "not finite" not in lonely["reasons"].values()
+
+
+def test_weights_of_zero_are_null_with_their_reason() -> None:
+    """A prior without the guide's support: the ELBO is -inf, log p(x) is not."""
+    program = LinearGaussian(1)
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Uniform(-1.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", dist.Normal(z @ program.weight.T, 1.0).to_event(1), obs=x)
+
+    numbers = summary(score(model, program.guide, program.simulate(10), 100, seed=0), active_units=1)
+    assert numbers["elbo"] is None
+    assert numbers["iwae"]["1"] is None
+    assert math.isfinite(numbers["log_likelihood"])
+    assert {"elbo", "elbo_se", "rate", "iwae"} <= numbers["reasons"].keys()
+    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or not finite"}
+    json.dumps(numbers, allow_nan=False)
 
 
 def test_weights_of_a_batch_are_its_images_own() -> None:

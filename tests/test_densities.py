@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -76,6 +78,117 @@ def test_programs_that_take_no_particles_are_read_as_rows(
     expected = dist.Normal(vae.encoder(x.unsqueeze(1)).flatten(1), 0.5).to_event(1).log_prob(values["z"])
     torch.testing.assert_close(log_q["z"], expected.double())
     assert [r.message for r in caplog.records if ".model" in r.message][1:] == []  # logged once
+
+
+class Normalising(ConvProgram):
+    """Mixes particles, but not at its start: the decoder's last layer is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(2, 16)
+        nn.init.zeros_(self.out.weight)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("conv", self)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = self.out(nn.functional.normalize(z))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1))
+
+
+class Coincidence(ConvProgram):
+    """BatchNorm1d of a width that is the number of images of one of the probes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.out = nn.Linear(width, 16)
+        self.width = width
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("conv", self)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.width), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.out(self.norm(z))).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(torch.zeros(self.width), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("width", [3, 5, 7])
+def test_the_probe_is_not_fooled_by_a_width(width: int) -> None:
+    program = Coincidence(width).eval()
+    x, z = torch.ones(10, 4, 4), torch.randn(3, 10, width)
+    torch.testing.assert_close(sum(log_density(program.model, x, {"z": z}).values()), one_by_one(program, x, z))
+
+
+def test_the_probe_is_not_fooled_by_initial_weights() -> None:
+    program = Normalising()
+    x, z = torch.ones(5, 4, 4), torch.randn(4, 5, 2)
+    before = [p.clone() for p in program.parameters()]
+    log_density(program.model, x, {"z": z})
+    assert all(torch.equal(p, old) for p, old in zip(program.parameters(), before, strict=True))
+    nn.init.normal_(program.out.weight)
+    torch.testing.assert_close(sum(log_density(program.model, x, {"z": z}).values()), one_by_one(program, x, z))
+
+
+def test_what_is_known_of_a_program_does_not_outlive_it() -> None:
+    """A failure teaches nothing, and another part is another program."""
+    program, z = ConvProgram(), torch.randn(4, 5, 2)
+    with pytest.raises(RuntimeError):
+        log_density(program.model, torch.ones(5, 3, 3), {"z": z})
+    x = torch.ones(5, 4, 4)
+    torch.testing.assert_close(sum(log_density(program.model, x, {"z": z}).values()), one_by_one(program, x, z))
+
+    plain = Coincidence(2).eval()
+    plain.norm = nn.Identity()
+    log_density(plain.model, x, {"z": z})
+    plain.norm = nn.Softmax(dim=1)
+    torch.testing.assert_close(sum(log_density(plain.model, x, {"z": z}).values()), one_by_one(plain, x, z))
+
+
+def test_parameters_of_each_image_are_read_as_particles() -> None:
+    """A guide that holds a location for each of its own images cannot be run on repeated ones."""
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.arange(3.0 * len(x)).view(-1, 3))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, 0.1).to_event(1))
+
+    x = torch.zeros(6, 7)
+    values, log_q = draw(guide, x, 50)
+    assert pyro.get_param_store()["loc"].shape == (6, 3)
+    expected = dist.Normal(pyro.param("loc"), 0.1).to_event(1).log_prob(values["z"])
+    torch.testing.assert_close(log_q["z"], expected.double())
+
+
+@dataclass
+class Unhashable:
+    program: LinearGaussian
+
+    def model(self, x: Tensor) -> None:
+        self.program.model(x)
+
+
+def test_programs_of_any_owner_are_read() -> None:
+    program = LinearGaussian(2)
+    x = program.simulate(3)
+    expected = log_weights(program.model, program.guide, x, 5, seed=0)
+    for model in (Unhashable(program).model, partial(LinearGaussian.model, program), lambda x: program.model(x)):
+        assert torch.equal(log_weights(model, program.guide, x, 5, seed=0), expected)
+
+
+def test_a_guide_may_not_observe() -> None:
+    program = LinearGaussian(2)
+
+    def guide(x: Tensor) -> None:
+        program.guide(x)
+        with pyro.plate("seen", x.shape[0]):
+            pyro.sample("coin", dist.Bernoulli(0.5), obs=torch.zeros(len(x)))
+
+    with pytest.raises(ValueError, match="guide observes site 'coin'"):
+        log_weights(program.model, guide, program.simulate(3), 5)
 
 
 def test_both_layouts_draw_and_score_alike() -> None:
@@ -174,7 +287,7 @@ def test_latent_sites_of_model_and_guide_must_agree() -> None:
     x = program.simulate(3)
     with pytest.raises(ValueError, match="'z' of the program has no value"):
         log_weights(program.model, empty, x, 3)
-    with pytest.raises(ValueError, match="no site 'u'"):
+    with pytest.raises(ValueError, match="no latent site 'u'"):
         log_weights(program.model, extra, x, 3)
 
 
@@ -216,6 +329,29 @@ def test_reading_leaves_no_mark() -> None:
     assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
     after = pyro.get_param_store().get_state()
     assert {k: id(v) for k, v in after["params"].items()} == {k: id(v) for k, v in store["params"].items()}
+
+
+def test_functions_are_read_in_evaluation_mode() -> None:
+    """Dropout behind a closure, a partial and a wrapped method is found and switched off."""
+    program = Untidy()
+    x = torch.bernoulli(torch.full((5, 6), 0.5))
+
+    def inner(net: nn.Module, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+    guides = [
+        program.guide,
+        partial(inner, program.net),
+        lambda x: inner(program.net, x),
+        poutine.scale(program.guide, 2),
+    ]
+    buffers = {name: value.clone() for name, value in program.named_buffers()}
+    with torch.random.fork_rng():
+        found = [log_weights(program.model, guide, x, 20, seed=3) for guide in guides]
+    for weights in found[1:]:
+        assert torch.equal(weights, found[0])
+    assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
 
 
 def test_a_pyro_param_is_read_at_its_trained_value() -> None:

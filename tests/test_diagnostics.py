@@ -68,11 +68,24 @@ def test_weights_for_which_khat_does_not_exist() -> None:
     assert np.isfinite(pareto_khat(generator.standard_normal((30, 2)))).all()
 
 
+def test_tied_weights_are_not_called_unreliable() -> None:
+    """A discrete posterior gives few different weights; so does float32 rounding of an exact one."""
+    generator = np.random.default_rng(5)
+    tied = np.log(generator.choice([0.7, 1.0, 1.3], size=(1000, 20)))
+    rounded = (-100 + 1e-6 * generator.standard_normal((1000, 20))).astype(np.float32).astype(np.float64)
+    for log_w in (tied, rounded):
+        khat = pareto_khat(log_w)
+        assert (np.isnan(khat) | (khat < 0.5)).all()
+
+
 def test_verdicts() -> None:
     assert good_khat(10**6) == 0.7
     assert good_khat(1000) == pytest.approx(2 / 3)
-    assert verdict(np.array([0.1, 0.6]), 1000) == "good for all 2 images"
-    assert verdict(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (k-hat > 0.67)"
+    assert verdict(np.array([0.1, 0.6]), 1000) == "good for all 2 images (good: k-hat <= 0.67)"
+    assert verdict(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (good: k-hat <= 0.67)"
+    assert verdict(np.array([0.1, np.nan]), 10**6) == (
+        "good for all 1 images, without k-hat for 1 (good: k-hat <= 0.70)"
+    )
     assert verdict(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
 
 

@@ -13,7 +13,7 @@ from test_objectives import small_vae
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import log_weights, score
-from pyro_vae.infer import ELBO, IWAE, SVI, Fit, NonFiniteError, Objective, Optim, schedules
+from pyro_vae.infer import ELBO, IWAE, SVI, Epoch, Fit, NonFiniteError, Objective, Optim, schedules
 from pyro_vae.model import VAE
 
 EPOCHS, BATCHES, SIZE = 6, 4, 8
@@ -144,6 +144,63 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
     best = elbos.index(max(elbos))
     assert len(records) == best + 1 + 4 < 50
     assert fit._valid_elbo(Fixed().valid) == pytest.approx(elbos[best], rel=1e-12)
+
+
+def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
+    fit = new_fit(small_vae(), epochs=50, patience=5)
+    list(zip(range(1), fit, strict=False))
+    for epoch, elbo in enumerate([-5.0, float("nan"), -6.0]):
+        fit._watch(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0))
+    assert (fit.best_elbo, fit.best_epoch) == (-5.0, 0)
+
+
+class Bias:
+    """A program of `pyro.param` alone, with a name that others use as well."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+
+    def model(self, x: Tensor) -> None:
+        bias = pyro.param("bias", torch.full((3, 2), self.start))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Bernoulli(logits=bias).to_event(2), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+
+def test_a_program_of_params_survives_an_interruption() -> None:
+    """Stopped within the first epoch, it goes on with the tensors it trains."""
+
+    class Interrupted(Fixed):
+        def __call__(self, epoch: int) -> Iterator[Tensor]:
+            for number, x in enumerate(super().__call__(epoch)):
+                if stop and number == 2:
+                    raise KeyboardInterrupt
+                yield x
+
+    program = Bias(2.0)
+    fit = new_fit(program, epochs=30)
+    fit.batches = Interrupted()
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(fit))
+    stop = False
+    elbos = [record.valid_elbo for record in fit]
+    assert elbos[-1] > elbos[0] + 0.1  # tensors that nothing reads would stay where they are
+    assert fit.state_dict()["svi"]["params"].keys() == {"bias"}
+
+
+def test_fits_of_the_same_names_keep_their_own_parameters() -> None:
+    x = Fixed().valid
+    first, second = Bias(2.0), Bias(-3.0)
+    fit = new_fit(first)
+    list(fit)
+    before = score(first.model, first.guide, x, 1).elbo.mean()
+    list(new_fit(second))
+    assert score(first.model, first.guide, x, 1).elbo.mean() != pytest.approx(before)  # the store is the second's
+    with fit.scope():
+        assert score(first.model, first.guide, x, 1).elbo.mean() == before
 
 
 def test_patience_needs_validation_images() -> None:

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import BernoulliDecoder, LinearGaussian
+from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from test_densities import ConvProgram
 from torch import Tensor, nn
@@ -133,7 +134,22 @@ def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
             pyro.sample("z", dist.Bernoulli(0.5))
 
     with pytest.raises(ValueError, match=r"Guide site 'z' \(Bernoulli\) has no reparameterized"):
-        ELBO().loss(model, guide, torch.zeros(3))
+        ELBO().differentiable_loss(model, guide, torch.zeros(3))
+    assert ELBO().loss(model, guide, torch.zeros(3)).isfinite()  # its value is no matter of gradients
+
+
+def test_a_scaled_site_is_refused() -> None:
+    program, x = LinearGaussian(1), torch.zeros(3, 7)
+    half = poutine.scale(program.model, scale=0.5)
+    with pytest.raises(ValueError, match="Site 'z' is scaled"):
+        ELBO().loss(half, program.guide, x)
+
+    def part(x: Tensor) -> None:
+        with pyro.plate("data", 30, subsample=torch.arange(3)):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([7]).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="Site 'x' is scaled"):
+        ELBO().loss(part, lambda x: None, x)
 
 
 def test_grey_pixels_are_refused_before_the_first_step() -> None:

@@ -192,11 +192,10 @@ def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).metrics() == []
 
 
-def test_metrics_that_are_not_finite_are_refused_and_not_written(folder: RunFolder) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        folder.append_metrics({"epoch": 3, "elbo": math.nan})
-    folder.append_metrics({"epoch": 3, "elbo": -1.0})
-    assert epochs(folder) == [0, 1, 2, 3]
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: RunFolder) -> None:
+    folder.append_metrics({"epoch": 3, "elbo": value, "objective": -1.5})
+    assert folder.metrics()[-1] == {"epoch": 3, "elbo": None, "objective": -1.5}
 
 
 # Checkpoints

@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from test_objectives import images, small_vae
 from torch import Tensor
 
-from pyro_vae.infer import ELBO, IWAE, SVI, NonFiniteError, Optim
+from pyro_vae.infer import ELBO, IWAE, SVI, NonFiniteError, Optim, load_parameters
 from pyro_vae.model import VAE
 
 ADAM = {"lr": 0.01}
@@ -91,10 +91,54 @@ def test_a_program_without_pyro_module_is_refused() -> None:
                 pyro.sample("z", self.posterior(x))
 
     parts = (vae.prior, vae.likelihood, vae.posterior)
-    with pytest.raises(ValueError, match="No parameter trains"):
-        take_steps(driver(Mute(*parts)), 1)
+    silent = driver(Mute(*parts))
+    for _ in range(2):  # and refused again when it is tried again
+        with pytest.raises(ValueError, match="would not train"):
+            take_steps(silent, 1)
     losses = take_steps(driver(Silent(*parts)), 100)  # the guide names the module: all of it trains
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_a_guide_function_whose_net_is_not_named_is_refused() -> None:
+    """Nothing but the function's closure says that there is a net."""
+    vae = small_vae()
+    encoder = vae.posterior
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", encoder(x))
+
+    class Half(VAE):
+        def model(self, x: Tensor) -> None:
+            pyro.module("decoder", self.likelihood)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", self.prior())
+                pyro.sample("x", self.likelihood(z), obs=x)
+
+    half = Half(vae.prior, vae.likelihood, vae.prior)
+    svi = SVI(half.model, guide, Optim(torch.optim.Adam, ADAM), ELBO())
+    with pytest.raises(ValueError, match="would not train"):
+        svi.step(images(5))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_part_that_is_unfrozen_joins_the_optimizer(fused: bool) -> None:
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    encoder = vae.posterior.requires_grad_(False)
+    svi = driver(vae, fused=fused)
+    with pytest.warns(UserWarning, match="not registered"):
+        take_steps(svi, 2)
+    before = [p.clone() for p in encoder.parameters()]
+    encoder.requires_grad_(True)
+    take_steps(svi, 3)
+    assert all((p != old).all() for p, old in zip(encoder.parameters(), before, strict=True))
+    state = torch.utils._pytree.tree_map_only(Tensor, torch.clone, svi.state_dict())
+    expected = take_steps(svi, 5)
+    pyro.clear_param_store()
+    other = driver(small_vae(), fused=fused)
+    other.load_state_dict(state, images(1))
+    assert take_steps(other, 5) == expected
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -111,6 +155,24 @@ def test_a_step_that_is_not_finite_leaves_the_weights(where: str, fused: bool) -
     with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match="at step 3 "):
         svi.step(images(5))
     assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
+    if where == "loss":  # what was wrong is put right: the next step is a good one
+        vae.prior.loc.zero_()
+        svi.step(images(5))
+        assert all((p != old).any() for p, old in zip(vae.parameters(), before, strict=True))
+
+
+def test_a_state_of_another_program_changes_nothing() -> None:
+    vae = small_vae()
+    svi = driver(vae)
+    take_steps(svi, 1)
+    before = [p.detach().clone() for p in vae.parameters()]
+    state = torch.utils._pytree.tree_map_only(Tensor, torch.zeros_like, svi.state_dict())
+    less = state | {"params": dict(list(state["params"].items())[1:])}
+    smaller = state | {"params": {name: value[:1] for name, value in state["params"].items()}}
+    for bad in (less, smaller):
+        with pytest.raises(ValueError, match=r"in one of them alone|has shape"):
+            load_parameters(vae.model, vae.guide, bad, images(1))
+        assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
 
 
 def test_the_state_continues_a_run_to_the_bit() -> None:

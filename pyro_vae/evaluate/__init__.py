@@ -2,11 +2,12 @@
 
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.diagnostics import good_khat, pareto_khat, verdict, write_netcdf
-from pyro_vae.evaluate.latents import active_units, posterior_moments, prior_images, reconstructions
+from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
 from pyro_vae.evaluate.summary import summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
+    "Moments",
     "Parts",
     "Scores",
     "active_units",

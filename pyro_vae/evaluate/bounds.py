@@ -4,8 +4,8 @@ r"""Bounds on log p(x) and their errors, from one set of importance weights per 
     IWAE_k  = mean over groups of k of (logsumexp - log k)
     log p(x) is estimated by IWAE_K, with all K weights: a lower bound in expectation.
 
-All values are in nats. Groups of k lie inside the groups of the next multiple of k, so that the curve rises
-from k to any multiple of it, by Jensen's inequality and not only on average.
+All values are in nats. Where k divides the sizes above it and all divide K, groups lie inside groups and the curve
+rises by Jensen's inequality, not only on average; 2 and 5 are no such pair.
 
 Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
 """
@@ -120,8 +120,9 @@ def reduce(parts: Parts) -> Scores:
     num_samples = len(log_w)
     log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * log_sum - log_sum_squares).exp()
-    # (1/K) var(w) / mean(w)^2 with the unbiased variance; it does not exist for one weight.
-    relative_variance = (1 / ess - 1 / num_samples) * num_samples / max(num_samples - 1, math.nan)
+    # (1/K) var(w) / mean(w)^2 with the unbiased variance, which does not exist for one weight.
+    spare = num_samples - 1 if num_samples > 1 else math.nan
+    relative_variance = (1 / ess - 1 / num_samples) * num_samples / spare
     columns = {
         "elbo": log_w.mean(0),
         "rate": (parts.log_guide - parts.log_prior).mean(0),

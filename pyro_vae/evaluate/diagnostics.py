@@ -17,6 +17,7 @@ import numpy as np
 
 _MIN_DRAWS = 30  # a tail of six: with five, ArviZ 1.x cannot tell the first quartile from the minimum
 _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can hold
+_DOMINANT = 30.0  # a weight that outweighs the next by more is all there is to the sum
 
 
 def pareto_khat(log_w: np.ndarray) -> np.ndarray:
@@ -27,8 +28,9 @@ def pareto_khat(log_w: np.ndarray) -> np.ndarray:
 
     Returns:
         k-hat (N,): below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable.
-        NaN where it does not exist: fewer than 30 draws, equal weights (an exact posterior), or weights of which
-        one is NaN or +inf or all are zero. Infinite where one weight outweighs the others beyond floating point.
+        NaN where it does not exist: fewer than 30 draws, a tail of equal weights (an exact posterior, or ties of
+        a discrete one), or weights of which one is NaN or +inf or all are zero. Infinite where one weight
+        outweighs all others beyond a fit.
     """
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
@@ -48,12 +50,14 @@ def good_khat(num_samples: int) -> float:
 
 def verdict(khat: np.ndarray, num_samples: int) -> str:
     """Say in words what the k-hats (N,) mean."""
-    if np.isnan(khat).all():
-        return "k-hat does not exist: too few draws or equal weights"
+    exists = ~np.isnan(khat)
     bad = int((khat > good_khat(num_samples)).sum())
-    if bad == 0:
-        return f"good for all {len(khat)} images"
-    return f"unreliable for {bad} of {len(khat)} images (k-hat > {good_khat(num_samples):.2f})"
+    number = int(exists.sum())
+    if number == 0:
+        return "k-hat does not exist: too few draws, or weights that are equal or not finite"
+    words = f"unreliable for {bad} of {number} images" if bad else f"good for all {number} images"
+    missing = "" if exists.all() else f", without k-hat for {len(khat) - number}"
+    return f"{words}{missing} (good: k-hat <= {good_khat(num_samples):.2f})"
 
 
 def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
@@ -72,13 +76,17 @@ def _arviz_1() -> bool:
 
 
 def _equal_tail(column: np.ndarray) -> bool:
-    """Whether the largest weights that the fit would use do not differ by more than rounding."""
-    tail = np.sort(column)[-math.ceil(min(0.2 * len(column), 3 * math.sqrt(len(column)))) :]
-    return bool(np.ptp(tail) < 1e-9) if np.isfinite(tail).all() else False
+    """Whether the weights of the tail that is fitted differ by no more than the rounding of float32 densities."""
+    # The shorter of the two tails that the lines of ArviZ take.
+    tail = np.sort(column)[-math.floor(min(0.2 * len(column), 3 * math.sqrt(len(column)))) :]
+    return bool(np.isfinite(tail).all() and np.ptp(tail) < 1e-6 * (1 + abs(tail[-1])))
 
 
 def _fit(log_w: np.ndarray) -> float:
-    """k-hat of one image, of the weights as they are: ArviZ 1.x takes log-likelihoods and negates them."""
+    """k-hat of one image, of the weights as they are: ArviZ 1.x takes log-likelihoods and negates them.
+
+    Where many weights are tied 1.x has no fit: infinite if one weight outweighs all others, else NaN.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ warns of a large k, which is what is asked for
         if _arviz_1():
@@ -87,5 +95,7 @@ def _fit(log_w: np.ndarray) -> float:
             _, khat = array_stats.psislw(-log_w)
         else:
             _, khat = arviz.psislw(log_w)
-    # ArviZ 1.x has no fit where one weight outweighs the rest by more than floating point holds; 0.2x says inf.
-    return math.inf if np.isnan(khat) else float(khat)
+    if not np.isfinite(khat):
+        second, first = np.partition(log_w, -2)[-2:]
+        return math.inf if first - second > _DOMINANT else math.nan
+    return float(khat)

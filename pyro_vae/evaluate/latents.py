@@ -2,6 +2,7 @@ r"""What a program does with its latents: active units, prior samples, reconstru
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,13 @@ class Moments(NamedTuple):
     mean: Tensor
     variance: Tensor
     num_samples: int
+
+    @staticmethod
+    def concatenate(moments: Iterable[Moments]) -> Moments:
+        """Join the moments of several batches of images."""
+        moments = list(moments)
+        means, variances = (torch.cat(column) for column in list(zip(*moments, strict=True))[:2])
+        return Moments(means, variances, moments[0].num_samples)
 
 
 def posterior_moments(guide: Program, x: Tensor, num_samples: int = 100, seed: int | None = None) -> Moments:
@@ -54,5 +62,7 @@ def reconstructions(model: Program, guide: Program, x: Tensor, seed: int | None 
 
 
 def _mean(model: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor:
-    ((distribution, _),) = run(model, x, 1, values).observed.values()
-    return distribution.mean
+    for distribution, value in run(model, x, 1, values).observed.values():
+        if value.shape == x.shape:
+            return distribution.mean
+    raise ValueError(f"The program observes no site of the shape of x, {tuple(x.shape)}: there is no image to show.")

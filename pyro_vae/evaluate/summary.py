@@ -44,21 +44,31 @@ def summary(scores: Scores, active_units: int, num_pixels: int | None = None) ->
         "khat_bad_fraction": float(bad[exists].mean()) if exists.any() else math.nan,
         "active_units": active_units,
     }
-    numbers["iwae"] = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
     missing = [name for name, value in numbers.items() if isinstance(value, float) and not math.isfinite(value)]
     numbers.update(dict.fromkeys(missing))
-    return {**numbers, "reasons": {name: _REASONS.get(name, "not finite") for name in missing}}
+    reasons = {name: _reason(name, scores) for name in missing}
+    bounds = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
+    numbers["iwae"] = {k: value if math.isfinite(value) else None for k, value in bounds.items()}
+    if None in numbers["iwae"].values():
+        reasons["iwae"] = _NOT_FINITE
+    return {**numbers, "reasons": reasons}
 
 
 def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    finite = len(values) > 1 and np.isfinite(values).all()
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if finite else math.nan
 
 
-_REASONS = {
-    "elbo_se": "a standard error over images needs two of them",
-    "log_likelihood_se": "a standard error over images needs two of them",
-    "log_likelihood_mc_se": "the variance of the weights needs two samples",
-    "bits_per_dim": "the likelihood is a probability of pixels, not a density",
-    "khat_median": "k-hat needs 30 draws or more, of unequal weights",
-    "khat_bad_fraction": "k-hat needs 30 draws or more, of unequal weights",
-}
+def _reason(name: str, scores: Scores) -> str:
+    if name == "bits_per_dim":
+        return "the likelihood is a probability of pixels, not a density"
+    if name.startswith("khat"):
+        return "k-hat needs 30 draws or more, of finite weights that are not equal"
+    if name.endswith("likelihood_mc_se") and scores.num_samples == 1:
+        return "the variance of the weights needs two samples"
+    if name.endswith("_se") and scores.num_images == 1:
+        return "a standard error over images needs two of them"
+    return _NOT_FINITE
+
+
+_NOT_FINITE = "an importance weight is zero or not finite"

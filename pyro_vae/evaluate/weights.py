@@ -75,16 +75,18 @@ def log_weight_parts(
         seed: of the draws; the same seed gives the same weights. ``None`` draws afresh.
 
     Raises:
-        ValueError: K or the chunk is below 1, x is not finite or outside the support, a site stands outside
+        ValueError: K or the chunk is below 1, x is empty, not finite or outside the support, a site stands outside
             the data plate, or model and guide do not have the same latent sites.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
-    chunk = max(1, _ROWS.get(x.device.type, 4_000) // x.shape[0]) if chunk is None else chunk
+    chunk = max(1, _ROWS.get(x.device.type, 4_000) // max(1, len(x))) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1.")
+    if len(x) == 0:
+        raise ValueError("x holds no image.")
     if not x.isfinite().all():
-        image = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+        image = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
         raise ValueError(f"x is not finite in image {image}; remove or repair it.")
     parts: list[Parts] = []
     with torch.no_grad(), reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):

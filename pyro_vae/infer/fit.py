@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -31,7 +32,9 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone."""
+    """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone,
+    and `learning_rate` is that of the last step.
+    """
 
     epoch: int
     step: int
@@ -50,8 +53,9 @@ class Fit:
     """Fit a program; iterating runs one epoch at a time and yields its `Epoch`.
 
     A fit starts from an empty param store, since a second program of the same parameter names would silently
-    not train, and leaves its parameters in the store after each epoch, as Pyro users expect. Each epoch runs
-    with the modules in training mode; the first step validates the distributions, the others do not.
+    not train, and leaves its parameters in the store after each epoch, as Pyro users expect. Where two fitted
+    programs share names of `pyro.param`, read each inside the `scope` of its fit. Each epoch runs with the
+    modules in training mode; the first step validates the distributions, the others do not.
 
     Args:
         driver: the SVI that takes the steps.
@@ -95,20 +99,25 @@ class Fit:
     def __iter__(self) -> Iterator[Epoch]:
         """Run the epochs that remain."""
         while not self.finished:
-            store = pyro.get_param_store()
-            with store.scope(self._store):
+            with self.scope():
                 record = self._run_epoch()
                 self.epoch += 1
                 self._watch(record)
                 if self.finished and self.best is not None:
-                    load_parameters(self.svi.model, self.svi.guide, self.best, next(iter(self.batches(0))))
-            before = store.get_state()
-            params, constraints = (
-                before["params"] | self._store["params"],
-                before["constraints"] | self._store["constraints"],
-            )
-            store.set_state({"params": params, "constraints": constraints})
+                    x = next(iter(self.batches(0)))
+                    load_parameters(self.svi.model, self.svi.guide, self.best, x)
+            self._publish()
             yield record
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Enter the param store of this fit, which no other fit has changed."""
+        store = pyro.get_param_store()
+        with store.scope(self._store):
+            try:
+                yield
+            finally:
+                self._store.update(store.get_state())
 
     @property
     def finished(self) -> bool:
@@ -118,7 +127,7 @@ class Fit:
 
     def state_dict(self) -> State:
         """Return all that the next epoch depends on: tensors and plain numbers only."""
-        with pyro.get_param_store().scope(self._store):
+        with self.scope():
             driver = self.svi.state_dict()
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
@@ -130,7 +139,7 @@ class Fit:
 
     def load_state_dict(self, state: State) -> None:
         """Continue from what `state_dict` returned, random streams included."""
-        with pyro.get_param_store().scope(self._store):
+        with self.scope():
             self.svi.load_state_dict(state["svi"], next(iter(self.batches(0))))
         self.epoch = state["epoch"]
         self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
@@ -139,11 +148,16 @@ class Fit:
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
+    def _publish(self) -> None:
+        store = pyro.get_param_store()
+        before = store.get_state()
+        params = before["params"] | self._store["params"]
+        store.set_state({"params": params, "constraints": before["constraints"] | self._store["constraints"]})
+
     def _run_epoch(self) -> Epoch:
         for root in roots(self.svi.model, self.svi.guide):
             root.train()
         objective, elbo = torch.zeros(()), torch.zeros(())
-        learning_rate = self.svi.optim.learning_rate
         start = time.perf_counter()
         for x in self.batches(self.epoch):
             with pyro.validation_enabled(self.svi.steps == 0):
@@ -159,7 +173,7 @@ class Fit:
             objective=float(objective) / num_images,
             valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
             seconds=seconds,
-            learning_rate=learning_rate,
+            learning_rate=self.svi.optim.learning_rate,
         )
 
     def _valid_elbo(self, valid: Tensor) -> float:
@@ -169,8 +183,8 @@ class Fit:
         return float(torch.stack(bounds).sum()) / len(valid)
 
     def _watch(self, record: Epoch) -> None:
-        if not self.patience or record.valid_elbo is None or record.valid_elbo <= self.best_elbo:
+        if not self.patience or record.valid_elbo is None or not record.valid_elbo > self.best_elbo:
             return
         self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
-        values = parameters(self.svi.model, self.svi.guide)
+        values = parameters(self.svi.model, self.svi.guide, self.svi.optim.params)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)

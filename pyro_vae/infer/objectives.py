@@ -20,7 +20,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, check_support, run_pair
+from pyro_vae.trace import Program, Run, check_support, run_pair
 
 
 class Objective(Trace_ELBO):
@@ -54,8 +54,8 @@ class Objective(Trace_ELBO):
             (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient.
 
         Raises:
-            ValueError: a latent site has no reparameterized gradient, is missing on one side, or stands
-                outside the data plate.
+            ValueError: a latent site has no reparameterized gradient, is scaled, is missing on one side, or
+                stands outside the data plate; where Pyro's validation is on, data outside their support.
         """
         log_w = _log_weights(model, guide, x, self.num_particles)
         return self.objective(log_w), log_w.detach().mean(0)
@@ -102,13 +102,25 @@ class IWAE(Objective):
 def _log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
     """Log importance weights (K, B) with pathwise gradients, float64."""
     p, q = run_pair(model, guide, x, num_samples)
-    for name, site in q.sites.items():
-        if not site["fn"].has_rsample:
-            kind = type(site["fn"]).__name__
-            raise ValueError(f"Guide site {name!r} ({kind}) has no reparameterized sampler; use one that has.")
-    if is_validation_enabled():
-        check_support(p)
+    _check_sites(p, q)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
     log_p = p.log_probs()
     log_q = q.log_probs()
     return sum(log_p.values()) - torch.as_tensor(sum(log_q.values()))
+
+
+def _check_sites(p: Run, q: Run) -> None:
+    for name, site in (*p.sites.items(), *q.sites.items()):
+        if isinstance(site["scale"], Tensor) or site["scale"] != 1:
+            raise ValueError(
+                f"Site {name!r} is scaled, and bounds of each image know no scale: remove poutine.scale, and give "
+                "the data plate the size of the batch, x.shape[0]."
+            )
+    for name in q.values:
+        kind = q.sites[name]["fn"]
+        if torch.is_grad_enabled() and not kind.has_rsample:
+            raise ValueError(
+                f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; use one that has."
+            )
+    if is_validation_enabled():
+        check_support(p)

@@ -2,6 +2,7 @@ r"""The fitted values of a program: what a checkpoint holds of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyro
@@ -9,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.trace import Program
-from pyro_vae.trace.reading import fork_rng, modules
+from pyro_vae.trace import Program, run_pair
+from pyro_vae.trace.reading import evaluation_mode, fork_rng, modules
 
 State = dict[str, Any]
 
@@ -26,37 +27,47 @@ def unconstrained(name: str) -> Tensor:
     return value.unconstrained()
 
 
-def parameters(model: Program, guide: Program) -> State:
-    """Return the values of a fitted program: {"params": by param store name, "modules": their state dicts}."""
-    store = pyro.get_param_store()
-    named = {name: unconstrained(name).detach() for name in sorted(store.keys())}
+def parameters(model: Program, guide: Program, names: Iterable[str]) -> State:
+    """Return the values of a fitted program.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        names: of its parameters in the param store.
+
+    Returns:
+        {"params": by name, "modules": state dicts of the modules, buffers included}.
+    """
+    named = {name: unconstrained(name).detach() for name in names}
     return {"params": named, "modules": [root.state_dict() for root in roots(model, guide)]}
 
 
-def load_parameters(model: Program, guide: Program, state: State, *args: Any, **kwargs: Any) -> None:
+def load_parameters(model: Program, guide: Program, state: State, x: Tensor) -> None:
     """Write `parameters` back into a program and the param store.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
         state: what `parameters` returned, of a program of the same names and shapes.
-        args: arguments of a step; one run enters the parameters and their constraints in the store.
-        kwargs: likewise.
+        x: images (B, ...); one run at them enters the parameters and their constraints in the store.
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: names or shapes differ; nothing has been changed then.
     """
-    store = pyro.get_param_store()
-    x = args[0]
-    with torch.no_grad(), fork_rng(x):
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.trace(poutine.replay(model, trace=trace)).get_trace(*args, **kwargs)
-        if state["params"].keys() - store.keys():
-            raise ValueError(f"No parameter {sorted(state['params'].keys() - store.keys())[0]!r} in this program.")
-        for name, value in state["params"].items():
-            target = unconstrained(name)
-            if target.shape != value.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(target.shape)}, in the state.")
+    with torch.no_grad(), fork_rng(x), evaluation_mode(model, guide), poutine.trace(param_only=True) as capture:
+        run_pair(model, guide, x, 1)
+    found = set(capture.trace.nodes)
+    if odd := sorted(found ^ state["params"].keys()):
+        raise ValueError(f"The state is of another program: parameter {odd[0]!r} is in one of them alone.")
+    targets = {name: (unconstrained(name), value) for name, value in state["params"].items()}
+    for number, (root, values) in enumerate(zip(roots(model, guide), state["modules"], strict=True)):
+        own = root.state_dict()
+        if odd := sorted(own.keys() ^ values.keys()):
+            raise ValueError(f"The state is of another program: {odd[0]!r} of a module is in one of them alone.")
+        targets |= {f"{name} of module {number}": (own[name], values[name]) for name in own}
+    for name, (target, value) in targets.items():
+        if target.shape != value.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(target.shape)}, in the state.")
+    with torch.no_grad():
+        for target, value in targets.values():
             target.copy_(value)
-        for root, values in zip(roots(model, guide), state["modules"], strict=True):
-            root.load_state_dict(values)

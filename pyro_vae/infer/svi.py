@@ -2,6 +2,7 @@ r"""How a step is taken: `pyro.infer.SVI` with one torch optimizer and no wait f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -46,28 +47,30 @@ class Optim(PyroOptim):
         self.params: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: LambdaLR | None = None
+        self.learning_rate = math.nan  # of the last step
 
-    def build(self, params: Iterable[Tensor]) -> None:
-        """Create the optimizer over the parameters, which must stand in the param store."""
+    def add(self, params: Iterable[Tensor]) -> None:
+        """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
         store = pyro.get_param_store()
-        self.params = dict(sorted((str(store.param_name(p)), p) for p in params))
-        self.optimizer = self.constructor(list(self.params.values()), **self.arguments)
+        new = dict(sorted((str(store.param_name(p)), p) for p in params))
+        self.params |= new
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["params"] += new.values()
+            return
+        self.optimizer = self.constructor(list(new.values()), **self.arguments)
         if self.schedule is not None:
             self.scheduler = LambdaLR(self.optimizer, self.schedule)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """Take one step; `params` are those of the first call, in any order."""
-        if self.optimizer is None:
-            self.build(params)
+        """Take one step over all parameters, those given for the first time included."""
+        known = {id(p) for p in self.params.values()}
+        if new := [p for p in params if id(p) not in known]:
+            self.add(new)
         assert self.optimizer is not None
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.arguments["lr"] if self.optimizer is None else self.optimizer.param_groups[0]["lr"]
 
     def get_state(self) -> State:
         """Return the state of optimizer and schedule."""
@@ -76,7 +79,7 @@ class Optim(PyroOptim):
         return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned; the optimizer must have been built."""
+        """Restore what `get_state` returned, over parameters that have been added in the same order."""
         assert self.optimizer is not None
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -94,7 +97,7 @@ class SVI(pyro.infer.SVI):
         model: program of p(x, z).
         guide: program of q(z|x).
         optim: one torch optimizer over all parameters.
-        loss: an `Objective`, or any Pyro ELBO.
+        loss: an `Objective`, or any Pyro ELBO of a single loss.
     """
 
     def __init__(self, model: Program, guide: Program, optim: Optim, loss: ELBO) -> None:
@@ -103,6 +106,7 @@ class SVI(pyro.infer.SVI):
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._failed_step = torch.tensor(-1)
+        self._names: set[str] = set()  # in the param store when the optimizer last looked
 
     def step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one gradient step.
@@ -114,11 +118,14 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or a gradient is not finite; the weights have not changed.
             ValueError: the first step captures no parameter, or one that has a gradient is not captured.
         """
-        loss = self._first_backward(*args, **kwargs) if self.steps == 0 else self._backward(*args, **kwargs)
+        loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
         self._gate(loss)
-        self.optim(self.optim.params.values())
-        for p in self.optim.params.values():
-            p.grad = None
+        store = pyro.get_param_store()
+        if len(store) != len(self._names):  # a parameter has appeared, perhaps one that has been unfrozen
+            self.optim.add(unconstrained(name) for name in store.keys() - self._names)
+            self._names = set(store.keys())
+        self.optim(())
+        self._clear()
         self.steps += 1
         return loss
 
@@ -129,21 +136,35 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: names the first such step.
         """
         if (step := int(self._failed_step)) >= 0:
+            self._failed_step = torch.tensor(-1)
             raise NonFiniteError(
                 f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
                 "those before it. Lower the learning rate, or look for extreme values in the data."
             )
 
     def state_dict(self) -> State:
-        """Return parameters, module buffers and optimizer state; tensors and plain numbers only."""
-        return {"steps": self.steps, **parameters(self.model, self.guide), **self.optim.get_state()}
+        """Return parameters, module buffers and optimizer state; tensors and plain values only.
 
-    def load_state_dict(self, state: State, *args: Any, **kwargs: Any) -> None:
-        """Restore `state_dict`; the arguments are those of a step, from which the parameters are known."""
-        load_parameters(self.model, self.guide, state, *args, **kwargs)
-        self.optim.build([unconstrained(name) for name in state["params"]])
+        Raises:
+            NonFiniteError: as `check`.
+        """
+        self.check()
+        values = parameters(self.model, self.guide, self.optim.params)
+        return {"steps": self.steps, **values, **self.optim.get_state()}
+
+    def load_state_dict(self, state: State, x: Tensor) -> None:
+        """Restore `state_dict`; x (B, ...) is what a step takes, from which the parameters are known.
+
+        Raises:
+            ValueError: as `load_parameters`.
+        """
+        load_parameters(self.model, self.guide, state, x)
+        for name in state["params"]:  # in the order in which the optimizer took them on
+            self.optim.add([unconstrained(name)])
         self.optim.set_state(state)
         self.steps = state["steps"]
+        self._names = set(pyro.get_param_store().keys())
+        self._failed_step = torch.tensor(-1)
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.objective, Objective):
@@ -156,26 +177,31 @@ class SVI(pyro.infer.SVI):
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Capture the parameters, and refuse a program of which some part would silently not train."""
         own = [
-            (f"{type(root).__name__}.{name}", p)
+            (f"{type(root).__name__}.{name}", p, p.grad is None)
             for root in roots(self.model, self.guide)
             for name, p in root.named_parameters()
-            if p.grad is None
         ]
         with poutine.trace(param_only=True) as capture:
             loss = self._backward(*args, **kwargs)
         nodes: dict[str, Any] = capture.trace.nodes
-        captured = [site["value"].unconstrained() for site in nodes.values()]
-        if not any(p.grad is not None for p in captured):
-            raise ValueError("No parameter trains: call pyro.module(name, module) in the model and the guide.")
-        self.optim.build({id(p): p for p in captured}.values())
-        known = {id(p) for p in captured}
-        for name, p in own:
-            if p.grad is not None and id(p) not in known:
-                raise ValueError(
-                    f"{name} has a gradient but would not train: its name in the param store belongs to another "
-                    "tensor, or no pyro.module names it. Call pyro.clear_param_store() between programs."
-                )
+        captured = {id(p): p for p in (site["value"].unconstrained() for site in nodes.values())}
+        untrained = [name for name, p, new in own if new and p.grad is not None and id(p) not in captured]
+        if untrained or all(p.grad is None for p in captured.values()):
+            for _, p, new in own:
+                p.grad = None if new else p.grad
+            what = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
+            raise ValueError(
+                f"{what}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
+                "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
+                "programs."
+            )
+        self.optim.add(captured.values())
+        self._names = set(pyro.get_param_store().keys())
         return loss
+
+    def _clear(self) -> None:
+        for p in self.optim.params.values():
+            p.grad = None
 
     def _gate(self, loss: Tensor) -> None:
         assert self.optim.optimizer is not None
@@ -188,4 +214,5 @@ class SVI(pyro.infer.SVI):
             self.optim.optimizer.found_inf = (self._failed_step >= 0).float()
         elif not finite:
             self._failed_step = torch.tensor(self.steps)
+            self._clear()
             self.check()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.evaluate import (
+    Moments,
     Scores,
     active_units,
     posterior_moments,
@@ -48,8 +49,10 @@ def measure(
         score(program.model, program.guide, images, num_samples, seed=seed + number)
         for number, images in enumerate(batches)
     )
-    units = active_units(posterior_moments(program.guide, x, seed=seed))
-    numbers = summary(scores, units, x[0].numel() if density else None)
+    moments = Moments.concatenate(
+        posterior_moments(program.guide, images, seed=seed) for images in x.split(_IMAGES_AT_ONCE)
+    )
+    numbers = summary(scores, active_units(moments), x[0].numel() if density else None)
     return scores, {**numbers, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 

@@ -6,6 +6,7 @@ config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/epoch-*.pt 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -96,9 +97,10 @@ class RunFolder:
         self._write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one epoch."""
+        """Add one epoch; a number that is not finite is written as null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def checkpoint_path(self, epochs: int) -> Path:
         """Return where the checkpoint after so many epochs belongs."""

@@ -1,8 +1,9 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
-from pyro_vae.trace.densities import Run, draw, log_density, run, run_at, run_pair
+from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair
 from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.reading import Program, reading
+from pyro_vae.trace.running import Run
 
 __all__ = [
     "Program",

@@ -10,8 +10,9 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution, constra
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.trace.densities import Run, run_pair
+from pyro_vae.trace.densities import run_pair
 from pyro_vae.trace.reading import Program, reading
+from pyro_vae.trace.running import Run
 
 
 def check_support(result: Run) -> None:
@@ -22,8 +23,10 @@ def check_support(result: Run) -> None:
     """
     for name, (distribution, value) in result.observed.items():
         # The support of an image counts only as a whole; that of one pixel says which value it was.
-        pixel = _element(distribution)
+        pixel, masks = _element(distribution)
         inside = _support(pixel).check(value)
+        for mask in masks:
+            inside = inside | ~torch.as_tensor(mask, device=value.device).expand_as(inside)
         if not inside.all():
             first = value[~inside].flatten()[0].item()
             raise ValueError(
@@ -49,14 +52,17 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     """
     with torch.no_grad(), reading(model, guide, x=x, seed=0):
         result, _ = run_pair(model, guide, x, 1)
-    return any(not _support(_element(distribution)).is_discrete for distribution, _ in result.observed.values())
+    return any(not _support(_element(distribution)[0]).is_discrete for distribution, _ in result.observed.values())
 
 
-def _element(distribution: Any) -> Any:
-    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`."""
+def _element(distribution: Any) -> tuple[Any, list[Any]]:
+    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`, and the masks."""
+    masks = []
     while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
+        if isinstance(distribution, MaskedDistribution):
+            masks.append(distribution._mask)
         distribution = distribution.base_dist
-    return distribution
+    return distribution, masks
 
 
 def _support(distribution: Any) -> Any:

@@ -2,8 +2,10 @@ r"""Reading a program without leaving a mark on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import pyro
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 Program = Callable[..., Any]
 
+_EMPTY_CELL = CellType()
+
 
 def owner(program: Program) -> Any:
     """Return the object a bound method belongs to, or the callable itself."""
@@ -19,11 +23,40 @@ def owner(program: Program) -> Any:
 
 
 def modules(program: Program) -> list[nn.Module]:
-    """Return the modules behind a program: its owner, or those its owner holds as attributes."""
-    held = owner(program)
-    if isinstance(held, nn.Module):
-        return [held]
-    return [value for value in getattr(held, "__dict__", {}).values() if isinstance(value, nn.Module)]
+    """Return the outermost modules behind a program, in the order they are found.
+
+    They are looked for in the owner of a bound method and its attributes, in the arguments of a
+    `functools.partial`, and in the closure and the globals that a function names.
+    """
+    found: dict[int, nn.Module] = {}
+    _collect(program, found, set(), depth=4)
+    inner = {id(part) for root in found.values() for part in root.modules() if part is not root}
+    return [root for key, root in found.items() if key not in inner]
+
+
+def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
+    if id(thing) in seen or depth < 0:
+        return
+    seen.add(id(thing))
+    inside: Iterable[Any] = ()
+    if isinstance(thing, nn.Module):
+        found[id(thing)] = thing
+    elif isinstance(thing, partial):
+        inside = (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, MethodType):
+        inside = (thing.__self__, thing.__func__)
+    elif isinstance(thing, FunctionType):
+        cells = (cell.cell_contents for cell in thing.__closure__ or () if cell != _EMPTY_CELL)
+        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+        inside = (*cells, *(value for value in named if isinstance(value, nn.Module)))
+    elif isinstance(thing, Mapping):
+        inside = thing.values()
+    elif isinstance(thing, (list, tuple)):
+        inside = thing
+    elif not isinstance(thing, (type, ModuleType, Tensor)):
+        inside = getattr(thing, "__dict__", {}).values()
+    for part in inside:
+        _collect(part, found, seen, depth - 1)
 
 
 @contextmanager
@@ -46,7 +79,7 @@ def fork_rng(x: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[None]:
-    """Read programs: no parameter, random stream, module mode or param store entry changes.
+    """Read programs: no parameter, module mode, param store entry or random stream of torch changes.
 
     The param store is scoped to a copy of its present state: an empty scope would score a program that
     uses `pyro.param` as if it were untrained.
@@ -59,10 +92,12 @@ def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[
     store = pyro.get_param_store()
     with ExitStack() as stack:
         stack.enter_context(fork_rng(x))
-        if seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(seed)
+        # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
+        generator = torch.default_generator
+        seed = generator.seed() if seed is None else seed
+        generator.manual_seed(seed)
+        if x.device.type == "cuda":
+            torch.cuda.default_generators[x.device.index or 0].manual_seed(seed)
         stack.enter_context(store.scope(store.get_state()))
         stack.enter_context(evaluation_mode(*programs))
         yield
