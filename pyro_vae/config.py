@@ -5,9 +5,10 @@ To offer one more prior, write its module under model/priors/ and name it in `PR
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,34 @@ from torch import Tensor, nn
 
 from pyro_vae import data
 from pyro_vae.infer import objectives, schedules
-from pyro_vae.model import VAE, likelihoods, nets, posteriors, priors
+from pyro_vae.model import VAE, likelihoods, nets, posteriors
+from pyro_vae.model.priors import flow, gaussian, laplace, mixture, standard, student_t, vamp
 
-PRIORS: dict[str, Callable[[int], nn.Module]] = {
-    "standard": priors.StandardNormal,
-    "mixture": priors.GaussianMixture,
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a prior may be built from, besides the posterior of its program."""
+
+    latent_dim: int
+    images: Tensor
+    """Training images, uint8 (N, *pixels)."""
+
+    def some_images(self, number: int) -> Tensor:
+        """Return training images drawn at random, in [0, 1]."""
+        return self.images[torch.randperm(len(self.images))[:number]].cpu() / 255
+
+
+# A prior is built from the blueprint and the posterior.
+PRIORS: dict[str, Callable[[Blueprint, nn.Module], nn.Module]] = {
+    "standard": lambda plan, posterior: standard.StandardNormal(plan.latent_dim),
+    "gaussian": lambda plan, posterior: gaussian.DiagonalGaussian(plan.latent_dim),
+    "student-t": lambda plan, posterior: student_t.StudentT(plan.latent_dim),
+    "laplace": lambda plan, posterior: laplace.Laplace(plan.latent_dim),
+    "mixture": lambda plan, posterior: mixture.GaussianMixture(plan.latent_dim),
+    "vamp": lambda plan, posterior: vamp.VampPrior(posterior, plan.some_images(200)),
+    "nsf": lambda plan, posterior: flow.nsf(plan.latent_dim),
+    "realnvp": lambda plan, posterior: flow.realnvp(plan.latent_dim),
+    "maf": lambda plan, posterior: flow.maf(plan.latent_dim),
 }
 POSTERIORS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "meanfield": posteriors.MeanField,
@@ -41,15 +65,16 @@ OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
     "iwae": objectives.IWAE,
 }
 
-CHOICES: dict[str, Sequence[str]] = {
-    "data": tuple(data.DATASETS),
+# What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
+CHOICES: dict[str, Collection[str]] = {
+    "data": data.DATASETS,
     "binarize": ("dynamic", "fixed", "threshold", "none"),
-    "prior": tuple(PRIORS),
-    "posterior": tuple(POSTERIORS),
-    "likelihood": tuple(LIKELIHOODS),
-    "net": tuple(NETS),
-    "objective": tuple(OBJECTIVES),
-    "schedule": tuple(schedules.SCHEDULES),
+    "prior": PRIORS,
+    "posterior": POSTERIORS,
+    "likelihood": LIKELIHOODS,
+    "net": NETS,
+    "objective": OBJECTIVES,
+    "schedule": schedules.SCHEDULES,
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -67,6 +92,9 @@ Device = Annotated[str, _one_of("device")]
 class Config:
     """One run. Nats are per image throughout."""
 
+    program: str = "vae"
+    """vae, or path/to/file.py:factory, a program of your own: factory(config, images) returns an object with
+    model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
     data_root: Path = Path("data")
@@ -185,11 +213,39 @@ def load_images(config: Config) -> data.Images:
     return data.binarize(images, config.binarize).map(lambda pixels: pixels.to(config.device))
 
 
-def build(config: Config, images: data.Images) -> VAE:
+def build(config: Config, images: data.Images) -> Any:
     """Build the program of a configuration for the images it will see, on the device of the configuration.
 
     Random initial weights come from torch's global stream.
+
+    Returns:
+        An object with ``model(x)`` and ``guide(x)``.
+
+    Raises:
+        ValueError: the file of the program, its factory, or what that returns is not there.
     """
+    if config.program != "vae":
+        program = _factory(config.program)(config, images)
+        for part in ("model", "guide"):
+            if not callable(getattr(program, part, None)):
+                raise ValueError(f"--program {config.program}: what the factory returns has no {part}(x).")
+        return program.to(config.device) if isinstance(program, nn.Module) else program
+    return _vae(config, images)
+
+
+def _factory(program: str) -> Callable[[Config, data.Images], Any]:
+    path, _, name = program.rpartition(":")
+    spec = importlib.util.spec_from_file_location("program", path) if Path(path).is_file() else None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--program {program}: no Python file {path!r}; write path/to/file.py:factory.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"--program {program}: {path} defines no function {name!r}.")
+    return getattr(module, name)
+
+
+def _vae(config: Config, images: data.Images) -> VAE:
     shape = images.pixel_shape
     pixels = math.prod(shape)
     hidden = [config.hidden_dim] * 2
@@ -198,10 +254,11 @@ def build(config: Config, images: data.Images) -> VAE:
     encoder = nn.Sequential(nets.Flatten(shape), net([pixels, *hidden, 2 * config.latent_dim]))
     decoder = net([config.latent_dim, *hidden, per_pixel * pixels])
     mean_image = images.train.float().mean(0).cpu() / 255
+    posterior = POSTERIORS[config.posterior](encoder)
     vae = VAE(
-        prior=PRIORS[config.prior](config.latent_dim),
+        prior=PRIORS[config.prior](Blueprint(config.latent_dim, images.train), posterior),
         likelihood=likelihood(decoder, shape, mean_image),
-        posterior=POSTERIORS[config.posterior](encoder),
+        posterior=posterior,
     )
     return vae.to(config.device)
 

@@ -31,6 +31,8 @@ class Arguments:
     """K of the importance-sampled log-likelihood."""
     test_images: config.OptionalCount = None
     """Test on the first so many images."""
+    program: str | None = None
+    """path/to/file.py:factory, for runs of a program of your own: no code that a run folder names is run."""
     data_root: Path | None = None
     """Folder of the downloaded data sets."""
     seed: int | None = None
@@ -71,8 +73,11 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
         raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
     if not folder.checkpoints():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    saved = config.Config.read(folder.config_path)
+    if saved.program != changes.get("program", "vae"):
+        raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace
-    return change(config.Config.read(folder.config_path), **changes).resolved()
+    return change(saved, **changes).resolved()
 
 
 def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[str, object]]:

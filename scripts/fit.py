@@ -3,6 +3,7 @@
 python scripts/fit.py                                             the embedded digits, about a minute
 python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
 python scripts/fit.py --prior mixture --objective iwae --num-particles 5
+python scripts/fit.py --program my_program.py:factory             a program of your own
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     settings = arguments.config.resolved()
     particles = settings.num_particles if settings.num_particles > 1 else ""
-    name = f"{settings.data}-{settings.prior}-{settings.objective}{particles}"
+    part = settings.prior if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-")
+    name = f"{settings.data}-{part}-{settings.objective}{particles}"
     folder = RunFolder(arguments.out or Path("runs") / name)
     if arguments.resume and folder.finished:
+        folder.check_same(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
     images = config.load_images(settings)
@@ -80,7 +83,12 @@ def main(arguments: Arguments) -> None:
     metrics = folder.metrics()
     folder.save_figure("learning_curve", plots.learning_curve(metrics))
     folder.save_figure("bounds", plots.bounds({folder.path.name: scores}))
-    numbers |= {"epochs": len(metrics), "train_seconds": sum(line["seconds"] for line in metrics)}
+    parameters = sum(p.numel() for p in fit.svi.optim.params.values())
+    numbers |= {
+        "parameters": parameters,
+        "epochs": len(metrics),
+        "train_seconds": sum(line["seconds"] for line in metrics),
+    }
     folder.write_json("summary.json", {"config": settings.to_json(), **numbers})
     print(table({folder.path.name: numbers}, {folder.path.name: scores}))
     print(f"\nwritten to {folder.path}")

@@ -15,13 +15,14 @@ from test_densities import ConvProgram
 from torch import Tensor, nn
 
 from pyro_vae.infer import ELBO, IWAE
-from pyro_vae.model import VAE, likelihoods, nets, posteriors, priors
+from pyro_vae.model import VAE, likelihoods, nets, posteriors
+from pyro_vae.model.priors.standard import StandardNormal
 
 
 def small_vae() -> VAE:
     encoder = nn.Sequential(nets.Flatten((3, 2)), nets.MLP([6, 8, 4]))
     likelihood = likelihoods.Bernoulli(nets.MLP([2, 8, 6]), (3, 2), torch.full((3, 2), 0.3))
-    return VAE(priors.StandardNormal(2), likelihood, posteriors.MeanField(encoder))
+    return VAE(StandardNormal(2), likelihood, posteriors.MeanField(encoder))
 
 
 def images(num_images: int) -> Tensor:

@@ -1,7 +1,7 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
-from pyro_vae.evaluate.diagnostics import good_khat, pareto_khat, verdict, write_netcdf
+from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, pareto_khat, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
 from pyro_vae.evaluate.summary import summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
@@ -16,9 +16,11 @@ __all__ = [
     "ladder",
     "log_weight_parts",
     "log_weights",
+    "paired_differences",
     "pareto_khat",
     "posterior_moments",
     "prior_images",
+    "read_netcdf",
     "reconstructions",
     "reduce",
     "score",

@@ -14,6 +14,7 @@ from typing import Any
 
 import arviz
 import numpy as np
+import xarray
 
 _MIN_DRAWS = 30  # a tail of six: with five, ArviZ 1.x cannot tell the first quartile from the minimum
 _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can hold
@@ -60,6 +61,29 @@ def verdict(khat: np.ndarray, num_samples: int) -> str:
     return f"{words}{missing} (good: k-hat <= {good_khat(num_samples):.2f})"
 
 
+def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Compare models on the same images.
+
+    The log-likelihoods are of held-out images, which ArviZ's comparison pairs as it does those of
+    leave-one-out cross-validation.
+
+    Args:
+        log_likelihoods: {model: log p(x) of each image (N,)}, in nats.
+
+    Returns:
+        {model: (how far it is below the best, standard error over images)}, nats per image, best model first.
+    """
+    number = len(next(iter(log_likelihoods.values())))
+    data = {name: _elpd(values) for name, values in log_likelihoods.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
+        # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
+        extra: Any = {"round_to": "none"} if _arviz_1() else {"ic": "loo"}
+        table = arviz.compare(data, method="pseudo-BMA", **extra)
+    rows = {str(name): (abs(row["elpd_diff"]) / number, row["dse"] / number) for name, row in table.iterrows()}
+    return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
+
+
 def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
     """Write per-image results, {name: (N,) or (k, N)}, as the constant data of an ArviZ file.
 
@@ -69,6 +93,39 @@ def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
     groups: Any = {"constant_data": dict(per_image)}
     dataset = arviz.from_dict(groups, dims=dims) if _arviz_1() else arviz.from_dict(**groups, dims=dims)
     dataset.to_netcdf(str(path))
+
+
+def read_netcdf(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_netcdf` wrote."""
+    group = arviz.from_netcdf(str(path))["constant_data"]
+    return {str(name): group[name].to_numpy() for name in group.data_vars}
+
+
+def _elpd(values: np.ndarray) -> Any:
+    number = len(values)
+    total, error = float(values.sum()), float(math.sqrt(number * values.var()))
+    points = xarray.DataArray(values, dims="image")
+    if _arviz_1():
+        return arviz.ELPDData(
+            elpd=total,
+            se=error,
+            p=math.nan,
+            n_samples=1,
+            n_data_points=number,
+            scale="log",
+            warning=False,
+            good_k=0.7,
+            elpd_i=points,
+        )
+    fields: dict[str, Any] = {
+        "elpd_loo": total,
+        "se": error,
+        "p_loo": math.nan,
+        "n_samples": 1,
+        "n_data_points": number,
+    }
+    fields |= {"warning": False, "loo_i": points, "scale": "log"}
+    return arviz.ELPDData(data=list(fields.values()), index=list(fields))
 
 
 def _arviz_1() -> bool:

@@ -1,6 +1,6 @@
 """Our programs and the parts they are made of; each part is a plain `nn.Module` that returns a distribution."""
 
-from pyro_vae.model import likelihoods, nets, posteriors, priors
+from pyro_vae.model import likelihoods, nets, posteriors
 from pyro_vae.model.vae import VAE
 
-__all__ = ["VAE", "likelihoods", "nets", "posteriors", "priors"]
+__all__ = ["VAE", "likelihoods", "nets", "posteriors"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -73,6 +75,33 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
         ylabel=r"Pareto $\hat{k}$",
         title=title if exists.any() else "k-hat does not exist",
     )
+    return figure
+
+
+def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw how far each row of a comparison is below the best, with two standard errors of the paired difference."""
+    figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))[::-1]
+    below = [-row["below_best"] for row in rows]
+    axes.errorbar(below, places, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
+    axes.axvline(0, color="0.7", linewidth=1, zorder=0)
+    axes.set_yticks(places, [f"{row['name']}  {row['log_likelihood']:.2f}" for row in rows])
+    axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
+    return figure
+
+
+def gallery(pictures: Mapping[str, Path]) -> Figure:
+    """Draw the PNG files of several runs side by side, three in a row."""
+    columns = min(3, len(pictures))
+    height = -(-len(pictures) // columns)
+    figure = Figure(figsize=(4 * columns, 4.4 * height), layout="constrained")
+    spots = figure.subplots(height, columns, squeeze=False).flatten()
+    for spot in spots:
+        spot.axis("off")
+    for spot, (name, path) in zip(spots, pictures.items(), strict=False):
+        spot.imshow(imread(path))
+        spot.set_title(name)
     return figure
 
 

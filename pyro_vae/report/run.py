@@ -74,16 +74,19 @@ class RunFolder:
         if not (resume or overwrite):
             raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
         if resume:
-            saved = json.loads(self.config_path.read_text())
-            changed = sorted(key for key in config.keys() | saved.keys() if config.get(key) != saved.get(key))
-            if changed:
-                raise RunFolderError(
-                    f"{self.path} was started with another {', '.join(changed)}; repeat its flags to resume it."
-                )
-            return
+            return self.check_same(config)
         for name in _OURS[1:]:  # config.json is replaced, never missing
             part = self.path / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+    def check_same(self, config: Mapping[str, Any]) -> None:
+        """Raise RunFolderError if the run in this folder has another configuration; it names what differs."""
+        saved = json.loads(self.config_path.read_text())
+        changed = sorted(key for key in config.keys() | saved.keys() if config.get(key) != saved.get(key))
+        if changed:
+            raise RunFolderError(
+                f"{self.path} was started with another {', '.join(changed)}; repeat its flags, or choose another --out."
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; a line that a kill cut short is left out."""

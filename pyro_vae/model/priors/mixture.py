@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from pyro_vae.model.priors.components import DiagonalNormals
+
 
 class GaussianMixture(nn.Module):
     """Mixture of diagonal Gaussians with learned weights, means and scales.
@@ -27,5 +29,5 @@ class GaussianMixture(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
-        components = dist.Normal(self.loc, softplus(self.raw_scale)).to_event(1)
+        components = DiagonalNormals(self.loc, softplus(self.raw_scale))
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
