@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +15,7 @@ import torch
 mpl.use("Agg")
 
 # What these test lives on the host: files, flags and figures.
-HOST = {"test_checkpoint", "test_config", "test_data", "test_plots", "test_run_folder", "test_scripts"}
+HOST = {"test_checkpoint", "test_config", "test_data", "test_plots", "test_programs", "test_run_folder", "test_scripts"}
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -47,3 +49,20 @@ def mnist_root() -> Path:
     if not (MNIST_ROOT / "MNIST" / "raw").is_dir():
         pytest.skip("real MNIST is not beside the checkout (../shared/data)")
     return MNIST_ROOT
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Run a script in this process (an import of torch less) and expect status 2 and one line with the words."""
+
+    def refused(call: list[str], *words: str) -> None:
+        monkeypatch.setattr(sys, "argv", call[1:])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(call[1], run_name="__main__")
+        assert caught.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        for word in words:
+            assert word in lines[0]
+
+    return refused

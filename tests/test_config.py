@@ -17,6 +17,7 @@ from pyro_vae.config import Config
 from pyro_vae.model import likelihoods
 
 OTHER = Config(
+    program="my.py:factory",
     data="mnist",
     data_root=Path("some/where else"),
     binarize="none",

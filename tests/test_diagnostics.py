@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.evaluate import good_khat, pareto_khat, verdict, write_netcdf
+from pyro_vae.evaluate import good_khat, paired_differences, pareto_khat, read_netcdf, verdict, write_netcdf
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0])
@@ -89,6 +89,21 @@ def test_verdicts() -> None:
     assert verdict(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
 
 
+def test_differences_are_paired_over_images() -> None:
+    """Against the same by hand, where images differ by far more than models do."""
+    generator = np.random.default_rng(6)
+    images = 20 * generator.standard_normal(400) - 90
+    models = {
+        name: images + shift + 0.5 * generator.standard_normal(400)
+        for name, shift in zip("abc", (0, -1, 0.4), strict=True)
+    }
+    found = paired_differences(models)
+    assert list(found) == ["c", "a", "b"]
+    for name, values in models.items():
+        below = models["c"] - values
+        assert found[name] == pytest.approx((below.mean(), below.std() / 20), abs=1e-9)
+
+
 def test_arviz_reads_what_is_written(tmp_path) -> None:
     scores = {"elbo": np.array([-1.0, -2.0, -4.0]), "iwae": np.arange(6.0).reshape(2, 3)}
     write_netcdf(scores, tmp_path / "scores.nc")
@@ -96,3 +111,7 @@ def test_arviz_reads_what_is_written(tmp_path) -> None:
     np.testing.assert_array_equal(group["elbo"].to_numpy(), scores["elbo"])
     np.testing.assert_array_equal(group["iwae"].to_numpy(), scores["iwae"])
     assert group["iwae"].dims == ("num_particles", "image")
+    again = read_netcdf(tmp_path / "scores.nc")
+    assert again.keys() == scores.keys()
+    for name, values in scores.items():
+        np.testing.assert_array_equal(again[name], values)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,36 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
-TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
-
-MORE = ["--epochs", "100", "--learning-rate", "0.01"]
-
-
-def command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-
-
-def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, cwd=cwd, check=False)
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Run a script in this process (an import of torch less) and expect status 2 and one line with the words."""
-
-    def refused(call: list[str], *words: str) -> None:
-        monkeypatch.setattr(sys, "argv", call[1:])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(call[1], run_name="__main__")
-        assert caught.value.code == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1, lines
-        for word in words:
-            assert word in lines[0]
-
-    return refused
+from calls import MORE, TINY, command, script
 
 
 def finite(value: object) -> bool:
@@ -219,13 +188,14 @@ def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Cal
     refused(command("evaluate", damaged), "not a readable checkpoint")
 
 
-@pytest.mark.parametrize("name", ["fit", "evaluate", "benchmark"])
+@pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "benchmark"])
 def test_help_shows_every_flag_with_its_default(name: str) -> None:
     result = script(name, "--help")
     assert result.returncode == 0
     flags = {
         "fit": ["--learning-rate", "0.003"],
         "evaluate": ["--num-samples", "None"],
+        "compare": ["--seeds", "1"],
         "benchmark": ["--blocks", "10"],
     }
     for word in [*flags[name], "default:"]:

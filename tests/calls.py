@@ -1,0 +1,20 @@
+"""Calls of the scripts, as their users type them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
+
+MORE = ["--epochs", "100", "--learning-rate", "0.01"]
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+
+
+def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(name, *arguments), capture_output=True, text=True, cwd=cwd, check=False)
