@@ -19,8 +19,8 @@ import tyro
 from torch import Tensor, nn
 
 from pyro_vae import data
-from pyro_vae.infer import objectives, schedules
-from pyro_vae.model import VAE, likelihoods, nets, posteriors
+from pyro_vae.infer import estimators, objectives, schedules
+from pyro_vae.model import VAE, TwoLayerVAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors import flow, gaussian, laplace, mixture, standard, student_t, vamp
 
 
@@ -60,9 +60,15 @@ LIKELIHOODS: dict[str, tuple[Callable[..., nn.Module], int]] = {
 NETS: dict[str, Callable[..., nets.MLP]] = {
     "mlp": nets.MLP,
 }
-OBJECTIVES: dict[str, Callable[[int], objectives.Objective]] = {
-    "elbo": objectives.ELBO,
-    "iwae": objectives.IWAE,
+# An objective is built from the configuration and the number of steps in an epoch.
+OBJECTIVES: dict[str, Callable[[Config, int], objectives.Objective]] = {
+    "elbo": lambda c, steps: objectives.ELBO(c.num_particles),
+    "meanfield-elbo": lambda c, steps: objectives.MeanFieldELBO(c.num_particles),
+    "iwae": lambda c, steps: objectives.IWAE(c.num_particles),
+    "renyi": lambda c, steps: objectives.Renyi(c.num_particles),
+    "stl": lambda c, steps: estimators.STL(c.num_particles),
+    "dreg": lambda c, steps: estimators.DReG(c.num_particles),
+    "beta": lambda c, steps: objectives.BetaELBO(c.num_particles, c.beta, c.warmup_epochs * steps),
 }
 
 # What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
@@ -93,8 +99,8 @@ class Config:
     """One run. Nats are per image throughout."""
 
     program: str = "vae"
-    """vae, or path/to/file.py:factory, a program of your own: factory(config, images) returns an object with
-    model(x) and guide(x). Its code is run."""
+    """vae, two-layer, or path/to/file.py:factory, a program of your own: factory(config, images) returns an object
+    with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
     data_root: Path = Path("data")
@@ -124,6 +130,10 @@ class Config:
     """What is maximised, per image."""
     num_particles: Count = 1
     """Particles per image in training."""
+    beta: float = 1.0
+    """Weight of the rate, of --objective beta."""
+    warmup_epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Epochs over which beta rises to its value, of --objective beta."""
     epochs: OptionalCount = None
     """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
     batch_size: Count = 100
@@ -148,6 +158,11 @@ class Config:
         for name in ("epochs", "batch_size", "num_samples"):
             self._at_least(name, 1)
         self._at_least("patience", 0)
+        self._at_least("warmup_epochs", 0)
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ValueError(f"--beta is {self.beta}; it must be a number of 0 or more.")
+        if self.objective != "beta" and (self.beta != 1 or self.warmup_epochs):
+            raise ValueError(f"--beta and --warmup-epochs are of --objective beta, not of {self.objective}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
         for name, choices in CHOICES.items():
@@ -224,13 +239,13 @@ def build(config: Config, images: data.Images) -> Any:
     Raises:
         ValueError: the file of the program, its factory, or what that returns is not there.
     """
-    if config.program != "vae":
-        program = _factory(config.program)(config, images)
-        for part in ("model", "guide"):
-            if not callable(getattr(program, part, None)):
-                raise ValueError(f"--program {config.program}: what the factory returns has no {part}(x).")
-        return program.to(config.device) if isinstance(program, nn.Module) else program
-    return _vae(config, images)
+    if config.program in PROGRAMS:
+        return PROGRAMS[config.program](config, images).to(config.device)
+    program = _factory(config.program)(config, images)
+    for part in ("model", "guide"):
+        if not callable(getattr(program, part, None)):
+            raise ValueError(f"--program {config.program}: what the factory returns has no {part}(x).")
+    return program.to(config.device) if isinstance(program, nn.Module) else program
 
 
 def _factory(program: str) -> Callable[[Config, data.Images], Any]:
@@ -245,22 +260,43 @@ def _factory(program: str) -> Callable[[Config, data.Images], Any]:
     return getattr(module, name)
 
 
-def _vae(config: Config, images: data.Images) -> VAE:
-    shape = images.pixel_shape
-    pixels = math.prod(shape)
+def _likelihood(config: Config, images: data.Images, latent_dim: int) -> nn.Module:
+    part, per_pixel = LIKELIHOODS[config.likelihood]
     hidden = [config.hidden_dim] * 2
-    net = NETS[config.net]
-    likelihood, per_pixel = LIKELIHOODS[config.likelihood]
-    encoder = nn.Sequential(nets.Flatten(shape), net([pixels, *hidden, 2 * config.latent_dim]))
-    decoder = net([config.latent_dim, *hidden, per_pixel * pixels])
-    mean_image = images.train.float().mean(0).cpu() / 255
-    posterior = POSTERIORS[config.posterior](encoder)
-    vae = VAE(
-        prior=PRIORS[config.prior](Blueprint(config.latent_dim, images.train), posterior),
-        likelihood=likelihood(decoder, shape, mean_image),
-        posterior=posterior,
+    decoder = NETS[config.net]([latent_dim, *hidden, per_pixel * math.prod(images.pixel_shape)])
+    return part(decoder, images.pixel_shape, images.train.float().mean(0).cpu() / 255)
+
+
+def _posterior(config: Config, images: data.Images, latent_dim: int) -> nn.Module:
+    hidden = [config.hidden_dim] * 2
+    encoder = NETS[config.net]([math.prod(images.pixel_shape), *hidden, 2 * latent_dim])
+    return POSTERIORS[config.posterior](nn.Sequential(nets.Flatten(images.pixel_shape), encoder))
+
+
+def _vae(config: Config, images: data.Images) -> nn.Module:
+    posterior = _posterior(config, images, config.latent_dim)
+    likelihood = _likelihood(config, images, config.latent_dim)
+    prior = PRIORS[config.prior](Blueprint(config.latent_dim, images.train), posterior)
+    return VAE(prior, likelihood, posterior)
+
+
+def _two_layer(config: Config, images: data.Images) -> nn.Module:
+    if config.prior == "vamp":
+        raise ValueError(
+            "A VampPrior is of a posterior of images, and z2 of two-layer has none: choose another --prior."
+        )
+    # Burda et al.: twice as many units in z1 as in z2, and half as many hidden ones between them as below.
+    top, bottom, hidden = config.latent_dim, 2 * config.latent_dim, [max(1, config.hidden_dim // 2)] * 2
+    return TwoLayerVAE(
+        prior=PRIORS[config.prior](Blueprint(top, images.train), nn.Identity()),
+        generator=posteriors.MeanField(nets.MLP([top, *hidden, 2 * bottom])),
+        likelihood=_likelihood(config, images, bottom),
+        posterior=_posterior(config, images, bottom),
+        top_posterior=posteriors.MeanField(nets.MLP([bottom, *hidden, 2 * top])),
     )
-    return vae.to(config.device)
+
+
+PROGRAMS: dict[str, Callable[[Config, data.Images], nn.Module]] = {"vae": _vae, "two-layer": _two_layer}
 
 
 def look(config: Config, density: bool) -> Callable[..., Tensor]:

@@ -67,6 +67,8 @@ def main(arguments: Arguments) -> None:
 
 def fit(setting: config.Config, folder: RunFolder) -> None:
     """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
+    if folder.finished:
+        return folder.check_same(setting.resolved().to_json())
     flags = [
         word for name, value in setting.to_json().items() if value is not None for word in (flag(name), str(value))
     ]

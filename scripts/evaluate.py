@@ -74,7 +74,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     if not folder.checkpoints():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     saved = config.Config.read(folder.config_path)
-    if saved.program != changes.get("program", "vae"):
+    if saved.program != changes.get("program", saved.program if saved.program in config.PROGRAMS else None):
         raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace
     return change(saved, **changes).resolved()

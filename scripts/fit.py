@@ -43,8 +43,8 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     settings = arguments.config.resolved()
     particles = settings.num_particles if settings.num_particles > 1 else ""
-    part = settings.prior if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-")
-    name = f"{settings.data}-{part}-{settings.objective}{particles}"
+    own = "" if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-") + "-"
+    name = f"{settings.data}-{own}{settings.prior}-{settings.objective}{particles}"
     folder = RunFolder(arguments.out or Path("runs") / name)
     if arguments.resume and folder.finished:
         folder.check_same(settings.to_json())
@@ -60,10 +60,11 @@ def main(arguments: Arguments) -> None:
     check_domain(program.model, program.guide, test[:100])
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    total_steps = settings.epochs * math.ceil(batches.num_images / settings.batch_size)
+    epoch_steps = math.ceil(batches.num_images / settings.batch_size)
+    total_steps = settings.epochs * epoch_steps
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
-    objective = config.OBJECTIVES[settings.objective](settings.num_particles)
+    objective = config.OBJECTIVES[settings.objective](settings, epoch_steps)
     fit = Fit(
         SVI(program.model, program.guide, optim, objective),
         batches,

@@ -29,8 +29,10 @@ OTHER = Config(
     net="mlp",
     latent_dim=3,
     hidden_dim=4,
-    objective="iwae",
+    objective="beta",
     num_particles=5,
+    beta=0.5,
+    warmup_epochs=12,
     epochs=6,
     batch_size=2,
     learning_rate=0.1 + 0.2,  # 17 digits
@@ -62,8 +64,8 @@ def test_the_other_configuration_differs_in_every_field() -> None:
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
-    path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "beta": 1.0})
-    with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*beta, latent_dims"):
+    path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "betas": 1.0})
+    with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*betas, latent_dims"):
         Config.read(path)
 
 

@@ -18,7 +18,8 @@ from calls import MORE, TINY, command, script
 
 from pyro_vae import config
 
-PARTS = ("prior", "posterior", "likelihood", "net", "objective", "schedule")
+NAMES = config.CHOICES | {"program": config.PROGRAMS}
+PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
 import pyro
 import pyro.distributions as dist
@@ -164,7 +165,7 @@ def test_compare_refuses_what_it_cannot_compare(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("part", "name"), [(part, name) for part in PARTS for name in sorted(config.CHOICES[part])])
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part in PARTS for name in sorted(NAMES[part])])
 def test_every_name_that_help_offers_runs(
     part: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,20 +1,26 @@
 """How a program is fitted: objectives, the SVI driver, the loop, and checkpoints."""
 
 from pyro_vae.infer import checkpoint, schedules
+from pyro_vae.infer.estimators import STL, DReG
 from pyro_vae.infer.fit import Epoch, Fit
-from pyro_vae.infer.objectives import ELBO, IWAE, Objective
+from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
 from pyro_vae.infer.parameters import load_parameters
 from pyro_vae.infer.svi import SVI, NonFiniteError, Optim
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "STL",
     "SVI",
+    "BetaELBO",
+    "DReG",
     "Epoch",
     "Fit",
+    "MeanFieldELBO",
     "NonFiniteError",
     "Objective",
     "Optim",
+    "Renyi",
     "checkpoint",
     "load_parameters",
     "schedules",

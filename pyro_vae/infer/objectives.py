@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from pyro_vae.trace import Program, Run, check_support, run_pair
+from pyro_vae.infer.particles import Particles, draw_particles
+from pyro_vae.trace import Program
 
 
 class Objective(Trace_ELBO):
@@ -39,8 +40,11 @@ class Objective(Trace_ELBO):
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
 
     @abstractmethod
-    def objective(self, log_w: Tensor) -> Tensor:
-        """Map the log importance weights (K, B) to the objective of each image (B,), in nats."""
+    def objective(self, particles: Particles) -> Tensor:
+        """Map the terms of the particles (K, B) to the objective of each image (B,), in nats."""
+
+    def at_step(self, step: int) -> None:
+        """Prepare for a step; its number counts from 0."""
 
     def bounds(self, model: Program, guide: Program, x: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the objective and the ELBO of each image from the same particles.
@@ -54,11 +58,10 @@ class Objective(Trace_ELBO):
             (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient.
 
         Raises:
-            ValueError: a latent site has no reparameterized gradient, is scaled, is missing on one side, or
-                stands outside the data plate; where Pyro's validation is on, data outside their support.
+            ValueError: as `draw_particles`.
         """
-        log_w = _log_weights(model, guide, x, self.num_particles)
-        return self.objective(log_w), log_w.detach().mean(0)
+        particles = draw_particles(model, guide, x, self.num_particles)
+        return self.objective(particles), particles.log_w.detach().mean(0)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return minus the objective, summed over the batch, in nats; differentiable."""
@@ -82,9 +85,9 @@ class ELBO(Objective):
     Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
     """
 
-    def objective(self, log_w: Tensor) -> Tensor:
+    def objective(self, particles: Particles) -> Tensor:
         """Return the mean over particles."""
-        return log_w.mean(0)
+        return particles.log_w.mean(0)
 
 
 class IWAE(Objective):
@@ -94,33 +97,86 @@ class IWAE(Objective):
     (https://arxiv.org/abs/1509.00519).
     """
 
-    def objective(self, log_w: Tensor) -> Tensor:
+    def objective(self, particles: Particles) -> Tensor:
         """Return the log of the mean weight."""
-        return log_w.logsumexp(0) - math.log(log_w.shape[0])
+        return _log_mean(particles.log_w)
 
 
-def _log_weights(model: Program, guide: Program, x: Tensor, num_samples: int) -> Tensor:
-    """Log importance weights (K, B) with pathwise gradients, float64."""
-    p, q = run_pair(model, guide, x, num_samples)
-    _check_sites(p, q)
-    # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
-    log_p = p.log_probs()
-    log_q = q.log_probs()
-    return sum(log_p.values()) - torch.as_tensor(sum(log_q.values()))
+class Renyi(Objective):
+    """The variational Renyi bound of each image, 1/(1 - alpha) E_q[log (1/K) sum_k w_k^(1 - alpha)].
+
+    It lies between the ELBO (alpha -> 1) and the IWAE bound (alpha = 0). Li, Turner, "Renyi Divergence
+    Variational Inference", NeurIPS 2016 (https://arxiv.org/abs/1602.02311).
+
+    Args:
+        num_particles: K.
+        alpha: in [0, 1).
+    """
+
+    def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
+        super().__init__(num_particles)
+        if not 0 <= alpha < 1:
+            raise ValueError(f"alpha is {alpha}; a lower bound needs 0 <= alpha < 1.")
+        self.alpha = alpha
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the log of the mean power of the weights, per unit of 1 - alpha."""
+        power = 1 - self.alpha
+        return _log_mean(power * particles.log_w) / power
 
 
-def _check_sites(p: Run, q: Run) -> None:
-    for name, site in (*p.sites.items(), *q.sites.items()):
-        if isinstance(site["scale"], Tensor) or site["scale"] != 1:
-            raise ValueError(
-                f"Site {name!r} is scaled, and bounds of each image know no scale: remove poutine.scale, and give "
-                "the data plate the size of the batch, x.shape[0]."
-            )
-    for name in q.values:
-        kind = q.sites[name]["fn"]
-        if torch.is_grad_enabled() and not kind.has_rsample:
-            raise ValueError(
-                f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; use one that has."
-            )
-    if is_validation_enabled():
-        check_support(p)
+class BetaELBO(Objective):
+    """E_q[log p(x|z)] - beta E_q[log q(z|x) - log p(z)], beta rising linearly to its value over the first steps.
+
+    Higgins et al., "beta-VAE", ICLR 2017; Bowman et al., "Generating Sentences from a Continuous Space", CoNLL
+    2016 (https://arxiv.org/abs/1511.06349) for the warm-up. The ELBO beside it stays the true one.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate after the warm-up.
+        warmup_steps: steps over which it rises; 0 starts at its value.
+    """
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
+        super().__init__(num_particles)
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta is {beta}; it must be a number of 0 or more.")
+        self.final_beta = beta
+        self.warmup_steps = warmup_steps
+        self.beta = torch.tensor(0.0)  # a tensor, so that no graph of a step freezes it
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Set beta to its value at a step."""
+        part = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        self.beta.fill_(self.final_beta * part)
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return minus distortion and beta times the rate, averaged over particles."""
+        return (particles.log_likelihood - self.beta.to(particles.x.device) * particles.log_ratio).mean(0)
+
+
+class MeanFieldELBO(Objective):
+    """The ELBO with the KL divergence from prior to posterior in closed form, E_q[log p(x|z)] - KL(q(z|x) || p(z)).
+
+    Raises:
+        ValueError: at the first use, where torch knows no closed form, or a program has several latent sites,
+            whose divergence depends on what is drawn. Nothing falls back to Monte Carlo.
+    """
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the expected log-likelihood minus the divergence."""
+        if len(particles.q.values) != 1:
+            raise ValueError(f"The analytic KL is of one latent site, and this program has {len(particles.q.values)}.")
+        (name,) = particles.q.values
+        q, p = particles.q.sites[name]["fn"], particles.p.sites[name]["fn"]
+        try:
+            divergence = kl_divergence(q, p)
+        except NotImplementedError as error:
+            kinds = " and ".join(type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
+            raise ValueError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
+        return (particles.log_likelihood - divergence.double()).mean(0)
+
+
+def _log_mean(log_values: Tensor) -> Tensor:
+    return log_values.logsumexp(0) - math.log(len(log_values))

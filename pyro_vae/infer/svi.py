@@ -168,6 +168,7 @@ class SVI(pyro.infer.SVI):
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.objective, Objective):
+            self.objective.at_step(self.steps)
             objective, elbo = self.objective.bounds(self.model, self.guide, *args, **kwargs)
             loss, self.elbo = -objective.sum(), elbo.sum()
             loss.backward()
