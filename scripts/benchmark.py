@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae import cli, config, data
+from pyro_vae import cli, config, data, parts
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 
 Step = Callable[[Tensor], object]
@@ -83,7 +83,7 @@ def main(arguments: Arguments) -> None:
 
 def ours(settings: config.Config, images: data.Images) -> Step:
     """Return the step that scripts/fit.py takes, the decay of the learning rate included."""
-    program = config.build(settings, images)
+    program = parts.build(settings, images)
     schedule = schedules.over(schedules.cosine, 100_000)
     svi = SVI(
         program.model,
@@ -96,7 +96,7 @@ def ours(settings: config.Config, images: data.Images) -> Step:
 
 def stock(settings: config.Config, images: data.Images) -> Step:
     """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
-    program = config.build(settings, images)
+    program = parts.build(settings, images)
     adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
     svi = pyro.infer.SVI(program.model, program.guide, adam, pyro.infer.Trace_ELBO())
     return alone(svi)
@@ -115,7 +115,7 @@ def alone(svi: pyro.infer.SVI) -> Step:
 
 def handwritten(settings: config.Config, images: data.Images) -> Step:
     """Return a step written by hand: the same networks, the analytic KL, one fused Adam, no Pyro."""
-    program: Any = config.build(settings, images)
+    program: Any = parts.build(settings, images)
     encoder, decoder = program.posterior.net, program.likelihood.net
     params = nn.ModuleList([encoder, decoder]).parameters()
     adam = torch.optim.Adam(params, lr=settings.learning_rate, fused=True)

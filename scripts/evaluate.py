@@ -14,7 +14,7 @@ from pathlib import Path
 import pyro
 import tyro
 
-from pyro_vae import cli, config, data
+from pyro_vae import cli, config, data, parts
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import checkpoint, load_parameters
 from pyro_vae.report import RunFolder, RunFolderError, measure, plots, table, write_results
@@ -74,7 +74,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     if not folder.checkpoints():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     saved = config.Config.read(folder.config_path)
-    if saved.program != changes.get("program", saved.program if saved.program in config.PROGRAMS else None):
+    if saved.program != changes.get("program", saved.program if saved.program in parts.PROGRAMS else None):
         raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace
     return change(saved, **changes).resolved()
@@ -85,7 +85,7 @@ def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[s
     assert settings.num_samples is not None
     images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
-    program = config.build(settings, images)
+    program = parts.build(settings, images)
     state = checkpoint.load(folder.checkpoints()[-1])
     load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_vae import config, data
+from pyro_vae import config, data, parts
 from pyro_vae.config import Config
 from pyro_vae.model import likelihoods
 
@@ -212,7 +212,7 @@ def small(**changes: Any) -> tuple[Config, data.Images]:
 
 def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:
     settings, images = small(binarize="fixed")
-    vae = config.build(settings, images)
+    vae = parts.build(settings, images)
     mean = images.train.numpy().reshape(len(images.train), -1).mean(0) / 255
     mean = np.clip(mean, 1e-3, 1 - 1e-3)  # corners are always black
     assert isinstance(vae.likelihood, likelihoods.Bernoulli)
@@ -226,7 +226,7 @@ def test_the_same_seed_gives_the_same_parameters(likelihood: str) -> None:
 
     def parameters(seed: int) -> dict[str, torch.Tensor]:
         pyro.set_rng_seed(seed)
-        return config.build(settings, images).state_dict()
+        return parts.build(settings, images).state_dict()
 
     first, second, other = parameters(3), parameters(3), parameters(4)
     assert all(torch.equal(first[name], second[name]) for name in first)

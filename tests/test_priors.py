@@ -16,13 +16,13 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae import config, data
+from pyro_vae import config, data, parts
 from pyro_vae.model import nets, posteriors
 from pyro_vae.model.priors.components import DiagonalNormals
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.vamp import VampPrior
 
-NAMES = sorted(config.PRIORS)
+NAMES = sorted(parts.PRIORS)
 
 
 def posterior(latent_dim: int) -> nn.Module:
@@ -32,7 +32,7 @@ def posterior(latent_dim: int) -> nn.Module:
 def prior_of(name: str, latent_dim: int) -> nn.Module:
     """Build a prior and move it from its start, so that nothing is tested at a special point."""
     images = torch.randint(0, 256, (300, 2, 2), dtype=torch.uint8)
-    prior = config.PRIORS[name](config.Blueprint(latent_dim, images), posterior(latent_dim))
+    prior = parts.PRIORS[name](parts.Blueprint(latent_dim, images), posterior(latent_dim))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / math.sqrt(parameter.shape[-1]))
@@ -137,11 +137,11 @@ def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self) -> dist.Distribution:
             return dist.Normal(torch.full((3,), 40.0), 1.0).to_event(1)
 
-    monkeypatch.setitem(config.PRIORS, "far", lambda plan, posterior: Far())
+    monkeypatch.setitem(parts.PRIORS, "far", lambda plan, posterior: Far())
     settings = config.Config(prior="far", latent_dim=3, device="cpu")
     with torch.device("cpu"):
         images = data.load("digits", settings.data_root)
-        program = config.build(settings, images)
+        program = parts.build(settings, images)
         trace = poutine.trace(program.model).get_trace(torch.zeros(50, 8, 8))
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from calls import MORE, TINY, command, script
 
-from pyro_vae import config
+from pyro_vae import config, parts
 
-NAMES = config.CHOICES | {"program": config.PROGRAMS}
+NAMES = config.CHOICES | {"program": parts.PROGRAMS}
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
 import pyro
