@@ -16,7 +16,7 @@ SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts"
 # Each room and what of ours it may import; the longest matching prefix counts.
 ALLOWED = {
     "pyro_vae/__init__.py": {"pyro_vae.evaluate", "pyro_vae.infer", "pyro_vae.model"},
-    "pyro_vae/data.py": set(),
+    "pyro_vae/data/": {"pyro_vae.data"},
     "pyro_vae/trace/": {"pyro_vae.trace"},
     "pyro_vae/model/": {"pyro_vae.model"},
     "pyro_vae/infer/": {"pyro_vae.infer", "pyro_vae.trace"},
@@ -33,8 +33,8 @@ HOMES = {
     "arviz": ("pyro_vae/evaluate/diagnostics.py", "pyro_vae/report/plots.py"),
     "arviz_stats": ("pyro_vae/evaluate/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/",),
-    "torchvision": ("pyro_vae/data.py", "pyro_vae/report/plots.py"),
-    "sklearn": ("pyro_vae/data.py",),
+    "torchvision": ("pyro_vae/data/sources.py", "pyro_vae/report/plots.py"),
+    "sklearn": ("pyro_vae/data/sources.py",),
     "tyro": ("pyro_vae/config.py",),
 }
 
@@ -64,10 +64,8 @@ def test_a_room_imports_only_what_it_may(source: str) -> None:
             assert not within(name, library) or source.startswith(homes), f"{source} imports {name}"
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [source for source in SOURCES if source != "pyro_vae/cli.py"])
 def test_library_code_neither_prints_nor_seeds_nor_loads_code(source: str) -> None:
-    if source == "pyro_vae/cli.py":
-        pytest.skip("the scripts' own voice")
     calls = [n for n in ast.walk(ast.parse((ROOT / source).read_text())) if isinstance(n, ast.Call)]
     names = {ast.unparse(call.func) for call in calls}
     assert not names & {"print", "eval", "exec", "pickle.load", "pickle.loads", "pyro.set_rng_seed"}

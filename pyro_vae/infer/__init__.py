@@ -4,8 +4,9 @@ from pyro_vae.infer import checkpoint, schedules
 from pyro_vae.infer.estimators import STL, DReG
 from pyro_vae.infer.fit import Epoch, Fit
 from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
+from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import load_parameters
-from pyro_vae.infer.svi import SVI, NonFiniteError, Optim
+from pyro_vae.infer.svi import SVI, NonFiniteError
 
 __all__ = [
     "ELBO",

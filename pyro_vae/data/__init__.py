@@ -1,0 +1,17 @@
+"""Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
+
+from pyro_vae.data.images import DataError, Images, to_uint8
+from pyro_vae.data.observe import Batches, binarize, observe, observe_once
+from pyro_vae.data.sources import DATASETS, load
+
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "DataError",
+    "Images",
+    "binarize",
+    "load",
+    "observe",
+    "observe_once",
+    "to_uint8",
+]

@@ -1,0 +1,78 @@
+r"""One torch optimizer behind Pyro's optimizer interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from pyro_vae.infer.parameters import State
+
+
+class Optim(PyroOptim):
+    """One torch optimizer over all parameters, in the order of their names in the param store.
+
+    Stock `PyroOptim` keeps one optimizer per tensor; the arithmetic is the same, the overhead is not.
+
+    Args:
+        constructor: a `torch.optim.Optimizer` class.
+        arguments: its keyword arguments, ``{"lr": 1e-3, "fused": True}``.
+        schedule: factor on the learning rate as a function of the number of steps taken.
+    """
+
+    def __init__(
+        self,
+        constructor: Callable[..., torch.optim.Optimizer],
+        arguments: State,
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__(constructor, arguments)
+        self.constructor = constructor
+        self.arguments = arguments
+        self.schedule = schedule
+        self.params: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: LambdaLR | None = None
+        self.learning_rate = math.nan  # of the last step
+
+    def add(self, params: Iterable[Tensor]) -> None:
+        """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
+        store = pyro.get_param_store()
+        new = dict(sorted((str(store.param_name(p)), p) for p in params))
+        self.params |= new
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["params"] += new.values()
+            return
+        self.optimizer = self.constructor(list(new.values()), **self.arguments)
+        if self.schedule is not None:
+            self.scheduler = LambdaLR(self.optimizer, self.schedule)
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """Take one step over all parameters, those given for the first time included."""
+        known = {id(p) for p in self.params.values()}
+        if new := [p for p in params if id(p) not in known]:
+            self.add(new)
+        assert self.optimizer is not None
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def get_state(self) -> State:
+        """Return the state of optimizer and schedule."""
+        assert self.optimizer is not None
+        scheduler = None if self.scheduler is None else {"last_epoch": self.scheduler.last_epoch}
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+
+    def set_state(self, state: State) -> None:
+        """Restore what `get_state` returned, over parameters that have been added in the same order."""
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
