@@ -60,11 +60,11 @@ def main(arguments: Arguments) -> None:
 
 def names_of(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest endings of the paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    if len(set(parts)) < len(parts):
+    pieces = [path.resolve().parts for path in paths]
+    if len(set(pieces)) < len(pieces):
         raise ValueError("A run folder is given twice.")
-    depth = next(d for d in range(1, 1 + max(map(len, parts))) if len({p[-d:] for p in parts}) == len(parts))
-    return ["/".join(p[-depth:]) for p in parts]
+    depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
+    return ["/".join(p[-depth:]) for p in pieces]
 
 
 def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:

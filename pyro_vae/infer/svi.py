@@ -53,11 +53,11 @@ class SVI(pyro.infer.SVI):
             ValueError: the first step captures no parameter, or one that has a gradient is not captured.
         """
         loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
-        self._gate(loss)
         store = pyro.get_param_store()
         if len(store) != len(self._names):  # a parameter has appeared, perhaps one that has been unfrozen
             self.optim.add(unconstrained(name) for name in store.keys() - self._names)
             self._names = set(store.keys())
+        self._gate(loss)  # after the newcomers, whose gradients it has to see
         self.optim(())
         self._clear()
         self.steps += 1
