@@ -7,9 +7,9 @@ tables are plain dictionaries, so a part can be added from outside.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.data import Images
 from pyro_vae.infer import estimators, objectives
-from pyro_vae.model import VAE, TwoLayerVAE, likelihoods, nets, posteriors
+from pyro_vae.model import VAE, TwoLayerVAE, convnets, likelihoods, nets, posteriors
 from pyro_vae.model.priors import flow, gaussian, laplace, mixture, standard, student_t, vamp
 
 if TYPE_CHECKING:
@@ -50,16 +50,30 @@ PRIORS: dict[str, Callable[[Blueprint, nn.Module], nn.Module]] = {
     "realnvp": lambda plan, posterior: flow.realnvp(plan.latent_dim),
     "maf": lambda plan, posterior: flow.maf(plan.latent_dim),
 }
-POSTERIORS: dict[str, Callable[[nn.Module], nn.Module]] = {
+# A posterior is built from its encoder, by number of outputs, and the latent dimension.
+POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
     "meanfield": posteriors.MeanField,
+    "full-rank": posteriors.FullRank,
+    "low-rank": posteriors.LowRank,
+    "iaf": posteriors.InverseAutoregressive,
+    "mixture": posteriors.Mixture,
 }
-# Likelihoods with the number of parameters that their net gives for each pixel.
-LIKELIHOODS: dict[str, tuple[Callable[..., nn.Module], int]] = {
-    "bernoulli": (likelihoods.Bernoulli, 1),
-    "gaussian": (likelihoods.Gaussian, 2),
+# A likelihood is built from its decoder, by number of channels, and the training images.
+LIKELIHOODS: dict[str, Callable[[likelihoods.Decoder, Tensor], nn.Module]] = {
+    "bernoulli": likelihoods.Bernoulli,
+    "continuous-bernoulli": likelihoods.ContinuousBernoulli,
+    "gaussian": likelihoods.Gaussian,
+    "logistic-mixture": likelihoods.LogisticMixture,
+    "categorical": likelihoods.Categorical,
 }
-NETS: dict[str, Callable[..., nets.MLP]] = {
-    "mlp": nets.MLP,
+# A kind of network is built from the shape of an image and the units of a hidden layer.
+NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {
+    "linear": partial(nets.Dense, depth=0),
+    "mlp": nets.Dense,
+    "relu": partial(nets.Dense, layer=nets.relu),
+    "gated": partial(nets.Dense, layer=nets.Gated),
+    "conv": convnets.Conv,
+    "resnet": partial(convnets.Conv, blocks=2),
 }
 # An objective is built from the configuration and the number of steps in an epoch.
 OBJECTIVES: dict[str, Callable[[Config, int], objectives.Objective]] = {
@@ -105,17 +119,14 @@ def _factory(program: str) -> Callable[[Config, Images], Any]:
     return getattr(module, name)
 
 
-def _likelihood(config: Config, images: Images, latent_dim: int) -> nn.Module:
-    part, per_pixel = LIKELIHOODS[config.likelihood]
-    hidden = [config.hidden_dim] * 2
-    decoder = NETS[config.net]([latent_dim, *hidden, per_pixel * math.prod(images.pixel_shape)])
-    return part(decoder, images.pixel_shape, images.train.float().mean(0).cpu() / 255)
-
-
 def _posterior(config: Config, images: Images, latent_dim: int) -> nn.Module:
-    hidden = [config.hidden_dim] * 2
-    encoder = NETS[config.net]([math.prod(images.pixel_shape), *hidden, 2 * latent_dim])
-    return POSTERIORS[config.posterior](nn.Sequential(nets.Flatten(images.pixel_shape), encoder))
+    family = NETS[config.net](images.pixel_shape, config.hidden_dim)
+    return POSTERIORS[config.posterior](family.encoder, latent_dim)
+
+
+def _likelihood(config: Config, images: Images, latent_dim: int) -> nn.Module:
+    family = NETS[config.net](images.pixel_shape, config.hidden_dim)
+    return LIKELIHOODS[config.likelihood](partial(family.decoder, latent_dim), images.train)
 
 
 def _vae(config: Config, images: Images) -> nn.Module:
@@ -134,10 +145,10 @@ def _two_layer(config: Config, images: Images) -> nn.Module:
     top, bottom, hidden = config.latent_dim, 2 * config.latent_dim, [max(1, config.hidden_dim // 2)] * 2
     return TwoLayerVAE(
         prior=PRIORS[config.prior](Blueprint(top, images.train), nn.Identity()),
-        generator=posteriors.MeanField(nets.MLP([top, *hidden, 2 * bottom])),
+        generator=posteriors.MeanField(lambda outputs: nets.MLP([top, *hidden, outputs]), bottom),
         likelihood=_likelihood(config, images, bottom),
         posterior=_posterior(config, images, bottom),
-        top_posterior=posteriors.MeanField(nets.MLP([bottom, *hidden, 2 * top])),
+        top_posterior=POSTERIORS[config.posterior](lambda outputs: nets.MLP([bottom, *hidden, outputs]), top),
     )
 
 

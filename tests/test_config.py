@@ -216,7 +216,7 @@ def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:
     mean = images.train.numpy().reshape(len(images.train), -1).mean(0) / 255
     mean = np.clip(mean, 1e-3, 1 - 1e-3)  # corners are always black
     assert isinstance(vae.likelihood, likelihoods.Bernoulli)
-    bias = vae.likelihood.net.last.bias.detach().numpy()
+    bias = vae.likelihood.bias.detach().flatten().numpy()
     np.testing.assert_allclose(bias, np.log(mean / (1 - mean)), rtol=1e-4, atol=1e-6)
 
 

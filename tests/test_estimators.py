@@ -7,6 +7,7 @@ Comparisons of expectations are z-tests over repeats, of all coordinates at once
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pyro
@@ -15,7 +16,7 @@ import pytest
 import torch
 from oracles import LinearGaussian
 from scipy.stats import norm
-from test_objectives import images, small_vae
+from test_objectives import grey_images, images, small_vae
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import score
@@ -27,12 +28,13 @@ from pyro_vae.model.priors.vamp import VampPrior
 
 
 def two_layer() -> TwoLayerVAE:
+    family = nets.Dense((3, 2), 5, depth=1)
     return TwoLayerVAE(
         prior=StandardNormal(1),
-        generator=posteriors.MeanField(nets.MLP([1, 4, 2])),
-        likelihood=likelihoods.Bernoulli(nets.MLP([1, 5, 6]), (3, 2), torch.full((3, 2), 0.4)),
-        posterior=posteriors.MeanField(nn.Sequential(nets.Flatten((3, 2)), nets.MLP([6, 5, 2]))),
-        top_posterior=posteriors.MeanField(nets.MLP([1, 4, 2])),
+        generator=posteriors.MeanField(lambda outputs: nets.MLP([1, 4, outputs]), 1),
+        likelihood=likelihoods.Bernoulli(partial(family.decoder, 1), grey_images(0.4)),
+        posterior=posteriors.MeanField(family.encoder, 1),
+        top_posterior=posteriors.MeanField(lambda outputs: nets.MLP([1, 4, outputs]), 1),
     )
 
 
@@ -188,8 +190,8 @@ def test_the_two_layer_program_against_quadrature() -> None:
         for encoder in (program.posterior, program.top_posterior):  # a guide that ignores x and is wide enough
             for p in encoder.parameters():
                 p.zero_()
-        program.posterior.net[1].last.bias.fill_(0.5)
-        program.top_posterior.net.last.bias.fill_(0.5)
+        program.posterior.net[1][-1].bias.fill_(0.5)
+        program.top_posterior.net[-1].bias.fill_(0.5)
         x = images(8)
         axis = torch.linspace(-12, 12, 1601)
         z2 = axis.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The parts of a program: densities that integrate to one, sampling that agrees with them, any leading dimensions."""
+"""Programs and their networks: any leading dimensions, any size of image, one line for the prior."""
 
 from __future__ import annotations
 
@@ -10,41 +10,9 @@ import torch
 from test_objectives import images, small_vae
 from torch import nn
 
-from pyro_vae.model import likelihoods, nets
+from pyro_vae import parts
+from pyro_vae.model import nets
 from pyro_vae.model.priors.mixture import GaussianMixture
-
-
-def test_a_bernoulli_likelihood_sums_to_one() -> None:
-    likelihood = likelihoods.Bernoulli(nets.MLP([2, 5, 6]), (2, 3), torch.rand(2, 3))
-    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6).view(-1, 1, 2, 3)
-    total = likelihood(torch.randn(4, 2)).log_prob(every).exp().sum(0)
-    torch.testing.assert_close(total, torch.ones(4))
-
-
-def test_a_bernoulli_likelihood_starts_at_the_mean_image() -> None:
-    mean_image = torch.tensor([[0.0, 0.2], [0.9, 1.0]])
-    likelihood = likelihoods.Bernoulli(nets.MLP([2, 5, 4]), (2, 2), mean_image)
-    nn.init.zeros_(likelihood.net.last.weight)
-    expected = mean_image.clamp(1e-3, 1 - 1e-3)
-    torch.testing.assert_close(likelihood(torch.randn(2)).mean, expected)
-
-
-def test_a_gaussian_likelihood_has_its_moments_and_its_floor() -> None:
-    mean_image = torch.tensor([[0.0, 0.2], [0.9, 1.0]])
-    likelihood = likelihoods.Gaussian(nets.MLP([2, 5, 8]), (2, 2), mean_image)
-    last = likelihood.net.last
-    nn.init.zeros_(last.weight)
-    start = likelihood(torch.randn(3, 2))
-    torch.testing.assert_close(start.mean, mean_image.expand(3, 2, 2))
-    torch.testing.assert_close(start.variance.sqrt(), torch.full((3, 2, 2), 0.25 + 1 / 256))
-    with torch.no_grad():
-        last.bias.fill_(-1e4)  # as far as the scale can fall
-    assert likelihood(torch.randn(2)).variance.sqrt().min().item() == pytest.approx(1 / 256)
-    with torch.no_grad():
-        last.bias.normal_()
-    axis = torch.linspace(-20, 20, 40_001)
-    density = likelihood(torch.randn(2)).base_dist.log_prob(axis.view(-1, 1, 1)).exp()
-    torch.testing.assert_close(density.sum(0) * (axis[1] - axis[0]), torch.ones(2, 2), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (4, 3)])
@@ -80,3 +48,74 @@ def test_the_prior_stands_in_one_line_of_the_program() -> None:
         vae.prior.loc.fill_(40.0)
     trace = pyro.poutine.trace(vae.model).get_trace(images(50))
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
+
+
+NETS = sorted(parts.NETS)
+
+
+def moved(net: nn.Module) -> nn.Module:
+    """Move a network from its start, where residual branches are zero."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return net.to(torch.get_default_device())
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (32, 32), (5, 7)])
+@pytest.mark.parametrize("name", NETS)
+def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
+    """Each image and each code alone gives what it gives among others; every parameter has a gradient."""
+    family = parts.NETS[name](shape, 6)
+    for net, event, result in (
+        (moved(family.encoder(3)), shape, (3,)),
+        (moved(family.decoder(3, 2)), (3,), (2, *shape)),
+    ):
+        value = torch.randn(2, 4, *event)
+        found = net(value)
+        one_by_one = torch.stack([net(single) for single in value.flatten(0, 1)])
+        torch.testing.assert_close(found, one_by_one.view(2, 4, *result))
+        found.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str) -> None:
+    """No pixel of an image of odd size is lost on the way down or up."""
+    family = parts.NETS[name]((9, 7), 16)
+    x = torch.randn(9, 7, requires_grad=True)
+    moved(family.encoder(5))(x).square().sum().backward()
+    assert (x.grad != 0).all()
+    z = torch.randn(5)
+    decoder = moved(family.decoder(5, 1))
+    assert (decoder(z) != decoder(z + torch.randn(5))).all()
+
+
+def test_a_residual_network_starts_without_its_branches() -> None:
+    family = parts.NETS["resnet"]((8, 8), 6)
+    encoder, x = family.encoder(3), torch.randn(2, 8, 8)
+    before = encoder(x)
+    branches = [module for module in encoder.modules() if hasattr(module, "second")]
+    assert len(branches) == 4
+    for branch in branches:
+        nn.init.zeros_(branch.first.weight)
+    torch.testing.assert_close(encoder(x), before)
+
+
+def test_a_linear_network_is_linear() -> None:
+    family = parts.NETS["linear"]((3, 2), 16)
+    decoder, encoder = family.decoder(2, 1), family.encoder(4)
+    z, x = torch.randn(2, 2), torch.randn(2, 3, 2)
+    torch.testing.assert_close(decoder(2 * z[0] - z[1]), 2 * decoder(z[0]) - decoder(z[1]))
+    torch.testing.assert_close(encoder(2 * x[0] - x[1]), 2 * encoder(x[0]) - encoder(x[1]))  # its bias starts at 0
+
+
+def test_a_gated_layer_is_its_product() -> None:
+    layer, h = nets.Gated(3, 2), torch.randn(5, 3)
+    value = h @ layer.value.weight.T + layer.value.bias
+    gate = 1 / (1 + (-(h @ layer.gate.weight.T + layer.gate.bias)).exp())
+    torch.testing.assert_close(layer(h), value * gate)
+
+
+def test_convolutions_refuse_what_has_no_height_and_width() -> None:
+    with pytest.raises(ValueError, match="choose --net mlp"):
+        parts.NETS["conv"]((784,), 6)

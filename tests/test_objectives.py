@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -20,9 +21,13 @@ from pyro_vae.model.priors.standard import StandardNormal
 
 
 def small_vae() -> VAE:
-    encoder = nn.Sequential(nets.Flatten((3, 2)), nets.MLP([6, 8, 4]))
-    likelihood = likelihoods.Bernoulli(nets.MLP([2, 8, 6]), (3, 2), torch.full((3, 2), 0.3))
-    return VAE(StandardNormal(2), likelihood, posteriors.MeanField(encoder))
+    family = nets.Dense((3, 2), 8, depth=1)
+    likelihood = likelihoods.Bernoulli(partial(family.decoder, 2), grey_images(0.3))
+    return VAE(StandardNormal(2), likelihood, posteriors.MeanField(family.encoder, 2))
+
+
+def grey_images(grey: float) -> Tensor:
+    return torch.full((1, 3, 2), round(255 * grey), dtype=torch.uint8)
 
 
 def images(num_images: int) -> Tensor:

@@ -52,7 +52,7 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     """
     with torch.no_grad(), reading(model, guide, x=x, seed=0):
         result, _ = run_pair(model, guide, x, 1)
-    return any(not _support(_element(distribution)[0]).is_discrete for distribution, _ in result.observed.values())
+    return any(not _is_discrete(_support(_element(fn)[0])) for fn, _ in result.observed.values())
 
 
 def _element(distribution: Any) -> tuple[Any, list[Any]]:
@@ -71,3 +71,10 @@ def _support(distribution: Any) -> Any:
         return distribution.support
     except NotImplementedError:
         return constraints.real
+
+
+def _is_discrete(support: Any) -> bool:
+    """Whether a support is discrete; that of a mixture does not say so itself, but that of its components does."""
+    while isinstance(support, constraints.MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return bool(support.is_discrete)

@@ -8,11 +8,11 @@ Each scores a z from outside in one pass. Neural spline flows: Durkan, Bekasov, 
 
 from __future__ import annotations
 
-from typing import Any
-
+import pyro.distributions as dist
 import zuko
-from pyro.contrib.zuko import ZukoToPyro
 from torch import nn
+
+from pyro_vae.model.reparameterized import FlowDistribution
 
 
 class Flow(nn.Module):
@@ -26,9 +26,9 @@ class Flow(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self) -> Any:
+    def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
-        return ZukoToPyro(self.flow())
+        return FlowDistribution(self.flow())
 
 
 def nsf(latent_dim: int) -> Flow:
