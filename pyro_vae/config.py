@@ -64,9 +64,11 @@ class Config:
     posterior: Annotated[str, _one_of("posterior")] = "meanfield"
     """q(z|x)."""
     likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
-    """p(x|z). bernoulli takes binarized pixels, gaussian (learned mean and scale) takes --binarize none."""
+    """p(x|z). bernoulli takes binarized pixels; grey ones (--binarize none) go with categorical and logistic-mixture,
+    over their 256 levels, and with gaussian (learned mean and scale) and continuous-bernoulli, which are densities."""
     net: Annotated[str, _one_of("net")] = "mlp"
-    """Networks of encoder and decoder: mlp has two hidden tanh layers."""
+    """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; conv and
+    resnet: convolutions."""
     latent_dim: Count = 50
     """Latent units."""
     hidden_dim: Count = 200
@@ -77,9 +79,11 @@ class Config:
     num_particles: Count = 1
     """Particles per image in training."""
     beta: float = 1.0
-    """Weight of the rate, of --objective beta."""
+    """Weight of the rate, of --objective beta, or of the total correlation, of beta-tcvae."""
     warmup_epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Epochs over which beta rises to its value, of --objective beta."""
+    """Epochs over which beta rises to its value, of --objective beta and beta-tcvae."""
+    free_bits: float = 0.1
+    """Nats that a latent unit may cost for free, of --objective free-bits."""
     epochs: OptionalCount = None
     """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
     batch_size: Count = 100
@@ -105,10 +109,9 @@ class Config:
             self._at_least(name, 1)
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise ValueError(f"--beta is {self.beta}; it must be a number of 0 or more.")
-        if self.objective != "beta" and (self.beta != 1 or self.warmup_epochs):
-            raise ValueError(f"--beta and --warmup-epochs are of --objective beta, not of {self.objective}.")
+        for name in ("beta", "free_bits"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{parts.flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
         for name, choices in CHOICES.items():
@@ -118,7 +121,11 @@ class Config:
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+            raise ValueError(f"{parts.flag(name)} is {value}; it must be at least {least}.")
+
+    def epoch_steps(self, num_images: int) -> int:
+        """Return the steps of an epoch over so many training images."""
+        return math.ceil(num_images / self.batch_size)
 
     def resolved(self) -> Config:
         """Return the configuration with the defaults that depend on the data set or the machine filled in.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.data import Images
-from pyro_vae.infer import estimators, objectives
+from pyro_vae.infer import coupled, estimators, objectives
 from pyro_vae.model import VAE, TwoLayerVAE, convnets, likelihoods, nets, posteriors
 from pyro_vae.model.priors import flow, gaussian, laplace, mixture, standard, student_t, vamp
 
@@ -75,16 +75,46 @@ NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {
     "conv": convnets.Conv,
     "resnet": partial(convnets.Conv, blocks=2),
 }
-# An objective is built from the configuration and the number of steps in an epoch.
+# An objective is built from the configuration and the number of training images.
 OBJECTIVES: dict[str, Callable[[Config, int], objectives.Objective]] = {
-    "elbo": lambda c, steps: objectives.ELBO(c.num_particles),
-    "meanfield-elbo": lambda c, steps: objectives.MeanFieldELBO(c.num_particles),
-    "iwae": lambda c, steps: objectives.IWAE(c.num_particles),
-    "renyi": lambda c, steps: objectives.Renyi(c.num_particles),
-    "stl": lambda c, steps: estimators.STL(c.num_particles),
-    "dreg": lambda c, steps: estimators.DReG(c.num_particles),
-    "beta": lambda c, steps: objectives.BetaELBO(c.num_particles, c.beta, c.warmup_epochs * steps),
+    "elbo": lambda c, n: objectives.ELBO(c.num_particles),
+    "meanfield-elbo": lambda c, n: objectives.MeanFieldELBO(c.num_particles),
+    "iwae": lambda c, n: objectives.IWAE(c.num_particles),
+    "renyi": lambda c, n: objectives.Renyi(c.num_particles),
+    "stl": lambda c, n: estimators.STL(c.num_particles),
+    "dreg": lambda c, n: estimators.DReG(c.num_particles),
+    "beta": lambda c, n: objectives.BetaELBO(c.num_particles, c.beta, c.warmup_epochs * c.epoch_steps(n)),
+    "free-bits": lambda c, n: coupled.FreeBits(c.num_particles, c.free_bits),
+    "beta-tcvae": lambda c, n: coupled.BetaTCVAE(
+        c.num_particles, c.beta, c.warmup_epochs * c.epoch_steps(n), num_images=n
+    ),
 }
+
+# Flags that only some objectives read.
+_FLAGS_OF = {"beta": ("beta", "beta-tcvae"), "warmup_epochs": ("beta", "beta-tcvae"), "free_bits": ("free-bits",)}
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field of the configuration."""
+    return "--" + name.replace("_", "-")
+
+
+def unread(config: Config) -> dict[str, Any]:
+    """Return the fields that the objective does not read, with their defaults."""
+    return {name: getattr(type(config), name) for name, of in _FLAGS_OF.items() if config.objective not in of}
+
+
+def build_objective(config: Config, num_images: int) -> objectives.Objective:
+    """Build the objective of a configuration for so many training images.
+
+    Raises:
+        ValueError: a flag is set that the objective does not read.
+    """
+    for name, default in unread(config).items():
+        if getattr(config, name) != default:
+            of = " and ".join(_FLAGS_OF[name])
+            raise ValueError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
+    return OBJECTIVES[config.objective](config, num_images)
 
 
 def build(config: Config, images: Images) -> Any:

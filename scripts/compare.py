@@ -12,11 +12,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, parts
 from pyro_vae.report import RunFolder, comparison
 
 
@@ -41,20 +41,20 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    parts = {part: getattr(arguments, f"{part}s") for part in ("prior", "posterior", "likelihood", "objective")}
-    chosen = [part for part, names in parts.items() if names]
-    if len(chosen) != 1 or len(set(parts[chosen[0]])) < max(2, len(parts[chosen[0]])):
+    names = {part: getattr(arguments, f"{part}s") for part in ("prior", "posterior", "likelihood", "objective")}
+    chosen = [part for part in names if names[part]]
+    if len(chosen) != 1 or len(set(names[chosen[0]])) < max(2, len(names[chosen[0]])):
         raise ValueError(
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives."
         )
     if arguments.seeds < 1:
         raise ValueError(f"--seeds is {arguments.seeds}; it must be at least 1.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
-        (name, seed): replace(arguments.config, **{chosen[0]: name}, seed=arguments.config.seed + seed)
+        (name, seed): setting_of(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)
-        for name in parts[chosen[0]]
+        for name in names[chosen[0]]
     }
-    runs: dict[str, list[RunFolder]] = {name: [] for name in parts[chosen[0]]}
+    runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
     for (name, seed), setting in settings.items():
         folder = RunFolder(arguments.out / (f"{name}-seed{setting.seed}" if seed else name))
         fit(setting, folder)
@@ -65,23 +65,28 @@ def main(arguments: Arguments) -> None:
     print(f"\nwritten to {arguments.out}")
 
 
+def setting_of(settings: config.Config, part: str, name: str, seed: int) -> config.Config:
+    """Return the configuration with another part; of several objectives, each gets the flags that it reads."""
+    changes: dict[str, Any] = {part: name, "seed": settings.seed + seed}
+    setting = replace(settings, **changes)
+    return replace(setting, **parts.unread(setting)) if part == "objective" else setting
+
+
 def fit(setting: config.Config, folder: RunFolder) -> None:
     """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
     if folder.finished:
         return folder.check_same(setting.resolved().to_json())
     flags = [
-        word for name, value in setting.to_json().items() if value is not None for word in (flag(name), str(value))
+        word
+        for name, value in setting.to_json().items()
+        if value is not None
+        for word in (parts.flag(name), str(value))
     ]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)
     status = subprocess.run(call, stdout=subprocess.DEVNULL, check=False).returncode
     if status:
         raise SystemExit(status)
-
-
-def flag(name: str) -> str:
-    """Return the flag of a field."""
-    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

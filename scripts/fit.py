@@ -60,11 +60,10 @@ def main(arguments: Arguments) -> None:
     check_domain(program.model, program.guide, test[:100])
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    epoch_steps = math.ceil(batches.num_images / settings.batch_size)
-    total_steps = settings.epochs * epoch_steps
+    total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
-    objective = parts.OBJECTIVES[settings.objective](settings, epoch_steps)
+    objective = parts.build_objective(settings, batches.num_images)
     fit = Fit(
         SVI(program.model, program.guide, optim, objective),
         batches,

@@ -93,7 +93,7 @@ def test_summary_is_finite_or_says_why() -> None:
     whole = score(program.model, program.guide, x, 60, seed=0)
     parts = Scores.concatenate(score(program.model, program.guide, xb, 60, seed=0) for xb in x.split(6))
     np.testing.assert_array_equal(whole.iwae, parts.iwae)
-    numbers = summary(whole, active_units=2, num_pixels=7)
+    numbers = summary(whole, active_units=2, num_pixels=7, density=True)
     assert numbers["elbo"] == pytest.approx(-(numbers["rate"] + numbers["distortion"]))
     assert numbers["iwae"]["1"] == pytest.approx(numbers["elbo"])
     assert numbers["iwae"]["60"] == pytest.approx(numbers["log_likelihood"])
@@ -101,15 +101,16 @@ def test_summary_is_finite_or_says_why() -> None:
     assert numbers["log_likelihood_mc_se"] == pytest.approx(math.sqrt(whole.relative_variance.sum()) / 6)
     # A uniform density over [0, 1] has log p = 0 and needs all 8 bits.
     assert numbers["bits_per_dim"] == pytest.approx(8 - numbers["log_likelihood"] / 7 / math.log(2))
+    probability = summary(whole, active_units=2, num_pixels=7)
+    assert probability["bits_per_dim"] == pytest.approx(-numbers["log_likelihood"] / 7 / math.log(2))
     assert numbers["reasons"] == {}
 
-    lonely = summary(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0)
+    lonely = summary(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0, num_pixels=7)
     missing = {name for name, value in lonely.items() if value is None}
     assert missing == {
         "elbo_se",
         "log_likelihood_se",
         "log_likelihood_mc_se",
-        "bits_per_dim",
         "khat_median",
         "khat_bad_fraction",
     }
@@ -127,7 +128,7 @@ def test_weights_of_zero_are_null_with_their_reason() -> None:
             pyro.sample("x", dist.Normal(z @ program.weight.T, 1.0).to_event(1), obs=x)
 
     x = (program.weight[:, 0] + program.bias).expand(10, -1)  # of z = 1: some draws lie outside, and some inside
-    numbers = summary(score(model, program.guide, x, 100, seed=0), active_units=1)
+    numbers = summary(score(model, program.guide, x, 100, seed=0), active_units=1, num_pixels=7)
     assert numbers["elbo"] is None
     assert numbers["iwae"]["1"] is None
     assert math.isfinite(numbers["log_likelihood"])

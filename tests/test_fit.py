@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +14,19 @@ from test_objectives import small_vae
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import log_weights, score
-from pyro_vae.infer import ELBO, IWAE, SVI, Epoch, Fit, NonFiniteError, Objective, Optim, schedules
+from pyro_vae.infer import (
+    ELBO,
+    IWAE,
+    SVI,
+    BetaELBO,
+    Epoch,
+    Fit,
+    NonFiniteError,
+    Objective,
+    Optim,
+    checkpoint,
+    schedules,
+)
 from pyro_vae.model import VAE
 
 EPOCHS, BATCHES, SIZE = 6, 4, 8
@@ -272,3 +285,41 @@ def test_a_learned_guide_reaches_the_evidence() -> None:
         pass
     elbo = score(program.model, guide.guide, x, 2000, seed=0).elbo
     assert program.log_evidence(x).mean().item() - elbo.mean() < 0.01
+
+
+class OneBatch(Fixed):
+    """An epoch of one batch, whose training ELBO is that of the parameters before it."""
+
+    def __call__(self, epoch: int) -> Iterator[Tensor]:
+        yield next(super().__call__(epoch))
+
+
+def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """beta rises to 4 over 5 epochs: what is reported has none of it, in training and in validation."""
+
+    def new() -> tuple[VAE, Fit]:
+        pyro.clear_param_store()
+        vae, batches = small_vae(), OneBatch()
+        batches.num_images = SIZE
+        optim = Optim(torch.optim.Adam, {"lr": 0.02})
+        svi = SVI(vae.model, vae.guide, optim, BetaELBO(1, 4.0, warmup_steps=5))
+        return vae, Fit(svi, batches, EPOCHS, valid=batches.valid)
+
+    _, fit = new()
+    records = []
+    for epoch in fit:
+        checkpoint.save(tmp_path / f"{fit.epoch}.pt", fit.state_dict())
+        records.append(epoch)
+    assert all(abs(record.objective - record.elbo) > 0.01 for record in records if record.epoch != 1)  # beta = 4/3
+    for record in records:
+        vae, again = new()
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch + 1}.pt"))
+        found = log_weights(vae.model, vae.guide, Fixed().valid, 1, seed=0).mean()
+        assert float(found) == pytest.approx(record.valid_elbo, rel=1e-12)
+
+    for record in records[1:]:
+        vae, again = new()
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch}.pt"))  # its random streams too
+        x = next(iter(again.batches(record.epoch)))
+        found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
+        assert float(found) == pytest.approx(record.elbo, rel=1e-12)

@@ -43,7 +43,7 @@ def test_fit_writes_the_run_folder_of_the_contract(run: Path) -> None:
     assert summary["num_samples"] == 100
     assert summary["iwae"].keys() == {"1", "2", "5", "10", "50", "100"}
     assert summary["elbo"] <= summary["iwae"]["5"] <= summary["iwae"]["50"] <= summary["log_likelihood"]
-    assert {name for name, value in summary.items() if value is None} == summary["reasons"].keys() == {"bits_per_dim"}
+    assert {name for name, value in summary.items() if value is None} == summary["reasons"].keys() == set()
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in metrics] == [0, 1, 2]
     assert [line["step"] for line in metrics] == [3, 6, 9]
@@ -85,6 +85,29 @@ def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bits_per_dim"] == pytest.approx(8 - summary["log_likelihood"] / (64 * math.log(2)))
     assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, and a code cannot be free
+
+
+def test_densities_and_probabilities_of_pixels_are_not_compared(tmp_path: Path) -> None:
+    flags = ["--likelihoods", "gaussian", "logistic-mixture", "--binarize", "none", *TINY, *MORE]
+    result = script("compare", *flags, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "gaussian scores densities" in line
+    assert "bits_per_dim" in line
+    for name in ("gaussian", "logistic-mixture"):  # the runs are there, with the number that does compare
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert 0 < summary["bits_per_dim"] < 8
+
+
+def test_objectives_are_compared_each_with_the_flags_that_it_reads(tmp_path: Path) -> None:
+    flags = ["--objectives", "elbo", "beta-tcvae", "--beta", 4, *TINY]
+    result = script("compare", *flags, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    betas = {
+        name: json.loads((tmp_path / "out" / name / "config.json").read_text())["beta"]
+        for name in ("elbo", "beta-tcvae")
+    }
+    assert betas == {"elbo": 1.0, "beta-tcvae": 4.0}
 
 
 def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:

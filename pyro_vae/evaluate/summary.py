@@ -10,17 +10,18 @@ import numpy as np
 from pyro_vae.evaluate.bounds import Scores
 from pyro_vae.evaluate.diagnostics import good_khat
 
-_GREY_LEVELS = 256
+_BITS = 8  # of a grey level, the interval in which a dequantized pixel lies
 
 
-def summary(scores: Scores, active_units: int, num_pixels: int | None = None) -> dict[str, Any]:
+def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool = False) -> dict[str, Any]:
     """Summarise scores of N images.
 
     Args:
         scores: of all test images.
         active_units: of all latent sites.
-        num_pixels: of an image, where the likelihood is a density over dequantized pixels in [0, 1]; it gives
-            bits per dimension, 8 - log p(x) / (pixels log 2).
+        num_pixels: of an image.
+        density: whether the likelihood is a density over dequantized 8-bit pixels in [0, 1] rather than a probability.
+            Bits per dimension are -log p(x) / (pixels log 2), and 8 more for a density: they compare the two.
 
     Returns:
         JSON values. Numbers are finite; what does not exist is None, with its reason under "reasons".
@@ -35,7 +36,8 @@ def summary(scores: Scores, active_units: int, num_pixels: int | None = None) ->
         "log_likelihood": log_likelihood,
         "log_likelihood_se": _standard_error(scores.log_likelihood),
         "log_likelihood_mc_se": math.sqrt(scores.relative_variance.sum()) / scores.num_images,
-        "bits_per_dim": 8 - log_likelihood / (num_pixels * math.log(2)) if num_pixels else math.nan,
+        "density": density,
+        "bits_per_dim": _BITS * density - log_likelihood / (num_pixels * math.log(2)),
         "num_samples": scores.num_samples,
         "rate": float(scores.rate.mean()),
         "distortion": float(scores.distortion.mean()),
@@ -60,8 +62,6 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def _reason(name: str, scores: Scores) -> str:
-    if name == "bits_per_dim":
-        return "the likelihood is a probability of pixels, not a density"
     if name.startswith("khat"):
         return "k-hat needs 30 draws or more, of finite weights that are not equal"
     if name.endswith("likelihood_mc_se") and scores.num_samples == 1:

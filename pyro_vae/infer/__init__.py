@@ -1,6 +1,7 @@
 """How a program is fitted: objectives, the SVI driver, the loop, and checkpoints."""
 
 from pyro_vae.infer import checkpoint, schedules
+from pyro_vae.infer.coupled import BetaTCVAE, FreeBits
 from pyro_vae.infer.estimators import STL, DReG
 from pyro_vae.infer.fit import Epoch, Fit
 from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
@@ -14,9 +15,11 @@ __all__ = [
     "STL",
     "SVI",
     "BetaELBO",
+    "BetaTCVAE",
     "DReG",
     "Epoch",
     "Fit",
+    "FreeBits",
     "MeanFieldELBO",
     "NonFiniteError",
     "Objective",

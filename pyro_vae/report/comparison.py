@@ -15,7 +15,7 @@ from pyro_vae.evaluate import paired_differences, read_netcdf
 from pyro_vae.report import plots
 from pyro_vae.report.run import RunFolder
 
-_MEANS = ("elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
+_MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
 
 
 def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
@@ -28,16 +28,28 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         A row for each name, best log p(x) first. Numbers are means over seeds; differences are to the best, of
         each image's mean over seeds, with their standard error over images; the spread is the standard
         deviation over seeds, None with one seed.
+
+    Raises:
+        ValueError: some score densities of pixels and others probabilities, whose nats do not compare.
     """
+    summaries = {
+        name: [json.loads((run.path / "summary.json").read_text()) for run in seeds] for name, seeds in runs.items()
+    }
+    densities = {name: each[0]["density"] for name, each in summaries.items()}
+    if len(set(densities.values())) > 1:
+        named = ", ".join(name for name, density in densities.items() if density)
+        raise ValueError(
+            f"{named} scores densities of pixels and the rest probabilities, whose nats do not compare: compare the "
+            "bits_per_dim in their summary.json."
+        )
     likelihoods = {
         name: np.mean([read_netcdf(run.path / "scores.nc")["log_likelihood"] for run in seeds], axis=0)
         for name, seeds in runs.items()
     }
     rows = []
     for name, (difference, error) in paired_differences(likelihoods).items():
-        summaries = [json.loads((run.path / "summary.json").read_text()) for run in runs[name]]
         values = likelihoods[name]
-        each = [summary["log_likelihood"] for summary in summaries]
+        each = [summary["log_likelihood"] for summary in summaries[name]]
         rows.append(
             {
                 "name": name,
@@ -46,9 +58,9 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
                 "below_best": difference,
                 "below_best_se": error,
                 "seed_spread": statistics.stdev(each) if len(each) > 1 else None,
-                "iwae_50": _mean([summary["iwae"].get("50") for summary in summaries]),
-                **{key: _mean([summary[key] for summary in summaries]) for key in _MEANS},
-                "seconds_per_epoch": _mean([s["train_seconds"] / s["epochs"] for s in summaries]),
+                "iwae_50": _mean([summary["iwae"].get("50") for summary in summaries[name]]),
+                **{key: _mean([summary[key] for summary in summaries[name]]) for key in _MEANS},
+                "seconds_per_epoch": _mean([s["train_seconds"] / s["epochs"] for s in summaries[name]]),
             }
         )
     return rows

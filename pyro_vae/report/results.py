@@ -52,7 +52,7 @@ def measure(
     moments = Moments.concatenate(
         posterior_moments(program.guide, images, seed=seed) for images in x.split(_IMAGES_AT_ONCE)
     )
-    numbers = summary(scores, active_units(moments), x[0].numel() if density else None)
+    numbers = summary(scores, active_units(moments), x[0].numel(), density=density)
     return scores, {**numbers, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
