@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_vae.data import Images
 from pyro_vae.infer import coupled, estimators, objectives
 from pyro_vae.model import VAE, TwoLayerVAE, convnets, likelihoods, nets, posteriors
-from pyro_vae.model.priors import flow, gaussian, laplace, mixture, standard, student_t, vamp
+from pyro_vae.model.priors import flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
 if TYPE_CHECKING:
     from pyro_vae.config import Config
@@ -49,6 +49,7 @@ PRIORS: dict[str, Callable[[Blueprint, nn.Module], nn.Module]] = {
     "nsf": lambda plan, posterior: flow.nsf(plan.latent_dim),
     "realnvp": lambda plan, posterior: flow.realnvp(plan.latent_dim),
     "maf": lambda plan, posterior: flow.maf(plan.latent_dim),
+    "lars": lambda plan, posterior: lars.LARS(plan.latent_dim),
 }
 # A posterior is built from its encoder, by number of outputs, and the latent dimension.
 POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {

@@ -19,6 +19,7 @@ from torch.nn.functional import softplus
 from pyro_vae import config, data, parts
 from pyro_vae.model import nets, posteriors
 from pyro_vae.model.priors.components import DiagonalNormals
+from pyro_vae.model.priors.lars import LARS
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.vamp import VampPrior
 
@@ -30,13 +31,13 @@ def posterior(latent_dim: int) -> nn.Module:
 
 
 def prior_of(name: str, latent_dim: int) -> nn.Module:
-    """Build a prior and move it from its start, so that nothing is tested at a special point."""
+    """Build a prior in evaluation mode and move it from its start, so that nothing is tested at a special point."""
     images = torch.randint(0, 256, (300, 2, 2), dtype=torch.uint8)
     prior = parts.PRIORS[name](parts.Blueprint(latent_dim, images), posterior(latent_dim))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / math.sqrt(parameter.shape[-1]))
-    return prior.to(torch.get_default_device())
+    return prior.to(torch.get_default_device()).eval()
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
@@ -154,3 +155,53 @@ def test_components_are_scored_as_pyro_scores_them() -> None:
         weights, dist.Normal(loc.float().double(), scale.float().double()).to_event(1)
     ).log_prob(z.float().double())
     torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+def lars(dim: int = 2) -> LARS:
+    prior = LARS(dim, truncation=7, hidden_dim=8)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return prior
+
+
+def test_a_resampled_prior_trains_on_the_density_that_is_reported() -> None:
+    """A projected gradient of log p(z) with Z from 1,024 fresh points, mean of 400, against finite differences.
+
+    Its estimate of log Z is low by var(a) / (2 Z^2 1024), of the order of 1e-3, and so is its gradient: 4 s.e. and
+    2e-3, false alarms 6e-5.
+    """
+    prior, z = lars(), torch.randn(20, 2)
+    parameters = list(prior.parameters())
+    direction = [torch.randn_like(p) for p in parameters]
+    found = []
+    for _ in range(400):
+        gradient = torch.autograd.grad(prior().log_prob(z).mean(), parameters)
+        found.append(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
+    ends = []
+    prior.eval()
+    for step in (1e-4, -2e-4):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(step * d)
+            ends.append(prior().log_prob(z).mean())
+    expected, found = (ends[0] - ends[1]) / 2e-4, torch.stack(found)
+    assert (found.mean() - expected).abs() < 4 * found.std() / 20 + 2e-3
+
+
+@pytest.mark.parametrize("dim", [2, 50])
+def test_the_normalizer_of_a_resampled_prior_is_known_to_a_hundredth_of_a_nat(dim: int) -> None:
+    """Against 2 million independent points: what is promised, and 4 s.e. of those."""
+    prior = lars(dim).eval()
+    with torch.no_grad():
+        acceptance = torch.cat([prior.log_acceptance(torch.randn(100_000, dim)).exp() for _ in range(20)])
+    z, error = acceptance.mean(), acceptance.std() / math.sqrt(len(acceptance))
+    assert (prior.log_normalizer() - z.log()).abs() < 0.01 + 4 * error / z
+
+
+def test_a_resampled_prior_that_accepts_all_alike_is_normal() -> None:
+    prior, z = lars().eval(), torch.randn(20, 2)
+    with torch.no_grad():
+        for parameter in prior.net[-1].parameters():
+            parameter.zero_()
+    torch.testing.assert_close(prior().log_prob(z), dist.Normal(0.0, 1.0).log_prob(z).sum(1))

@@ -1,0 +1,103 @@
+r"""Resampled prior: N(0, I) through a learned accept-reject step, truncated after T proposals.
+
+With the acceptance a(z) in (0, 1), Z = E[a(z)] over N(0, I) and q = (1 - Z)^(T-1), the chance that the last proposal,
+which is always taken, is reached,
+
+    p(z) = N(z; 0, I) ((1 - q) a(z) / Z + q).
+
+Bauer, Mnih, "Resampled Priors for Variational Autoencoders", AISTATS 2019 (https://arxiv.org/abs/1810.11428).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
+
+_TRAINING_POINTS, _POINTS = 2**10, 2**17
+
+
+class LARS(nn.Module):
+    """Learned accept-reject sampling.
+
+    Training estimates Z anew at each step. In evaluation mode it is a number: the mean over 131,072 points of a
+    scrambled Sobol sequence that training never sees. Independent points would leave a standard error of
+    sqrt((1 - Z) / Z) / 362 or less in log Z, 0.008 nats at Z = 0.1; a Sobol sequence leaves less.
+
+    Args:
+        latent_dim: D.
+        truncation: T.
+        hidden_dim: units of the two hidden layers of the acceptance.
+    """
+
+    def __init__(self, latent_dim: int, truncation: int = 100, hidden_dim: int = 100) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.truncation = truncation
+        layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]
+        self.net = nn.Sequential(*layers, nn.Linear(hidden_dim, 1))
+        self._known: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
+
+    def log_acceptance(self, z: Tensor) -> Tensor:
+        """Return log a(z), (...)."""
+        return nn.functional.logsigmoid(self.net(z).squeeze(-1))
+
+    def log_normalizer(self) -> Tensor:
+        """Return log Z: with gradients and from fresh noise in training mode, otherwise a constant."""
+        if self.training:
+            like = next(self.parameters())
+            z = torch.randn(_TRAINING_POINTS, self.latent_dim, dtype=like.dtype, device=like.device)
+            estimate = self.log_acceptance(z).logsumexp(0) - math.log(_TRAINING_POINTS)
+            return estimate.clamp(max=-1e-6)  # below 1, where the chance of the last proposal has a logarithm
+        present = list(self.parameters())
+        if self._known is None or not all(map(torch.equal, self._known[0], present)):
+            self._known = ([p.detach().clone() for p in present], self._by_quadrature())
+        return self._known[1]
+
+    @torch.no_grad()
+    def _by_quadrature(self) -> Tensor:
+        like = next(self.parameters())
+        sobol, total = SobolEngine(self.latent_dim, scramble=True, seed=0), like.new_zeros((), dtype=torch.float64)
+        for _ in range(_POINTS // 2**13):
+            uniform = sobol.draw(2**13, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+            z = torch.special.ndtri(uniform).to(like)
+            total += self.log_acceptance(z).double().exp().sum()
+        return (total / _POINTS).log().clamp(max=-1e-6).to(like.dtype)
+
+    def forward(self) -> dist.Distribution:
+        """Return p(z), batch shape (), event shape (D,)."""
+        return _Resampled(self, self.log_normalizer())
+
+
+class _Resampled(dist.TorchDistribution):
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as in torch
+    support = dist.constraints.real_vector
+
+    def __init__(self, prior: LARS, log_normalizer: Tensor, batch_shape: Any = ()) -> None:
+        self.prior, self.log_normalizer = prior, log_normalizer
+        super().__init__(torch.Size(batch_shape), torch.Size((prior.latent_dim,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Resampled:
+        return _Resampled(self.prior, self.log_normalizer, batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_last = (self.prior.truncation - 1) * torch.log1p(-self.log_normalizer.exp())
+        log_earlier = (-log_last.expm1()).log() - self.log_normalizer
+        resampled = torch.logaddexp(log_earlier + self.prior.log_acceptance(value), log_last.expand(value.shape[:-1]))
+        return dist.Normal(0.0, 1.0).log_prob(value).sum(-1) + resampled
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        like = self.log_normalizer
+        shape = self._extended_shape(sample_shape)
+        z = torch.randn(shape, dtype=like.dtype, device=like.device)
+        waiting = torch.ones(shape[:-1], dtype=torch.bool, device=like.device)
+        for _ in range(self.prior.truncation - 1):
+            noise = torch.rand(shape[:-1], dtype=like.dtype, device=like.device)
+            waiting = waiting & (noise.log() >= self.prior.log_acceptance(z))
+            z = torch.where(waiting.unsqueeze(-1), torch.randn_like(z), z)
+        return z
