@@ -1,5 +1,6 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
+from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, pareto_khat, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
@@ -7,10 +8,15 @@ from pyro_vae.evaluate.summary import summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
+    "Annealed",
+    "Annealing",
+    "Bidirectional",
     "Moments",
     "Parts",
     "Scores",
     "active_units",
+    "anneal",
+    "bidirectional",
     "good_khat",
     "iwae",
     "ladder",

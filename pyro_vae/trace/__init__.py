@@ -1,13 +1,15 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
-from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair
+from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
 from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.reading import Program, reading
 from pyro_vae.trace.running import Run
+from pyro_vae.trace.unconstrained import Unconstrained
 
 __all__ = [
     "Program",
     "Run",
+    "Unconstrained",
     "check_domain",
     "check_support",
     "draw",
@@ -17,4 +19,5 @@ __all__ = [
     "run",
     "run_at",
     "run_pair",
+    "simulate",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from pyro_vae.trace.layout import needs_rows
@@ -90,6 +91,31 @@ def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> di
         ValueError: as `run_at`.
     """
     return run_at(program, x, values).log_probs()
+
+
+def simulate(model: Program, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw images from a model, with the latents behind them: an exact draw of the posterior of each.
+
+    Args:
+        model: program of p(x, z) with one observed site, which observes x itself.
+        like: images (B, ...), of which only number and shape count.
+
+    Returns:
+        (x (B, ...), {latent site: (1, B, ...)}).
+
+    Raises:
+        ValueError: the model observes several sites or none, or what it observes is not its argument x.
+    """
+    with torch.no_grad():
+        result = run(model, like)
+        if len(result.observed) != 1:
+            raise ValueError(f"Images are simulated at one observed site, and the model has {len(result.observed)}.")
+        ((name, (distribution, value)),) = result.observed.items()
+        x = distribution.sample().to(value.dtype).reshape(like.shape) if value.numel() == like.numel() else like
+        again = run(model, x, 1, result.values).observed[name][1]
+    if again.numel() != x.numel() or not torch.equal(again.reshape(x.shape), x):
+        raise ValueError(f"Site {name!r} does not observe the argument x of the model: no image can be simulated.")
+    return x, result.values
 
 
 def _run_guide(guide: Program, x: Tensor, num_samples: int) -> Run:

@@ -24,7 +24,7 @@ def check_support(result: Run) -> None:
     for name, (distribution, value) in result.observed.items():
         # The support of an image counts only as a whole; that of one pixel says which value it was.
         pixel, masks = _element(distribution)
-        inside = _support(pixel).check(value)
+        inside = support_of(pixel).check(value)
         for mask in masks:
             inside = inside | ~torch.as_tensor(mask, device=value.device).expand_as(inside)
         if not inside.all():
@@ -52,7 +52,7 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     """
     with torch.no_grad(), reading(model, guide, x=x, seed=0):
         result, _ = run_pair(model, guide, x, 1)
-    return any(not _is_discrete(_support(_element(fn)[0])) for fn, _ in result.observed.values())
+    return any(not unmixed(support_of(_element(fn)[0])).is_discrete for fn, _ in result.observed.values())
 
 
 def _element(distribution: Any) -> tuple[Any, list[Any]]:
@@ -65,7 +65,7 @@ def _element(distribution: Any) -> tuple[Any, list[Any]]:
     return distribution, masks
 
 
-def _support(distribution: Any) -> Any:
+def support_of(distribution: Any) -> Any:
     """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
     try:
         return distribution.support
@@ -73,8 +73,8 @@ def _support(distribution: Any) -> Any:
         return constraints.real
 
 
-def _is_discrete(support: Any) -> bool:
-    """Whether a support is discrete; that of a mixture does not say so itself, but that of its components does."""
+def unmixed(support: Any) -> Any:
+    """Return the support of a mixture's components for that of the mixture, which does not say what it is."""
     while isinstance(support, constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
-    return bool(support.is_discrete)
+    return support

@@ -1,0 +1,98 @@
+r"""Annealing paths: from a distribution that can be drawn to the posterior of each image, through f_b(z).
+
+    f_b(z) = f_0(z)^(1-b) p(x, z)^b,    0 = b_0 < b_1 < ... < b_T = 1,
+
+with f_0 the prior p(z) or the guide q(z|x), both normalised, so that the integral of f_1 over that of f_0 is p(x).
+Densities are over the unconstrained latents u (K, B, D).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.trace import Program, Unconstrained, draw, log_density, run, run_pair
+
+
+def sigmoid(num_temperatures: int) -> Tensor:
+    """Return b_0, ..., b_T, denser near both ends: the schedule of Grosse, Ghahramani, Adams (2015)."""
+    b = torch.sigmoid(torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64, device="cpu"))
+    return (b - b[0]) / (b[-1] - b[0])
+
+
+def linear(num_temperatures: int) -> Tensor:
+    """Return b_0, ..., b_T, evenly spaced."""
+    return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device="cpu")
+
+
+SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
+STARTS = ("guide", "prior")
+
+
+class Point(NamedTuple):
+    """Particles of a path: u (K, B, D), log f_0 and log p(x, u) (K, B) in nats, and their gradients (K, B, D)."""
+
+    u: Tensor
+    log_start: Tensor
+    log_joint: Tensor
+    start_gradient: Tensor
+    joint_gradient: Tensor
+
+    def log_density(self, b: float) -> Tensor:
+        """Return log f_b (K, B)."""
+        return (1 - b) * self.log_start + b * self.log_joint
+
+    def gradient(self, b: float) -> Tensor:
+        """Return the gradient of log f_b (K, B, D)."""
+        return (1 - b) * self.start_gradient + b * self.joint_gradient
+
+    def where(self, chosen: Tensor, other: Point) -> Point:
+        """Return these particles where chosen (K, B), and the others elsewhere."""
+        pairs = zip(self, other, strict=True)
+        return Point(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
+
+
+class Path:
+    """The path of a program for images x, read inside `trace.reading`.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        x: images (B, ...).
+        start: one of `STARTS`, what f_0 is.
+
+    Raises:
+        ValueError: a latent site is discrete, there is none, or as `run_pair`.
+    """
+
+    def __init__(self, model: Program, guide: Program, x: Tensor, start: str) -> None:
+        self.model, self.guide, self.x, self.start = model, guide, x, start
+        with torch.no_grad():
+            p, _ = run_pair(model, guide, x, 1)
+        if not p.values:
+            raise ValueError("The program has no latent site: its log p(x) is known, and there is nothing to anneal.")
+        self.space = Unconstrained(p)
+
+    def draw(self, num_samples: int) -> Tensor:
+        """Draw u (K, B, D) from f_0."""
+        with torch.no_grad():
+            if self.start == "guide":
+                return self.space.join(draw(self.guide, self.x, num_samples)[0])
+            return self.space.join(run(self.model, self.x, num_samples).values)
+
+    def at(self, u: Tensor) -> Point:
+        """Evaluate both ends of the path at u."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            values, log_det = self.space.split(u)
+            sites = log_density(self.model, self.x, values)
+            log_joint = sum(sites.values()) + log_det
+            if self.start == "guide":
+                log_start = sum(log_density(self.guide, self.x, values).values()) + log_det
+            else:
+                log_start = sum(sites[name] for name in values) + log_det
+            (start_gradient,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)
+            (joint_gradient,) = torch.autograd.grad(log_joint.sum(), u)
+        return Point(u.detach(), log_start.detach(), log_joint.detach(), start_gradient, joint_gradient)

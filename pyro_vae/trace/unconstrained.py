@@ -1,0 +1,68 @@
+r"""The latents of a program as one unconstrained vector, for samplers that move in R^D.
+
+A site with support S has z_s = T_s(u_s) with T_s = biject_to(S), and densities over u carry log |det dT_s / du_s|.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from pyro_vae.trace.domain import support_of, unmixed
+from pyro_vae.trace.running import Run
+
+
+@dataclass(frozen=True)
+class _Site:
+    name: str
+    transform: Transform
+    shape: torch.Size  # of an unconstrained value, without (K, B)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Unconstrained:
+    """The map between values {site: (K, B, ...)} and vectors u (K, B, D).
+
+    Args:
+        result: a run of the program whose supports count, the model. Supports are those of this run: they may depend
+            on the image, not on other latents.
+
+    Raises:
+        ValueError: a latent site is discrete; names it.
+    """
+
+    def __init__(self, result: Run) -> None:
+        self.sites: list[_Site] = []
+        for name, value in result.values.items():
+            support = unmixed(support_of(result.sites[name]["fn"]))
+            if support.is_discrete:
+                raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
+            transform: Any = biject_to(support)
+            with torch.no_grad():
+                shape = transform.inv(value[:1]).shape[2:]
+            self.sites.append(_Site(name, transform, shape))
+
+    def join(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return u (K, B, D) of values {site: (K, B, ...)}."""
+        parts = [site.transform.inv(values[site.name]) for site in self.sites]
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
+
+    def split(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return ({site: (K, B, ...)}, log |det dz/du| (K, B) in nats, float64) of u (K, B, D)."""
+        values = {}
+        log_det = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+        for site, part in zip(self.sites, u.split([site.size for site in self.sites], 2), strict=True):
+            part = part.reshape(*u.shape[:2], *site.shape)
+            values[site.name] = site.transform(part)
+            terms = site.transform.log_abs_det_jacobian(part, values[site.name])
+            log_det = log_det + terms.double().reshape(*u.shape[:2], -1).sum(-1)
+        return values, log_det
