@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.evaluate import good_khat, paired_differences, pareto_khat, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0])
@@ -18,10 +18,10 @@ def test_khat_of_weights_with_a_known_tail(k: float) -> None:
     """Generalized Pareto weights, w = ((1 - u)^-k - 1) / k: the mean of 20 fits of 100,000 draws within 0.1."""
     u = np.random.default_rng(0).random((100_000, 20))
     log_w = np.log(np.expm1(-k * np.log1p(-u)) / k)
-    found = pareto_khat(log_w)
+    found = psis(log_w).khat
     assert abs(found.mean() - k) < 0.1
     # The wrong sign makes the tail the small weights, bounded below at 0 with index -1: all would look good.
-    assert pareto_khat(-log_w).mean() > 0.9
+    assert psis(-log_w).khat.mean() > 0.9
 
 
 @pytest.mark.parametrize("sigma", [0.7, 0.9])
@@ -29,8 +29,8 @@ def test_khat_of_a_gaussian_that_is_too_narrow(sigma: float) -> None:
     """p = N(0, 1), q = N(0, sigma^2): the weights have tail index 1 - sigma^2, approached slowly from below."""
     z = sigma * np.random.default_rng(1).standard_normal((100_000, 20))
     log_w = -0.5 * z**2 + 0.5 * (z / sigma) ** 2
-    assert abs(pareto_khat(log_w).mean() - (1 - sigma**2)) < 0.1
-    assert abs(pareto_khat(-log_w).mean() - (1 - sigma**2)) > 0.3
+    assert abs(psis(log_w).khat.mean() - (1 - sigma**2)) < 0.1
+    assert abs(psis(-log_w).khat.mean() - (1 - sigma**2)) > 0.3
 
 
 def test_khat_agrees_with_pyros_fit_of_the_same_tail() -> None:
@@ -43,13 +43,13 @@ def test_khat_agrees_with_pyros_fit_of_the_same_tail() -> None:
     excess = torch.as_tensor(ordered[-number:] - ordered[-number - 1])
     expected, _ = fit_generalized_pareto(excess)
     shrunk = (number * float(expected) + 10 * 0.5) / (number + 10)
-    found = float(pareto_khat(log_w[:, None])[0])
+    found = float(psis(log_w[:, None]).khat[0])
     assert min(abs(found - float(expected)), abs(found - shrunk)) < 0.02
 
 
 def test_khat_ignores_a_constant_factor() -> None:
     log_w = np.random.default_rng(3).standard_normal((2000, 3))
-    np.testing.assert_allclose(pareto_khat(log_w + 700), pareto_khat(log_w), atol=1e-8)
+    np.testing.assert_allclose(psis(log_w + 700).khat, psis(log_w).khat, atol=1e-8)
 
 
 def test_weights_for_which_khat_does_not_exist() -> None:
@@ -59,13 +59,43 @@ def test_weights_for_which_khat_does_not_exist() -> None:
     one_nan[3], one_inf[3], dominant[3] = np.nan, np.inf, 800.0
     zeros[:150] = -np.inf
     all_zero, equal = np.full(200, -np.inf), np.full(200, -90.0) + 1e-13 * normal
-    khat = pareto_khat(np.stack([one_nan, one_inf, all_zero, equal], axis=1))
+    khat = psis(np.stack([one_nan, one_inf, all_zero, equal], axis=1)).khat
     assert np.isnan(khat).all()
-    khat = pareto_khat(np.stack([dominant, zeros, normal], axis=1))
+    khat = psis(np.stack([dominant, zeros, normal], axis=1)).khat
     assert khat[0] > 0.7  # one weight carries everything: unreliable
     assert np.isfinite(khat[1:]).all()
-    assert np.isnan(pareto_khat(generator.standard_normal((29, 2)))).all()
-    assert np.isfinite(pareto_khat(generator.standard_normal((30, 2)))).all()
+    assert np.isnan(psis(generator.standard_normal((29, 2))).khat).all()
+    assert np.isfinite(psis(generator.standard_normal((30, 2))).khat).all()
+
+
+def test_the_smoothed_mean_is_that_of_a_fitted_tail() -> None:
+    """The tail is replaced by quantiles of the fit of Pyro's estimator, which has no prior on k: to 1 % of the mean."""
+    k, size = 0.5, 2_000
+    u = np.random.default_rng(8).random(size)
+    w = np.expm1(-k * np.log1p(-u)) / k
+    ordered = np.sort(w)
+    number = math.ceil(3 * math.sqrt(size))
+    cut = ordered[-number - 1]
+    shape, scale = map(float, fit_generalized_pareto(torch.as_tensor(ordered[-number:] - cut)))
+    places = (np.arange(number) + 0.5) / number
+    smoothed = np.minimum(cut + scale * np.expm1(-shape * np.log1p(-places)) / shape, ordered[-1])
+    expected = (ordered[:-number].sum() + smoothed.sum()) / size
+    found = psis(np.log(w)[:, None])
+    assert np.exp(found.log_mean[0]) == pytest.approx(expected, rel=0.01)
+    assert found.log_mean[0] != pytest.approx(np.log(w.mean()), abs=1e-6)
+    shifted = psis(np.log(w)[:, None] - 800)
+    np.testing.assert_allclose(shifted.log_mean, found.log_mean - 800)
+
+
+def test_without_a_fit_the_mean_is_that_of_the_weights() -> None:
+    normal = np.random.default_rng(9).standard_normal(200)
+    dominant, zeros, few = normal.copy(), np.full(200, -np.inf), normal[:20]
+    dominant[3] = 800.0
+    found = psis(np.stack([dominant, zeros, np.full(200, -90.0)], axis=1)).log_mean
+    np.testing.assert_allclose(found, [800 - math.log(200), -np.inf, -90.0])
+    np.testing.assert_allclose(psis(few[:, None]).log_mean, np.log(np.exp(few).mean()))
+    normal[0] = np.nan
+    assert np.isnan(psis(normal[:, None]).log_mean).all()
 
 
 def test_tied_weights_are_not_called_unreliable() -> None:
@@ -74,7 +104,7 @@ def test_tied_weights_are_not_called_unreliable() -> None:
     tied = np.log(generator.choice([0.7, 1.0, 1.3], size=(1000, 20)))
     rounded = (-100 + 1e-6 * generator.standard_normal((1000, 20))).astype(np.float32).astype(np.float64)
     for log_w in (tied, rounded):
-        khat = pareto_khat(log_w)
+        khat = psis(log_w).khat
         assert (np.isnan(khat) | (khat < 0.5)).all()
 
 

@@ -2,7 +2,8 @@
 
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
-from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, pareto_khat, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
 from pyro_vae.evaluate.summary import summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
@@ -19,13 +20,14 @@ __all__ = [
     "bidirectional",
     "good_khat",
     "iwae",
+    "jackknife",
     "ladder",
     "log_weight_parts",
     "log_weights",
     "paired_differences",
-    "pareto_khat",
     "posterior_moments",
     "prior_images",
+    "psis",
     "read_netcdf",
     "reconstructions",
     "reduce",

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.diagnostics import pareto_khat
+from pyro_vae.evaluate.diagnostics import psis
+from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.weights import Parts, log_weight_parts
 from pyro_vae.trace import Program
 
@@ -41,20 +42,22 @@ def iwae(log_w: Tensor, k: int) -> Tensor:
         k: group size, at most K; weights beyond the last whole group are left out.
 
     Returns:
-        IWAE_k of each image (B,), the mean over floor(K / k) groups.
+        IWAE_k of each image in each of floor(K / k) groups, (groups, B).
     """
     if not 1 <= k <= len(log_w):
         raise ValueError(f"k is {k}; it must lie between 1 and the {len(log_w)} weights.")
     groups = log_w[: len(log_w) // k * k].unflatten(0, (-1, k))
-    return (groups.logsumexp(1) - math.log(k)).mean(0)
+    return groups.logsumexp(1) - math.log(k)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of N images, float64 arrays (N,) unless a shape is given; nats.
 
-    `iwae` is (len(ladder), N). `relative_variance` is that of the estimate of p(x), (1/K) var(w) / mean(w)^2,
-    which by the delta method is the variance of log p(x). `khat` is NaN where it does not exist.
+    `iwae` is (len(ladder), N), and `iwae_se` its standard error over groups, NaN for a single one.
+    `relative_variance` is that of the estimate of p(x), (1/K) var(w) / mean(w)^2, which by the delta method is the
+    variance of log p(x). `psis` is the Pareto-smoothed estimate of log p(x), `jvi1` and `jvi2` the jackknife-corrected
+    ones; `khat` is NaN where it does not exist.
     """
 
     num_samples: int
@@ -65,7 +68,11 @@ class Scores:
     relative_variance: Array
     ess: Array
     khat: Array
+    psis: Array
+    jvi1: Array
+    jvi2: Array
     iwae: Array
+    iwae_se: Array
 
     @property
     def num_images(self) -> int:
@@ -123,6 +130,7 @@ def reduce(parts: Parts) -> Scores:
     # (1/K) var(w) / mean(w)^2 with the unbiased variance, which does not exist for one weight.
     spare = num_samples - 1 if num_samples > 1 else math.nan
     relative_variance = (1 / ess - 1 / num_samples) * num_samples / spare
+    groups = [iwae(log_w, k) for k in ladder(num_samples)]
     columns = {
         "elbo": log_w.mean(0),
         "rate": (parts.log_guide - parts.log_prior).mean(0),
@@ -130,7 +138,16 @@ def reduce(parts: Parts) -> Scores:
         "log_likelihood": log_sum - math.log(num_samples),
         "relative_variance": relative_variance.clamp(min=0.0),
         "ess": ess,
-        "iwae": torch.stack([iwae(log_w, k) for k in ladder(num_samples)]),
+        "iwae": torch.stack([group.mean(0) for group in groups]),
+        "iwae_se": torch.stack([_standard_error(group) for group in groups]),
     }
+    columns["jvi1"], columns["jvi2"] = jackknife(log_w)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
-    return Scores(num_samples, **arrays, khat=pareto_khat(log_w.cpu().numpy()))
+    smoothed = psis(log_w.cpu().numpy())
+    return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean)
+
+
+def _standard_error(groups: Tensor) -> Tensor:
+    """Return the standard error of the mean over groups (G, B); with a single one there is none."""
+    number = len(groups)
+    return groups.std(0) / math.sqrt(number) if number > 1 else torch.full_like(groups[0], math.nan)

@@ -1,4 +1,4 @@
-r"""What ArviZ says of importance weights: the Pareto k-hat, its verdict, and the results as netCDF.
+r"""What ArviZ says of importance weights: their smoothed mean, k-hat and verdict, and the results as netCDF.
 
 Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", JMLR 25 (2024)
 (https://arxiv.org/abs/1507.02646). Numpy in, numpy out, on both lines of ArviZ: 0.2x (Python 3.11) and 1.x.
@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import arviz
 import numpy as np
@@ -21,27 +21,38 @@ _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can h
 _DOMINANT = 30.0  # a weight that outweighs the next by more is all there is to the sum
 
 
-def pareto_khat(log_w: np.ndarray) -> np.ndarray:
-    """Fit the tail of each image's importance weights.
+class Smoothed(NamedTuple):
+    """Pareto-smoothed importance sampling of N images: log of the mean weight, in nats, and k-hat, (N,) each."""
+
+    log_mean: np.ndarray
+    khat: np.ndarray
+
+
+def psis(log_w: np.ndarray) -> Smoothed:
+    """Fit the tail of each image's importance weights, and average them with that tail smoothed.
 
     Args:
         log_w: log importance weights (K, N), not normalised.
 
     Returns:
-        k-hat (N,): below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable.
-        NaN where it does not exist: fewer than 30 draws, a tail of equal weights (an exact posterior, or ties of
-        a discrete one), or weights of which one is NaN or +inf or all are zero. Infinite where one weight
-        outweighs all others beyond a fit.
+        k-hat: below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable. NaN where it
+        does not exist: fewer than 30 draws, a tail of equal weights (an exact posterior, or ties of a discrete
+        one), or weights of which one is NaN or +inf or all are zero. Infinite where one weight outweighs all
+        others beyond a fit. Where there is no fit, the mean is that of the weights as they are.
     """
+    with np.errstate(invalid="ignore"):  # NaN and +inf say so in the result
+        log_mean = np.logaddexp.reduce(log_w, 0) - math.log(len(log_w))
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
-        return khat
+        return Smoothed(log_mean, khat)
     for image, column in enumerate(log_w.T):
         largest = column.max()
         if not np.isfinite(largest) or _equal_tail(column):
             continue
-        khat[image] = _fit(np.maximum(column - largest, -_LARGEST_RATIO))
-    return khat
+        log_sum, khat[image] = _fit(np.maximum(column - largest, -_LARGEST_RATIO))
+        if np.isfinite(khat[image]):
+            log_mean[image] = largest + log_sum - math.log(len(column))
+    return Smoothed(log_mean, khat)
 
 
 def good_khat(num_samples: int) -> float:
@@ -139,20 +150,22 @@ def _equal_tail(column: np.ndarray) -> bool:
     return bool(np.isfinite(tail).all() and np.ptp(tail) < 1e-6 * (1 + abs(tail[-1])))
 
 
-def _fit(log_w: np.ndarray) -> float:
-    """k-hat of one image, of the weights as they are: ArviZ 1.x takes log-likelihoods and negates them.
+def _fit(log_w: np.ndarray) -> tuple[float, float]:
+    """Log of the sum of smoothed weights of one image, and k-hat, of the weights as they are.
 
-    Where many weights are tied 1.x has no fit: infinite if one weight outweighs all others, else NaN.
+    ArviZ 1.x takes log-likelihoods and negates them; both lines return weights that sum to 1. Where many weights are
+    tied 1.x has no fit: k-hat is infinite if one weight outweighs all others, else NaN.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ warns of a large k, which is what is asked for
         if _arviz_1():
             from arviz_stats.base import array_stats
 
-            _, khat = array_stats.psislw(-log_w)
+            normalized, khat = array_stats.psislw(-log_w)
         else:
-            _, khat = arviz.psislw(log_w)
+            normalized, khat = arviz.psislw(log_w)
     if not np.isfinite(khat):
         second, first = np.partition(log_w, -2)[-2:]
-        return math.inf if first - second > _DOMINANT else math.nan
-    return float(khat)
+        return math.nan, math.inf if first - second > _DOMINANT else math.nan
+    least = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalisation
+    return float(log_w[least] - normalized[least]), float(khat)

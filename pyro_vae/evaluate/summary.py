@@ -36,6 +36,9 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
         "log_likelihood": log_likelihood,
         "log_likelihood_se": _standard_error(scores.log_likelihood),
         "log_likelihood_mc_se": math.sqrt(scores.relative_variance.sum()) / scores.num_images,
+        "psis": float(scores.psis.mean()),
+        "jvi1": float(scores.jvi1.mean()),
+        "jvi2": float(scores.jvi2.mean()),
         "density": density,
         "bits_per_dim": _BITS * density - log_likelihood / (num_pixels * math.log(2)),
         "num_samples": scores.num_samples,
@@ -66,6 +69,8 @@ def _reason(name: str, scores: Scores) -> str:
         return "k-hat needs 30 draws or more, of finite weights that are not equal"
     if name.endswith("likelihood_mc_se") and scores.num_samples == 1:
         return "the variance of the weights needs two samples"
+    if name.startswith("jvi") and np.isfinite(scores.log_likelihood).all():
+        return "a jackknife needs three samples, of which no two outweigh all others"
     if name.endswith("_se") and scores.num_images == 1:
         return "a standard error over images needs two of them"
     return _NOT_FINITE
