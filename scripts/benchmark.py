@@ -5,6 +5,9 @@
 Blocks of steps of the three programs take turns, so that a machine whose speed drifts slows all of them; the
 medians of the paired ratios are what counts. Same network, prior N(0, I), one particle, same data path. Ours and
 the hand-written one take a fused Adam under a cosine schedule; stock Pyro its own, one for each tensor.
+
+Then, in the same way, the densities of annealed importance sampling with their gradients in z, 16 chains of a batch
+from the guide, against a bare loop over the decoder, forward and backward.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -25,10 +29,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_vae import cli, config, data, parts
+from pyro_vae.evaluate import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.model import nets
+from pyro_vae.trace import reading
 
 Step = Callable[[Tensor], object]
+
+_CHAINS = 16
 
 
 @dataclass(frozen=True)
@@ -57,30 +65,39 @@ def main(arguments: Arguments) -> None:
     look = config.look(settings, density=False)
     batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
     stream = chain.from_iterable(batches(epoch) for epoch in count())
+    print(f"{settings.data}, batch {settings.batch_size}, torch {torch.__version__}, {settings.device}")
     steps = {
         "pyro_vae SVI": ours(settings, images),
         "stock pyro.infer.SVI": stock(settings, images),
         "hand-written PyTorch": handwritten(settings, images),
     }
+    for name, seconds, ratio in compare(steps, stream, arguments.blocks, arguments.steps, settings.device):
+        epoch = seconds * settings.epoch_steps(batches.num_images)
+        print(f"{name:24}{seconds * 1e3:8.2f} ms/step{epoch:8.2f} s/epoch{ratio:8.2f}x hand-written")
+    with annealing(settings, images, next(stream)) as densities:
+        turns = max(1, arguments.steps // 10)
+        for name, seconds, ratio in compare(densities, stream, arguments.blocks, turns, settings.device):
+            rate = _CHAINS * settings.batch_size / seconds
+            print(f"{name:24}{rate:12,.0f} densities with gradient/s{1 / ratio:8.2f}x bare decoder")
+
+
+def compare(
+    steps: Mapping[str, Step], stream: Iterator[Tensor], blocks: int, turns: int, device: str
+) -> Iterator[tuple[str, float, float]]:
+    """Time blocks of each in turn; yield (name, median seconds of one, median ratio to the last in the same block)."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for block in range(-1, arguments.blocks):  # the first warms up
+    for block in range(-1, blocks):  # the first warms up
         for name, step in steps.items():
             start = time.perf_counter()
-            for _ in range(arguments.steps):
+            for _ in range(turns):
                 step(next(stream))
-            if settings.device == "cuda":
+            if device == "cuda":
                 torch.cuda.synchronize()
             if block >= 0:
-                seconds[name].append((time.perf_counter() - start) / arguments.steps)
-    steps_per_epoch = -(-batches.num_images // settings.batch_size)
-    print(f"{settings.data}, batch {settings.batch_size}, torch {torch.__version__}, {settings.device}")
+                seconds[name].append((time.perf_counter() - start) / turns)
+    base = list(seconds.values())[-1]
     for name, times in seconds.items():
-        ratios = [own / base for own, base in zip(times, seconds["hand-written PyTorch"], strict=True)]
-        each = statistics.median(times)
-        print(
-            f"{name:24}{each * 1e3:8.2f} ms/step{each * steps_per_epoch:8.2f} s/epoch"
-            f"{statistics.median(ratios):8.2f}x hand-written"
-        )
+        yield name, statistics.median(times), statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def ours(settings: config.Config, images: data.Images) -> Step:
@@ -139,6 +156,26 @@ def handwritten(settings: config.Config, images: data.Images) -> Step:
         return loss.detach()
 
     return step
+
+
+@contextmanager
+def annealing(settings: config.Config, images: data.Images, x: Tensor) -> Iterator[dict[str, Step]]:
+    """Make the densities and gradients of annealed importance sampling, and a bare loop over the same decoder."""
+    program: Any = parts.build(settings, images)
+    decoder, bias = program.likelihood.net, program.likelihood.bias
+    u = torch.randn(_CHAINS, len(x), settings.latent_dim, device=x.device)
+
+    def bare(_: Tensor) -> object:
+        z = u.clone().requires_grad_()
+        log_likelihood = -binary_cross_entropy_with_logits(
+            decoder(z).squeeze(-3) + bias[0], x.expand(len(z), *x.shape), reduction="none"
+        ).sum((-2, -1))
+        log_joint = log_likelihood - 0.5 * z.square().sum(-1)
+        return torch.autograd.grad(log_joint.sum(), z)
+
+    with reading(program.model, program.guide, x=x), pyro.validation_enabled(False):
+        path = paths.Path(program.model, program.guide, x, "guide")
+        yield {"pyro_vae annealing": lambda _: path.at(u), "bare decoder": bare}
 
 
 if __name__ == "__main__":

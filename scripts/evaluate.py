@@ -1,8 +1,11 @@
 """Score finished runs again, and draw their bounds side by side.
 
     python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
+    python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --temperatures 500
 
-Each run gets RUN/evaluation/ with summary.json, scores.nc and figures; bounds.png there shows all the runs.
+Each run gets RUN/evaluation/ with summary.json, scores.nc, bounds.csv and figures; bounds.png there shows all the
+runs. With --temperatures also annealing.nc: annealed importance sampling of the test images, and upper and lower
+bounds on as many images that the model has simulated, whose mean gap says how accurate it is.
 """
 
 from __future__ import annotations
@@ -10,14 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pyro
 import tyro
 
 from pyro_vae import cli, config, data, parts
-from pyro_vae.evaluate import Scores
+from pyro_vae.evaluate import Annealing, Scores
 from pyro_vae.infer import checkpoint, load_parameters
-from pyro_vae.report import RunFolder, RunFolderError, measure, plots, table, write_results
+from pyro_vae.report import (
+    RunFolder,
+    RunFolderError,
+    measure,
+    measure_annealing,
+    plots,
+    table,
+    write_bounds,
+    write_results,
+)
 from pyro_vae.trace import is_density
 
 
@@ -35,6 +48,16 @@ class Arguments:
     """path/to/file.py:factory, for runs of a program of your own: no code that a run folder names is run."""
     data_root: Path | None = None
     """Folder of the downloaded data sets."""
+    temperatures: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Anneal over so many temperatures (0: do not anneal)."""
+    chains: config.Count = 16
+    """Chains of each image."""
+    leapfrogs: config.Count = 5
+    """Leapfrog steps between two temperatures."""
+    anneal_from: Literal["guide", "prior"] = "guide"
+    """Where the path begins."""
+    path: Literal["sigmoid", "linear"] = "sigmoid"
+    """How the temperatures are spaced."""
     seed: int | None = None
     """Seed of the draws."""
     device: config.Device = "auto"
@@ -45,17 +68,34 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.runs:
         raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
-    changes = {key: value for key, value in vars(arguments).items() if key != "runs" and value is not None}
+    annealing = settings_of_annealing(arguments)
+    asked = {key: value for key, value in vars(arguments).items() if value is not None}
+    changes = {
+        key: asked[key]
+        for key in ("num_samples", "test_images", "program", "data_root", "seed", "device")
+        if key in asked
+    }
     runs = [(RunFolder(path), settings_of(RunFolder(path), changes)) for path in arguments.runs]
     names = names_of(arguments.runs)
     scores: dict[str, Scores] = {}
     summaries = {}
     for name, (folder, settings) in zip(names, runs, strict=True):
         with pyro.get_param_store().scope():
-            scores[name], summaries[name] = evaluate(folder, settings)
+            scores[name], summaries[name] = evaluate(folder, settings, annealing)
     for folder, _ in runs:
         RunFolder(folder.path / "evaluation").save_figure("bounds", plots.bounds(scores))
     print(table(summaries, scores))
+
+
+def settings_of_annealing(arguments: Arguments) -> Annealing | None:
+    """Return how to anneal, or None."""
+    if arguments.temperatures < 0:
+        raise ValueError(f"--temperatures is {arguments.temperatures}; it must be at least 1, or 0 for none.")
+    if not arguments.temperatures:
+        return None
+    return Annealing(
+        arguments.chains, arguments.temperatures, arguments.leapfrogs, arguments.anneal_from, arguments.path
+    )
 
 
 def names_of(paths: tuple[Path, ...]) -> list[str]:
@@ -80,7 +120,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     return change(saved, **changes).resolved()
 
 
-def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[str, object]]:
+def evaluate(folder: RunFolder, settings: config.Config, annealing: Annealing | None) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
     assert settings.num_samples is not None
     images = config.load_images(settings)
@@ -94,6 +134,10 @@ def evaluate(folder: RunFolder, settings: config.Config) -> tuple[Scores, dict[s
     results = RunFolder(folder.path / "evaluation")
     results.path.mkdir(exist_ok=True)
     write_results(results, program, test, scores, settings.seed)
+    write_bounds(results, scores)
+    if annealing is not None:
+        per_image, numbers["annealing"] = measure_annealing(program, test, annealing, settings.seed)
+        results.write_per_image("annealing", per_image)
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
     return scores, numbers
 

@@ -79,6 +79,40 @@ def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert pictures[0] == pictures[1]
 
 
+def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
+    assert script("evaluate", run).returncode == 0
+    lines = (run / "evaluation" / "bounds.csv").read_text().splitlines()
+    assert lines[0] == "num_particles,iwae,se_over_images,se_over_groups"
+    rows = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    np.testing.assert_allclose(rows[:, 1], list(summary["iwae"].values()))
+    assert rows[0, 2] == pytest.approx(summary["elbo_se"])
+    assert rows[-1, 3] == pytest.approx(summary["log_likelihood_mc_se"])
+    scores = arviz.from_netcdf(str(run / "evaluation" / "scores.nc"))["constant_data"]
+    for name in ("psis", "jvi1", "jvi2"):
+        assert scores[name].to_numpy().mean() == pytest.approx(summary[name])
+    # Corrections of a lower bound raise it, up to noise far below these.
+    assert summary["log_likelihood"] < summary["jvi1"] < summary["log_likelihood"] + 1
+
+
+def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
+    result = script("evaluate", run, "--temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    annealed = found["annealing"]
+    assert (annealed["num_temperatures"], annealed["num_chains"], annealed["start"]) == (20, 4, "guide")
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "annealing.nc"))["constant_data"]
+    assert arrays["log_likelihood"].to_numpy().mean() == pytest.approx(annealed["log_likelihood"])
+    gap = (arrays["simulated_upper"] - arrays["simulated_lower"]).to_numpy()
+    assert gap.mean() == pytest.approx(annealed["gap"])
+    # 100 samples of a guide after three epochs fall short of it.
+    assert found["log_likelihood"] - 0.1 < annealed["log_likelihood"] < found["log_likelihood"] + 1
+    assert f"{annealed['log_likelihood']:.2f}" in result.stdout
+    assert "AIS" in result.stdout
+    refused(command("evaluate", run, "--temperatures", -1), "--temperatures is -1")
+    refused(command("evaluate", run, "--temperatures", 5, "--chains", 0), "num_chains is 0")
+
+
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
     result = script("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr

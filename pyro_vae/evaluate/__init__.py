@@ -5,7 +5,7 @@ from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
-from pyro_vae.evaluate.summary import summary
+from pyro_vae.evaluate.summary import standard_error, summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "reconstructions",
     "reduce",
     "score",
+    "standard_error",
     "summary",
     "verdict",
     "write_netcdf",

@@ -32,9 +32,9 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
     numbers: dict[str, Any] = {
         "num_test_images": scores.num_images,
         "elbo": float(scores.elbo.mean()),
-        "elbo_se": _standard_error(scores.elbo),
+        "elbo_se": standard_error(scores.elbo),
         "log_likelihood": log_likelihood,
-        "log_likelihood_se": _standard_error(scores.log_likelihood),
+        "log_likelihood_se": standard_error(scores.log_likelihood),
         "log_likelihood_mc_se": math.sqrt(scores.relative_variance.sum()) / scores.num_images,
         "psis": float(scores.psis.mean()),
         "jvi1": float(scores.jvi1.mean()),
@@ -59,7 +59,8 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
     return {**numbers, "reasons": reasons}
 
 
-def _standard_error(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean over images (N,); NaN for a single one, or one that is not finite."""
     finite = len(values) > 1 and np.isfinite(values).all()
     return float(values.std(ddof=1) / math.sqrt(len(values))) if finite else math.nan
 

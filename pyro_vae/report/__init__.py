@@ -1,7 +1,18 @@
 """What people look at: figures, results and the run folder."""
 
 from pyro_vae.report import comparison, plots
-from pyro_vae.report.results import measure, table, write_results
+from pyro_vae.report.results import measure, measure_annealing, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, RunFolderError, versions
 
-__all__ = ["RunFolder", "RunFolderError", "comparison", "measure", "plots", "table", "versions", "write_results"]
+__all__ = [
+    "RunFolder",
+    "RunFolderError",
+    "comparison",
+    "measure",
+    "measure_annealing",
+    "plots",
+    "table",
+    "versions",
+    "write_bounds",
+    "write_results",
+]

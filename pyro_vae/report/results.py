@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.evaluate import (
+    Annealed,
+    Annealing,
+    Bidirectional,
     Moments,
     Scores,
     active_units,
+    anneal,
+    bidirectional,
     posterior_moments,
     prior_images,
     reconstructions,
     score,
+    standard_error,
     summary,
     verdict,
 )
@@ -26,6 +34,7 @@ from pyro_vae.report.run import RunFolder, versions
 _IMAGES_AT_ONCE = 100
 _SHOWN_IMAGES, _SHOWN_SAMPLES = 20, 100
 Program = Any
+PerImage = dict[str, np.ndarray]
 
 
 def measure(
@@ -68,17 +77,80 @@ def write_results(folder: RunFolder, program: Program, x: Tensor, scores: Scores
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
 
 
+def measure_annealing(program: Program, x: Tensor, settings: Annealing, seed: int) -> tuple[PerImage, dict[str, Any]]:
+    """Anneal test images, and as many images of the model's own from both sides.
+
+    Args:
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, ...) as the program observes them.
+        settings: how to anneal.
+        seed: of all noise.
+
+    Returns:
+        Arrays (N,) in nats, and their means with standard errors over images.
+    """
+    start = time.perf_counter()
+    bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
+    found, both = [], []
+    for number, images in enumerate(x.split(_IMAGES_AT_ONCE)):
+        arguments = (program.model, program.guide, images, settings)
+        found.append(anneal(*arguments, seed=seed + number, progress=bar))
+        both.append(bidirectional(*arguments, seed=seed + number, progress=bar))
+    annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
+    per_image = {
+        "log_likelihood": annealed.lower,
+        "ess": annealed.ess,
+        "acceptance": annealed.acceptance,
+        "simulated_lower": sides.forward.lower,
+        "simulated_upper": sides.backward.upper,
+    }
+    numbers = {
+        **vars(settings),
+        "log_likelihood": float(annealed.lower.mean()),
+        "log_likelihood_se": standard_error(annealed.lower),
+        "ess_median": float(np.median(annealed.ess)),
+        "acceptance": float(annealed.acceptance.mean()),
+        "gap": float(sides.gap.mean()),
+        "gap_se": standard_error(sides.gap),
+        "seconds": time.perf_counter() - start,
+    }
+    return per_image, {k: v if v == v else None for k, v in numbers.items()}
+
+
 def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
     """Lay out the short table of one or more runs, in nats per image."""
-    lines = [f"{'':24}{'ELBO':>10}{'IWAE_5':>10}{'IWAE_50':>10}{'log p(x)':>20}   k-hat"]
+    annealed = any("annealing" in numbers for numbers in summaries.values())
+    heads = ("ELBO", "IWAE_5", "IWAE_50", "log p(x)", "PSIS", "JVI-2", *(("AIS", "gap") if annealed else ()))
+    widths = (10, 10, 10, 18, 10, 10, 10, 16)
+    lines = [f"{'':24}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=False)) + "   k-hat"]
     for name, numbers in summaries.items():
-        bounds = "".join(f"{_number(numbers['iwae'].get(k)):>10}" for k in ("5", "50"))
-        error = _number(numbers["log_likelihood_se"])
-        likelihood = f"{_number(numbers['log_likelihood'])} +- {error}"
-        verdict_ = verdict(scores[name].khat, scores[name].num_samples)
-        lines.append(f"{name[-23:]:24}{_number(numbers['elbo']):>10}{bounds}{likelihood:>20}   {verdict_}")
-    lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation")
+        path = numbers.get("annealing", {})
+        cells = [
+            _number(numbers["elbo"]),
+            *(_number(numbers["iwae"].get(k)) for k in ("5", "50")),
+            f"{_number(numbers['log_likelihood'])} +- {_number(numbers['log_likelihood_se'])}",
+            _number(numbers["psis"]),
+            _number(numbers["jvi2"]),
+            _number(path.get("log_likelihood")),
+            f"{_number(path.get('gap'))} +- {_number(path.get('gap_se'))}",
+        ]
+        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[: len(heads)], widths, strict=False))
+        lines.append(f"{name[-23:]:24}{row}   {verdict(scores[name].khat, scores[name].num_samples)}")
+    lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
+    if annealed:
+        lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
     return "\n".join(lines)
+
+
+def write_bounds(folder: RunFolder, scores: Scores) -> None:
+    """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
+    rows = ["num_particles,iwae,se_over_images,se_over_groups"]
+    for k, bound, error in zip(scores.ladder, scores.iwae, scores.iwae_se, strict=True):
+        # Of a single group, the delta method.
+        spread = scores.relative_variance if k == scores.num_samples else error**2
+        of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
+        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{of_groups}")
+    folder.write_text("bounds.csv", "\n".join(rows) + "\n")
 
 
 def _number(value: float | None) -> str:

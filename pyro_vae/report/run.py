@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, write_netcdf
@@ -97,7 +98,7 @@ class RunFolder:
     def keep_metrics(self, epochs: int) -> None:
         """Drop what was written after the first so many epochs, which a resumed run will write again."""
         kept = [line for line in self.metrics() if line["epoch"] < epochs]
-        self._write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one epoch; a number that is not finite is written as null."""
@@ -120,12 +121,15 @@ class RunFolder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        self._write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def write_scores(self, scores: Scores) -> None:
         """Write the per-image scores as scores.nc, which ArviZ reads."""
-        columns = {name: value for name, value in vars(scores).items() if name != "num_samples"}
-        write_netcdf(columns, self.path / "scores.nc")
+        self.write_per_image("scores", {name: value for name, value in vars(scores).items() if name != "num_samples"})
+
+    def write_per_image(self, name: str, values: Mapping[str, np.ndarray]) -> None:
+        """Write arrays (N,), or (k, N), as <name>.nc, which ArviZ reads."""
+        write_netcdf(values, self.path / f"{name}.nc")
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write figures/<name>.png."""
@@ -133,7 +137,8 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=130)
 
-    def _write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all."""
         temporary = self.path / f".{name}.tmp"
         temporary.write_text(text)
         os.replace(temporary, self.path / name)
