@@ -31,6 +31,11 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+def flag(name: str) -> str:
+    """Return the flag of a field of the configuration."""
+    return "--" + name.replace("_", "-")
+
+
 def _one_of(field: str) -> Any:
     return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload]
 
@@ -111,7 +116,7 @@ class Config:
         self._at_least("warmup_epochs", 0)
         for name in ("beta", "free_bits"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{parts.flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
+                raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
         for name, choices in CHOICES.items():
@@ -121,7 +126,7 @@ class Config:
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if value is not None and value < least:
-            raise ValueError(f"{parts.flag(name)} is {value}; it must be at least {least}.")
+            raise ValueError(f"{flag(name)} is {value}; it must be at least {least}.")
 
     def epoch_steps(self, num_images: int) -> int:
         """Return the steps of an epoch over so many training images."""

@@ -28,7 +28,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae import cli, config, data, parts
+from pyro_vae import cli, config, data, programs
 from pyro_vae.evaluate import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.model import nets
@@ -102,7 +102,7 @@ def compare(
 
 def ours(settings: config.Config, images: data.Images) -> Step:
     """Return the step that scripts/fit.py takes, the decay of the learning rate included."""
-    program = parts.build(settings, images)
+    program = programs.build(settings, images)
     schedule = schedules.over(schedules.cosine, 100_000)
     svi = SVI(
         program.model,
@@ -115,7 +115,7 @@ def ours(settings: config.Config, images: data.Images) -> Step:
 
 def stock(settings: config.Config, images: data.Images) -> Step:
     """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
-    program = parts.build(settings, images)
+    program = programs.build(settings, images)
     adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
     svi = pyro.infer.SVI(program.model, program.guide, adam, pyro.infer.Trace_ELBO())
     return alone(svi)
@@ -161,7 +161,7 @@ def handwritten(settings: config.Config, images: data.Images) -> Step:
 @contextmanager
 def annealing(settings: config.Config, images: data.Images, x: Tensor) -> Iterator[dict[str, Step]]:
     """Make the densities and gradients of annealed importance sampling, and a bare loop over the same decoder."""
-    program: Any = parts.build(settings, images)
+    program: Any = programs.build(settings, images)
     decoder, bias = program.likelihood.net, program.likelihood.bias
     u = torch.randn(_CHAINS, len(x), settings.latent_dim, device=x.device)
 

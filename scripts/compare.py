@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_vae import cli, config, parts
+from pyro_vae import cli, config, programs
 from pyro_vae.report import RunFolder, comparison
 
 
@@ -69,7 +69,7 @@ def setting_of(settings: config.Config, part: str, name: str, seed: int) -> conf
     """Return the configuration with another part; of several objectives, each gets the flags that it reads."""
     changes: dict[str, Any] = {part: name, "seed": settings.seed + seed}
     setting = replace(settings, **changes)
-    return replace(setting, **parts.unread(setting)) if part == "objective" else setting
+    return replace(setting, **programs.unread(setting)) if part == "objective" else setting
 
 
 def fit(setting: config.Config, folder: RunFolder) -> None:
@@ -80,7 +80,7 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
         word
         for name, value in setting.to_json().items()
         if value is not None
-        for word in (parts.flag(name), str(value))
+        for word in (config.flag(name), str(value))
     ]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)

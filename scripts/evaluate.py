@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config, data, parts
+from pyro_vae import cli, config, data, programs
 from pyro_vae.evaluate import Annealing, Scores
 from pyro_vae.infer import checkpoint, load_parameters
 from pyro_vae.report import (
@@ -32,6 +32,9 @@ from pyro_vae.report import (
     write_results,
 )
 from pyro_vae.trace import is_density
+
+# Flags that take the place of what the run was fitted with.
+_OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device")
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,8 @@ def main(arguments: Arguments) -> None:
     if not arguments.runs:
         raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
     annealing = settings_of_annealing(arguments)
-    asked = {key: value for key, value in vars(arguments).items() if value is not None}
-    changes = {
-        key: asked[key]
-        for key in ("num_samples", "test_images", "program", "data_root", "seed", "device")
-        if key in asked
-    }
+    asked = vars(arguments)
+    changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
     runs = [(RunFolder(path), settings_of(RunFolder(path), changes)) for path in arguments.runs]
     names = names_of(arguments.runs)
     scores: dict[str, Scores] = {}
@@ -114,7 +113,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     if not folder.checkpoints():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     saved = config.Config.read(folder.config_path)
-    if saved.program != changes.get("program", saved.program if saved.program in parts.PROGRAMS else None):
+    if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):
         raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace
     return change(saved, **changes).resolved()
@@ -125,7 +124,7 @@ def evaluate(folder: RunFolder, settings: config.Config, annealing: Annealing | 
     assert settings.num_samples is not None
     images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
-    program = parts.build(settings, images)
+    program = programs.build(settings, images)
     state = checkpoint.load(folder.checkpoints()[-1])
     load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)

@@ -18,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data, parts
+from pyro_vae import cli, config, data, programs
 from pyro_vae.infer import SVI, Fit, Optim, checkpoint, schedules
 from pyro_vae.report import RunFolder, measure, plots, table, write_results
 from pyro_vae.trace import check_domain, is_density
@@ -52,7 +52,7 @@ def main(arguments: Arguments) -> None:
         return
     images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
-    program = parts.build(settings, images)
+    program = programs.build(settings, images)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     look = config.look(settings, density)
     batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> None:
     total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
-    objective = parts.build_objective(settings, batches.num_images)
+    objective = programs.build_objective(settings, batches.num_images)
     fit = Fit(
         SVI(program.model, program.guide, optim, objective),
         batches,

@@ -12,7 +12,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_vae import config, data, parts
+from pyro_vae import config, data, programs
 from pyro_vae.config import Config
 from pyro_vae.model import likelihoods
 
@@ -219,7 +219,7 @@ def test_binarized_pixels_are_observed_as_0_and_1(how: str) -> None:
 def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unread: dict[str, float]) -> None:
     (name,) = unread
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
-        parts.build_objective(Config(objective=objective, **unread), 100)
+        programs.build_objective(Config(objective=objective, **unread), 100)
 
 
 def small(**changes: Any) -> tuple[Config, data.Images]:
@@ -229,7 +229,7 @@ def small(**changes: Any) -> tuple[Config, data.Images]:
 
 def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:
     settings, images = small(binarize="fixed")
-    vae = parts.build(settings, images)
+    vae = programs.build(settings, images)
     mean = images.train.numpy().reshape(len(images.train), -1).mean(0) / 255
     mean = np.clip(mean, 1e-3, 1 - 1e-3)  # corners are always black
     assert isinstance(vae.likelihood, likelihoods.Bernoulli)
@@ -243,7 +243,7 @@ def test_the_same_seed_gives_the_same_parameters(likelihood: str) -> None:
 
     def parameters(seed: int) -> dict[str, torch.Tensor]:
         pyro.set_rng_seed(seed)
-        return parts.build(settings, images).state_dict()
+        return programs.build(settings, images).state_dict()
 
     first, second, other = parameters(3), parameters(3), parameters(4)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae import config, data, parts
+from pyro_vae import config, data, parts, programs
 from pyro_vae.model import nets, posteriors
 from pyro_vae.model.priors.components import DiagonalNormals
 from pyro_vae.model.priors.lars import LARS
@@ -108,7 +108,7 @@ def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config.Config(prior="far", latent_dim=3, device="cpu")
     with torch.device("cpu"):
         images = data.load("digits", settings.data_root)
-        program = parts.build(settings, images)
+        program = programs.build(settings, images)
         trace = poutine.trace(program.model).get_trace(torch.zeros(50, 8, 8))
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
 

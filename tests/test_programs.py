@@ -16,9 +16,9 @@ import pytest
 import torch
 from calls import MORE, TINY, command, script
 
-from pyro_vae import config, parts
+from pyro_vae import config, programs
 
-NAMES = config.CHOICES | {"program": parts.PROGRAMS}
+NAMES = config.CHOICES | {"program": programs.PROGRAMS}
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
 import pyro

@@ -1,0 +1,113 @@
+r"""The program and the objective of a configuration, built of the parts that it names."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_vae import parts
+from pyro_vae.config import Config, flag
+from pyro_vae.data import Images
+from pyro_vae.infer import Objective
+from pyro_vae.model import VAE, TwoLayerVAE, nets, posteriors
+
+# Flags that only some objectives read.
+_FLAGS_OF = {"beta": ("beta", "beta-tcvae"), "warmup_epochs": ("beta", "beta-tcvae"), "free_bits": ("free-bits",)}
+
+
+def unread(config: Config) -> dict[str, Any]:
+    """Return the fields that the objective does not read, with their defaults."""
+    return {name: getattr(Config, name) for name, of in _FLAGS_OF.items() if config.objective not in of}
+
+
+def build_objective(config: Config, num_images: int) -> Objective:
+    """Build the objective of a configuration for so many training images.
+
+    Raises:
+        ValueError: a flag is set that the objective does not read.
+    """
+    for name, default in unread(config).items():
+        if getattr(config, name) != default:
+            of = " and ".join(_FLAGS_OF[name])
+            raise ValueError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
+    course = parts.Course(
+        num_particles=config.num_particles,
+        num_images=num_images,
+        beta=config.beta,
+        warmup_steps=config.warmup_epochs * config.epoch_steps(num_images),
+        free_bits=config.free_bits,
+    )
+    return parts.OBJECTIVES[config.objective](course)
+
+
+def build(config: Config, images: Images) -> Any:
+    """Build the program of a configuration for the images it will see, on the device of the configuration.
+
+    Random initial weights come from torch's global stream.
+
+    Returns:
+        An object with ``model(x)`` and ``guide(x)``.
+
+    Raises:
+        ValueError: the file of the program, its factory, or what that returns is not there.
+    """
+    if config.program in PROGRAMS:
+        return PROGRAMS[config.program](config, images).to(config.device)
+    program = _factory(config.program)(config, images)
+    for part in ("model", "guide"):
+        if not callable(getattr(program, part, None)):
+            raise ValueError(f"--program {config.program}: what the factory returns has no {part}(x).")
+    return program.to(config.device) if isinstance(program, nn.Module) else program
+
+
+def _factory(program: str) -> Callable[[Config, Images], Any]:
+    path, _, name = program.rpartition(":")
+    spec = importlib.util.spec_from_file_location("program", path) if Path(path).is_file() else None
+    if spec is None or spec.loader is None:
+        raise ValueError(f"--program {program}: no Python file {path!r}; write path/to/file.py:factory.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"--program {program}: {path} defines no function {name!r}.")
+    return getattr(module, name)
+
+
+def _posterior(config: Config, images: Images, latent_dim: int) -> nn.Module:
+    family = parts.NETS[config.net](images.pixel_shape, config.hidden_dim)
+    return parts.POSTERIORS[config.posterior](family.encoder, latent_dim)
+
+
+def _likelihood(config: Config, images: Images, latent_dim: int) -> nn.Module:
+    family = parts.NETS[config.net](images.pixel_shape, config.hidden_dim)
+    return parts.LIKELIHOODS[config.likelihood](partial(family.decoder, latent_dim), images.train)
+
+
+def _vae(config: Config, images: Images) -> nn.Module:
+    posterior = _posterior(config, images, config.latent_dim)
+    likelihood = _likelihood(config, images, config.latent_dim)
+    prior = parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), posterior)
+    return VAE(prior, likelihood, posterior)
+
+
+def _two_layer(config: Config, images: Images) -> nn.Module:
+    if config.prior == "vamp":
+        raise ValueError(
+            "A VampPrior is of a posterior of images, and z2 of two-layer has none: choose another --prior."
+        )
+    # Burda et al.: twice as many units in z1 as in z2, and half as many hidden ones between them as below.
+    top, bottom, hidden = config.latent_dim, 2 * config.latent_dim, [max(1, config.hidden_dim // 2)] * 2
+    return TwoLayerVAE(
+        prior=parts.PRIORS[config.prior](parts.Blueprint(top, images.train), nn.Identity()),
+        generator=posteriors.MeanField(lambda outputs: nets.MLP([top, *hidden, outputs]), bottom),
+        likelihood=_likelihood(config, images, bottom),
+        posterior=_posterior(config, images, bottom),
+        top_posterior=parts.POSTERIORS[config.posterior](lambda outputs: nets.MLP([bottom, *hidden, outputs]), top),
+    )
+
+
+PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {"vae": _vae, "two-layer": _two_layer}
