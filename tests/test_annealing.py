@@ -54,11 +54,11 @@ def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(st
         path = Path(program.model, program.guide, x, start)
         kernels = Kernels(path, SCHEDULES[schedule](4), 3)
         kernels.adapt(16, iter)
-        forward, _ = kernels.forward(path.draw(settings.num_chains), iter)
+        forward = kernels.forward(path.draw(settings.num_chains), iter).log_w
         # A chain of its own exact draw each: the backward weights are then independent.
         mean, scale = program.posterior_mean(x), torch.linalg.cholesky(program.covariance)
         exact = dist.MultivariateNormal(mean, scale_tril=scale).sample((settings.num_chains,))
-        backward, _ = kernels.backward(exact, iter)
+        backward = kernels.backward(exact, iter).log_w
     truth = program.log_evidence(x)
     assert values["z"].shape == (1, 3, 2)
     for ratio in ((forward - truth).exp(), (truth - backward).exp()):

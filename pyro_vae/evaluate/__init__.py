@@ -3,6 +3,7 @@
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
 from pyro_vae.evaluate.summary import standard_error, summary
@@ -12,6 +13,7 @@ __all__ = [
     "Annealed",
     "Annealing",
     "Bidirectional",
+    "Imputed",
     "Moments",
     "Parts",
     "Scores",
@@ -19,6 +21,7 @@ __all__ = [
     "anneal",
     "bidirectional",
     "good_khat",
+    "impute",
     "iwae",
     "jackknife",
     "ladder",

@@ -24,7 +24,7 @@ import numpy as np
 import pyro
 from torch import Tensor
 
-from pyro_vae.evaluate.hmc import Kernels, Progress
+from pyro_vae.evaluate.hmc import Kernels, Progress, Weighed
 from pyro_vae.evaluate.paths import SCHEDULES, STARTS, Path
 from pyro_vae.trace import Program, check_domain, reading, simulate
 
@@ -135,9 +135,9 @@ def anneal(
             plate.
     """
     check_domain(model, guide, x)
-    with _reading(model, guide, x, seed):
-        kernels = _kernels(model, guide, x, settings, progress)
-        return _annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
+    with quietly(model, guide, x, seed):
+        kernels = kernels_of(model, guide, x, settings, progress)
+        return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
 
 
 def bidirectional(
@@ -165,27 +165,29 @@ def bidirectional(
     Raises:
         ValueError: as `anneal` and `simulate`.
     """
-    with _reading(model, guide, like, seed):
+    with quietly(model, guide, like, seed):
         x, values = simulate(model, like)
-        kernels = _kernels(model, guide, x, settings, progress)
+        kernels = kernels_of(model, guide, x, settings, progress)
         exact = kernels.path.space.join(values).expand(settings.num_chains, -1, -1)
-        forward = _annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
-        return Bidirectional(forward, _annealed(kernels.backward(exact, progress)))
+        forward = annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
+        return Bidirectional(forward, annealed(kernels.backward(exact, progress)))
 
 
 @contextmanager
-def _reading(model: Program, guide: Program, x: Tensor, seed: int | None) -> Iterator[None]:
+def quietly(model: Program, guide: Program, x: Tensor, seed: int | None) -> Iterator[None]:
+    """Read programs without validation, which would check every step of a sampler."""
     with reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):
         yield
 
 
-def _kernels(model: Program, guide: Program, x: Tensor, settings: Annealing, progress: Progress) -> Kernels:
+def kernels_of(model: Program, guide: Program, x: Tensor, settings: Annealing, progress: Progress) -> Kernels:
+    """Return kernels for images x, adapted in a pilot run and frozen."""
     path = Path(model, guide, x, settings.start)
     kernels = Kernels(path, SCHEDULES[settings.schedule](settings.num_temperatures), settings.num_leapfrogs)
     kernels.adapt(settings.num_chains, progress)
     return kernels
 
 
-def _annealed(result: tuple[Tensor, Tensor]) -> Annealed:
-    log_w, acceptance = result
-    return Annealed(log_w.cpu().numpy(), acceptance.cpu().numpy())
+def annealed(result: Weighed) -> Annealed:
+    """Return a run as arrays."""
+    return Annealed(result.log_w.cpu().numpy(), result.acceptance.cpu().numpy())

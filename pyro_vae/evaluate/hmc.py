@@ -6,7 +6,7 @@ Neal, "MCMC using Hamiltonian dynamics", Handbook of Markov Chain Monte Carlo 20
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 _TARGET_ACCEPTANCE = 0.75
 _FIRST_STEPS = 50  # of the pilot at the first temperature, until its step size has settled
 _SCALE_DRAWS = 100
+
+
+class Weighed(NamedTuple):
+    """What a run leaves: log w (K, B), the mean acceptance of each image (B,), and the last particles u (K, B, D)."""
+
+    log_w: Tensor
+    acceptance: Tensor
+    u: Tensor
 
 
 class Kernels:
@@ -50,15 +58,15 @@ class Kernels:
             point, acceptance = self._move(point, self.b[t], step_size)
             step_size = step_size * (0.2 * (acceptance - _TARGET_ACCEPTANCE)).exp()
 
-    def forward(self, u: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Run from u (K, B, D), drawn from f_0; return log w (K, B) and the mean acceptance (B,)."""
+    def forward(self, u: Tensor, progress: Progress) -> Weighed:
+        """Run from u (K, B, D), drawn from f_0, to particles that with their weights stand for the posterior."""
         return self._run(u, range(1, len(self.b)), 0, progress)
 
-    def backward(self, u: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Run from u (K, B, D), drawn from the posterior, to f_0; return log w (K, B) and the mean acceptance (B,)."""
+    def backward(self, u: Tensor, progress: Progress) -> Weighed:
+        """Run from u (K, B, D), drawn from the posterior, to f_0."""
         return self._run(u, range(len(self.b) - 1, 0, -1), -1, progress)
 
-    def _run(self, u: Tensor, order: range, behind: int, progress: Progress) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, order: range, behind: int, progress: Progress) -> Weighed:
         """Weigh from b_(t-1) to b_t and move, at b_t forwards and at b_(t-1) backwards; neither end is moved at."""
         point = self.path.at(u)
         log_w = torch.zeros_like(point.log_joint)
@@ -69,7 +77,7 @@ class Kernels:
             if 0 < at < len(self.b) - 1:
                 point, acceptance = self._move(point, self.b[at], self.step_sizes[at])
                 accepted += acceptance
-        return log_w, accepted / max(1, len(self.b) - 2)
+        return Weighed(log_w, accepted / max(1, len(self.b) - 2), point.u)
 
     def _move(self, point: Point, b: float, step_size: Tensor) -> tuple[Point, Tensor]:
         """Take one transition that keeps f_b; return the particles and the acceptance of each image (B,)."""

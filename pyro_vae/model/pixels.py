@@ -46,6 +46,12 @@ class ContinuousBernoulli(dist.TorchDistribution):
         series = 0.5 + self.logits / 12 - self.logits**3 / 720 + self.logits**5 / 30240
         return self._series(series, lambda logits: -1 / torch.expm1(-logits) - 1 / logits)
 
+    @property
+    def variance(self) -> Tensor:
+        """The second derivative of A."""
+        series = 1 / 12 - self.logits**2 / 240 + self.logits**4 / 6048
+        return self._series(series, lambda logits: logits**-2 - (2 * (logits / 2).sinh()) ** -2)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the inverse of the distribution function, log(1 + u (e^l - 1)) / l for negative l."""
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
@@ -97,8 +103,16 @@ class GreyCategorical(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean grey, in [0, 1]."""
-        levels = torch.linspace(0, 1, _TOP + 1, dtype=self.logits.dtype, device=self.logits.device)
-        return self.logits.exp() @ levels
+        return self.logits.exp() @ self._levels
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the grey value."""
+        return (self.logits.exp() @ self._levels.square()) - self.mean.square()
+
+    @property
+    def _levels(self) -> Tensor:
+        return torch.linspace(0, 1, _TOP + 1, dtype=self.logits.dtype, device=self.logits.device)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw grey values in [0, 1]."""
@@ -142,11 +156,17 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean grey, in [0, 1]: the sum over levels of the probability to lie above."""
-        total = torch.zeros_like(self.loc)
-        for level in range(_TOP):
-            total = total + ((self.loc - (level + 0.5) / _TOP) / self.scale).sigmoid()
-        return total / _TOP
+        """Mean grey, in [0, 1]: the sum over levels of the chance to lie above."""
+        return torch.as_tensor(sum(self._above(level) for level in range(_TOP))) / _TOP
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the grey value, from its square: the sum over levels of 2 level + 1 times that chance."""
+        square = sum((2 * level + 1) * self._above(level) for level in range(_TOP)) / _TOP**2
+        return square - self.mean.square()
+
+    def _above(self, level: int) -> Tensor:
+        return ((self.loc - (level + 0.5) / _TOP) / self.scale).sigmoid()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw grey values in [0, 1]."""

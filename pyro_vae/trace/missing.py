@@ -1,0 +1,59 @@
+r"""Programs of images with missing pixels, which are NaN in x.
+
+The model scores the pixels that are seen, p(x_seen, z), so that everything that reads a program (weights, bounds,
+annealing) reads the one of what was seen. The guide takes x with the gaps filled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Independent, Unit
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.trace.reading import Program
+
+
+def seen(model: Program, guide: Program, fill: Tensor) -> tuple[Program, Program]:
+    """Return model and guide of images whose missing pixels are NaN.
+
+    Args:
+        model: program of p(x, z), whose observed site has independent pixels and the shape of x.
+        guide: program of q(z|x).
+        fill: what stands in the gaps for the guide, of the shape of an image: the mean image, for one. It makes a
+            better or a worse guide, and changes no p(x_seen).
+
+    Returns:
+        Two programs of x (B, ...). The model raises ValueError where pixels are not independent given z.
+    """
+
+    def of_seen(x: Tensor) -> Any:
+        with _Seen(~x.isnan()):
+            return model(x.nan_to_num(0.0))
+
+    def filled(x: Tensor) -> Any:
+        return guide(torch.where(x.isnan(), fill, x))
+
+    return of_seen, filled
+
+
+class _Seen(Messenger):
+    """Masks the observed site, pixel by pixel."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def _pyro_sample(self, msg: Message) -> None:
+        fn: Any = msg["fn"]
+        if not msg["is_observed"] or isinstance(fn, Unit):
+            return
+        if not isinstance(fn, Independent) or fn.event_shape != self.mask.shape[1:]:
+            raise ValueError(
+                f"Site {msg['name']!r} cannot be scored with pixels missing: they must be independent given z, and "
+                f"its event shape {tuple(fn.event_shape)} that of an image, {tuple(self.mask.shape[1:])}."
+            )
+        msg["fn"] = fn.base_dist.mask(self.mask).to_event(fn.reinterpreted_batch_ndims)
