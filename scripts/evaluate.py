@@ -19,13 +19,14 @@ import pyro
 import tyro
 
 from pyro_vae import cli, config, data, programs
-from pyro_vae.evaluate import Annealing, Scores
+from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
 from pyro_vae.infer import checkpoint, load_parameters
 from pyro_vae.report import (
     RunFolder,
     RunFolderError,
     measure,
     measure_annealing,
+    measure_slack,
     plots,
     table,
     write_bounds,
@@ -33,6 +34,7 @@ from pyro_vae.report import (
 )
 from pyro_vae.trace import is_density
 
+_RANKED_AMONG = 99  # draws from the guide
 # Flags that take the place of what the run was fitted with.
 _OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device")
 
@@ -61,6 +63,10 @@ class Arguments:
     """Where the path begins."""
     path: Literal["sigmoid", "linear"] = "sigmoid"
     """How the temperatures are spaced."""
+    local_steps: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Optimise a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
+    calibrate: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Rank the latents of so many simulated images among draws from the guide (0: do not)."""
     seed: int | None = None
     """Seed of the draws."""
     device: config.Device = "auto"
@@ -71,7 +77,10 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.runs:
         raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
-    annealing = settings_of_annealing(arguments)
+    for name in ("temperatures", "local_steps", "calibrate"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"{config.flag(name)} is {getattr(arguments, name)}; it must be 0 or more.")
+    settings_of_annealing(arguments)  # refused before anything is scored
     asked = vars(arguments)
     changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
     runs = [(RunFolder(path), settings_of(RunFolder(path), changes)) for path in arguments.runs]
@@ -80,16 +89,17 @@ def main(arguments: Arguments) -> None:
     summaries = {}
     for name, (folder, settings) in zip(names, runs, strict=True):
         with pyro.get_param_store().scope():
-            scores[name], summaries[name] = evaluate(folder, settings, annealing)
+            scores[name], summaries[name] = evaluate(folder, settings, arguments)
     for folder, _ in runs:
-        RunFolder(folder.path / "evaluation").save_figure("bounds", plots.bounds(scores))
+        results = RunFolder(folder.path / "evaluation")
+        results.save_figure("bounds", plots.bounds(scores))
+        if all(numbers["rate"] is not None for numbers in summaries.values()):
+            results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
 
 
 def settings_of_annealing(arguments: Arguments) -> Annealing | None:
     """Return how to anneal, or None."""
-    if arguments.temperatures < 0:
-        raise ValueError(f"--temperatures is {arguments.temperatures}; it must be at least 1, or 0 for none.")
     if not arguments.temperatures:
         return None
     return Annealing(
@@ -119,7 +129,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     return change(saved, **changes).resolved()
 
 
-def evaluate(folder: RunFolder, settings: config.Config, annealing: Annealing | None) -> tuple[Scores, dict[str, Any]]:
+def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
     assert settings.num_samples is not None
     images = config.load_images(settings)
@@ -134,9 +144,16 @@ def evaluate(folder: RunFolder, settings: config.Config, annealing: Annealing | 
     results.path.mkdir(exist_ok=True)
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)
-    if annealing is not None:
+    if annealing := settings_of_annealing(arguments):
         per_image, numbers["annealing"] = measure_annealing(program, test, annealing, settings.seed)
         results.write_per_image("annealing", per_image)
+    if arguments.local_steps:
+        per_image, numbers["local"] = measure_slack(program, test, arguments.local_steps, settings.seed)
+        results.write_per_image("local", per_image)
+    if arguments.calibrate:
+        like = test[:1].expand(arguments.calibrate, *test.shape[1:])
+        ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
+        results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
     return scores, numbers
 

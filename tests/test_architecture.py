@@ -34,7 +34,7 @@ HOMES = {
     "arviz": ("pyro_vae/evaluate/diagnostics.py", "pyro_vae/report/plots.py"),
     "arviz_stats": ("pyro_vae/evaluate/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/",),
-    "torchvision": ("pyro_vae/data/sources.py", "pyro_vae/report/plots.py"),
+    "torchvision": ("pyro_vae/data/sources.py", "pyro_vae/report/pictures.py"),
     "sklearn": ("pyro_vae/data/sources.py",),
     "tyro": ("pyro_vae/config.py",),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pyro
@@ -68,6 +69,22 @@ def test_the_curve_rises_by_construction() -> None:
             assert (curve[large] >= curve[small] - 1e-9).all()
     torch.testing.assert_close(curve[1], log_w.mean(0))
     torch.testing.assert_close(curve[5000], log_w.logsumexp(0) - math.log(5000))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 1.2, 1.5, 2.0])
+def test_the_bound_rises_with_k_in_expectation(ratio: float) -> None:
+    """K = 1, 2, 3, 7, 20, each from draws of its own, 2,000 images: no fall by more than 4 s.e., 20 steps in all."""
+    program = LinearGaussian(2, variance_ratio=ratio)
+    x = program.simulate(2000)
+    truth = program.log_evidence(x)
+    means, errors = [], []
+    for k in (1, 2, 3, 7, 20):
+        below = truth - iwae(log_weights(program.model, program.guide, x, k, seed=k), k)[0]
+        means.append(float(below.mean()))
+        errors.append(float(below.std()) / math.sqrt(2000))
+    for (low, high), (a, b) in zip(pairwise(means), pairwise(errors), strict=True):
+        assert high < low + 4 * math.hypot(a, b)
+    assert means[-1] > -4 * errors[-1]  # and never above log p(x)
 
 
 def test_groups_of_k_by_hand() -> None:

@@ -9,7 +9,7 @@ import torch
 from oracles import LinearGaussian
 
 from pyro_vae.evaluate import score
-from pyro_vae.report import plots
+from pyro_vae.report import pictures, plots
 
 
 def test_bounds_show_every_point_with_its_error() -> None:
@@ -46,10 +46,33 @@ def test_khat_counts_the_images_above_the_line() -> None:
 
 def test_grids_hold_every_image_in_its_place() -> None:
     images = torch.rand(20, 3, 3)
-    shown = np.asarray(plots.image_grid(images, "title").axes[0].images[0].get_array())
+    shown = np.asarray(pictures.image_grid(images, "title").axes[0].images[0].get_array())
     np.testing.assert_allclose(shown[1:4, 5:8], images[1].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[5:8, 1:4], images[10].numpy(), rtol=1e-6)
     means = torch.rand(20, 3, 3)
-    shown = np.asarray(plots.reconstructions(images, means).axes[0].images[0].get_array())
+    shown = np.asarray(pictures.reconstructions(images, means).axes[0].images[0].get_array())
     np.testing.assert_allclose(shown[5:8, 1:4], means[0].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[9:12, 1:4], images[10].numpy(), rtol=1e-6)
+
+
+def test_calibration_draws_the_units_that_depart_most() -> None:
+    """Eight units, of which the second is always among the low ranks: it is drawn, beside five others."""
+    ranks = np.random.default_rng(0).integers(0, 100, (300, 8))
+    ranks[:, 1] //= 3
+    figure = plots.calibration(ranks, 99)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert any(title.split()[-1] == "1" for title in titles if title)
+    assert sum(bool(title) for title in titles) == 6
+
+
+def test_rate_and_distortion_lie_on_the_line_of_their_elbo() -> None:
+    runs = {
+        "a": {"rate": 20.0, "distortion": 70.0, "elbo": -90.0},
+        "b": {"rate": 10.0, "distortion": 85.0, "elbo": -95.0},
+    }
+    axes = plots.rate_distortion(runs).axes[0]
+    points = np.concatenate([collection.get_offsets() for collection in axes.collections])
+    np.testing.assert_array_equal(points, [[10, 85], [20, 70]])  # along the rate
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), points)
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["b: ELBO -95.00", "a: ELBO -90.00"]

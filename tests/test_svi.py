@@ -148,7 +148,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights(where: str, fused: bool) -
     svi = driver(vae, fused=fused)
     take_steps(svi, 3)
     if where == "gradient":
-        vae.likelihood.net[0].weight.register_hook(lambda gradient: gradient * float("nan"))
+        vae.likelihood.net[0][0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
     else:
         vae.prior.loc.fill_(float("nan"))
     before = [p.detach().clone() for p in vae.parameters()]

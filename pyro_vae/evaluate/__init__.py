@@ -1,11 +1,15 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
+from pyro_vae.evaluate.aggregate import Surgery, surgery
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
+from pyro_vae.evaluate.calibration import calibration_ranks
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
+from pyro_vae.evaluate.local import local_elbos
+from pyro_vae.evaluate.outliers import Unusual, unusual
 from pyro_vae.evaluate.summary import standard_error, summary
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
@@ -17,14 +21,18 @@ __all__ = [
     "Moments",
     "Parts",
     "Scores",
+    "Surgery",
+    "Unusual",
     "active_units",
     "anneal",
     "bidirectional",
+    "calibration_ranks",
     "good_khat",
     "impute",
     "iwae",
     "jackknife",
     "ladder",
+    "local_elbos",
     "log_weight_parts",
     "log_weights",
     "paired_differences",
@@ -37,6 +45,8 @@ __all__ = [
     "score",
     "standard_error",
     "summary",
+    "surgery",
+    "unusual",
     "verdict",
     "write_netcdf",
 ]

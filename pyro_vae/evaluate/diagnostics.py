@@ -89,7 +89,7 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
         # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
-        extra: Any = {"round_to": "none"} if _arviz_1() else {"ic": "loo"}
+        extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
         table = arviz.compare(data, method="pseudo-BMA", **extra)
     rows = {str(name): (abs(row["elpd_diff"]) / number, row["dse"] / number) for name, row in table.iterrows()}
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
@@ -102,7 +102,7 @@ def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
     """
     dims = {name: ["image"] if values.ndim == 1 else ["num_particles", "image"] for name, values in per_image.items()}
     groups: Any = {"constant_data": dict(per_image)}
-    dataset = arviz.from_dict(groups, dims=dims) if _arviz_1() else arviz.from_dict(**groups, dims=dims)
+    dataset = arviz.from_dict(groups, dims=dims) if is_arviz_1() else arviz.from_dict(**groups, dims=dims)
     dataset.to_netcdf(str(path))
 
 
@@ -116,7 +116,7 @@ def _elpd(values: np.ndarray) -> Any:
     number = len(values)
     total, error = float(values.sum()), float(math.sqrt(number * values.var()))
     points = xarray.DataArray(values, dims="image")
-    if _arviz_1():
+    if is_arviz_1():
         return arviz.ELPDData(
             elpd=total,
             se=error,
@@ -139,7 +139,8 @@ def _elpd(values: np.ndarray) -> Any:
     return arviz.ELPDData(data=list(fields.values()), index=list(fields))
 
 
-def _arviz_1() -> bool:
+def is_arviz_1() -> bool:
+    """Whether ArviZ is of the 1.x line, whose names and signs are others."""
     return int(arviz.__version__.split(".")[0]) >= 1
 
 
@@ -158,7 +159,7 @@ def _fit(log_w: np.ndarray) -> tuple[float, float]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ warns of a large k, which is what is asked for
-        if _arviz_1():
+        if is_arviz_1():
             from arviz_stats.base import array_stats
 
             normalized, khat = array_stats.psislw(-log_w)

@@ -82,6 +82,11 @@ class Path:
                 return self.space.join(draw(self.guide, self.x, num_samples)[0])
             return self.space.join(run(self.model, self.x, num_samples).values)
 
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u) (K, B) in nats, differentiable."""
+        values, log_det = self.space.split(u)
+        return sum(log_density(self.model, self.x, values).values()) + log_det
+
     def at(self, u: Tensor) -> Point:
         """Evaluate both ends of the path at u."""
         with torch.enable_grad():

@@ -1,7 +1,8 @@
 """What people look at: figures, results and the run folder."""
 
 from pyro_vae.report import comparison, plots
-from pyro_vae.report.results import measure, measure_annealing, table, write_bounds, write_results
+from pyro_vae.report.instruments import measure_annealing, measure_slack
+from pyro_vae.report.results import measure, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, RunFolderError, versions
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "comparison",
     "measure",
     "measure_annealing",
+    "measure_slack",
     "plots",
     "table",
     "versions",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.evaluate import paired_differences, read_netcdf
-from pyro_vae.report import plots
+from pyro_vae.report import pictures, plots
 from pyro_vae.report.run import RunFolder
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
@@ -98,8 +98,8 @@ def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapp
         writer.writerows(rows)
     (folder / "comparison.json").write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
     plots.intervals(rows).savefig(folder / "comparison.png", dpi=130)
-    pictures = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
-    plots.gallery(pictures).savefig(folder / "samples.png", dpi=130)
+    samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
+    pictures.gallery(samples).savefig(folder / "samples.png", dpi=130)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,20 +1,20 @@
-r"""What people look at; every function returns a matplotlib figure."""
+r"""Numbers drawn; every function returns a matplotlib figure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import arviz
 import numpy as np
-import torch
+import scipy.stats
 from matplotlib.figure import Figure
-from matplotlib.image import imread
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from pyro_vae.evaluate import Scores, good_khat
+from pyro_vae.evaluate.diagnostics import is_arviz_1
+
+_CALIBRATED_UNITS = 6
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -78,6 +78,56 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
     return figure
 
 
+def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
+    """Draw how the ranks (N, units) among L draws depart from uniform, with ArviZ's simultaneous band.
+
+    Of many units the six that depart most are drawn.
+    """
+    shares = (ranks + 0.5) / (num_samples + 1)
+    grid = (np.arange(len(shares)) + 0.5)[:, None] / len(shares)
+    farthest = np.abs(np.sort(shares, axis=0) - grid).max(0).argsort()[::-1][:_CALIBRATED_UNITS]
+    units = np.sort(farthest)
+    if is_arviz_1():
+        newer: Any = arviz
+        groups = {"prior_sbc": {"z": shares[None, :, units]}}
+        data = newer.from_dict(groups, dims={"z": ["unit"]}, coords={"unit": units})
+        return newer.plot_ecdf_pit(data, backend="matplotlib").viz["figure"].item()
+    figure = Figure(figsize=(9, 2.8 * -(-len(units) // 3)), layout="constrained")
+    spots = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
+    for spot in spots[len(units) :]:
+        spot.axis("off")
+    for spot, unit in zip(spots, units, strict=False):
+        uniform = {
+            "cdf": scipy.stats.uniform.cdf,
+            "rvs": scipy.stats.uniform.rvs,
+            "eval_points": np.linspace(0, 1, 101),
+        }
+        arviz.plot_ecdf(shares[:, unit], **uniform, difference=True, confidence_bands=True, ax=spot)
+        spot.set(title=f"unit {unit}", xlabel="rank / draws", ylabel="ECDF - uniform")
+    return figure
+
+
+def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw runs by rate and distortion, nats per image; along a dashed line the ELBO, minus their sum, is the same.
+
+    Alemi et al., "Fixing a Broken ELBO", ICML 2018 (https://arxiv.org/abs/1711.00464).
+    """
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(summaries.items(), key=lambda item: item[1]["rate"])
+    rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
+    axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
+    for place, (name, numbers) in enumerate(ordered):
+        label = f"{name}: ELBO {numbers['elbo']:.2f}"
+        axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{place}", label=label)
+        axes.axline(
+            (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{place}", linestyle="--", linewidth=0.5
+        )
+    axes.set(xlabel="rate, nats per image", ylabel="distortion, nats per image")
+    axes.legend()
+    return figure
+
+
 def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw how far each row of a comparison is below the best, with two standard errors of the paired difference."""
     figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")
@@ -88,42 +138,4 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(places, [f"{row['name']}  {row['log_likelihood']:.2f}" for row in rows])
     axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
-    return figure
-
-
-def gallery(pictures: Mapping[str, Path]) -> Figure:
-    """Draw the PNG files of several runs side by side, three in a row."""
-    columns = min(3, len(pictures))
-    height = -(-len(pictures) // columns)
-    figure = Figure(figsize=(4 * columns, 4.4 * height), layout="constrained")
-    spots = figure.subplots(height, columns, squeeze=False).flatten()
-    for spot in spots:
-        spot.axis("off")
-    for spot, (name, path) in zip(spots, pictures.items(), strict=False):
-        spot.imshow(imread(path))
-        spot.set_title(name)
-    return figure
-
-
-def image_grid(images: Tensor, title: str) -> Figure:
-    """Draw images (N, height, width) in [0, 1] as a grid, ten in a row."""
-    return _grid(images, title, min(10, len(images)))
-
-
-def reconstructions(images: Tensor, means: Tensor) -> Figure:
-    """Draw images and, under each, the mean of p(x|z) for one draw of z, both (N, height, width)."""
-    per_row = min(10, len(images))
-    whole = len(images) // per_row * per_row
-    rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, means)]
-    pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, "test images, and under each its reconstruction", per_row)
-
-
-def _grid(images: Tensor, title: str, per_row: int) -> Figure:
-    tiles = make_grid(images.detach().cpu().float().clamp(0, 1).unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
-    figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[1] / tiles.shape[2]), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(tiles[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title)
-    axes.axis("off")
     return figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,29 +11,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.evaluate import (
-    Annealed,
-    Annealing,
-    Bidirectional,
     Moments,
     Scores,
     active_units,
-    anneal,
-    bidirectional,
     posterior_moments,
     prior_images,
     reconstructions,
     score,
     standard_error,
     summary,
+    surgery,
     verdict,
 )
-from pyro_vae.report import plots
+from pyro_vae.report import pictures, plots
 from pyro_vae.report.run import RunFolder, versions
 
-_IMAGES_AT_ONCE = 100
+IMAGES_AT_ONCE = 100
+_AGGREGATED_IMAGES = 1000
 _SHOWN_IMAGES, _SHOWN_SAMPLES = 20, 100
 Program = Any
-PerImage = dict[str, np.ndarray]
 
 
 def measure(
@@ -53,15 +48,18 @@ def measure(
         The scores of all images, and the summary with the seconds it took.
     """
     start = time.perf_counter()
-    batches = tqdm(x.split(_IMAGES_AT_ONCE), desc="log p(x)", unit="batch", disable=None, leave=False)
+    batches = tqdm(x.split(IMAGES_AT_ONCE), desc="log p(x)", unit="batch", disable=None, leave=False)
     scores = Scores.concatenate(
         score(program.model, program.guide, images, num_samples, seed=seed + number)
         for number, images in enumerate(batches)
     )
     moments = Moments.concatenate(
-        posterior_moments(program.guide, images, seed=seed) for images in x.split(_IMAGES_AT_ONCE)
+        posterior_moments(program.guide, images, seed=seed) for images in x.split(IMAGES_AT_ONCE)
     )
     numbers = summary(scores, active_units(moments), x[0].numel(), density=density)
+    parts = surgery(program.model, program.guide, x[:_AGGREGATED_IMAGES], seed=seed)
+    numbers["mutual_information"] = float(parts.mutual_information.mean())
+    numbers["marginal_kl"] = float(parts.marginal_kl.mean())
     return scores, {**numbers, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
@@ -72,49 +70,9 @@ def write_results(folder: RunFolder, program: Program, x: Tensor, scores: Scores
     means = reconstructions(program.model, program.guide, shown, seed=seed)
     like = x[:1].expand(_SHOWN_SAMPLES, *x.shape[1:])
     samples = prior_images(program.model, like, seed=seed)
-    folder.save_figure("reconstructions", plots.reconstructions(shown, means))
-    folder.save_figure("prior_samples", plots.image_grid(samples, "means of p(x|z) for z from the prior"))
+    folder.save_figure("reconstructions", pictures.reconstructions(shown, means))
+    folder.save_figure("prior_samples", pictures.image_grid(samples, "means of p(x|z) for z from the prior"))
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
-
-
-def measure_annealing(program: Program, x: Tensor, settings: Annealing, seed: int) -> tuple[PerImage, dict[str, Any]]:
-    """Anneal test images, and as many images of the model's own from both sides.
-
-    Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them.
-        settings: how to anneal.
-        seed: of all noise.
-
-    Returns:
-        Arrays (N,) in nats, and their means with standard errors over images.
-    """
-    start = time.perf_counter()
-    bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
-    found, both = [], []
-    for number, images in enumerate(x.split(_IMAGES_AT_ONCE)):
-        arguments = (program.model, program.guide, images, settings)
-        found.append(anneal(*arguments, seed=seed + number, progress=bar))
-        both.append(bidirectional(*arguments, seed=seed + number, progress=bar))
-    annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
-    per_image = {
-        "log_likelihood": annealed.lower,
-        "ess": annealed.ess,
-        "acceptance": annealed.acceptance,
-        "simulated_lower": sides.forward.lower,
-        "simulated_upper": sides.backward.upper,
-    }
-    numbers = {
-        **vars(settings),
-        "log_likelihood": float(annealed.lower.mean()),
-        "log_likelihood_se": standard_error(annealed.lower),
-        "ess_median": float(np.median(annealed.ess)),
-        "acceptance": float(annealed.acceptance.mean()),
-        "gap": float(sides.gap.mean()),
-        "gap_se": standard_error(sides.gap),
-        "seconds": time.perf_counter() - start,
-    }
-    return per_image, {k: v if v == v else None for k, v in numbers.items()}
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:

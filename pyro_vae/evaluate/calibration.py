@@ -1,0 +1,45 @@
+r"""Is the guide calibrated? Simulation-based calibration of q(z|x).
+
+With (z, x) drawn from the model, z is an exact draw of p(z|x). Where q(z|x) is that posterior, the rank of z among L
+draws from it is uniform on 0, ..., L, unit by unit; a guide too narrow ranks it too often at the ends. Talts,
+Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based Calibration",
+2018 (https://arxiv.org/abs/1804.06788).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.trace import Program, draw, reading, simulate
+
+Array = np.ndarray
+
+
+def calibration_ranks(
+    model: Program, guide: Program, like: Tensor, num_samples: int = 99, *, seed: int | None = None
+) -> Array:
+    """Rank the latents behind simulated images among draws from the guide.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        like: images (B, ...), of which only number and shape count.
+        num_samples: L; ranks go from 0 to L.
+        seed: of all noise.
+
+    Returns:
+        Ranks (B, units), all latent sites flattened and joined.
+
+    Raises:
+        ValueError: as `simulate`, or the program has no latent site.
+    """
+    with torch.no_grad(), reading(model, guide, x=like, seed=seed), pyro.validation_enabled(False):
+        x, exact = simulate(model, like)
+        if not exact:
+            raise ValueError("The program has no latent site: there is nothing to calibrate.")
+        drawn, _ = draw(guide, x, num_samples)
+        ranks = [(z < exact[name]).sum(0).reshape(len(x), -1) for name, z in drawn.items()]
+    return torch.cat(ranks, 1).cpu().numpy()
