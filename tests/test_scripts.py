@@ -110,7 +110,24 @@ def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
     assert f"{annealed['log_likelihood']:.2f}" in result.stdout
     assert "AIS" in result.stdout
     refused(command("evaluate", run, "--temperatures", -1), "--temperatures is -1")
+    refused(command("evaluate", run, "--calibrate", -5), "--calibrate is -5")
     refused(command("evaluate", run, "--temperatures", 5, "--chains", 0), "num_chains is 0")
+
+
+def test_evaluate_says_where_the_slack_is(run: Path) -> None:
+    result = script("evaluate", run, "--local-steps", 20, "--calibrate", 50, "--test-images", 10)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    local = found["local"]
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "local.nc"))["constant_data"]
+    for family in ("diagonal", "flow"):
+        gain = (arrays[family] - arrays["amortized"]).to_numpy()
+        assert gain.mean() == pytest.approx(local[f"{family}_gain"])
+        assert gain.mean() > 3 * local[f"{family}_gain_se"] > 0  # after three epochs there is much to gain
+    assert found["mutual_information"] + found["marginal_kl"] == pytest.approx(found["rate"], rel=0.2)
+    assert found["mutual_information"] <= math.log(10)
+    figures = {path.stem for path in (run / "evaluation" / "figures").glob("*.png")}
+    assert {"calibration", "rate_distortion", "bounds"} <= figures
 
 
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:

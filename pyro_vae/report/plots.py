@@ -96,13 +96,11 @@ def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
     spots = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
     for spot in spots[len(units) :]:
         spot.axis("off")
+    uniform = scipy.stats.uniform()
+    band = {"cdf": uniform.cdf, "rvs": uniform.rvs, "random_state": np.random.default_rng(0)}
     for spot, unit in zip(spots, units, strict=False):
-        uniform = {
-            "cdf": scipy.stats.uniform.cdf,
-            "rvs": scipy.stats.uniform.rvs,
-            "eval_points": np.linspace(0, 1, 101),
-        }
-        arviz.plot_ecdf(shares[:, unit], **uniform, difference=True, confidence_bands=True, ax=spot)
+        points = np.linspace(0, 1, 101)
+        arviz.plot_ecdf(shares[:, unit], eval_points=points, difference=True, confidence_bands=True, ax=spot, **band)
         spot.set(title=f"unit {unit}", xlabel="rank / draws", ylabel="ECDF - uniform")
     return figure
 
