@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 mpl.use("Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each, and for what they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # What these test lives on the host: files, flags and figures.
 HOST = {"test_checkpoint", "test_config", "test_data", "test_plots", "test_programs", "test_run_folder", "test_scripts"}
