@@ -182,3 +182,28 @@ def test_a_global_latent_is_named() -> None:
 
     with pytest.raises(ValueError, match="Site 'theta' must stand in one data plate"):
         ELBO().loss(model, guide, torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize("kind", ["pixels", "images"])
+def test_masks_of_the_data_are_known_to_the_checks(kind: str, num_particles: int) -> None:
+    """Where a mask hides them, grey pixels pass under a Bernoulli; elsewhere they are refused. Validation is on."""
+    mask = torch.tensor([True, False, True, True])
+    pixels = mask.view(4, 1).expand(4, 4) if kind == "images" else mask.expand(4, 4)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            each = dist.Bernoulli(logits=z, validate_args=False)
+            masked = each.to_event(1).mask(mask) if kind == "images" else each.mask(mask).to_event(1)
+            pyro.sample("x", masked, obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    x = torch.where(pixels, 1.0, 0.5)
+    assert IWAE(num_particles).loss(model, guide, x).isfinite()
+    x[0, 2] = 0.5
+    with pytest.raises(ValueError, match="outside the support"):
+        IWAE(num_particles).loss(model, guide, x)

@@ -199,6 +199,11 @@ def test_the_normalizer_of_a_resampled_prior_is_known_to_a_hundredth_of_a_nat(di
     assert (prior.log_normalizer() - z.log()).abs() < 0.01 + 4 * error / z
 
 
+def test_a_resampled_prior_of_one_proposal_is_refused() -> None:
+    with pytest.raises(ValueError, match="truncation is 1"):
+        LARS(2, truncation=1)
+
+
 def test_a_resampled_prior_that_accepts_all_alike_is_normal() -> None:
     prior, z = lars().eval(), torch.randn(20, 2)
     with torch.no_grad():

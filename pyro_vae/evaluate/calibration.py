@@ -41,5 +41,12 @@ def calibration_ranks(
         if not exact:
             raise ValueError("The program has no latent site: there is nothing to calibrate.")
         drawn, _ = draw(guide, x, num_samples)
-        ranks = [(z < exact[name]).sum(0).reshape(len(x), -1) for name, z in drawn.items()]
+        ranks = [_ranks(exact[name][0], z).reshape(len(x), -1) for name, z in drawn.items()]
     return torch.cat(ranks, 1).cpu().numpy()
+
+
+def _ranks(exact: Tensor, drawn: Tensor) -> Tensor:
+    """Rank values (B, ...) among draws (L, B, ...); among equal ones, of a discrete latent, at random."""
+    ties = (drawn == exact).sum(0)
+    noise = torch.rand(ties.shape, dtype=torch.float64, device=ties.device)
+    return (drawn < exact).sum(0) + (noise * (ties + 1)).floor().long()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of, quietly
 from pyro_vae.evaluate.hmc import Progress
-from pyro_vae.trace import Program, run_at, seen
+from pyro_vae.trace import Program, check_domain, run_at, seen
 
 Array = np.ndarray
 
@@ -66,13 +66,16 @@ def impute(
         ValueError: pixels are not independent given z, or as `anneal`.
     """
     of_seen, filled = seen(model, guide, fill)
+    check_domain(of_seen, filled, x)
+    if truth is not None:
+        check_domain(model, guide, truth)
     with quietly(model, guide, x, seed), torch.no_grad():
         kernels = kernels_of(of_seen, filled, x, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
         gaps = x.isnan()
-        (site,) = run_at(model, x.nan_to_num(0.0), values).observed.values()
+        (site,) = run_at(model, torch.where(gaps, fill, x), values).observed.values()
         pixels: Any = site[0].base_dist
         shape = (settings.num_chains, *x.shape)
         weights = shares.exp().to(x).view(*shares.shape, *[1] * (x.dim() - 1))

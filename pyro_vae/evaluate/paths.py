@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, Unconstrained, draw, log_density, run, run_pair
+from pyro_vae.trace import Program, Run, Unconstrained, draw, log_density, run, run_pair
 
 
 def sigmoid(num_temperatures: int) -> Tensor:
@@ -71,9 +71,22 @@ class Path:
         self.model, self.guide, self.x, self.start = model, guide, x, start
         with torch.no_grad():
             p, _ = run_pair(model, guide, x, 1)
-        if not p.values:
-            raise ValueError("The program has no latent site: its log p(x) is known, and there is nothing to anneal.")
-        self.space = Unconstrained(p)
+            if not p.values:
+                raise ValueError(
+                    "The program has no latent site: its log p(x) is known, and there is nothing to anneal."
+                )
+            self.space = Unconstrained(p)
+            self._check_supports(p)
+
+    def _check_supports(self, p: Run) -> None:
+        """Refuse a latent whose support moves with another latent, which one map cannot follow."""
+        u = self.space.join(p.values)
+        other = Unconstrained(run(self.model, self.x, 1)).split(u)[0]
+        for name, value in p.values.items():
+            if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
+                raise ValueError(
+                    f"The support of latent site {name!r} moves with other latents: it cannot be annealed."
+                )
 
     def draw(self, num_samples: int) -> Tensor:
         """Draw u (K, B, D) from f_0."""

@@ -39,11 +39,12 @@ class FreeBits(Objective):
         return particles.log_likelihood.mean(0) - rate
 
     def _rate(self, particles: Particles, name: str) -> Tensor:
-        value = particles.q.sites[name]["value"]
-        q, p = (run.sites[name]["fn"] for run in (particles.q, particles.p))
+        sites = [run.sites[name] for run in (particles.q, particles.p)]
+        q, p = (site["fn"] for site in sites)
         if all(isinstance(fn, Independent) and len(fn.event_shape) == 1 for fn in (q, p)):
-            units = q.base_dist.log_prob(value).double() - p.base_dist.log_prob(value).double()
-            return units.flatten(0, -2).mean(0).clamp(min=self.floor).sum()
+            # Each at its own value: the two may be laid out differently, and their means over the batch are not.
+            means = [site["fn"].base_dist.log_prob(site["value"]).double().flatten(0, -2).mean(0) for site in sites]
+            return (means[0] - means[1]).clamp(min=self.floor).sum()
         together = (particles.log_q[name] - particles.log_p[name]).mean()
         return together.clamp(min=self.floor * q.event_shape.numel())
 

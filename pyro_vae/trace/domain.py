@@ -26,9 +26,9 @@ def check_support(result: Run) -> None:
         pixel, masks = _element(distribution)
         inside = support_of(pixel).check(value)
         for mask in masks:
-            inside = inside | ~torch.as_tensor(mask, device=value.device).expand_as(inside)
+            inside = inside | ~mask.to(value.device)
         if not inside.all():
-            first = value[~inside].flatten()[0].item()
+            first = value.expand(*inside.shape, *pixel.event_shape)[~inside].flatten()[0].item()
             raise ValueError(
                 f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
                 "binarize the images or choose a likelihood of their domain."
@@ -55,14 +55,18 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     return any(not unmixed(support_of(_element(fn)[0])).is_discrete for fn, _ in result.observed.values())
 
 
-def _element(distribution: Any) -> tuple[Any, list[Any]]:
-    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`, and the masks."""
+def _element(distribution: Any) -> tuple[Any, list[Tensor]]:
+    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`, and the masks.
+
+    A mask has the batch dimensions of what it masks; it comes back with one for each element beside them.
+    """
     masks = []
     while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
         if isinstance(distribution, MaskedDistribution):
-            masks.append(distribution._mask)
+            masks.append((torch.as_tensor(distribution._mask), len(distribution.event_shape)))
         distribution = distribution.base_dist
-    return distribution, masks
+    own = len(distribution.event_shape)
+    return distribution, [mask[(..., *[None] * (dims - own))] for mask, dims in masks]
 
 
 def support_of(distribution: Any) -> Any:
@@ -75,6 +79,8 @@ def support_of(distribution: Any) -> Any:
 
 def unmixed(support: Any) -> Any:
     """Return the support of a mixture's components for that of the mixture, which does not say what it is."""
-    while isinstance(support, constraints.MixtureSameFamilyConstraint):
-        support = support.base_constraint
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return unmixed(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return constraints.independent(unmixed(support.base_constraint), support.reinterpreted_batch_ndims)
     return support

@@ -1,7 +1,7 @@
 r"""Programs of images with missing pixels, which are NaN in x.
 
-The model scores the pixels that are seen, p(x_seen, z), so that everything that reads a program (weights, bounds,
-annealing) reads the one of what was seen. The guide takes x with the gaps filled.
+The model scores the pixels that are seen, p(x_seen, z), so that annealing reads the program of what was seen. Both
+take x with the gaps filled: what stands there is masked out of the score.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def seen(model: Program, guide: Program, fill: Tensor) -> tuple[Program, Program
     Args:
         model: program of p(x, z), whose observed site has independent pixels and the shape of x.
         guide: program of q(z|x).
-        fill: what stands in the gaps for the guide, of the shape of an image: the mean image, for one. It makes a
-            better or a worse guide, and changes no p(x_seen).
+        fill: what stands in the gaps, of the shape of an image, where the likelihood is smooth: the mean image, for
+            one. It makes a better or a worse guide, and changes no p(x_seen).
 
     Returns:
         Two programs of x (B, ...). The model raises ValueError where pixels are not independent given z.
@@ -32,7 +32,7 @@ def seen(model: Program, guide: Program, fill: Tensor) -> tuple[Program, Program
 
     def of_seen(x: Tensor) -> Any:
         with _Seen(~x.isnan()):
-            return model(x.nan_to_num(0.0))
+            return model(torch.where(x.isnan(), fill, x))
 
     def filled(x: Tensor) -> Any:
         return guide(torch.where(x.isnan(), fill, x))
@@ -49,7 +49,7 @@ class _Seen(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         fn: Any = msg["fn"]
-        if not msg["is_observed"] or isinstance(fn, Unit):
+        if not msg["is_observed"] or isinstance(fn, Unit) or (msg["infer"] or {}).get("_deterministic"):
             return
         if not isinstance(fn, Independent) or fn.event_shape != self.mask.shape[1:]:
             raise ValueError(

@@ -12,10 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from pyro_vae.trace.domain import support_of, unmixed
 from pyro_vae.trace.running import Run
+
+
+def _where(distribution: Any) -> Any:
+    """Return the support of a latent; of an angle one turn, whose density torch repeats over all the real line."""
+    element = getattr(distribution, "base_dist", distribution)
+    if isinstance(element, VonMises):
+        return constraints.independent(constraints.interval(-math.pi, math.pi), len(distribution.event_shape))
+    return unmixed(support_of(distribution))
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Unconstrained:
     def __init__(self, result: Run) -> None:
         self.sites: list[_Site] = []
         for name, value in result.values.items():
-            support = unmixed(support_of(result.sites[name]["fn"]))
+            support = _where(result.sites[name]["fn"])
             if support.is_discrete:
                 raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
             transform: Any = biject_to(support)

@@ -11,6 +11,7 @@ Bauer, Mnih, "Resampled Priors for Variational Autoencoders", AISTATS 2019 (http
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -32,10 +33,15 @@ class LARS(nn.Module):
         latent_dim: D.
         truncation: T.
         hidden_dim: units of the two hidden layers of the acceptance.
+
+    Raises:
+        ValueError: a truncation below 2.
     """
 
     def __init__(self, latent_dim: int, truncation: int = 100, hidden_dim: int = 100) -> None:
         super().__init__()
+        if truncation < 2:
+            raise ValueError(f"truncation is {truncation}; it must be at least 2.")
         self.latent_dim = latent_dim
         self.truncation = truncation
         layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]
@@ -54,7 +60,7 @@ class LARS(nn.Module):
             estimate = self.log_acceptance(z).logsumexp(0) - math.log(_TRAINING_POINTS)
             return estimate.clamp(max=-1e-6)  # below 1, where the chance of the last proposal has a logarithm
         present = list(self.parameters())
-        if self._known is None or not all(map(torch.equal, self._known[0], present)):
+        if self._known is None or not _same(self._known[0], present):
             self._known = ([p.detach().clone() for p in present], self._by_quadrature())
         return self._known[1]
 
@@ -71,6 +77,11 @@ class LARS(nn.Module):
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
         return _Resampled(self, self.log_normalizer())
+
+
+def _same(known: Sequence[Tensor], present: Sequence[Tensor]) -> bool:
+    pairs = zip(known, present, strict=True)
+    return all(p.device == q.device and p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
 
 
 class _Resampled(dist.TorchDistribution):
