@@ -162,12 +162,14 @@ def test_an_angle_is_annealed_around_one_turn() -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("angle", dist.VonMises(x.clamp(-3, 3), 4.0))
 
-    x = torch.tensor([-1.0, 0.0, 2.0, 3.0])
+    x = torch.tensor([-1.0, 0.0, 2.0, 4.0])
     axis = torch.linspace(-math.pi, math.pi, 20_001)
     joint = dist.VonMises(0.0, 1.0).log_prob(axis) + dist.Normal(axis, 0.5).log_prob(x.unsqueeze(1))
     truth = joint.logsumexp(1) + math.log(axis[1] - axis[0])
-    found = anneal(model, guide, x, Annealing(100, 200, 3), seed=0).lower
-    np.testing.assert_allclose(found, truth.cpu(), atol=0.1)
+    error = anneal(model, guide, x, Annealing(100, 200, 3), seed=0).lower - truth.cpu().numpy()
+    np.testing.assert_allclose(error[:3], 0, atol=0.1)
+    # At x = 4 the posterior piles up at the end of the turn, where it is hard to reach: low by a little, never high.
+    assert -0.5 < error[3] < 0.05
 
 
 def test_a_support_that_moves_with_another_latent_is_refused() -> None:
