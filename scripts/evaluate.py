@@ -153,6 +153,7 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     if arguments.calibrate:
         like = test[:1].expand(arguments.calibrate, *test.shape[1:])
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
+        results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
     return scores, numbers

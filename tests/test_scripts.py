@@ -128,6 +128,10 @@ def test_evaluate_says_where_the_slack_is(run: Path) -> None:
     assert math.isfinite(found["marginal_kl"])
     figures = {path.stem for path in (run / "evaluation" / "figures").glob("*.png")}
     assert {"calibration", "rate_distortion", "bounds"} <= figures
+    ranks = arviz.from_netcdf(str(run / "evaluation" / "calibration.nc"))["constant_data"]["ranks"]
+    assert ranks.dims == ("unit", "image")
+    assert ranks.shape == (50, 50)
+    assert (ranks.min(), ranks.max()) == (0, 99)
 
 
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:

@@ -95,12 +95,12 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
 
 
-def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write per-image results, {name: (N,) or (k, N)}, as the constant data of an ArviZ file.
+def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path, rows: str = "num_particles") -> None:
+    """Write per-image results, {name: (N,) or (rows, N)}, as the constant data of an ArviZ file.
 
     `arviz.from_netcdf(path)` reads it.
     """
-    dims = {name: ["image"] if values.ndim == 1 else ["num_particles", "image"] for name, values in per_image.items()}
+    dims = {name: ["image"] if values.ndim == 1 else [rows, "image"] for name, values in per_image.items()}
     groups: Any = {"constant_data": dict(per_image)}
     dataset = arviz.from_dict(groups, dims=dims) if is_arviz_1() else arviz.from_dict(**groups, dims=dims)
     dataset.to_netcdf(str(path))

@@ -127,9 +127,9 @@ class RunFolder:
         """Write the per-image scores as scores.nc, which ArviZ reads."""
         self.write_per_image("scores", {name: value for name, value in vars(scores).items() if name != "num_samples"})
 
-    def write_per_image(self, name: str, values: Mapping[str, np.ndarray]) -> None:
-        """Write arrays (N,), or (k, N), as <name>.nc, which ArviZ reads."""
-        write_netcdf(values, self.path / f"{name}.nc")
+    def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
+        """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
+        write_netcdf(values, self.path / f"{name}.nc", rows)
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write figures/<name>.png."""
