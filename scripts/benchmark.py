@@ -32,7 +32,7 @@ from pyro_vae import cli, config, data, programs
 from pyro_vae.evaluate import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.model import nets
-from pyro_vae.trace import reading
+from pyro_vae.trace import quietly
 
 Step = Callable[[Tensor], object]
 
@@ -173,7 +173,7 @@ def annealing(settings: config.Config, images: data.Images, x: Tensor) -> Iterat
         log_joint = log_likelihood - 0.5 * z.square().sum(-1)
         return torch.autograd.grad(log_joint.sum(), z)
 
-    with reading(program.model, program.guide, x=x), pyro.validation_enabled(False):
+    with quietly(program.model, program.guide, x=x):
         path = paths.Path(program.model, program.guide, x, "guide")
         yield {"pyro_vae annealing": lambda _: path.at(u), "bare decoder": bare}
 

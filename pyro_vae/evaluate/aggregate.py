@@ -12,11 +12,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, log_density, reading
+from pyro_vae.trace import Program, draw, log_density, quietly
 
 Array = np.ndarray
 
@@ -55,7 +54,7 @@ def surgery(model: Program, guide: Program, x: Tensor, *, seed: int | None = Non
     """
     number = len(x)
     at_once = max(1, _ROWS // number)
-    with torch.no_grad(), reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):
+    with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
         values, log_q = draw(guide, x, 1)
         if not values:  # nothing is coded, and nothing costs
             return Surgery(np.zeros(number), np.zeros(number))

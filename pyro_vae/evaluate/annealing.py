@@ -16,17 +16,15 @@ while counting would void both bounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pyro
 from torch import Tensor
 
 from pyro_vae.evaluate.hmc import Kernels, Progress, Weighed
 from pyro_vae.evaluate.paths import SCHEDULES, STARTS, Path
-from pyro_vae.trace import Program, check_domain, reading, simulate
+from pyro_vae.trace import Program, check_domain, quietly, simulate
 
 Array = np.ndarray
 
@@ -135,7 +133,7 @@ def anneal(
             plate.
     """
     check_domain(model, guide, x)
-    with quietly(model, guide, x, seed):
+    with quietly(model, guide, x=x, seed=seed):
         kernels = kernels_of(model, guide, x, settings, progress)
         return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
 
@@ -165,19 +163,12 @@ def bidirectional(
     Raises:
         ValueError: as `anneal` and `simulate`.
     """
-    with quietly(model, guide, like, seed):
+    with quietly(model, guide, x=like, seed=seed):
         x, values = simulate(model, like)
         kernels = kernels_of(model, guide, x, settings, progress)
         exact = kernels.path.space.join(values).expand(settings.num_chains, -1, -1)
         forward = annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
         return Bidirectional(forward, annealed(kernels.backward(exact, progress)))
-
-
-@contextmanager
-def quietly(model: Program, guide: Program, x: Tensor, seed: int | None) -> Iterator[None]:
-    """Read programs without validation, which would check every step of a sampler."""
-    with reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):
-        yield
 
 
 def kernels_of(model: Program, guide: Program, x: Tensor, settings: Annealing, progress: Progress) -> Kernels:

@@ -9,11 +9,10 @@ Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms 
 from __future__ import annotations
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, reading, simulate
+from pyro_vae.trace import Program, draw, quietly, simulate
 
 Array = np.ndarray
 
@@ -36,7 +35,7 @@ def calibration_ranks(
     Raises:
         ValueError: as `simulate`, or the program has no latent site.
     """
-    with torch.no_grad(), reading(model, guide, x=like, seed=seed), pyro.validation_enabled(False):
+    with torch.no_grad(), quietly(model, guide, x=like, seed=seed):
         x, exact = simulate(model, like)
         if not exact:
             raise ValueError("The program has no latent site: there is nothing to calibrate.")

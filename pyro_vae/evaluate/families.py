@@ -49,8 +49,8 @@ def _flow_start(like: Tensor) -> Parameters:
     for number in range(_COUPLINGS):
         given, moved = (dim - dim // 2, dim // 2) if number % 2 == 0 else (dim // 2, dim - dim // 2)
         first = torch.randn(num_images, given, _HIDDEN, dtype=like.dtype, device=like.device) / given**0.5
-        parameters += [first, like.new_zeros(num_images, 1, _HIDDEN)]
-        parameters += [like.new_zeros(num_images, _HIDDEN, 2 * moved), like.new_zeros(num_images, 1, 2 * moved)]
+        parameters += [first, like.new_zeros(num_images, _HIDDEN)]
+        parameters += [like.new_zeros(num_images, _HIDDEN, 2 * moved), like.new_zeros(num_images, 2 * moved)]
     return parameters
 
 
@@ -80,8 +80,8 @@ class _Coupling(dist.transforms.Transform):
         parts = u.split(sizes, -1)
         given, moved = reversed(parts) if self.flip else parts
         first, first_bias, second, second_bias = self.weights
-        hidden = torch.tanh(torch.einsum("kbi,bih->kbh", given, first) + first_bias.squeeze(1))
-        shift, log_scale = (torch.einsum("kbh,bho->kbo", hidden, second) + second_bias.squeeze(1)).chunk(2, -1)
+        hidden = torch.tanh(torch.einsum("kbi,bih->kbh", given, first) + first_bias)
+        shift, log_scale = (torch.einsum("kbh,bho->kbo", hidden, second) + second_bias).chunk(2, -1)
         return given, moved, shift, log_scale.tanh()
 
     def _joined(self, given: Tensor, moved: Tensor) -> Tensor:

@@ -85,9 +85,8 @@ class Kernels:
         momentum = torch.randn_like(point.u)
         before = point.log_density(b) - _kinetic(momentum)
         proposal = point
+        momentum = momentum + 0.5 * step * self.scale * point.gradient(b)
         for leap in range(self.num_leapfrogs):
-            if leap == 0:
-                momentum = momentum + 0.5 * step * self.scale * proposal.gradient(b)
             proposal = self.path.at(proposal.u + step * self.scale * momentum)
             half = 0.5 if leap == self.num_leapfrogs - 1 else 1.0
             momentum = momentum + half * step * self.scale * proposal.gradient(b)

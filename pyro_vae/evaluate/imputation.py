@@ -1,4 +1,4 @@
-r"""What a density is good for: pixels that are missing, and images that do not belong.
+r"""What a density is good for: pixels that are missing.
 
 With the pixels s seen and m missing, p(z|x_s) is reached by annealing from the guide, and its weighted particles give
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of, quietly
+from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of
 from pyro_vae.evaluate.hmc import Progress
-from pyro_vae.trace import Program, check_domain, run_at, seen
+from pyro_vae.trace import Program, check_domain, quietly, run_at, seen
 
 Array = np.ndarray
 
@@ -69,7 +69,7 @@ def impute(
     check_domain(of_seen, filled, x)
     if truth is not None:
         check_domain(model, guide, truth)
-    with quietly(model, guide, x, seed), torch.no_grad():
+    with quietly(model, guide, x=x, seed=seed), torch.no_grad():
         kernels = kernels_of(of_seen, filled, x, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)

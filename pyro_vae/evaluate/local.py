@@ -18,12 +18,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.annealing import quietly
 from pyro_vae.evaluate.families import FAMILIES, Parameters
 from pyro_vae.evaluate.hmc import Progress
 from pyro_vae.evaluate.paths import Path
 from pyro_vae.evaluate.weights import log_weights
-from pyro_vae.trace import Program
+from pyro_vae.trace import Program, quietly
 
 Array = np.ndarray
 
@@ -65,7 +64,7 @@ def local_elbos(
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise ValueError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
     found = {"amortized": log_weights(model, guide, x, num_samples, seed=seed).mean(0).cpu().numpy()}
-    with quietly(model, guide, x, seed):
+    with quietly(model, guide, x=x, seed=seed):
         path = Path(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)

@@ -97,15 +97,19 @@ class Path:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) (K, B) in nats, differentiable."""
+        _, sites, log_det = self._scored(u)
+        return sum(sites.values()) + log_det
+
+    def _scored(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return the latents at u, the densities of the model's sites there, and the Jacobian."""
         values, log_det = self.space.split(u)
-        return sum(log_density(self.model, self.x, values).values()) + log_det
+        return values, log_density(self.model, self.x, values), log_det
 
     def at(self, u: Tensor) -> Point:
         """Evaluate both ends of the path at u."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            values, log_det = self.space.split(u)
-            sites = log_density(self.model, self.x, values)
+            values, sites, log_det = self._scored(u)
             log_joint = sum(sites.values()) + log_det
             if self.start == "guide":
                 log_start = sum(log_density(self.guide, self.x, values).values()) + log_det

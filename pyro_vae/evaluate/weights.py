@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, check_support, draw, log_density, reading, run_at
+from pyro_vae.trace import Program, check_support, draw, log_density, quietly, run_at
 
 # Draws are made in blocks of this many particles whatever the chunk, so that the chunk changes no number.
 _BLOCK = 100
@@ -89,7 +88,7 @@ def log_weight_parts(
         image = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
         raise ValueError(f"x is not finite in image {image}; remove or repair it.")
     parts: list[Parts] = []
-    with torch.no_grad(), reading(model, guide, x=x, seed=seed), pyro.validation_enabled(False):
+    with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
         for values, log_guide in _draws(guide, x, num_samples, chunk):
             if not parts:
                 check_support(run_at(model, x, {name: value[:1] for name, value in values.items()}))

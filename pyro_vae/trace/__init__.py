@@ -3,7 +3,7 @@
 from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
 from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.missing import seen
-from pyro_vae.trace.reading import Program, reading
+from pyro_vae.trace.reading import Program, quietly, reading
 from pyro_vae.trace.running import Run
 from pyro_vae.trace.unconstrained import Unconstrained
 
@@ -16,6 +16,7 @@ __all__ = [
     "draw",
     "is_density",
     "log_density",
+    "quietly",
     "reading",
     "run",
     "run_at",

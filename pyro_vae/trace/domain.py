@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
 from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.trace.densities import run_pair
-from pyro_vae.trace.reading import Program, reading
+from pyro_vae.trace.reading import Program, quietly, reading
 from pyro_vae.trace.running import Run
 
 
@@ -41,7 +40,7 @@ def check_domain(model: Program, guide: Program, x: Tensor) -> None:
     Raises:
         ValueError: as `check_support`.
     """
-    with torch.no_grad(), reading(model, guide, x=x, seed=0), pyro.validation_enabled(False):
+    with torch.no_grad(), quietly(model, guide, x=x, seed=0):
         check_support(run_pair(model, guide, x, 1)[0])
 
 

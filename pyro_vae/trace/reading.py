@@ -101,3 +101,10 @@ def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[
         stack.enter_context(store.scope(store.get_state()))
         stack.enter_context(evaluation_mode(*programs))
         yield
+
+
+@contextmanager
+def quietly(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[None]:
+    """Read programs without Pyro's validation, which would check every draw and every density again."""
+    with reading(*programs, x=x, seed=seed), pyro.validation_enabled(False):
+        yield
