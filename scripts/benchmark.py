@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def main(arguments: Arguments) -> None:
     images = config.load_images(settings)
     look = config.look(settings, density=False)
     batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
-    stream = chain.from_iterable(batches(epoch) for epoch in count())
+    stream = (batches.observe(batch) for epoch in count() for batch in batches(epoch))
     print(f"{settings.data}, batch {settings.batch_size}, torch {torch.__version__}, {settings.device}")
     steps = {
         "pyro_vae SVI": ours(settings, images),

@@ -209,8 +209,8 @@ def test_no_binarization_changes_nothing(digits: Images) -> None:
 
 
 def order(seed: int, epoch: int, batch_size: int = 32) -> list[int]:
-    numbers = torch.arange(100, dtype=torch.uint8)  # an image that says which it is
-    return torch.cat(list(Batches(numbers, batch_size, seed, lambda x: x)(epoch))).tolist()
+    batches = Batches(torch.arange(100, dtype=torch.uint8), batch_size, seed, lambda x: x)  # images that say which
+    return torch.cat([batches.observe(batch) for batch in batches(epoch)]).tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 32, 50, 100])
@@ -249,7 +249,8 @@ def test_seed_and_epoch_are_not_exchangeable() -> None:
 
 def test_batches_are_what_look_makes_of_them() -> None:
     pixels = torch.arange(100, dtype=torch.uint8)
-    seen = torch.cat(list(Batches(pixels, 32, 0, lambda x: observe(x, "none"))(0)))
+    batches = Batches(pixels, 32, 0, lambda x: observe(x, "none"))
+    seen = torch.cat([batches.observe(batch) for batch in batches(0)])
     assert torch.equal(seen.sort().values, pixels / 255)
 
 

@@ -43,8 +43,10 @@ class Fixed:
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
         order = torch.arange(self.num_images).roll(epoch)
-        for chosen in order.split(SIZE):
-            yield torch.bernoulli(self.grey[chosen])
+        yield from order.split(SIZE)
+
+    def observe(self, batch: Tensor) -> Tensor:
+        return torch.bernoulli(self.grey[batch])
 
     @property
     def valid(self) -> Tensor:
@@ -133,7 +135,9 @@ def test_the_reported_elbo_is_that_of_the_epoch() -> None:
     svi = SVI(vae.model, vae.guide, Optim(torch.optim.Adam, {"lr": 1e-30}), IWAE(5))
     records = list(Fit(svi, batches, 40))
     found = torch.tensor([record.elbo for record in records])
-    expected = torch.tensor([-float(ELBO(50).loss(vae.model, vae.guide, x)) for e in range(10) for x in batches(e)])
+    expected = torch.tensor(
+        [-float(ELBO(50).loss(vae.model, vae.guide, x)) for e in range(10) for x in map(batches.observe, batches(e))]
+    )
     expected = expected.view(10, BATCHES).sum(1) / batches.num_images
     error = (found.std() ** 2 / 40 + expected.std() ** 2 / 10).sqrt()
     assert (found.mean() - expected.mean()).abs() < 4 * error  # false alarms 6e-5
@@ -146,7 +150,11 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
         """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
 
         def __call__(self, epoch: int) -> Iterator[Tensor]:
-            return (1 - x if epoch >= 3 else x for x in super().__call__(epoch))
+            self.epoch = epoch
+            return super().__call__(epoch)
+
+        def observe(self, batch: Tensor) -> Tensor:
+            return 1 - super().observe(batch) if self.epoch >= 3 else super().observe(batch)
 
     pyro.set_rng_seed(0)
     vae = small_vae()
@@ -279,6 +287,9 @@ def test_a_learned_guide_reaches_the_evidence() -> None:
         def __call__(self, epoch: int) -> Iterator[Tensor]:
             yield x
 
+        def observe(self, batch: Tensor) -> Tensor:
+            return batch
+
     guide = Guide()
     optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.over(schedules.cosine, 1500))
     for _ in Fit(SVI(program.model, guide.guide, optim, ELBO()), Whole(), 1500):
@@ -320,6 +331,6 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
     for record in records[1:]:
         vae, again = new()
         again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch}.pt"))  # its random streams too
-        x = next(iter(again.batches(record.epoch)))
+        x = again.batches.observe(next(iter(again.batches(record.epoch))))
         found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
         assert float(found) == pytest.approx(record.elbo, rel=1e-12)

@@ -67,6 +67,8 @@ def observe_once(pixels: Tensor, look: Callable[..., Tensor]) -> Tensor:
 class Batches:
     """Batches of the training images, each epoch in an order that depends on seed and epoch alone.
 
+    A batch is the places of its images, so that what is done with them belongs to the step that takes it.
+
     Args:
         pixels: uint8 (N, *pixels), on the device of the fit.
         batch_size: B; the last batch of an epoch may be smaller.
@@ -87,11 +89,14 @@ class Batches:
         self.num_images = len(pixels)
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
-        """Yield the batches of one epoch, float (B, *pixels)."""
+        """Yield the batches of one epoch, places (B,) on the device of the images."""
         # Torch's generators keep 32 bits of a seed, so seed and epoch are hashed into them. The generator lives on
         # the CPU, so that the order does not depend on the device.
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
-        for chosen in order.split(self.batch_size):
-            yield self.look(self.pixels[chosen])
+        yield from order.split(self.batch_size)
+
+    def observe(self, batch: Tensor) -> Tensor:
+        """Return what the program observes of the images at these places, float (B, *pixels)."""
+        return self.look(self.pixels[batch])

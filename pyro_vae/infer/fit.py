@@ -27,7 +27,10 @@ class Batches(Protocol):
     num_images: int
 
     def __call__(self, epoch: int) -> Iterable[Tensor]:
-        """Return the batches x (B, ...) of one epoch, as the program sees them."""
+        """Return the batches (B, ...) of one epoch, in whatever form `observe` takes them."""
+
+    def observe(self, batch: Tensor) -> Tensor:
+        """Return the images x (B, ...) of a batch as the program sees them."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,7 @@ class Fit:
                 self.epoch += 1
                 self._watch(record)
                 if self.finished and self.best is not None:
-                    x = next(iter(self.batches(0)))
-                    load_parameters(self.svi.model, self.svi.guide, self.best, x)
+                    load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
             self._publish()
             yield record
 
@@ -140,13 +142,16 @@ class Fit:
     def load_state_dict(self, state: State) -> None:
         """Continue from what `state_dict` returned, random streams included."""
         with self.scope():
-            self.svi.load_state_dict(state["svi"], next(iter(self.batches(0))))
+            self.svi.load_state_dict(state["svi"], self._some_images())
         self.epoch = state["epoch"]
         self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
         self.best = state["best"]["parameters"]
         torch.set_rng_state(state["rng"]["cpu"])
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _some_images(self) -> Tensor:
+        return self.batches.observe(next(iter(self.batches(0))))
 
     def _publish(self) -> None:
         store = pyro.get_param_store()
@@ -159,9 +164,9 @@ class Fit:
             root.train()
         objective, elbo = torch.zeros(()), torch.zeros(())
         start = time.perf_counter()
-        for x in self.batches(self.epoch):
+        for batch in self.batches(self.epoch):
             with pyro.validation_enabled(self.svi.steps == 0):
-                objective = objective - self.svi.step(x)
+                objective = objective - self.svi.step(batch, observe=self.batches.observe)
             elbo = elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
         self.svi.check()  # waits for the device, so that the seconds are those of the epoch
         seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.infer.compiled import CompiledStep, Observe
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
@@ -32,18 +33,26 @@ class SVI(pyro.infer.SVI):
         guide: program of q(z|x).
         optim: one torch optimizer over all parameters.
         loss: an `Objective`, or any Pyro ELBO of a single loss.
+        compiled: compile loss and gradients of an `Objective` into one graph, for batches of the size of the first.
+            What cannot be compiled runs as it is, and a line of the log says why.
     """
 
-    def __init__(self, model: Program, guide: Program, optim: Optim, loss: ELBO) -> None:
+    def __init__(self, model: Program, guide: Program, optim: Optim, loss: ELBO, *, compiled: bool = False) -> None:
         super().__init__(model, guide, optim, loss)
         self.objective = loss
+        self.compiled = CompiledStep(model, guide, loss) if compiled and isinstance(loss, Objective) else None
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._failed_step = torch.tensor(-1)
         self._names: set[str] = set()  # in the param store when the optimizer last looked
 
-    def step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def step(self, *args: Any, observe: Observe | None = None, **kwargs: Any) -> Tensor:
         """Take one gradient step.
+
+        Args:
+            *args: of the program, ``x``.
+            observe: makes x of args, where these are something else; it belongs to the step, and is compiled with it.
+            **kwargs: of the program.
 
         Returns:
             The loss summed over the batch, in nats, detached, on the device.
@@ -52,12 +61,24 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or a gradient is not finite; the weights have not changed.
             ValueError: the first step captures no parameter, or one that has a gradient is not captured.
         """
-        loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+        if isinstance(self.objective, Objective):
+            self.objective.at_step(self.steps)
+        outcome = self.compiled(observe, args) if self.compiled and not kwargs else None
+        if outcome is None:
+            args = args if observe is None else (observe(*args),)
+            loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+        else:
+            loss, self.elbo = outcome.loss, outcome.elbo
         store = pyro.get_param_store()
         if len(store) != len(self._names):  # a parameter has appeared, perhaps one that has been unfrozen
             self.optim.add(unconstrained(name) for name in store.keys() - self._names)
             self._names = set(store.keys())
-        self._gate(loss)  # after the newcomers, whose gradients it has to see
+        if outcome is None:
+            self._gate(loss, self._finite(loss))  # after the newcomers, whose gradients it has to see
+        else:
+            for name, gradient in outcome.gradients.items():
+                self.optim.params[name].grad = gradient
+            self._gate(loss, outcome.finite)
         self.optim(())
         self._clear()
         self.steps += 1
@@ -84,7 +105,8 @@ class SVI(pyro.infer.SVI):
         """
         self.check()
         values = parameters(self.model, self.guide, self.optim.params)
-        return {"steps": self.steps, **values, **self.optim.get_state()}
+        sizes = self.compiled.sizes if self.compiled else None
+        return {"steps": self.steps, "compiled_sizes": sizes, **values, **self.optim.get_state()}
 
     def load_state_dict(self, state: State, x: Tensor) -> None:
         """Restore `state_dict`; x (B, ...) is what a step takes, from which the parameters are known.
@@ -97,12 +119,13 @@ class SVI(pyro.infer.SVI):
             self.optim.add([unconstrained(name)])
         self.optim.set_state(state)
         self.steps = state["steps"]
+        if self.compiled:
+            self.compiled.sizes = state["compiled_sizes"]
         self._names = set(pyro.get_param_store().keys())
         self._failed_step = torch.tensor(-1)
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.objective, Objective):
-            self.objective.at_step(self.steps)
             objective, elbo = self.objective.bounds(self.model, self.guide, *args, **kwargs)
             loss, self.elbo = -objective.sum(), elbo.sum()
             loss.backward()
@@ -138,10 +161,12 @@ class SVI(pyro.infer.SVI):
         for p in self.optim.params.values():
             p.grad = None
 
-    def _gate(self, loss: Tensor) -> None:
-        assert self.optim.optimizer is not None
+    def _finite(self, loss: Tensor) -> Tensor:
         grads = [p.grad for p in self.optim.params.values() if p.grad is not None]
-        finite = (loss + torch.nn.utils.get_total_norm(grads)).isfinite()
+        return (loss + torch.nn.utils.get_total_norm(grads)).isfinite()
+
+    def _gate(self, loss: Tensor, finite: Tensor) -> None:
+        assert self.optim.optimizer is not None
         if loss.is_cuda and self.optim.optimizer.defaults.get("fused"):
             failed = self._failed_step.to(loss.device)
             self._failed_step = torch.where(finite | (failed >= 0), failed, self.steps)

@@ -1,0 +1,81 @@
+r"""Loss and gradients of a step as one compiled graph, from the places of its images to the gate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.infer.objectives import Objective
+from pyro_vae.infer.parameters import unconstrained
+from pyro_vae.trace import Graph, GraphError, Program
+
+_LOG = logging.getLogger("pyro_vae")
+
+Observe = Callable[..., Tensor]
+
+
+class Outcome(NamedTuple):
+    """What a step computes before the weights move: loss and ELBO summed over the batch, in nats, the gradients by name
+    in the param store, and whether all of it is finite.
+    """
+
+    loss: Tensor
+    elbo: Tensor
+    finite: Tensor
+    gradients: dict[str, Tensor]
+
+
+class CompiledStep:
+    """The graph of a step, for batches of one size; others, such as the last of an epoch, are left to the caller.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        objective: what is maximised.
+    """
+
+    def __init__(self, model: Program, guide: Program, objective: Objective) -> None:
+        self.model, self.guide, self.objective = model, guide, objective
+        # In the state of a run: one resumed before its last batch would else compile that one's size.
+        self.sizes: list[list[int]] | None = None
+        self._observe: Observe | None = None
+        self._graph: Graph | None = None
+        self._refused = False
+
+    def __call__(self, observe: Observe | None, args: tuple[Any, ...]) -> Outcome | None:
+        """Compute a step on x = observe(*args), or on args as they are; None where that is left to the caller.
+
+        The first step always is: it names the parameters and checks the program.
+        """
+        sizes = [list(arg.shape) for arg in args if isinstance(arg, Tensor)]
+        if self.sizes is None:
+            self.sizes = sizes
+            return None
+        if self._refused or len(sizes) < len(args) or sizes != self.sizes:
+            return None
+        if self._graph is None or observe != self._observe:
+            self._observe = observe
+            self._graph = Graph(self._loss_and_gradients, self.model, self.guide)
+        try:
+            names, (loss, elbo, finite, *gradients) = self._graph(*args)
+        except GraphError as error:
+            self._refused = True
+            _LOG.warning("The step is not compiled: %s. Steps run as Pyro runs them.", error)
+            return None
+        assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
+        return Outcome(loss, elbo, finite, {n: g for n, g in zip(names, gradients, strict=True) if g is not None})
+
+    def _loss_and_gradients(self, *args: Tensor) -> tuple[list[str], tuple[Tensor | None, ...]]:
+        inputs = args if self._observe is None else (self._observe(*args),)
+        objective, elbo = self.objective.bounds(self.model, self.guide, *inputs)
+        loss = -objective.sum()
+        trained = {name: p for name in pyro.get_param_store() if (p := unconstrained(name)).requires_grad}
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        # One sum over all, which the compiler fuses into what is beside it.
+        total = sum((g.abs().sum() for g in gradients if g is not None), loss)
+        return list(trained), (loss.detach(), elbo.sum(), total.isfinite(), *gradients)
