@@ -64,8 +64,9 @@ def main(arguments: Arguments) -> None:
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
+    compiled = settings.compile == "on"
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective),
+        SVI(program.model, program.guide, optim, objective, compiled=compiled, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,

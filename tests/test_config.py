@@ -42,6 +42,8 @@ OTHER = Config(
     num_samples=10,
     seed=11,
     device="cpu",
+    compile="on",
+    precision="bf16",
 )
 
 
@@ -164,8 +166,34 @@ def test_resolved_fills_in_what_the_data_set_decides(name: str, epochs: int, num
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_resolved_keeps_what_was_asked_for(name: str) -> None:
-    settings = Config(data=name, epochs=2, num_samples=3, seed=4, device="cpu")
+    settings = Config(data=name, epochs=2, num_samples=3, seed=4, device="cpu", compile="on")
     assert settings.resolved() == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiled"),
+    [
+        ({}, "off"),  # 300 epochs of 13 steps: over before a compiler is done
+        ({"batch_size": 20}, "on"),
+        ({"data": "mnist", "epochs": 18}, "off"),  # 9,900 steps
+        ({"data": "mnist", "epochs": 19}, "on"),
+        ({"data": "mnist", "epochs": 100, "train_images": 9_900}, "off"),
+        ({"data": "mnist", "epochs": 100, "train_images": 9_901}, "on"),
+    ],
+)
+def test_a_run_is_compiled_by_its_number_of_steps(changes: dict[str, Any], compiled: str) -> None:
+    settings = Config(device="cpu", **changes).resolved()
+    assert settings.compile == compiled
+    assert settings.resolved() == settings
+
+
+def test_the_digits_are_as_many_as_is_known_of_them() -> None:
+    assert len(data.load("digits", Path()).train) == data.TRAINING_IMAGES["digits"]
+
+
+def test_tf32_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices"):
+        Config(precision="tf32", device="cpu").resolved()
 
 
 @pytest.mark.parametrize(("there", "taken"), [(True, "cuda"), (False, "cpu")])

@@ -2,10 +2,11 @@
 
 from pyro_vae.data.images import DataError, Images, to_uint8
 from pyro_vae.data.observe import Batches, binarize, observe, observe_once
-from pyro_vae.data.sources import DATASETS, load
+from pyro_vae.data.sources import DATASETS, TRAINING_IMAGES, load
 
 __all__ = [
     "DATASETS",
+    "TRAINING_IMAGES",
     "Batches",
     "DataError",
     "Images",

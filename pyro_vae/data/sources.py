@@ -94,3 +94,5 @@ DATASETS: dict[str, Callable[[Path], Images]] = {
     "fashion-mnist": _idx(torchvision.datasets.FashionMNIST),
     "kmnist": _idx(torchvision.datasets.KMNIST),
 }
+# How many training images each has, known before any file is read.
+TRAINING_IMAGES = {"digits": 1285, "mnist": 55_000, "fashion-mnist": 55_000, "kmnist": 55_000}

@@ -14,6 +14,7 @@ from pyro_vae.infer.compiled import CompiledStep, Observe
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
+from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import Program
 
 
@@ -35,10 +36,21 @@ class SVI(pyro.infer.SVI):
         loss: an `Objective`, or any Pyro ELBO of a single loss.
         compiled: compile loss and gradients of an `Objective` into one graph, for batches of the size of the first.
             What cannot be compiled runs as it is, and a line of the log says why.
+        precision: of the matrix products of a step, one of `PRECISIONS`.
     """
 
-    def __init__(self, model: Program, guide: Program, optim: Optim, loss: ELBO, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: Optim,
+        loss: ELBO,
+        *,
+        compiled: bool = False,
+        precision: str = "float32",
+    ) -> None:
         super().__init__(model, guide, optim, loss)
+        self.precision = precision
         self.objective = loss
         self.compiled = CompiledStep(model, guide, loss) if compiled and isinstance(loss, Objective) else None
         self.steps = 0
@@ -63,12 +75,13 @@ class SVI(pyro.infer.SVI):
         """
         if isinstance(self.objective, Objective):
             self.objective.at_step(self.steps)
-        outcome = self.compiled(observe, args) if self.compiled and not kwargs else None
-        if outcome is None:
-            args = args if observe is None else (observe(*args),)
-            loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
-        else:
-            loss, self.elbo = outcome.loss, outcome.elbo
+        with PRECISIONS[self.precision]():
+            outcome = self.compiled(observe, args) if self.compiled and not kwargs else None
+            if outcome is None:
+                args = args if observe is None else (observe(*args),)
+                loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+            else:
+                loss, self.elbo = outcome.loss, outcome.elbo
         store = pyro.get_param_store()
         if len(store) != len(self._names):  # a parameter has appeared, perhaps one that has been unfrozen
             self.optim.add(unconstrained(name) for name in store.keys() - self._names)

@@ -11,15 +11,18 @@ Random numbers are drawn from torch's own streams, so that the graph draws what 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from pyro_vae.trace.reading import Program, fork_rng, modules
 
@@ -62,12 +65,12 @@ class Graph:
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Any:
         parts = tuple((id(part), part.training) for root in self.roots for part in root.modules())
-        trained = tuple(p.requires_grad for root in self.roots for p in root.parameters())
-        return parts, trained, tuple((x.shape, x.dtype, x.device) for x in inputs)
+        tensors = tuple((id(p), p.requires_grad) for root in self.roots for p in chain(root.parameters(), root.buffers()))
+        return parts, tensors, tuple((x.shape, x.dtype, x.device) for x in inputs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Record:
         buffers = [(buffer, buffer.clone()) for root in self.roots for buffer in root.buffers()]
-        streams = _other_streams()
+        streams = random.getstate(), np.random.get_state()
         known: Any = None
 
         def tensors(*inputs: Tensor) -> Tensors:
@@ -84,8 +87,11 @@ class Graph:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-        if streams != _other_streams():
+        if repr(streams) != repr((random.getstate(), np.random.get_state())):
+            random.setstate(streams[0])
+            np.random.set_state(streams[1])
             raise GraphError("it draws random numbers from NumPy or Python, which a graph would freeze")
+        _freeze_places(graph)
         outside = _lift(graph)
         try:
             run = compiled(graph, [*inputs, *(tensor.detach() for tensor in outside)])
@@ -100,10 +106,34 @@ class _Record(NamedTuple):
     outside: list[Tensor]
 
 
-def compiled(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
+def compiled(record: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Tensors]:
     """Compile a record for inputs of these shapes."""
-    # With inductor's own generator, the draws would not be those of the eager function.
-    return torch._inductor.compile(record, inputs, options={"fallback_random": True})  # type: ignore[no-any-return]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler about itself
+        # With inductor's own generator, the draws would not be those of the eager function.
+        return torch._inductor.compile(record, list(inputs), options={"fallback_random": True})
+
+
+def _freeze_places(record: GraphModule) -> None:
+    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes."""
+    for number, node in enumerate(list(record.graph.nodes)):
+        if node.target is torch.ops.aten.nonzero.default:
+            name = f"places_{number}"
+            record.register_buffer(name, _value(record, node))
+            with record.graph.inserting_before(node):
+                node.replace_all_uses_with(record.graph.get_attr(name))
+    record.graph.eliminate_dead_code()
+
+
+def _value(record: GraphModule, node: Node) -> Any:
+    """Return the value of a node that depends on no input."""
+    if node.op == "get_attr":
+        return getattr(record, str(node.target))
+    if node.op == "placeholder":
+        raise GraphError("its shapes depend on the images")
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n))
+    return node.target(*args, **kwargs)
 
 
 def _lift(record: GraphModule) -> list[Tensor]:
@@ -111,7 +141,7 @@ def _lift(record: GraphModule) -> list[Tensor]:
     graph = record.graph
     behind = [node for node in graph.nodes if node.op == "placeholder"][-1]
     places: dict[int, Any] = {}
-    outside = []
+    outside: list[Tensor] = []
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(record, node.target)
         if id(tensor) not in places:
@@ -124,11 +154,6 @@ def _lift(record: GraphModule) -> list[Tensor]:
     return outside
 
 
-def _other_streams() -> str:
-    return repr((random.getstate(), np.random.get_state()))  # noqa: NPY002 -- the stream that programs draw from
-
-
 def _reason(what: str, error: Exception) -> str:
     first = next(iter(str(error).splitlines()), "")
     return f"{what} ({type(error).__name__}: {first[:200]})"
-
