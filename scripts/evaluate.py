@@ -36,7 +36,7 @@ from pyro_vae.trace import is_density
 
 _RANKED_AMONG = 99  # draws from the guide
 # Flags that take the place of what the run was fitted with.
-_OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device")
+_OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device", "compile")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Arguments:
     """Seed of the draws."""
     device: config.Device = "auto"
     """auto takes CUDA where it is available."""
+    compile: Literal["on", "off"] | None = None
+    """Read programs by compiled graphs, on or off."""
 
 
 def main(arguments: Arguments) -> None:
@@ -98,12 +100,12 @@ def main(arguments: Arguments) -> None:
     print(table(summaries, scores))
 
 
-def settings_of_annealing(arguments: Arguments) -> Annealing | None:
+def settings_of_annealing(arguments: Arguments, compiled: bool = False) -> Annealing | None:
     """Return how to anneal, or None."""
     if not arguments.temperatures:
         return None
     return Annealing(
-        arguments.chains, arguments.temperatures, arguments.leapfrogs, arguments.anneal_from, arguments.path
+        arguments.chains, arguments.temperatures, arguments.leapfrogs, arguments.anneal_from, arguments.path, compiled
     )
 
 
@@ -139,12 +141,15 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     test = data.observe_once(images.test, config.look(settings, density))
-    scores, numbers = measure(program, test, settings.num_samples, density=density, seed=settings.seed)
+    compiled = settings.compile == "on"
+    scores, numbers = measure(
+        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
+    )
     results = RunFolder(folder.path / "evaluation")
     results.path.mkdir(exist_ok=True)
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)
-    if annealing := settings_of_annealing(arguments):
+    if annealing := settings_of_annealing(arguments, compiled):
         per_image, numbers["annealing"] = measure_annealing(program, test, annealing, settings.seed)
         results.write_per_image("annealing", per_image)
     if arguments.local_steps:

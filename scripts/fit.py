@@ -79,7 +79,9 @@ def main(arguments: Arguments) -> None:
     folder.keep_metrics(fit.epoch)
     train(fit, folder, settings.epochs)
 
-    scores, numbers = measure(program, test, settings.num_samples, density=density, seed=settings.seed)
+    scores, numbers = measure(
+        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
+    )
     write_results(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()
     folder.save_figure("learning_curve", plots.learning_curve(metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -20,7 +21,7 @@ from pyro_vae.evaluate import Annealed, Annealing, anneal, bidirectional, log_we
 from pyro_vae.evaluate.hmc import Kernels
 from pyro_vae.evaluate.paths import SCHEDULES, Path
 from pyro_vae.model.priors import flow
-from pyro_vae.trace import Unconstrained, reading, run, simulate
+from pyro_vae.trace import Unconstrained, graph, reading, run, simulate
 
 
 def se(values: np.ndarray) -> float:
@@ -310,6 +311,33 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
 
     with pytest.raises(ValueError, match="'half' does not observe the argument x"):
         simulate(model, torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record itself stands for what the compiler makes of it; both take the same noise."""
+    monkeypatch.setattr(graph, "compiled", lambda record, inputs: record)
+    vae = small_vae()
+    x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
+    plain, compiled = (
+        anneal(vae.model, vae.guide, x, Annealing(4, 20, 2, start, compiled=compiled), seed=0)
+        for compiled in (False, True)
+    )
+    assert compiled.log_w == pytest.approx(plain.log_w, abs=1e-9)
+    assert compiled.acceptance == pytest.approx(plain.acceptance, abs=1e-9)
+
+
+def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    vae = small_vae()
+    vae.likelihood.net.register_forward_hook(lambda net, args, out: out if out.sum() < 1e9 else 0 * out)
+    x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
+    with caplog.at_level(logging.WARNING):
+        plain, compiled = (
+            anneal(vae.model, vae.guide, x, Annealing(4, 5, 2, compiled=compiled), seed=0) for compiled in (False, True)
+        )
+    assert (compiled.log_w == plain.log_w).all()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("Annealing is not compiled: it cannot be traced")
 
 
 def test_simulated_images_come_with_draws_of_their_posterior() -> None:

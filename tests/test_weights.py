@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from oracles import BernoulliDecoder, LinearGaussian
+from torch import Tensor
 
-from pyro_vae.evaluate import log_weight_parts, log_weights, reduce
+from pyro_vae.evaluate import log_weight_parts, log_weights, reduce, weights
+from pyro_vae.trace import CompiledReader, Reader
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5, 20])
@@ -32,13 +36,75 @@ def test_the_chunk_changes_no_weight(num_samples: int) -> None:
         torch.testing.assert_close(found, default, rtol=0, atol=1e-12)
 
 
-def test_more_samples_extend_the_same_draws() -> None:
+def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks of draws come first, so a longer run of the same seed starts with the shorter one."""
+    monkeypatch.setattr(weights, "_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
     program = BernoulliDecoder(1)
     x = torch.bernoulli(torch.full((3, 6), 0.5))
     few = log_weights(program.model, program.guide, x, 200, seed=5)
     many = log_weights(program.model, program.guide, x, 450, seed=5)
     torch.testing.assert_close(many[:200], few, rtol=0, atol=1e-12)
+
+
+class Cramped(Reader):
+    """Runs out of memory, in the words of a device or of the CPU, whenever more than so many particles are scored."""
+
+    def __init__(self, most: int, error: RuntimeError) -> None:
+        self.most, self.error, self.sizes = most, error, []
+
+    def log_density(self, program: Any, x: Tensor, values: Any) -> Any:
+        self.sizes.append(len(values["z"]))
+        if self.sizes[-1] > self.most:
+            raise self.error
+        return super().log_density(program, x, values)
+
+
+OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_chunk_and_changes_no_weight(error: RuntimeError) -> None:
+    program = BernoulliDecoder(2)
+    x = torch.bernoulli(torch.full((4, 6), 0.5))
+    expected = log_weights(program.model, program.guide, x, 2500, seed=5)
+    cramped = Cramped(300, error)
+    found = log_weights(program.model, program.guide, x, 2500, seed=5, reader=cramped)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert cramped.sizes[:4] == [1000, 500, 250, 250]
+    with pytest.raises(RuntimeError) as caught:  # a single particle that does not fit is the end of it
+        log_weights(program.model, program.guide, x, 10, reader=Cramped(0, error))
+    assert caught.value is error
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    program = BernoulliDecoder(2)
+    with pytest.raises(RuntimeError, match="shapes"):
+        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, reader=Cramped(0, RuntimeError("shapes")))
+
+
+def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = BernoulliDecoder(2)
+    x = torch.bernoulli(torch.full((4, 6), 0.5))
+    sizes = []
+    for room in (10**6, 30):
+        monkeypatch.setattr(weights, "_room", lambda x, room=room: room)
+        counted = Cramped(10**6, RuntimeError())
+        log_weights(program.model, program.guide, x, 1000, reader=counted)
+        sizes.append(max(counted.sizes))
+    assert sizes == [1000, 30]
+
+
+def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
+    monkeypatch.setattr(weights, "_ROWS", {"cpu": 400, "cuda": 400})
+    program = BernoulliDecoder(2)
+    reader = CompiledReader()
+    for x in torch.bernoulli(torch.full((10, 6), 0.5)).split(4):
+        expected = log_weights(program.model, program.guide, x, 250, seed=5)
+        found = log_weights(program.model, program.guide, x, 250, seed=5, reader=reader)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert not reader._refused
+    assert len(reader._graphs) == 2
 
 
 def test_parts_are_the_densities_of_their_names() -> None:

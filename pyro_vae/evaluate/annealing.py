@@ -39,6 +39,7 @@ class Annealing:
         num_leapfrogs: leapfrog steps of each transition.
         start: where the path begins, ``guide`` or ``prior``.
         schedule: ``sigmoid`` or ``linear``.
+        compiled: whether densities are compiled, anew for every batch of images.
 
     Raises:
         ValueError: a number below 1, or a name that is not known.
@@ -49,6 +50,7 @@ class Annealing:
     num_leapfrogs: int = 5
     start: str = "guide"
     schedule: str = "sigmoid"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "num_leapfrogs"):
@@ -173,7 +175,7 @@ def bidirectional(
 
 def kernels_of(model: Program, guide: Program, x: Tensor, settings: Annealing, progress: Progress) -> Kernels:
     """Return kernels for images x, adapted in a pilot run and frozen."""
-    path = Path(model, guide, x, settings.start)
+    path = Path(model, guide, x, settings.start, compiled=settings.compiled)
     kernels = Kernels(path, SCHEDULES[settings.schedule](settings.num_temperatures), settings.num_leapfrogs)
     kernels.adapt(settings.num_chains, progress)
     return kernels

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_vae.evaluate.diagnostics import psis
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.weights import Parts, log_weight_parts
-from pyro_vae.trace import Program
+from pyro_vae.trace import Program, Reader
 
 Array = np.ndarray
 
@@ -104,6 +104,7 @@ def score(
     *,
     chunk: int | None = None,
     seed: int | None = None,
+    reader: Reader | None = None,
 ) -> Scores:
     """Score a batch of images.
 
@@ -112,13 +113,14 @@ def score(
         guide: program of q(z|x).
         x: images (B, ...); the caller batches, so that K x N weights never exist at once.
         num_samples: K.
-        chunk: particles decoded at once.
+        chunk: as in `log_weight_parts`, like all that follows.
         seed: of the draws.
+        reader: how the programs are read.
 
     Raises:
         ValueError: as `log_weight_parts`.
     """
-    return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed))
+    return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))
 
 
 def reduce(parts: Parts) -> Scores:

@@ -8,12 +8,15 @@ Densities are over the unconstrained latents u (K, B, D).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, Run, Unconstrained, draw, log_density, run, run_pair
+from pyro_vae.trace import Graph, GraphError, Program, Run, Unconstrained, draw, log_density, run, run_pair
+
+_LOG = logging.getLogger("pyro_vae")
 
 
 def sigmoid(num_temperatures: int) -> Tensor:
@@ -62,13 +65,15 @@ class Path:
         guide: program of q(z|x).
         x: images (B, ...).
         start: one of `STARTS`, what f_0 is.
+        compiled: evaluate by a compiled graph. What cannot be compiled runs as it is, and a line of the log says why.
 
     Raises:
         ValueError: a latent site is discrete, there is none, or as `run_pair`.
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor, start: str) -> None:
+    def __init__(self, model: Program, guide: Program, x: Tensor, start: str, *, compiled: bool = False) -> None:
         self.model, self.guide, self.x, self.start = model, guide, x, start
+        self._graph = Graph(self._ends, model, guide) if compiled else None
         with torch.no_grad():
             p, _ = run_pair(model, guide, x, 1)
             if not p.values:
@@ -107,6 +112,18 @@ class Path:
 
     def at(self, u: Tensor) -> Point:
         """Evaluate both ends of the path at u."""
+        u = u.detach()
+        if self._graph is not None:
+            try:
+                ends: Any = self._graph(u)[1]
+                return Point(u, *ends)
+            except GraphError as error:
+                self._graph = None
+                _LOG.warning("Annealing is not compiled: %s. Programs are read as Pyro runs them.", error)
+        return Point(u, *self._ends(u)[1])
+
+    def _ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:
+        """Return log f_0 and log p(x, u) (K, B) and their gradients (K, B, D)."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             values, sites, log_det = self._scored(u)
@@ -117,4 +134,4 @@ class Path:
                 log_start = sum(sites[name] for name in values) + log_det
             (start_gradient,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)
             (joint_gradient,) = torch.autograd.grad(log_joint.sum(), u)
-        return Point(u.detach(), log_start.detach(), log_joint.detach(), start_gradient, joint_gradient)
+        return None, (log_start.detach(), log_joint.detach(), start_gradient, joint_gradient)

@@ -5,19 +5,22 @@ log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),    z_k ~ q(z|x),    in nats.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, check_support, draw, log_density, quietly, run_at
+from pyro_vae.trace import Program, Reader, check_support, quietly, run_at
 
-# Draws are made in blocks of this many particles whatever the chunk, so that the chunk changes no number.
-_BLOCK = 100
-# Rows (particles x images) that one pass of the default chunk decodes: activations that stay in cache on a
-# CPU, and enough work for every multiprocessor of a GPU.
+# Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
+# cache on a CPU, and enough work for every multiprocessor of a GPU. The chunk does not change what is drawn.
 _ROWS = {"cpu": 4_000, "cuda": 200_000}
+# Draws are made in blocks of at least so many, since the guide encodes the images once for each.
+_LEAST_BLOCK = 100
+# What a particle is reckoned to take while it is scored: a dozen numbers for each pixel.
+_BYTES_PER_PIXEL = 100
 
 Values = dict[str, Tensor]
 
@@ -43,12 +46,13 @@ def log_weights(
     *,
     chunk: int | None = None,
     seed: int | None = None,
+    reader: Reader | None = None,
 ) -> Tensor:
     """Return log importance weights (K, B) of K draws from the guide, float64, in nats.
 
     See `log_weight_parts`, of which this is the sum.
     """
-    return log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed).log_weights
+    return log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader).log_weights
 
 
 def log_weight_parts(
@@ -59,6 +63,7 @@ def log_weight_parts(
     *,
     chunk: int | None = None,
     seed: int | None = None,
+    reader: Reader | None = None,
 ) -> Parts:
     """Draw K particles per image and score them; no parameter, random stream or store entry changes.
 
@@ -70,8 +75,10 @@ def log_weight_parts(
         guide: program of q(z|x).
         x: images (B, ...), in the support of the observed site.
         num_samples: K.
-        chunk: particles scored at once; memory is bounded by chunk x B. It changes no weight.
+        chunk: particles scored at once (None: as many as free memory allows); it is halved where memory runs out after
+            all. It changes no weight.
         seed: of the draws; the same seed gives the same weights. ``None`` draws afresh.
+        reader: how the programs are read; a `CompiledReader`, kept from batch to batch, for many images.
 
     Raises:
         ValueError: K or the chunk is below 1, x is empty, not finite or outside the support, a site stands outside
@@ -79,41 +86,67 @@ def log_weight_parts(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
-    chunk = max(1, _ROWS.get(x.device.type, 4_000) // max(1, len(x))) if chunk is None else chunk
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1.")
     if len(x) == 0:
         raise ValueError("x holds no image.")
     if not x.isfinite().all():
         image = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
         raise ValueError(f"x is not finite in image {image}; remove or repair it.")
+    rows = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // len(x))
+    block = rows * -(-_LEAST_BLOCK // rows)
+    scorer = _Scorer(model, x, reader or Reader(), chunk or min(rows, _room(x)))
     parts: list[Parts] = []
     with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
-        for values, log_guide in _draws(guide, x, num_samples, chunk):
-            if not parts:
+        for start in range(0, num_samples, block):
+            values, log_q = scorer.reader.draw(guide, x, min(block, num_samples - start))
+            if not start:
                 check_support(run_at(model, x, {name: value[:1] for name, value in values.items()}))
-            sites = log_density(model, x, values)
-            shape = (len(log_guide), x.shape[0])
-            latent = [sites.pop(name) for name in values]
-            parts.append(Parts(_total(list(sites.values()), shape, x), _total(latent, shape, x), log_guide))
+            parts += scorer.score(values, log_q, min(block, num_samples - start))
     return Parts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class _Scorer:
+    """Scores what has been drawn, in chunks that are halved where memory runs out."""
+
+    def __init__(self, model: Program, x: Tensor, reader: Reader, chunk: int) -> None:
+        self.model, self.x, self.reader, self.chunk = model, x, reader, chunk
+
+    def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[Parts]:
+        """Yield the parts of K particles (K, B, ...) chunk by chunk."""
+        start = 0
+        while start < num_samples:
+            size = min(self.chunk, num_samples - start)
+            here = slice(start, start + size)
+            try:
+                sites = self.reader.log_density(self.model, self.x, {name: z[here] for name, z in values.items()})
+            except RuntimeError as error:
+                if size == 1 or not _is_out_of_memory(error):
+                    raise
+                self.chunk = size // 2
+                continue
+            shape = (size, len(self.x))
+            latent = [sites.pop(name) for name in values]
+            guide = [value[here] for value in log_q.values()]
+            yield Parts(*(_total(terms, shape, self.x) for terms in (list(sites.values()), latent, guide)))
+            start += size
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _room(x: Tensor) -> int:
+    """Return how many particles of images x (B, ...) may be scored at once in half of the free memory."""
+    if x.device.type == "cuda":
+        free = torch.cuda.mem_get_info(x.device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return 2**31
+    return max(1, free // 2 // (_BYTES_PER_PIXEL * x.numel()))
 
 
 def _total(terms: list[Tensor], shape: tuple[int, int], x: Tensor) -> Tensor:
     total = torch.zeros(shape, dtype=torch.float64, device=x.device)
     return total + sum(terms) if terms else total
-
-
-def _draws(guide: Program, x: Tensor, num_samples: int, chunk: int) -> Iterator[tuple[Values, Tensor]]:
-    """Yield (values, log q (k, B)) with k = chunk until K are drawn, from blocks that ignore the chunk."""
-    values: Values = {}
-    log_guide = torch.empty(0, x.shape[0], dtype=torch.float64, device=x.device)
-    for start in range(0, num_samples, _BLOCK):
-        size = min(_BLOCK, num_samples - start)
-        drawn, log_q = draw(guide, x, size)
-        values = {name: torch.cat([values[name], z]) if name in values else z for name, z in drawn.items()}
-        log_guide = torch.cat([log_guide, _total(list(log_q.values()), (size, x.shape[0]), x)])
-        last = start + size == num_samples
-        while len(log_guide) >= chunk or (last and len(log_guide)):
-            yield {name: z[:chunk] for name, z in values.items()}, log_guide[:chunk]
-            values, log_guide = {name: z[chunk:] for name, z in values.items()}, log_guide[chunk:]

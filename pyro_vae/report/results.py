@@ -25,6 +25,7 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.report import pictures, plots
 from pyro_vae.report.run import RunFolder, versions
+from pyro_vae.trace import CompiledReader, Reader
 
 IMAGES_AT_ONCE = 100
 _AGGREGATED_IMAGES = 1000
@@ -33,7 +34,7 @@ Program = Any
 
 
 def measure(
-    program: Program, x: Tensor, num_samples: int, *, density: bool, seed: int
+    program: Program, x: Tensor, num_samples: int, *, density: bool, seed: int, compiled: bool = False
 ) -> tuple[Scores, dict[str, Any]]:
     """Score test images and summarise them.
 
@@ -43,14 +44,16 @@ def measure(
         num_samples: K of the importance-sampled log-likelihood.
         density: whether x is observed under a density over dequantized pixels.
         seed: of the draws.
+        compiled: whether the programs are read by compiled graphs.
 
     Returns:
         The scores of all images, and the summary with the seconds it took.
     """
     start = time.perf_counter()
     batches = tqdm(x.split(IMAGES_AT_ONCE), desc="log p(x)", unit="batch", disable=None, leave=False)
+    reader = CompiledReader() if compiled else Reader()
     scores = Scores.concatenate(
-        score(program.model, program.guide, images, num_samples, seed=seed + number)
+        score(program.model, program.guide, images, num_samples, seed=seed + number, reader=reader)
         for number, images in enumerate(batches)
     )
     moments = Moments.concatenate(

@@ -4,14 +4,17 @@ from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, s
 from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.graph import Graph, GraphError
 from pyro_vae.trace.missing import seen
+from pyro_vae.trace.readers import CompiledReader, Reader
 from pyro_vae.trace.reading import Program, quietly, reading
 from pyro_vae.trace.running import Run
 from pyro_vae.trace.unconstrained import Unconstrained
 
 __all__ = [
+    "CompiledReader",
     "Graph",
     "GraphError",
     "Program",
+    "Reader",
     "Run",
     "Unconstrained",
     "check_domain",

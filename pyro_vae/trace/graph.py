@@ -65,8 +65,12 @@ class Graph:
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Any:
         parts = tuple((id(part), part.training) for root in self.roots for part in root.modules())
-        tensors = tuple((id(p), p.requires_grad) for root in self.roots for p in chain(root.parameters(), root.buffers()))
-        return parts, tensors, tuple((x.shape, x.dtype, x.device) for x in inputs)
+        tensors = (t for root in self.roots for t in chain(root.parameters(), root.buffers()))
+        return (
+            parts,
+            tuple((id(tensor), tensor.requires_grad) for tensor in tensors),
+            tuple((x.shape, x.dtype, x.device) for x in inputs),
+        )
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Record:
         buffers = [(buffer, buffer.clone()) for root in self.roots for buffer in root.buffers()]
