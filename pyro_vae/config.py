@@ -112,7 +112,8 @@ class Config:
     device: Device = "auto"
     """auto takes CUDA where it is available."""
     compile: Annotated[str, _one_of("compile")] = "auto"
-    """Run steps and scores as compiled graphs. auto: from 10,000 steps on. Without a C++ compiler they run eagerly."""
+    """Run the program once and from then on the tensor operations it issued: on compiles them, and scores as well; auto
+    does so from 10,000 steps on and takes them one by one in shorter runs; off runs the program at every step."""
     precision: Annotated[str, _one_of("precision")] = "float32"
     """Of matrix products in training: tf32 (CUDA), or bf16, which are bfloat16. Densities are float32 or better."""
 
@@ -154,16 +155,20 @@ class Config:
         device = auto if self.device == "auto" else self.device
         if self.precision == "tf32" and device != "cuda":
             raise ValueError("--precision tf32 is of CUDA devices; on a CPU choose float32 or bf16.")
-        epochs = self.epochs or (300 if digits else 100)
-        steps = epochs * self.epoch_steps(self.train_images or data.TRAINING_IMAGES.get(self.data, 0))
-        auto = "on" if steps >= _COMPILED_STEPS else "off"
         return replace(
             self,
-            epochs=epochs,
+            epochs=self.epochs or (300 if digits else 100),
             num_samples=self.num_samples or (1000 if digits else 5000),
             device=device,
-            compile=auto if self.compile == "auto" else self.compile,
         )
+
+    @property
+    def graph(self) -> str | None:
+        """How steps run, ``compiled``, ``recorded`` or None: a function of what is saved, the same when resumed."""
+        if self.compile != "auto":
+            return "compiled" if self.compile == "on" else None
+        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.TRAINING_IMAGES.get(self.data, 0))
+        return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""

@@ -141,7 +141,7 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     test = data.observe_once(images.test, config.look(settings, density))
-    compiled = settings.compile == "on"
+    compiled = settings.graph == "compiled"
     scores, numbers = measure(
         program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
     )

@@ -64,9 +64,8 @@ def main(arguments: Arguments) -> None:
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
-    compiled = settings.compile == "on"
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective, compiled=compiled, precision=settings.precision),
+        SVI(program.model, program.guide, optim, objective, graph=settings.graph, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,
@@ -80,7 +79,7 @@ def main(arguments: Arguments) -> None:
     train(fit, folder, settings.epochs)
 
     scores, numbers = measure(
-        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
+        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=settings.graph == "compiled"
     )
     write_results(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()

@@ -119,7 +119,7 @@ class Path:
                 return Point(u, *ends)
             except GraphError as error:
                 self._graph = None
-                _LOG.warning("Annealing is not compiled: %s. Programs are read as Pyro runs them.", error)
+                _LOG.warning("Annealing is not compiled: %s. Pyro runs the program every time.", error)
         return Point(u, *self._ends(u)[1])
 
     def _ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:

@@ -10,11 +10,11 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vae.infer.compiled import CompiledStep, Observe
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer.recorded import Observe, RecordedStep
 from pyro_vae.trace import Program
 
 
@@ -34,8 +34,9 @@ class SVI(pyro.infer.SVI):
         guide: program of q(z|x).
         optim: one torch optimizer over all parameters.
         loss: an `Objective`, or any Pyro ELBO of a single loss.
-        compiled: compile loss and gradients of an `Objective` into one graph, for batches of the size of the first.
-            What cannot be compiled runs as it is, and a line of the log says why.
+        graph: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of the
+            size of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as it
+            is, and a line of the log says why. None runs the program at every step.
         precision: of the matrix products of a step, one of `PRECISIONS`.
     """
 
@@ -46,13 +47,15 @@ class SVI(pyro.infer.SVI):
         optim: Optim,
         loss: ELBO,
         *,
-        compiled: bool = False,
+        graph: str | None = None,
         precision: str = "float32",
     ) -> None:
         super().__init__(model, guide, optim, loss)
         self.precision = precision
         self.objective = loss
-        self.compiled = CompiledStep(model, guide, loss) if compiled and isinstance(loss, Objective) else None
+        self.recorded: RecordedStep | None = None
+        if graph is not None and isinstance(loss, Objective):
+            self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled")
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._failed_step = torch.tensor(-1)
@@ -63,7 +66,7 @@ class SVI(pyro.infer.SVI):
 
         Args:
             *args: of the program, ``x``.
-            observe: makes x of args, where these are something else; it belongs to the step, and is compiled with it.
+            observe: makes x of args, where these are something else; it belongs to the step, and is recorded with it.
             **kwargs: of the program.
 
         Returns:
@@ -76,7 +79,7 @@ class SVI(pyro.infer.SVI):
         if isinstance(self.objective, Objective):
             self.objective.at_step(self.steps)
         with PRECISIONS[self.precision]():
-            outcome = self.compiled(observe, args) if self.compiled and not kwargs else None
+            outcome = self.recorded(observe, args) if self.recorded and not kwargs else None
             if outcome is None:
                 args = args if observe is None else (observe(*args),)
                 loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
@@ -118,8 +121,8 @@ class SVI(pyro.infer.SVI):
         """
         self.check()
         values = parameters(self.model, self.guide, self.optim.params)
-        sizes = self.compiled.sizes if self.compiled else None
-        return {"steps": self.steps, "compiled_sizes": sizes, **values, **self.optim.get_state()}
+        sizes = self.recorded.sizes if self.recorded else None
+        return {"steps": self.steps, "recorded_sizes": sizes, **values, **self.optim.get_state()}
 
     def load_state_dict(self, state: State, x: Tensor) -> None:
         """Restore `state_dict`; x (B, ...) is what a step takes, from which the parameters are known.
@@ -132,8 +135,8 @@ class SVI(pyro.infer.SVI):
             self.optim.add([unconstrained(name)])
         self.optim.set_state(state)
         self.steps = state["steps"]
-        if self.compiled:
-            self.compiled.sizes = state["compiled_sizes"]
+        if self.recorded:
+            self.recorded.sizes = state["recorded_sizes"]
         self._names = set(pyro.get_param_store().keys())
         self._failed_step = torch.tensor(-1)
 
@@ -175,8 +178,9 @@ class SVI(pyro.infer.SVI):
             p.grad = None
 
     def _finite(self, loss: Tensor) -> Tensor:
-        grads = [p.grad for p in self.optim.params.values() if p.grad is not None]
-        return (loss + torch.nn.utils.get_total_norm(grads)).isfinite()
+        # Sums, not norms, which take a second pass; what is not finite makes a sum that is not.
+        sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
+        return torch.stack([loss, *sums]).sum().isfinite()
 
     def _gate(self, loss: Tensor, finite: Tensor) -> None:
         assert self.optim.optimizer is not None

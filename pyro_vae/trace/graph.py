@@ -1,30 +1,34 @@
-r"""A function that runs programs, as one compiled graph of tensor operations.
+r"""A function that runs programs, as one graph of tensor operations.
 
-Effect handlers, distributions and autograd run once, while the operations they issue are recorded; the record is
-compiled and takes their place. Every tensor that it reads from outside (parameters, buffers, a tensor that anneals
-beta, the images) stays an input, read anew at each call. What Python decides is frozen: a call with other shapes,
-modules in another mode or parameters that have been frozen gets a record of its own.
+Effect handlers, distributions and autograd run once, while the operations they issue are recorded; the record takes
+their place, compiled or operation by operation. Every tensor that it reads from outside (parameters, buffers, a tensor
+that anneals beta, the images) stays an input, read anew at each call. What Python decides is frozen: a call with other
+shapes, modules in another mode or parameters that train or do not gets a record of its own, and a function whose
+numbers in Python change from call to call is refused.
 
 Random numbers are drawn from torch's own streams, so that the graph draws what the function would have drawn.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from pyro_vae.trace.reading import Program, fork_rng, modules
+from pyro_vae.trace.reading import Program, fork_rng, modules, owner
+
+_LOG = logging.getLogger("pyro_vae")
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -34,16 +38,21 @@ class GraphError(RuntimeError):
 
 
 class Graph:
-    """A function of tensors that runs programs, compiled at its first call for each shape.
+    """A function of tensors that runs programs, recorded at its first call for each shape.
 
     Args:
         function: of tensors; returns what Python knows, such as the names of sites, and a tuple of tensors, or None.
         programs: those it runs, whose modules' modes are watched.
+        compiled: whether the record is compiled. Where that fails, for want of a C++ compiler for one, a line of the
+            log says so and the operations run one by one.
     """
 
-    def __init__(self, function: Callable[..., tuple[Any, Tensors]], *programs: Program) -> None:
+    def __init__(self, function: Callable[..., tuple[Any, Tensors]], *programs: Program, compiled: bool = True) -> None:
         self.function = function
+        self.compiled = compiled
+        self._owners = [owner(program) for program in programs]
         self.roots = list(dict.fromkeys(root for program in programs for root in modules(program)))
+        self._parts: list[nn.Module] = []  # of the roots, since the last record
         self._records: dict[Any, _Record] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, Tensors]:
@@ -53,9 +62,12 @@ class Graph:
             What Python knew when the graph was recorded, and the tensors.
 
         Raises:
-            GraphError: the function cannot be recorded, or there is no compiler for the record.
+            GraphError: the function cannot be recorded.
         """
         key = self._key(inputs)
+        if key not in self._records:
+            self._parts = [part for root in self.roots for part in root.modules()]
+            key = self._key(inputs)
         if key not in self._records:
             with fork_rng(inputs[0]), pyro.validation_enabled(False):
                 self._records[key] = self._record(inputs)
@@ -64,17 +76,18 @@ class Graph:
             return record.known, record.run(*inputs, *(tensor.detach() for tensor in record.outside))
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Any:
-        parts = tuple((id(part), part.training) for root in self.roots for part in root.modules())
-        tensors = (t for root in self.roots for t in chain(root.parameters(), root.buffers()))
+        """Return what Python may have decided by; a part that has been exchanged is seen in the one that holds it."""
+        tensors, parts = [], []
+        for part in self._parts:
+            parts += [part.training, *map(id, part._modules.values())]
+            tensors += [*part._parameters.values(), *part._buffers.values()]
         return (
-            parts,
-            tuple((id(tensor), tensor.requires_grad) for tensor in tensors),
-            tuple((x.shape, x.dtype, x.device) for x in inputs),
+            tuple(parts),
+            tuple([(id(tensor), tensor.requires_grad) for tensor in tensors if tensor is not None]),
+            tuple([(x.shape, x.dtype, x.device) for x in inputs]),
         )
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Record:
-        buffers = [(buffer, buffer.clone()) for root in self.roots for buffer in root.buffers()]
-        streams = random.getstate(), np.random.get_state()
         known: Any = None
 
         def tensors(*inputs: Tensor) -> Tensors:
@@ -82,26 +95,46 @@ class Graph:
             known, found = self.function(*inputs)
             return found
 
+        with self._left_as_it_was():
+            try:
+                tensors(*inputs)  # what is done once (the probe of the layout, a cache) is not part of the record
+                graph = make_fx(tensors)(*inputs)
+            except Exception as error:
+                raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
+        _freeze_places(graph)
+        outside = _lift(graph)
+        run: Callable[..., Tensors] = graph
+        if self.compiled:
+            try:
+                run = _compile(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+            except Exception as error:  # noqa: BLE001 -- a compiler may fail in any way; the record needs none
+                _LOG.warning("Not compiled (%s): operations run one by one.", _in_one_line(error))
+        return _Record(known, run, outside)
+
+    @contextmanager
+    def _left_as_it_was(self) -> Iterator[None]:
+        """Take back what running the function does beside its results, and refuse what it does in Python."""
+        buffers = [(buffer, buffer.clone()) for root in self.roots for buffer in root.buffers()]
+        streams = random.getstate(), np.random.get_state()
+        holders = [holder for holder in (*self._owners, *self._parts) if hasattr(holder, "__dict__")]
+        numbers = [(holder, name, value) for holder in holders for name, value in _numbers(holder)]
         try:
-            tensors(*inputs)  # what is done once (the probe of the layout, a cache) is not part of the record
-            graph = make_fx(tensors)(*inputs)
-        except Exception as error:
-            raise GraphError(_reason("it cannot be traced", error)) from error
+            yield
         finally:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-        if repr(streams) != repr((random.getstate(), np.random.get_state())):
+            drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))
             random.setstate(streams[0])
             np.random.set_state(streams[1])
+            changed = [(h, name, value) for h, name, value in numbers if getattr(h, name, None) != value]
+            for holder, name, value in changed:
+                setattr(holder, name, value)
+        if drawn:
             raise GraphError("it draws random numbers from NumPy or Python, which a graph would freeze")
-        _freeze_places(graph)
-        outside = _lift(graph)
-        try:
-            run = compiled(graph, [*inputs, *(tensor.detach() for tensor in outside)])
-        except Exception as error:
-            raise GraphError(_reason("its graph cannot be compiled", error)) from error
-        return _Record(known, run, outside)
+        for holder, name, _ in changed:
+            what = f"{type(holder).__name__}.{name}"
+            raise GraphError(f"{what} changes from call to call, which a graph would freeze; make it a tensor")
 
 
 class _Record(NamedTuple):
@@ -110,8 +143,7 @@ class _Record(NamedTuple):
     outside: list[Tensor]
 
 
-def compiled(record: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Tensors]:
-    """Compile a record for inputs of these shapes."""
+def _compile(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler about itself
         # With inductor's own generator, the draws would not be those of the eager function.
@@ -158,6 +190,11 @@ def _lift(record: GraphModule) -> list[Tensor]:
     return outside
 
 
-def _reason(what: str, error: Exception) -> str:
+def _numbers(holder: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of an object that are plain values."""
+    return [(name, value) for name, value in vars(holder).items() if isinstance(value, (bool, int, float, str))]
+
+
+def _in_one_line(error: Exception) -> str:
     first = next(iter(str(error).splitlines()), "")
-    return f"{what} ({type(error).__name__}: {first[:200]})"
+    return f"{type(error).__name__}: {first[:200]}"

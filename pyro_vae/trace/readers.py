@@ -77,5 +77,5 @@ class CompiledReader(Reader):
             return graph(*inputs)
         except GraphError as error:
             self._refused.add(key)
-            _LOG.warning("Densities are not compiled: %s. Programs are read as Pyro runs them.", error)
+            _LOG.warning("Densities are not compiled: %s. Pyro runs the program every time.", error)
             return None

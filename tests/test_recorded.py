@@ -1,7 +1,6 @@
-"""The compiled step: the numbers of the eager one on the same noise, whatever the program is made of.
+"""The recorded step: the numbers of the eager one on the same noise, whatever the program is made of.
 
-Most tests take the record itself for what the compiler makes of it, since all that is ours is in the record; the
-compiler has its own.
+Most tests run the record operation by operation, since all that is ours is in it; the compiler has its own.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from torch._inductor.exc import InvalidCxxCompiler
 from pyro_vae import data, parts, programs
 from pyro_vae.config import Config, look
 from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, NonFiniteError, Objective, Optim
-from pyro_vae.infer.compiled import Outcome
+from pyro_vae.infer.recorded import Outcome
 from pyro_vae.model import VAE
-from pyro_vae.trace import Graph, GraphError, graph
+from pyro_vae.trace import Graph, GraphError
 
 ADAM = {"lr": 0.01, "fused": True}
 DENSITIES = {"gaussian", "continuous-bernoulli"}
@@ -39,13 +38,8 @@ COMPILED = [
 ]
 
 
-@pytest.fixture
-def recorded_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "compiled", lambda record, inputs: record)
-
-
-def driver(vae: VAE, objective: Objective | None = None, *, compiled: bool = True) -> SVI:
-    return SVI(vae.model, vae.guide, Optim(torch.optim.Adam, dict(ADAM)), objective or ELBO(), compiled=compiled)
+def driver(vae: VAE, objective: Objective | None = None, graph: str | None = "recorded") -> SVI:
+    return SVI(vae.model, vae.guide, Optim(torch.optim.Adam, dict(ADAM)), objective or ELBO(), graph=graph)
 
 
 def take_steps(svi: SVI, number: int, size: int = 5) -> list[float]:
@@ -54,13 +48,13 @@ def take_steps(svi: SVI, number: int, size: int = 5) -> list[float]:
     return [float(svi.step(x)) for x in batches]
 
 
-def is_compiled(svi: SVI) -> bool:
-    assert svi.compiled is not None
-    return svi.compiled._graph is not None and len(svi.compiled._graph._records) > 0
+def is_recorded(svi: SVI) -> bool:
+    assert svi.recorded is not None
+    return svi.recorded._graph is not None and len(svi.recorded._graph._records) > 0
 
 
-def both_ways(field: str, name: str, dtype: torch.dtype) -> tuple[SVI, Outcome, Tensor]:
-    """Compute the second step of a program compiled and eagerly, on the same noise; return the loss of the latter."""
+def both_ways(field: str, name: str, dtype: torch.dtype, graph: str) -> tuple[SVI, Outcome, Tensor]:
+    """Compute the second step of a program by its graph and eagerly, on the same noise; return the latter's loss."""
     torch.set_default_dtype(dtype)
     chosen: dict[str, Any] = {field: name}
     grey = name in GREY and field == "likelihood"
@@ -74,12 +68,12 @@ def both_ways(field: str, name: str, dtype: torch.dtype) -> tuple[SVI, Outcome, 
     program = programs.build(settings, splits).to(device)
     objective = programs.build_objective(settings, 40)
     batches = data.Batches(pixels, 5, 0, look(settings, grey and name in DENSITIES))
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3}), objective, compiled=True)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3}), objective, graph=graph)
     batch = next(iter(batches(0)))
     svi.step(batch, observe=batches.observe)
     objective.at_step(svi.steps)
     torch.manual_seed(1)
-    outcome = svi.compiled(batches.observe, (batch,))
+    outcome = svi.recorded(batches.observe, (batch,))
     after = torch.rand(3)
     torch.manual_seed(1)
     loss = svi._backward(batches.observe(batch))
@@ -101,32 +95,31 @@ def check(svi: SVI, outcome: Outcome, loss: Tensor, rtol: float) -> None:
 
 
 @pytest.mark.parametrize(("field", "name"), CASES)
-def test_the_record_has_the_numbers_of_the_program(field: str, name: str, recorded_only: None) -> None:
-    check(*both_ways(field, name, torch.float64), rtol=1e-10)
+def test_the_record_has_the_numbers_of_the_program(field: str, name: str) -> None:
+    check(*both_ways(field, name, torch.float64, "recorded"), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("field", "name", "dtype", "rtol"), COMPILED)
 def test_the_compiled_graph_has_the_numbers_of_the_program(
     field: str, name: str, dtype: torch.dtype, rtol: float
 ) -> None:
-    check(*both_ways(field, name, dtype), rtol)
+    check(*both_ways(field, name, dtype, "compiled"), rtol)
 
 
 def test_two_hundred_compiled_steps_track_the_eager_ones() -> None:
     """Rounding differs in the sixteenth digit, of which 200 steps of Adam make less than 1e-8."""
     eager, vae = small_vae(), small_vae()
     vae.load_state_dict(eager.state_dict())
-    expected = take_steps(driver(eager, IWAE(3), compiled=False), 200)
+    expected = take_steps(driver(eager, IWAE(3), None), 200)
     pyro.clear_param_store()
-    svi = driver(vae, IWAE(3))
+    svi = driver(vae, IWAE(3), "compiled")
     found = take_steps(svi, 200)
-    assert is_compiled(svi)
+    assert is_recorded(svi)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-9, atol=0)
     for p, reference in zip(vae.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p, reference, rtol=0, atol=1e-8)
 
 
-@pytest.mark.usefixtures("recorded_only")
 class TestRecorded:
     """What the record must get right, whoever compiles it."""
 
@@ -146,14 +139,14 @@ class TestRecorded:
         found = take_steps(driver(small_vae()), 3)
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        assert found == take_steps(driver(small_vae(), compiled=False), 3)
+        assert found == take_steps(driver(small_vae(), graph=None), 3)
 
     def test_a_smaller_last_batch_is_left_to_the_eager_step(self) -> None:
         svi = driver(small_vae())
         take_steps(svi, 3)
-        assert is_compiled(svi)
+        assert is_recorded(svi)
         svi.step(images(2))
-        assert len(svi.compiled._graph._records) == 1
+        assert len(svi.recorded._graph._records) == 1
         assert svi.steps == 4
 
     @pytest.mark.parametrize("first", [5, 2])
@@ -168,16 +161,16 @@ class TestRecorded:
         resumed = driver(small_vae())
         resumed.load_state_dict(state, images(1))
         assert [*take_steps(resumed, 1, first), *take_steps(resumed, 10)] == expected
-        assert is_compiled(resumed)
+        assert is_recorded(resumed)
 
     def test_beta_is_live(self) -> None:
         """Over a warm-up each loss is that of the eager step, whose beta differs every time."""
-        expected = take_steps(driver(small_vae(), BetaELBO(1, 4.0, warmup_steps=8), compiled=False), 10)
+        expected = take_steps(driver(small_vae(), BetaELBO(1, 4.0, warmup_steps=8), graph=None), 10)
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         svi = driver(small_vae(), BetaELBO(1, 4.0, warmup_steps=8))
         assert take_steps(svi, 10) == pytest.approx(expected, rel=1e-12)
-        assert len(svi.compiled._graph._records) == 1
+        assert len(svi.recorded._graph._records) == 1
 
     def test_a_learning_rate_that_is_changed_is_live(self) -> None:
         svi = driver(small_vae())
@@ -189,12 +182,12 @@ class TestRecorded:
 
     def test_a_part_that_is_unfrozen_or_put_into_evaluation_gets_a_record_of_its_own(self) -> None:
         runs = []
-        for compiled in (False, True):
+        for graph in (None, "recorded"):
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
             vae = small_vae()
             vae.posterior.requires_grad_(False)
-            svi = driver(vae, compiled=compiled)
+            svi = driver(vae, graph=graph)
             with pytest.warns(UserWarning, match="not registered"):
                 losses = take_steps(svi, 3)
             vae.posterior.requires_grad_(True)
@@ -202,7 +195,7 @@ class TestRecorded:
         assert runs[1] == pytest.approx(runs[0], rel=1e-12)
         vae.eval()
         take_steps(svi, 1)
-        assert len(svi.compiled._graph._records) == 3
+        assert len(svi.recorded._graph._records) == 3
 
     @pytest.mark.parametrize("where", ["loss", "gradient"])
     def test_a_step_that_is_not_finite_leaves_the_weights(self, where: str) -> None:
@@ -228,27 +221,27 @@ class TestRecorded:
         with torch.no_grad():
             root.shift.fill_(1.0)
         svi.step(images(5))  # what was wrong is put right
-        assert is_compiled(svi)
+        assert is_recorded(svi)
 
     def test_batch_statistics_are_those_of_the_eager_run(self) -> None:
         """Tracing runs the program twice more, and must not leave that in its buffers."""
         kept = []
-        for compiled in (False, True):
+        for graph in (None, "recorded"):
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
             vae = small_vae()
             vae.likelihood.net.insert(0, nn.BatchNorm1d(2, momentum=0.3))
-            svi = driver(vae, compiled=compiled)
+            svi = driver(vae, graph=graph)
             take_steps(svi, 6)
             kept.append([buffer.clone() for buffer in vae.buffers()])
-        assert is_compiled(svi)
+        assert is_recorded(svi)
         torch.testing.assert_close(*kept, rtol=1e-10, atol=1e-12)
 
     def test_a_net_that_nothing_shows_is_trained_all_the_same(self) -> None:
         """Its parameters are known from the record, not from a search."""
         hidden = {"net": [[[[[[nn.Linear(6, 2)]]]]]]}
         svi_pair = []
-        for compiled in (False, True):
+        for graph in (None, "recorded"):
             pyro.clear_param_store()
             pyro.set_rng_seed(0)
             vae = small_vae()
@@ -260,9 +253,9 @@ class TestRecorded:
                 with pyro.plate("data", x.shape[0]):
                     pyro.sample("z", dist.Normal(net(x.flatten(-2)), 1.0).to_event(1))
 
-            svi = SVI(vae.model, guide, Optim(torch.optim.Adam, dict(ADAM)), ELBO(), compiled=compiled)
+            svi = SVI(vae.model, guide, Optim(torch.optim.Adam, dict(ADAM)), ELBO(), graph=graph)
             svi_pair.append(take_steps(svi, 20))
-        assert is_compiled(svi)
+        assert is_recorded(svi)
         assert svi_pair[1] == pytest.approx(svi_pair[0], rel=1e-12)
 
 
@@ -281,6 +274,18 @@ def python_noise(z: Tensor) -> Tensor:
     return z + random.random()
 
 
+class Counted(nn.Module):
+    """A schedule in Python, which a graph would freeze."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        return z * (1 + self.calls / 10)
+
+
 class Odd(nn.Module):
     def __init__(self, net: nn.Module, change: Any) -> None:
         super().__init__()
@@ -291,27 +296,33 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"), [(branching, "cannot be traced"), (numpy_noise, "NumPy"), (python_noise, "NumPy or Python")]
+    ("change", "reason"),
+    [
+        (lambda: branching, "cannot be traced"),
+        (lambda: numpy_noise, "NumPy"),
+        (lambda: python_noise, "NumPy or Python"),
+        (Counted, "Counted.calls changes from call to call"),
+    ],
 )
 def test_what_cannot_be_traced_runs_eagerly_and_says_why(
     change: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
-    for compiled in (False, True):
+    for graph in (None, "recorded"):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         vae = small_vae()
-        vae.likelihood.net = Odd(vae.likelihood.net, change)
+        vae.likelihood.net = Odd(vae.likelihood.net, change())
         with caplog.at_level(logging.WARNING):
-            runs.append(take_steps(driver(vae, compiled=compiled), 5))
+            runs.append(take_steps(driver(vae, graph=graph), 5))
     assert runs[0] == runs[1]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("The step is not compiled")
+    assert line.startswith("The step is not recorded")
     assert reason in line
     assert "\n" not in line
 
 
-def test_without_a_compiler_steps_run_eagerly(
+def test_without_a_compiler_operations_run_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def absent(*args: Any, **kwargs: Any) -> Any:
@@ -319,14 +330,14 @@ def test_without_a_compiler_steps_run_eagerly(
 
     monkeypatch.setattr(torch._inductor, "compile", absent)
     with caplog.at_level(logging.WARNING):
-        found = take_steps(driver(small_vae()), 5)
+        found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "cannot be compiled (InvalidCxxCompiler" in line
+    assert line.startswith("Not compiled (InvalidCxxCompiler")
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    assert found == take_steps(driver(small_vae(), compiled=False), 5)
+    assert found == take_steps(driver(small_vae(), graph=None), 5)
 
 
-def test_shapes_that_depend_on_the_images_are_refused(recorded_only: None) -> None:
+def test_shapes_that_depend_on_the_images_are_refused() -> None:
     with pytest.raises(GraphError, match="shapes depend on the images"):
         Graph(lambda x: (None, (x.nonzero().sum(),)))(torch.randn(5))

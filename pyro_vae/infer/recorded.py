@@ -1,4 +1,4 @@
-r"""Loss and gradients of a step as one compiled graph, from the places of its images to the gate."""
+r"""Loss and gradients of a step as one graph, from the places of its images to the gate."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ class Outcome(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-class CompiledStep:
+class RecordedStep:
     """The graph of a step, for batches of one size; others, such as the last of an epoch, are left to the caller.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
         objective: what is maximised.
+        compiled: whether the record is compiled.
     """
 
-    def __init__(self, model: Program, guide: Program, objective: Objective) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
-        # In the state of a run: one resumed before its last batch would else compile that one's size.
+    def __init__(self, model: Program, guide: Program, objective: Objective, *, compiled: bool) -> None:
+        self.model, self.guide, self.objective, self.compiled = model, guide, objective, compiled
+        # In the state of a run: one resumed before its last batch would else record that one's size.
         self.sizes: list[list[int]] | None = None
         self._observe: Observe | None = None
         self._graph: Graph | None = None
@@ -60,12 +61,12 @@ class CompiledStep:
             return None
         if self._graph is None or observe != self._observe:
             self._observe = observe
-            self._graph = Graph(self._loss_and_gradients, self.model, self.guide)
+            self._graph = Graph(self._loss_and_gradients, self.model, self.guide, compiled=self.compiled)
         try:
             names, (loss, elbo, finite, *gradients) = self._graph(*args)
         except GraphError as error:
             self._refused = True
-            _LOG.warning("The step is not compiled: %s. Steps run as Pyro runs them.", error)
+            _LOG.warning("The step is not recorded: %s. Pyro runs every step.", error)
             return None
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         return Outcome(loss, elbo, finite, {n: g for n, g in zip(names, gradients, strict=True) if g is not None})
@@ -76,6 +77,5 @@ class CompiledStep:
         loss = -objective.sum()
         trained = {name: p for name in pyro.get_param_store() if (p := unconstrained(name)).requires_grad}
         gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        # One sum over all, which the compiler fuses into what is beside it.
-        total = sum((g.abs().sum() for g in gradients if g is not None), loss)
+        total = sum((gradient.sum() for gradient in gradients if gradient is not None), loss)
         return list(trained), (loss.detach(), elbo.sum(), total.isfinite(), *gradients)
