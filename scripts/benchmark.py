@@ -1,26 +1,29 @@
-"""Time a training step against hand-written PyTorch and against stock Pyro, in one run.
+"""Time steps and scores against hand-written PyTorch and stock Pyro, in one run.
 
     python scripts/benchmark.py --data mnist --data-root DIR
 
-Blocks of steps of the three programs take turns, so that a machine whose speed drifts slows all of them; the
-medians of the paired ratios are what counts. Same network, prior N(0, I), one particle, same data path. Ours and
-the hand-written one take a fused Adam under a cosine schedule; stock Pyro its own, one for each tensor.
+Blocks of all contenders take turns, so that a machine whose speed drifts slows all of them; the medians of the paired
+ratios are what counts. Same network, prior N(0, I), same images drawn in the same way, Adam under a cosine schedule,
+fused but for stock Pyro, which keeps one for each tensor. Beside them stands the floor of the arithmetic: the
+operations of the matrix products at the rate of a large product, or the bytes that a step must move at the rate of a
+copy, whichever takes longer.
 
-Then, in the same way, the densities of annealed importance sampling with their gradients in z, 16 chains of a batch
-from the guide, against a bare loop over the decoder, forward and backward.
+Then the scores: decoded particles of importance sampling, and the densities of annealing with their gradients. Then
+what a step costs as batch, particles, latent units and prior grow, and what lower precision does to it. Everything is
+written to OUT/benchmark.json, and the ratios drawn.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -29,153 +32,368 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_vae import cli, config, data, programs
-from pyro_vae.evaluate import paths
+from pyro_vae.evaluate import log_weights, paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
+from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.model import nets
-from pyro_vae.trace import quietly
+from pyro_vae.report import speed, versions
+from pyro_vae.report.speed import Contender, Step, Timing, machine_rates, race
+from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 
-Step = Callable[[Tensor], object]
+Setting = config.Config
 
 _CHAINS = 16
+_IMAGES_SCORED = 100
+_ROWS_SCORED = 4000  # of the hand-written loop: the chunk that is best for it on the CPU measured
+_STEPS = 100_000  # of the learning-rate schedule
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time a training step against hand-written PyTorch and against stock Pyro."""
+    """Time steps and scores against hand-written PyTorch and stock Pyro."""
 
+    measure: tuple[Literal["steps", "scores", "growth", "precision"], ...] = ("steps", "scores", "growth", "precision")
+    """What to measure."""
     data: str = "digits"
     """Data set, as in fit.py."""
     data_root: Path = Path("data")
     """Folder of the downloaded data sets."""
-    batch_size: int = 100
+    batch_sizes: tuple[int, ...] = (20, 100, 512)
     """Images per step."""
+    num_particles: tuple[int, ...] = (1, 50)
+    """Particles per image."""
     hidden_dim: int = 200
     """Units of a hidden layer."""
-    blocks: int = 10
-    """Blocks of each program that are timed."""
-    steps: int = 100
-    """Steps of a block."""
+    num_samples: int = 1000
+    """Particles of each image that importance sampling decodes."""
+    blocks: int = 15
+    """Blocks of each contender that are timed."""
+    seconds: float = 0.2
+    """Length of a block, of the hand-written contender."""
+    device: config.Device = "auto"
+    """auto takes CUDA where it is available."""
+    out: Path = Path("runs/benchmark")
+    """Where benchmark.json and its figure go."""
 
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    chosen = {name: value for name, value in vars(arguments).items() if name not in ("blocks", "steps")}
-    settings = config.Config(**chosen).resolved()
+    settings = Setting(
+        data=arguments.data, data_root=arguments.data_root, hidden_dim=arguments.hidden_dim, device=arguments.device
+    ).resolved()
     images = config.load_images(settings)
-    look = config.look(settings, density=False)
-    batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
-    stream = (batches.observe(batch) for epoch in count() for batch in batches(epoch))
-    print(f"{settings.data}, batch {settings.batch_size}, torch {torch.__version__}, {settings.device}")
-    steps = {
-        "pyro_vae SVI": ours(settings, images),
-        "stock pyro.infer.SVI": stock(settings, images),
-        "hand-written PyTorch": handwritten(settings, images),
+    name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    print(f"{settings.data}, torch {torch.__version__}, {name}")
+    machine = machine_rates(torch.device(settings.device))
+    print(f"matrix products {machine[0] / 1e9:.0f} GFLOP/s, copies {machine[1] / 1e9:.1f} GB/s\n")
+    bench = Bench(settings, images, arguments, machine)
+    report: dict[str, Any] = {
+        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "device": name,
+        "versions": versions(),
+        "gemm_flops_per_second": machine[0],
+        "copy_bytes_per_second": machine[1],
+        **{what: getattr(bench, what)() for what in arguments.measure},
     }
-    for name, seconds, ratio in compare(steps, stream, arguments.blocks, arguments.steps, settings.device):
-        epoch = seconds * settings.epoch_steps(batches.num_images)
-        print(f"{name:24}{seconds * 1e3:8.2f} ms/step{epoch:8.2f} s/epoch{ratio:8.2f}x hand-written")
-    with annealing(settings, images, next(stream)) as densities:
-        turns = max(1, arguments.steps // 10)
-        for name, seconds, ratio in compare(densities, stream, arguments.blocks, turns, settings.device):
-            rate = _CHAINS * settings.batch_size / seconds
-            print(f"{name:24}{rate:12,.0f} densities with gradient/s{1 / ratio:8.2f}x bare decoder")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
+    if "steps" in report:
+        speed.ratios(report["steps"]).savefig(arguments.out / "benchmark.png", dpi=130)
+    print(f"\nwritten to {arguments.out}")
 
 
-def compare(
-    steps: Mapping[str, Step], stream: Iterator[Tensor], blocks: int, turns: int, device: str
-) -> Iterator[tuple[str, float, float]]:
-    """Time blocks of each in turn; yield (name, median seconds of one, median ratio to the last in the same block)."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for block in range(-1, blocks):  # the first warms up
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(turns):
-                step(next(stream))
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if block >= 0:
-                seconds[name].append((time.perf_counter() - start) / turns)
-    base = list(seconds.values())[-1]
-    for name, times in seconds.items():
-        yield name, statistics.median(times), statistics.median(a / b for a, b in zip(times, base, strict=True))
+class Bench:
+    """The measurements; each prints as it goes and returns what it found."""
+
+    def __init__(
+        self, settings: Setting, images: data.Images, arguments: Arguments, machine: tuple[float, float]
+    ) -> None:
+        self.settings, self.images, self.arguments, self.machine = settings, images, arguments, machine
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Time training steps at every batch size and number of particles."""
+        found = []
+        for num_particles in self.arguments.num_particles:
+            for batch_size in self.arguments.batch_sizes:
+                settings = replace(self.settings, batch_size=batch_size, num_particles=num_particles)
+                batches = batches_of(settings, self.images)
+                contenders = {
+                    "pyro_vae, compiled": ours(settings, self.images, batches, "compiled"),
+                    "pyro_vae, recorded": ours(settings, self.images, batches, "recorded"),
+                    "pyro_vae, run by Pyro": ours(settings, self.images, batches, None),
+                    "stock pyro.infer.SVI": stock(settings, self.images, batches),
+                    "hand-written, torch.compile": handwritten(settings, self.images, batches, compiled=True),
+                    "hand-written": handwritten(settings, self.images, batches),
+                }
+                print(f"batch {batch_size}, K = {num_particles}")
+                timings = self.race(contenders, batches)
+                floor = max(self.floor(settings))
+                for name, timing in timings.items():
+                    epoch = timing.seconds * settings.epoch_steps(batches.num_images)
+                    print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
+                base = timings["hand-written"].seconds
+                print(f"  {'floor of the arithmetic':30}{floor * 1e3:9.2f} ms/step{'':17}{floor / base:8.2f}x")
+                found.append(
+                    {
+                        "batch_size": batch_size,
+                        "num_particles": num_particles,
+                        "floor_seconds": floor,
+                        "contenders": {name: timing._asdict() for name, timing in timings.items()},
+                    }
+                )
+        return found
+
+    def scores(self) -> dict[str, Any]:
+        """Time importance sampling and annealing."""
+        x = data.observe_once(self.images.test[:_IMAGES_SCORED], config.look(self.settings, False))
+        program: Any = programs.build(self.settings, self.images)
+        compiled, number = CompiledReader(), self.arguments.num_samples
+
+        def ours(reader: Reader) -> Contender:
+            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, reader=reader))
+
+        contenders = {
+            "pyro_vae, compiled": ours(compiled),
+            "pyro_vae, run by Pyro": ours(Reader()),
+            "hand-written": Contender(handwritten_scores(program, x, number)),
+        }
+        timings = self.race(contenders, batches_of(self.settings, self.images))
+        decodes = len(x) * number
+        flops = decodes * 2 * sum(a * b for a, b in decoder_layers(self.settings, self.images))
+        print(f"\nimportance sampling, {len(x)} images x {number} particles")
+        for name, timing in timings.items():
+            share = flops / timing.seconds / self.machine[0]
+            print(
+                f"  {name:30}{decodes / timing.seconds:12,.0f} decodes/s{1 / timing.ratio:8.2f}x hand-written"
+                f"{100 * share:6.0f} % of the matrix products' rate"
+            )
+        report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
+        with reading(program.model, program.guide, x=x):
+            timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
+        print(f"annealing, {_CHAINS} chains of {len(x)} images")
+        for name, timing in timings.items():
+            rate = _CHAINS * len(x) / timing.seconds
+            print(f"  {name:30}{rate:12,.0f} densities with gradient/s{1 / timing.ratio:8.2f}x bare decoder")
+        return {**report, "annealing": as_json(timings)}
+
+    def growth(self) -> dict[str, Any]:
+        """Time a compiled step as one thing grows, the others at their defaults."""
+        cases: dict[str, dict[str, Any]] = {"default": {}}
+        cases |= {f"batch {size}": {"batch_size": size} for size in self.arguments.batch_sizes if size != 100}
+        cases |= {f"K {number}": {"num_particles": number} for number in (5, 50)}
+        cases |= {f"latent units {number}": {"latent_dim": number} for number in (10, 200)}
+        cases |= {f"prior {name}": {"prior": name} for name in ("mixture", "vamp", "nsf")}
+        contenders = {}
+        for name, changes in reversed(cases.items()):
+            settings = replace(self.settings, **changes)
+            batches = batches_of(settings, self.images)
+            contender = ours(settings, self.images, batches, "compiled")
+            stream = full_batches(batches)
+            contenders[name] = Contender(fed(contender.step, stream), contender.context)
+        timings = self.race(contenders, batches_of(self.settings, self.images))
+        print("\na compiled step, and how it grows")
+        for name, timing in reversed(timings.items()):
+            print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{timing.ratio:8.2f}x default")
+        return as_json(timings)
+
+    def precision(self) -> dict[str, Any]:
+        """Time a compiled step in lower precision, and take the ELBO on the same weights and noise."""
+        names = [name for name in PRECISIONS if name != "tf32" or self.settings.device == "cuda"]
+        batches = batches_of(self.settings, self.images)
+        contenders = {
+            name: ours(replace(self.settings, precision=name), self.images, batches, "compiled")
+            for name in reversed(names)
+        }
+        timings = self.race(contenders, batches)
+        program: Any = programs.build(self.settings, self.images)
+        with contenders["float32"].context():
+            fit_for_a_while(program, batches, 500)
+        x = data.observe_once(self.images.test[:1000], config.look(self.settings, False))
+        elbos = {}
+        for name in names:
+            with torch.no_grad(), quietly(program.model, program.guide, x=x, seed=0), PRECISIONS[name]():
+                elbos[name] = ELBO(10).bounds(program.model, program.guide, x)[1]
+        print("\nprecision of the matrix products, ELBO of 1,000 images on the same weights and noise")
+        report = {}
+        for name in names:
+            change = elbos[name] - elbos["float32"]
+            report[name] = {
+                **timings[name]._asdict(),
+                "elbo_change": float(change.mean()),
+                "elbo_change_largest": float(change.abs().max()),
+            }
+            print(
+                f"  {name:30}{timings[name].seconds * 1e3:9.2f} ms/step{timings[name].ratio:8.2f}x"
+                f"{float(change.mean()):+11.5f} nats on average, {float(change.abs().max()):.5f} at most"
+            )
+        return report
+
+    def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
+        """Time blocks of each in turn; ratios are to the last."""
+        return race(contenders, full_batches(batches), self.arguments.blocks, self.arguments.seconds)
+
+    def floor(self, settings: Setting) -> tuple[float, float]:
+        """Return the seconds of a step's matrix products, and of the bytes that it must move."""
+        encoder, decoder = encoder_layers(settings, self.images), decoder_layers(settings, self.images)
+        rows = settings.batch_size * settings.num_particles
+        # Forwards, and backwards to weights and to inputs, of which the first layer needs the former alone.
+        products = settings.batch_size * (3 * sum(a * b for a, b in encoder) - math.prod(encoder[0]))
+        products += rows * 3 * sum(a * b for a, b in decoder)
+        weights = sum((a + 1) * b for a, b in (*encoder, *decoder))
+        # Adam reads weight, gradient and two moments and writes three; units are written and read, there and back.
+        units = settings.batch_size * sum(b for _, b in encoder) + rows * sum(b for _, b in decoder)
+        copied = 4 * (7 * weights + 4 * units)
+        return 2 * products / self.machine[0], copied / self.machine[1]
 
 
-def ours(settings: config.Config, images: data.Images) -> Step:
-    """Return the step that scripts/fit.py takes, the decay of the learning rate included."""
+def encoder_layers(settings: Setting, images: data.Images) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each layer."""
+    pixels, hidden = math.prod(images.pixel_shape), settings.hidden_dim
+    return [(pixels, hidden), (hidden, hidden), (hidden, 2 * settings.latent_dim)]
+
+
+def decoder_layers(settings: Setting, images: data.Images) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each layer."""
+    pixels, hidden = math.prod(images.pixel_shape), settings.hidden_dim
+    return [(settings.latent_dim, hidden), (hidden, hidden), (hidden, pixels)]
+
+
+def batches_of(settings: Setting, images: data.Images) -> data.Batches:
+    """Return the batches of a fit."""
+    return data.Batches(images.train, settings.batch_size, settings.seed, config.look(settings, density=False))
+
+
+def full_batches(batches: data.Batches) -> Iterator[Tensor]:
+    """Yield batches of the full size, for ever."""
+    for epoch in count():
+        yield from (batch for batch in batches(epoch) if len(batch) == batches.batch_size)
+
+
+def fed(step: Step, stream: Iterator[Tensor]) -> Step:
+    """Return a step that takes its batches from a stream of its own."""
+    return lambda _: step(next(stream))
+
+
+def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
+    """Return timings as JSON values."""
+    return {name: timing._asdict() for name, timing in timings.items()}
+
+
+def ours(settings: Setting, images: data.Images, batches: data.Batches, graph: str | None) -> Contender:
+    """Return the step that scripts/fit.py takes."""
     program = programs.build(settings, images)
-    schedule = schedules.over(schedules.cosine, 100_000)
-    svi = SVI(
-        program.model,
-        program.guide,
-        Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule),
-        ELBO(),
-    )
-    return alone(svi)
+    schedule = schedules.over(schedules.cosine, _STEPS)
+    optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
+    objective = ELBO(settings.num_particles)
+    svi = SVI(program.model, program.guide, optim, objective, graph=graph, precision=settings.precision)
+    return alone(lambda batch: svi.step(batch, observe=batches.observe))
 
 
-def stock(settings: config.Config, images: data.Images) -> Step:
+def stock(settings: Setting, images: data.Images, batches: data.Batches) -> Contender:
     """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
     program = programs.build(settings, images)
     adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
-    svi = pyro.infer.SVI(program.model, program.guide, adam, pyro.infer.Trace_ELBO())
-    return alone(svi)
+    loss = pyro.infer.Trace_ELBO(settings.num_particles, max_plate_nesting=1, vectorize_particles=True)
+    svi = pyro.infer.SVI(program.model, program.guide, adam, loss)
+    return alone(lambda batch: svi.step(batches.observe(batch)))
 
 
-def alone(svi: pyro.infer.SVI) -> Step:
-    """Return the step of a driver with a param store of its own and validation off; that costs microseconds."""
+def alone(step: Step) -> Contender:
+    """Return a contender with a param store of its own and validation off."""
     store: Any = {"params": {}, "constraints": {}}
 
-    def step(x: Tensor) -> object:
-        with pyro.get_param_store().scope(store), pyro.validation_enabled(False):
-            return svi.step(x)
+    def context() -> AbstractContextManager[Any]:
+        with ExitStack() as stack:
+            stack.enter_context(pyro.get_param_store().scope(store))
+            stack.enter_context(pyro.validation_enabled(False))
+            return stack.pop_all()
 
-    return step
+    return Contender(step, context)
 
 
-def handwritten(settings: config.Config, images: data.Images) -> Step:
+def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
+    """Take some steps, so that weights are not those of the start."""
+    pyro.clear_param_store()
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
+    for batch, _ in zip(full_batches(batches), range(steps), strict=False):
+        svi.step(batch, observe=batches.observe)
+
+
+def handwritten(settings: Setting, images: data.Images, batches: data.Batches, *, compiled: bool = False) -> Contender:
     """Return a step written by hand: networks of the same layers, the analytic KL, one fused Adam, no Pyro."""
-    pixels, latents, hidden = math.prod(images.pixel_shape), settings.latent_dim, [settings.hidden_dim] * 2
-    encoder = nets.MLP([pixels, *hidden, 2 * latents]).to(settings.device)
-    decoder = nets.MLP([latents, *hidden, pixels]).to(settings.device)
+    encoder_sizes = [encoder_layers(settings, images)[0][0], *(b for _, b in encoder_layers(settings, images))]
+    decoder_sizes = [settings.latent_dim, *(b for _, b in decoder_layers(settings, images))]
+    encoder, decoder = (nets.MLP(sizes).to(settings.device) for sizes in (encoder_sizes, decoder_sizes))
     params = nn.ModuleList([encoder, decoder]).parameters()
     adam = torch.optim.Adam(params, lr=settings.learning_rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 100_000)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, _STEPS)
+    particles = [settings.num_particles] if settings.num_particles > 1 else []
 
-    def step(x: Tensor) -> object:
-        x = x.flatten(1)
+    def loss_of(batch: Tensor) -> Tensor:
+        x = batches.observe(batch).flatten(1)
         loc, log_scale = encoder(x).chunk(2, dim=-1)
         scale = log_scale.exp()
-        logits = decoder(loc + scale * torch.randn_like(scale))
-        distortion = binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        logits = decoder(loc + scale * torch.randn(*particles, *scale.shape, device=x.device))
+        distortion = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="sum")
         rate = 0.5 * (loc**2 + scale**2 - 1 - 2 * log_scale).sum()
-        loss = distortion + rate
+        return distortion / settings.num_particles + rate
+
+    if compiled:
+        loss_of = torch.compile(loss_of, mode="reduce-overhead" if settings.device == "cuda" else None)
+
+    def step(batch: Tensor) -> object:
+        loss = loss_of(batch)
         loss.backward()
         adam.step()
         scheduler.step()
         adam.zero_grad()
         return loss.detach()
 
-    return step
+    return Contender(step)
 
 
-@contextmanager
-def annealing(settings: config.Config, images: data.Images, x: Tensor) -> Iterator[dict[str, Step]]:
+def handwritten_scores(program: Any, x: Tensor, num_samples: int) -> Step:
+    """Return importance sampling written by hand for the same networks: log weights (K, B)."""
+    encoder, decoder, bias = program.posterior.net, program.likelihood.net, program.likelihood.bias
+    chunk = max(1, _ROWS_SCORED // len(x))
+
+    @torch.no_grad()
+    def weights(_: Tensor) -> object:
+        loc, log_scale = encoder(x).chunk(2, dim=-1)
+        scale, found = log_scale.exp(), []
+        for start in range(0, num_samples, chunk):
+            noise = torch.randn(min(chunk, num_samples - start), *loc.shape, device=x.device)
+            z = loc + scale * noise
+            logits = decoder(z).squeeze(-3) + bias[0]
+            entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+            log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + log_scale.sum(-1)
+            found.append((log_ratio - entropy.sum((-2, -1))).double())
+        return torch.cat(found)
+
+    return weights
+
+
+def _at(path: paths.Path, u: Tensor, _: Tensor) -> object:
+    return path.at(u)
+
+
+def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
     """Make the densities and gradients of annealed importance sampling, and a bare loop over the same decoder."""
-    program: Any = programs.build(settings, images)
     decoder, bias = program.likelihood.net, program.likelihood.bias
-    u = torch.randn(_CHAINS, len(x), settings.latent_dim, device=x.device)
+    u = torch.randn(_CHAINS, len(x), program.prior().event_shape[0], device=x.device)
 
     def bare(_: Tensor) -> object:
         z = u.clone().requires_grad_()
-        log_likelihood = -binary_cross_entropy_with_logits(
-            decoder(z).squeeze(-3) + bias[0], x.expand(len(z), *x.shape), reduction="none"
-        ).sum((-2, -1))
-        log_joint = log_likelihood - 0.5 * z.square().sum(-1)
+        logits = decoder(z).squeeze(-3) + bias[0]
+        entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum((-2, -1))
+        log_joint = -entropy - 0.5 * z.square().sum(-1)
         return torch.autograd.grad(log_joint.sum(), z)
 
-    with quietly(program.model, program.guide, x=x):
-        path = paths.Path(program.model, program.guide, x, "guide")
-        yield {"pyro_vae annealing": lambda _: path.at(u), "bare decoder": bare}
+    found = {}
+    for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
+        path = paths.Path(program.model, program.guide, x, "guide", compiled=compiled)
+        found[name] = Contender(partial(_at, path, u), lambda: pyro.validation_enabled(False))
+    return {**found, "bare decoder": Contender(bare)}
 
 
 if __name__ == "__main__":

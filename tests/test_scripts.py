@@ -285,17 +285,23 @@ def test_help_shows_every_flag_with_its_default(name: str) -> None:
         "fit": ["--learning-rate", "0.003"],
         "evaluate": ["--num-samples", "None"],
         "compare": ["--seeds", "1"],
-        "benchmark": ["--blocks", "10"],
+        "benchmark": ["--blocks", "15"],
     }
     for word in [*flags[name], "default:"]:
         assert word in result.stdout
 
 
-def test_benchmark_prints_ratios() -> None:
-    result = script("benchmark", "--hidden-dim", 10, "--blocks", 1, "--steps", 2)
+def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
+    small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 20, "--num-particles", 1]
+    result = script("benchmark", "--measure", "steps", *small, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "hand-written PyTorch" in result.stdout
-    assert "1.00x" in result.stdout
+    (case,) = json.loads((tmp_path / "benchmark.json").read_text())["steps"]
+    assert case["contenders"]["hand-written"]["ratio"] == 1.0
+    for name, timing in case["contenders"].items():
+        assert name in result.stdout
+        # No step is faster than its arithmetic, however small the machine's share.
+        assert timing["seconds"] > case["floor_seconds"] > 0
+    assert (tmp_path / "benchmark.png").stat().st_size > 5000
 
 
 def test_mnist_reaches_what_pixel_means_cannot(mnist_root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What people look at: figures, results and the run folder."""
 
-from pyro_vae.report import comparison, plots
+from pyro_vae.report import comparison, plots, speed
 from pyro_vae.report.instruments import measure_annealing, measure_slack
 from pyro_vae.report.results import measure, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, RunFolderError, versions
@@ -13,6 +13,7 @@ __all__ = [
     "measure_annealing",
     "measure_slack",
     "plots",
+    "speed",
     "table",
     "versions",
     "write_bounds",
