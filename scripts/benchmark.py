@@ -339,7 +339,7 @@ def handwritten(settings: Setting, images: data.Images, batches: data.Batches, *
         return distortion / settings.num_particles + rate
 
     if compiled:
-        loss_of = torch.compile(loss_of, mode="reduce-overhead" if settings.device == "cuda" else None)
+        loss_of = torch.compile(loss_of, dynamic=False, mode="reduce-overhead" if settings.device == "cuda" else None)
 
     def step(batch: Tensor) -> object:
         loss = loss_of(batch)

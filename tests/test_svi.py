@@ -190,3 +190,27 @@ def test_the_state_continues_a_run_to_the_bit() -> None:
     resumed.load_state_dict(state, images(1))
     assert take_steps(resumed, 20) == expected
     assert all(torch.equal(p, q) for p, q in zip(other.parameters(), vae.parameters(), strict=True))
+
+
+def test_a_learning_rate_that_is_a_tensor_is_scheduled_recorded_and_resumed_in_place() -> None:
+    """As it is on a CUDA device, where a captured step reads that very tensor."""
+
+    def new(rate: object) -> SVI:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        vae = small_vae()
+        optim = Optim(torch.optim.Adam, {"lr": rate, "fused": True}, lambda step: 1 / (1 + step))
+        return SVI(vae.model, vae.guide, optim, ELBO())
+
+    expected = take_steps(new(0.01), 5)
+    svi = new(torch.tensor(0.01))
+    assert take_steps(svi, 5) == pytest.approx(expected, rel=1e-6)
+    assert float(svi.optim.learning_rate) == pytest.approx(0.01 / 5)
+    state = torch.utils._pytree.tree_map_only(Tensor, torch.clone, svi.state_dict())
+    resumed = new(torch.tensor(0.01))
+    resumed.load_state_dict(state, images(1))
+    rate = resumed.optim.optimizer.param_groups[0]["lr"]
+    assert float(rate) == pytest.approx(0.01 / 6)
+    resumed.step(images(5))
+    assert resumed.optim.optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(0.01 / 7)

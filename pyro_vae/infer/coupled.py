@@ -73,7 +73,8 @@ class BetaTCVAE(BetaELBO):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the ELBO less the weighted total correlation."""
-        excess = self.beta.to(particles.x.device) - 1
+        self.beta = self.beta.to(particles.x.device)
+        excess = self.beta - 1
         return (particles.log_w - excess * self.total_correlation(particles)).mean(0)
 
     def total_correlation(self, particles: Particles) -> Tensor:

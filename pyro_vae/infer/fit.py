@@ -178,7 +178,7 @@ class Fit:
             objective=float(objective) / num_images,
             valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
             seconds=seconds,
-            learning_rate=self.svi.optim.learning_rate,
+            learning_rate=float(self.svi.optim.learning_rate),
         )
 
     def _valid_elbo(self, valid: Tensor) -> float:

@@ -153,7 +153,8 @@ class BetaELBO(Objective):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return minus distortion and beta times the rate, averaged over particles."""
-        return (particles.log_likelihood - self.beta.to(particles.x.device) * particles.log_ratio).mean(0)
+        self.beta = self.beta.to(particles.x.device)
+        return (particles.log_likelihood - self.beta * particles.log_ratio).mean(0)
 
 
 class MeanFieldELBO(Objective):

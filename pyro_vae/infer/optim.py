@@ -39,7 +39,7 @@ class Optim(PyroOptim):
         self.params: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: LambdaLR | None = None
-        self.learning_rate = math.nan  # of the last step
+        self.learning_rate: float | Tensor = math.nan  # of the last step
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
@@ -49,18 +49,35 @@ class Optim(PyroOptim):
         if self.optimizer is not None:
             self.optimizer.param_groups[0]["params"] += new.values()
             return
-        self.optimizer = self.constructor(list(new.values()), **self.arguments)
+        self.optimizer = self.constructor(list(new.values()), **(self.arguments | self._on_device(new.values())))
         if self.schedule is not None:
             self.scheduler = LambdaLR(self.optimizer, self.schedule)
+
+    def _on_device(self, params: Iterable[Tensor]) -> State:
+        """Return what keeps a fused optimizer on a CUDA device, learning rate included: such a step can be captured."""
+        devices = {p.device for p in params}
+        if not self.arguments.get("fused") or {device.type for device in devices} != {"cuda"}:
+            return {}
+        return {"capturable": True, "lr": torch.tensor(self.arguments.get("lr", 1e-3), device=devices.pop())}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Take one step over all parameters, those given for the first time included."""
         known = {id(p) for p in self.params.values()}
         if new := [p for p in params if id(p) not in known]:
             self.add(new)
+        self.update()
+        self.advance()
+
+    def update(self) -> None:
+        """Move the parameters by their gradients."""
         assert self.optimizer is not None
-        self.learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
+
+    def advance(self) -> None:
+        """Move on along the schedule."""
+        assert self.optimizer is not None
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.learning_rate = rate.clone() if isinstance(rate, Tensor) else rate  # a tensor changes in place
         if self.scheduler is not None:
             self.scheduler.step()
 
@@ -73,6 +90,10 @@ class Optim(PyroOptim):
     def set_state(self, state: State) -> None:
         """Restore what `get_state` returned, over parameters that have been added in the same order."""
         assert self.optimizer is not None
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(own, Tensor):  # the very tensor that a captured step reads
+                group["lr"] = own.copy_(torch.as_tensor(group["lr"]))
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]["last_epoch"]

@@ -48,20 +48,23 @@ class RecordedStep:
         self._graph: Graph | None = None
         self._refused = False
 
-    def __call__(self, observe: Observe | None, args: tuple[Any, ...]) -> Outcome | None:
-        """Compute a step on x = observe(*args), or on args as they are; None where that is left to the caller.
+    def takes(self, observe: Observe | None, args: tuple[Any, ...]) -> bool:
+        """Whether a step on x = observe(*args), or on args as they are, is in the graph.
 
-        The first step always is: it names the parameters and checks the program.
+        The first step never is: it names the parameters and checks the program.
         """
         sizes = [list(arg.shape) for arg in args if isinstance(arg, Tensor)]
         if self.sizes is None:
             self.sizes = sizes
-            return None
-        if self._refused or len(sizes) < len(args) or sizes != self.sizes:
-            return None
+            return False
         if self._graph is None or observe != self._observe:
             self._observe = observe
             self._graph = Graph(self._loss_and_gradients, self.model, self.guide, compiled=self.compiled)
+        return not self._refused and len(sizes) == len(args) and sizes == self.sizes
+
+    def __call__(self, *args: Tensor) -> Outcome | None:
+        """Compute a step that `takes` has agreed to; None where it cannot be recorded after all."""
+        assert self._graph is not None
         try:
             names, (loss, elbo, finite, *gradients) = self._graph(*args)
         except GraphError as error:
@@ -70,6 +73,11 @@ class RecordedStep:
             return None
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         return Outcome(loss, elbo, finite, {n: g for n, g in zip(names, gradients, strict=True) if g is not None})
+
+    def key(self, *args: Tensor) -> Any:
+        """Return what a captured graph stands on: what Python decides by, and numbers that lie on the host."""
+        assert self._graph is not None
+        return self._graph.key(args), self._graph.host_versions(args)
 
     def _loss_and_gradients(self, *args: Tensor) -> tuple[list[str], tuple[Tensor | None, ...]]:
         inputs = args if self._observe is None else (self._observe(*args),)

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.infer.capture import Capture
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
@@ -58,6 +59,9 @@ class SVI(pyro.infer.SVI):
             self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled")
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
+        self._capture: Capture | None = None
+        # On the device of the loss, in place, so that a captured step reads and writes them.
+        self._number = torch.tensor(0)
         self._failed_step = torch.tensor(-1)
         self._names: set[str] = set()  # in the param store when the optimizer last looked
 
@@ -78,25 +82,14 @@ class SVI(pyro.infer.SVI):
         """
         if isinstance(self.objective, Objective):
             self.objective.at_step(self.steps)
+        self._number.fill_(self.steps)
         with PRECISIONS[self.precision]():
-            outcome = self.recorded(observe, args) if self.recorded and not kwargs else None
-            if outcome is None:
-                args = args if observe is None else (observe(*args),)
-                loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+            found = self._by_graph(observe, args) if self.recorded and not kwargs else None
+            if found is None:
+                loss = self._by_pyro(*(args if observe is None else (observe(*args),)), **kwargs)
             else:
-                loss, self.elbo = outcome.loss, outcome.elbo
-        store = pyro.get_param_store()
-        if len(store) != len(self._names):  # a parameter has appeared, perhaps one that has been unfrozen
-            self.optim.add(unconstrained(name) for name in store.keys() - self._names)
-            self._names = set(store.keys())
-        if outcome is None:
-            self._gate(loss, self._finite(loss))  # after the newcomers, whose gradients it has to see
-        else:
-            for name, gradient in outcome.gradients.items():
-                self.optim.params[name].grad = gradient
-            self._gate(loss, outcome.finite)
-        self.optim(())
-        self._clear()
+                loss, self.elbo = found
+        self.optim.advance()
         self.steps += 1
         return loss
 
@@ -107,7 +100,7 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: names the first such step.
         """
         if (step := int(self._failed_step)) >= 0:
-            self._failed_step = torch.tensor(-1)
+            self._failed_step.fill_(-1)
             raise NonFiniteError(
                 f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
                 "those before it. Lower the learning rate, or look for extreme values in the data."
@@ -138,7 +131,66 @@ class SVI(pyro.infer.SVI):
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
         self._names = set(pyro.get_param_store().keys())
-        self._failed_step = torch.tensor(-1)
+        self._number, self._failed_step = (torch.tensor(value, device=x.device) for value in (self.steps, -1))
+
+    def _by_graph(self, observe: Observe | None, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+        """Take a step by its record; None where that is left to Pyro."""
+        assert self.recorded is not None
+        if not self.recorded.takes(observe, args):
+            return None
+        if not (args[0].is_cuda and self.recorded.compiled and self._skips()):
+            return self._replay(*args)
+        if self._capture is None:
+            self._capture = Capture(self._replay, self.recorded.key)
+        return self._capture(*args)
+
+    def _replay(self, *args: Tensor) -> tuple[Tensor, ...] | None:
+        assert self.recorded is not None
+        outcome = self.recorded(*args)
+        if outcome is None:
+            return None
+        self._admit()
+        for name, gradient in outcome.gradients.items():
+            self.optim.params[name].grad = gradient
+        self._update(outcome.finite)
+        return outcome.loss, outcome.elbo
+
+    def _by_pyro(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a step by running the program."""
+        loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+        self._number = self._number.to(loss.device)
+        self._failed_step = self._failed_step.to(loss.device)
+        self._admit()  # before the gate, which has to see the gradients of newcomers
+        # Sums, not norms, which take a second pass; what is not finite makes a sum that is not.
+        sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
+        self._update(torch.stack([loss, *sums]).sum().isfinite())
+        return loss
+
+    def _admit(self) -> None:
+        """Take on parameters that have appeared in the store, perhaps unfrozen."""
+        store = pyro.get_param_store()
+        if len(store) != len(self._names):
+            self.optim.add(unconstrained(name) for name in store.keys() - self._names)
+            self._names = set(store.keys())
+
+    def _update(self, finite: Tensor) -> None:
+        """Move the weights by their gradients, unless these or the loss are not finite."""
+        if self._skips() and finite.is_cuda:
+            assert self.optim.optimizer is not None
+            failed = self._failed_step
+            failed.copy_(torch.where(finite | (failed >= 0), failed, self._number))
+            # A fused optimizer leaves weights, moments and step count alone where this is not zero.
+            self.optim.optimizer.found_inf = (failed >= 0).float()
+        elif not finite:
+            self._failed_step.fill_(self.steps)
+            self._clear()
+            self.check()
+        self.optim.update()
+        self._clear()
+
+    def _skips(self) -> bool:
+        """Whether the optimizer can be told on the device not to step."""
+        return self.optim.optimizer is not None and bool(self.optim.optimizer.defaults.get("fused"))
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.objective, Objective):
@@ -176,20 +228,3 @@ class SVI(pyro.infer.SVI):
     def _clear(self) -> None:
         for p in self.optim.params.values():
             p.grad = None
-
-    def _finite(self, loss: Tensor) -> Tensor:
-        # Sums, not norms, which take a second pass; what is not finite makes a sum that is not.
-        sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
-        return torch.stack([loss, *sums]).sum().isfinite()
-
-    def _gate(self, loss: Tensor, finite: Tensor) -> None:
-        assert self.optim.optimizer is not None
-        if loss.is_cuda and self.optim.optimizer.defaults.get("fused"):
-            failed = self._failed_step.to(loss.device)
-            self._failed_step = torch.where(finite | (failed >= 0), failed, self.steps)
-            # A fused optimizer leaves weights, moments and step count alone where this is not zero.
-            self.optim.optimizer.found_inf = (self._failed_step >= 0).float()
-        elif not finite:
-            self._failed_step = torch.tensor(self.steps)
-            self._clear()
-            self.check()

@@ -64,10 +64,10 @@ class Graph:
         Raises:
             GraphError: the function cannot be recorded.
         """
-        key = self._key(inputs)
+        key = self.key(inputs)
         if key not in self._records:
             self._parts = [part for root in self.roots for part in root.modules()]
-            key = self._key(inputs)
+            key = self.key(inputs)
         if key not in self._records:
             with fork_rng(inputs[0]), pyro.validation_enabled(False):
                 self._records[key] = self._record(inputs)
@@ -75,7 +75,12 @@ class Graph:
         with torch.no_grad():
             return record.known, record.run(*inputs, *(tensor.detach() for tensor in record.outside))
 
-    def _key(self, inputs: tuple[Tensor, ...]) -> Any:
+    def host_versions(self, inputs: tuple[Tensor, ...]) -> list[int]:
+        """Return how often each tensor on the host has been written to that the graph of such inputs reads."""
+        record = self._records.get(self.key(inputs))
+        return [] if record is None else [t._version for t in record.outside if t.device.type == "cpu"]
+
+    def key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return what Python may have decided by; a part that has been exchanged is seen in the one that holds it."""
         tensors, parts = [], []
         for part in self._parts:

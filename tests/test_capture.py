@@ -1,0 +1,123 @@
+"""When a step is captured and when it runs, with a stand-in for the device; on a real one, the numbers of the step.
+
+The stand-in executes at replay what was issued during capture, as a device does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae.infer.capture import Capture
+
+
+class FakeGraph:
+    capturing: FakeGraph | None = None
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+
+    def replay(self) -> None:
+        for work in self.work:
+            work()
+
+
+@contextlib.contextmanager
+def capturing(graph: FakeGraph) -> Iterator[None]:
+    FakeGraph.capturing = graph
+    yield
+    FakeGraph.capturing = None
+
+
+class FakeStream:
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+class Counter:
+    """Adds its input to a total in place; returns the total."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+        self.calls = 0
+        self.available = True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...] | None:
+        self.calls += 1
+        if not self.available:
+            return None
+        result = torch.zeros(())
+
+        def work() -> None:
+            self.total += x.sum()
+            result.copy_(self.total)
+
+        if FakeGraph.capturing is None:
+            work()
+        else:
+            FakeGraph.capturing.work.append(work)
+        return (result,)
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Counter:
+    if device.type == "cuda":
+        pytest.skip("the stand-in is for machines without a device")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    return Counter()
+
+
+def test_every_call_takes_effect_once_and_the_fourth_is_captured(count: Counter) -> None:
+    capture = Capture(count, lambda x: None)
+    found = [capture(torch.full((2,), float(n)))[0] for n in range(10)]
+    assert [float(total) for total in found] == [n * (n + 1) for n in range(10)]  # each result is the caller's own
+    assert count.calls == 4  # three by hand, one while capturing; the rest are launches
+
+
+def test_another_key_is_captured_anew(count: Counter) -> None:
+    key = "first"
+    capture = Capture(count, lambda x: key)
+    for _ in range(6):
+        capture(torch.ones(2))
+    key = "second"
+    for _ in range(6):
+        (total,) = capture(torch.ones(2))
+    assert float(total) == 24
+    assert count.calls == 8
+
+
+def test_what_is_left_to_the_caller_is_not_counted(count: Counter) -> None:
+    count.available = False
+    capture = Capture(count, lambda x: None)
+    assert [capture(torch.ones(2)) for _ in range(5)] == [None] * 5
+    count.available = True
+    assert [float(capture(torch.ones(2))[0]) for _ in range(6)] == [2.0 * n for n in range(1, 7)]
+    assert count.calls == 5 + 4
+
+
+def test_a_captured_function_draws_new_noise_at_every_launch(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    total = torch.zeros(1000, device=device)
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        total.add_(x * torch.randn(1000, device=device))
+        return (total.clone(),)
+
+    capture = Capture(step, lambda x: None)
+    torch.manual_seed(0)
+    found = [capture(torch.full((1000,), float(n), device=device))[0] for n in range(8)]
+    torch.manual_seed(0)
+    expected = torch.zeros(1000, device=device)
+    for n, result in enumerate(found):
+        expected = expected + n * torch.randn(1000, device=device)
+        torch.testing.assert_close(result, expected)
