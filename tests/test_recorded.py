@@ -260,6 +260,46 @@ class TestRecorded:
         assert svi_pair[1] == pytest.approx(svi_pair[0], rel=1e-12)
 
 
+class Handmade:
+    """A program of constrained `pyro.param`s, a Gamma prior and a LogNormal guide, in no module at all."""
+
+    def model(self, x: Tensor) -> None:
+        rate = pyro.param("rate", torch.tensor(1.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Gamma(2.0, rate).expand([2]).to_event(1))
+            logits = (z.log().sum(-1)[..., None, None]).expand(*z.shape[:-1], 3, 2)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(2), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.LogNormal(loc, scale).to_event(1))
+
+
+def test_reading_a_program_leaves_its_params_to_stock_svi() -> None:
+    """The probe of the layout runs within the first step; the driver then still finds what it has captured."""
+    program = Handmade()
+    stock = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), IWAE(4))
+    expected = take_steps(stock, 10)
+    pyro.clear_param_store()
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), IWAE(4))
+    assert take_steps(svi, 10) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("graph", ["recorded", "compiled"])
+def test_a_program_without_modules_trains_by_its_record(graph: str) -> None:
+    program = Handmade()
+    runs = []
+    for how in (None, graph):
+        pyro.clear_param_store()
+        svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, dict(ADAM)), IWAE(4), graph=how)
+        runs.append([*take_steps(svi, 30), float(pyro.param("rate").detach())])
+    assert is_recorded(svi)
+    assert runs[1] == pytest.approx(runs[0], rel=1e-9)
+    assert abs(runs[1][-1] - 1.5) > 0.1
+
+
 # What cannot be compiled
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,7 +52,9 @@ class Graph:
         self.compiled = compiled
         self._owners = [owner(program) for program in programs]
         self.roots = list(dict.fromkeys(root for program in programs for root in modules(program)))
-        self._parts: list[nn.Module] = []  # of the roots, since the last record
+        # Of the roots, since the last record: their parts, and what these hold.
+        self._parts: list[nn.Module] = []
+        self._tables: list[Mapping[str, Any]] = []
         self._records: dict[Any, _Record] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, Tensors]:
@@ -67,13 +69,15 @@ class Graph:
         key = self.key(inputs)
         if key not in self._records:
             self._parts = [part for root in self.roots for part in root.modules()]
+            tables = ((part._modules, part._parameters, part._buffers) for part in self._parts)
+            self._tables = [table for three in tables for table in three if table]
             key = self.key(inputs)
         if key not in self._records:
             with fork_rng(inputs[0]), pyro.validation_enabled(False):
                 self._records[key] = self._record(inputs)
         record = self._records[key]
         with torch.no_grad():
-            return record.known, record.run(*inputs, *(tensor.detach() for tensor in record.outside))
+            return record.known, record.run(*inputs, *record.outside)
 
     def host_versions(self, inputs: tuple[Tensor, ...]) -> list[int]:
         """Return how often each tensor on the host has been written to that the graph of such inputs reads."""
@@ -82,13 +86,11 @@ class Graph:
 
     def key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return what Python may have decided by; a part that has been exchanged is seen in the one that holds it."""
-        tensors, parts = [], []
-        for part in self._parts:
-            parts += [part.training, *map(id, part._modules.values())]
-            tensors += [*part._parameters.values(), *part._buffers.values()]
+        held = [value for table in self._tables for value in table.values()]
         return (
-            tuple(parts),
-            tuple([(id(tensor), tensor.requires_grad) for tensor in tensors if tensor is not None]),
+            tuple([part.training for part in self._parts]),
+            tuple([id(value) for value in held]),
+            tuple([value.requires_grad for value in held if isinstance(value, Tensor)]),
             tuple([(x.shape, x.dtype, x.device) for x in inputs]),
         )
 

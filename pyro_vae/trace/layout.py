@@ -18,7 +18,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, modules, owner
+from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, modules, owner, scoped_store
 from pyro_vae.trace.running import lay_out, run_laid_out
 
 _LOG = logging.getLogger("pyro_vae")
@@ -68,7 +68,6 @@ def _memory(program_owner: Any) -> dict[Any, str | None]:
 
 def _why_rows(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> str | None:
     """Say why the particle layout does not reproduce the rows, or None; raise where the rows cannot be run."""
-    store = pyro.get_param_store()
     for num_samples, num_images in _PROBES:
         few = torch.arange(num_images, device=x.device) % x.shape[0]
         images = x[few]
@@ -77,7 +76,7 @@ def _why_rows(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> str 
             fork_rng(x),
             evaluation_mode(program),
             pyro.validation_enabled(False),
-            store.scope(store.get_state()),
+            scoped_store(),
         ):
             given = {name: z[torch.arange(num_samples, device=z.device) % len(z)][:, few] for name, z in values.items()}
             # Once as it stands, so that its parameters are in the store, those of each image at the size of the probe.

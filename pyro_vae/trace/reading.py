@@ -78,6 +78,20 @@ def fork_rng(x: Tensor) -> AbstractContextManager[None]:
 
 
 @contextmanager
+def scoped_store() -> Iterator[None]:
+    """Give the param store back as it is now: parameters that appear inside are not in it."""
+    store = pyro.get_param_store()
+    try:
+        with store.scope(store.get_state()):
+            yield
+    finally:
+        # `get_state` takes from every tensor the reference to its unconstrained one; looking it up puts it back, for
+        # a driver that holds what it has captured.
+        for name in list(store):
+            store[name]
+
+
+@contextmanager
 def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[None]:
     """Read programs: no parameter, module mode, param store entry or random stream of torch changes.
 
@@ -89,7 +103,6 @@ def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[
         x: a tensor on the device where they run.
         seed: seed of the draws inside; ``None`` takes fresh entropy.
     """
-    store = pyro.get_param_store()
     with ExitStack() as stack:
         stack.enter_context(fork_rng(x))
         # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
@@ -98,7 +111,7 @@ def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[
         generator.manual_seed(seed)
         if x.device.type == "cuda":
             torch.cuda.default_generators[x.device.index or 0].manual_seed(seed)
-        stack.enter_context(store.scope(store.get_state()))
+        stack.enter_context(scoped_store())
         stack.enter_context(evaluation_mode(*programs))
         yield
 
