@@ -151,10 +151,16 @@ class _Record(NamedTuple):
 
 
 def _compile(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler about itself
-        # With inductor's own generator, the draws would not be those of the eager function.
-        return torch._inductor.compile(record, list(inputs), options={"fallback_random": True})
+    log = logging.getLogger("torch.utils.cpp_extension")  # has a line about devices that a CPU has no use for
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler about itself
+            # With inductor's own generator, the draws would not be those of the eager function.
+            return torch._inductor.compile(record, list(inputs), options={"fallback_random": True})
+    finally:
+        log.setLevel(level)
 
 
 def _freeze_places(record: GraphModule) -> None:
