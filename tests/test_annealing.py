@@ -316,7 +316,7 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record itself stands for what the compiler makes of it; both take the same noise."""
-    monkeypatch.setattr(graph, "_compile", lambda record, inputs: record)
+    monkeypatch.setattr(graph, "compiled_record", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from test_objectives import images, small_vae
-from torch import Tensor, nn
+from torch import Tensor, _inductor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 from pyro_vae import data, parts, programs
@@ -363,13 +363,52 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(
     assert "\n" not in line
 
 
+class Tempered(ELBO):
+    """An objective with a schedule of its own, a number in Python."""
+
+    power = 1.0
+
+    def at_step(self, step: int) -> None:
+        self.power = 1.0 if step < 3 else 0.5
+
+    def objective(self, particles: Any) -> Tensor:
+        return self.power * super().objective(particles)
+
+
+def test_an_objective_whose_numbers_change_is_run_by_pyro_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    expected = take_steps(driver(small_vae(), Tempered(), None), 6)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    with caplog.at_level(logging.WARNING):
+        assert take_steps(driver(small_vae(), Tempered()), 6) == expected
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Tempered.power changes from step to step" in line
+
+
+def test_a_part_that_takes_the_place_of_another_gets_a_record_of_its_own() -> None:
+    """Also one without parameters, that may come to lie where the other has lain."""
+    runs = []
+    for graph in (None, "recorded"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        vae = small_vae()
+        vae.likelihood.net = nn.Sequential(vae.likelihood.net, nn.Identity())
+        svi = driver(vae, graph=graph)
+        losses = take_steps(svi, 3)
+        for part in (nn.Tanh, nn.ReLU, nn.Softplus, nn.Identity):
+            vae.likelihood.net[1] = part()
+            losses += take_steps(svi, 2)
+        runs.append(losses)
+    assert runs[1] == pytest.approx(runs[0], rel=1e-12)
+
+
 def test_without_a_compiler_operations_run_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def absent(*args: Any, **kwargs: Any) -> Any:
         raise InvalidCxxCompiler
 
-    monkeypatch.setattr(torch._inductor, "compile", absent)
+    monkeypatch.setattr(_inductor, "compile", absent)
     with caplog.at_level(logging.WARNING):
         found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -382,3 +421,11 @@ def test_without_a_compiler_operations_run_one_by_one(
 def test_shapes_that_depend_on_the_images_are_refused() -> None:
     with pytest.raises(GraphError, match="shapes depend on the images"):
         Graph(lambda x: (None, (x.nonzero().sum(),)))(torch.randn(5))
+
+
+def test_inputs_may_be_laid_out_in_any_way() -> None:
+    """Compiled for one layout in memory, called with a transposed tensor and with an expanded one."""
+    compiled = Graph(lambda x: (None, ((x * torch.arange(4.0)).sum(1).exp(),)))
+    for x in (torch.randn(3, 4), torch.randn(4, 3).mT, torch.randn(1, 4).expand(3, 4), torch.randn(3, 8)[:, ::2]):
+        torch.testing.assert_close(compiled(x)[1][0], (x * torch.arange(4.0)).sum(1).exp())
+    assert len(compiled._records) == 1

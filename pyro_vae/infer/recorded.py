@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.parameters import unconstrained
 from pyro_vae.trace import Graph, GraphError, Program
+from pyro_vae.trace.graph import plain_values
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -46,6 +47,7 @@ class RecordedStep:
         self.sizes: list[list[int]] | None = None
         self._observe: Observe | None = None
         self._graph: Graph | None = None
+        self._values: dict[str, Any] | None = None  # of the objective, in Python
         self._refused = False
 
     def takes(self, observe: Observe | None, args: tuple[Any, ...]) -> bool:
@@ -54,12 +56,17 @@ class RecordedStep:
         The first step never is: it names the parameters and checks the program.
         """
         sizes = [list(arg.shape) for arg in args if isinstance(arg, Tensor)]
+        values = plain_values(self.objective)
+        self._values = values if self._values is None else self._values
         if self.sizes is None:
             self.sizes = sizes
             return False
         if self._graph is None or observe != self._observe:
             self._observe = observe
             self._graph = Graph(self._loss_and_gradients, self.model, self.guide, compiled=self.compiled)
+        if not self._refused and values != self._values:
+            name = next(name for name in values if values[name] != self._values.get(name))
+            self._refuse(f"{type(self.objective).__name__}.{name} changes from step to step; make it a tensor")
         return not self._refused and len(sizes) == len(args) and sizes == self.sizes
 
     def __call__(self, *args: Tensor) -> Outcome | None:
@@ -68,11 +75,14 @@ class RecordedStep:
         try:
             names, (loss, elbo, finite, *gradients) = self._graph(*args)
         except GraphError as error:
-            self._refused = True
-            _LOG.warning("The step is not recorded: %s. Pyro runs every step.", error)
+            self._refuse(str(error))
             return None
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         return Outcome(loss, elbo, finite, {n: g for n, g in zip(names, gradients, strict=True) if g is not None})
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = True
+        _LOG.warning("The step is not recorded: %s. Pyro runs every step.", reason)
 
     def key(self, *args: Tensor) -> Any:
         """Return what a captured graph stands on: what Python decides by, and numbers that lie on the host."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch._inductor.async_compile import shutdown_compile_workers
 
 Step = Callable[[Tensor], object]
 
@@ -45,6 +44,8 @@ def race(
         with contender.context():
             for _ in range(3):
                 contender.step(next(stream))
+    from torch._inductor.async_compile import shutdown_compile_workers  # a long import, of which this alone is needed
+
     shutdown_compile_workers()  # which would go on for a while, on cores that are timed
     base = list(contenders.values())[-1]
     with base.context():

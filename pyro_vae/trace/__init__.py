@@ -2,10 +2,11 @@
 
 from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
 from pyro_vae.trace.domain import check_domain, check_support, is_density
-from pyro_vae.trace.graph import Graph, GraphError
+from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.missing import seen
 from pyro_vae.trace.readers import CompiledReader, Reader
 from pyro_vae.trace.reading import Program, quietly, reading
+from pyro_vae.trace.records import GraphError
 from pyro_vae.trace.running import Run
 from pyro_vae.trace.unconstrained import Unconstrained
 

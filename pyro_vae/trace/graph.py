@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,19 +21,12 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.node import map_arg
 
 from pyro_vae.trace.reading import Program, fork_rng, modules, owner
+from pyro_vae.trace.records import GraphError, Tensors, compiled_record, freeze_places, lift
 
 _LOG = logging.getLogger("pyro_vae")
-
-Tensors = tuple[Tensor | None, ...]
-
-
-class GraphError(RuntimeError):
-    """A function that cannot become a graph; says why in one line."""
 
 
 class Graph:
@@ -66,6 +58,7 @@ class Graph:
         Raises:
             GraphError: the function cannot be recorded.
         """
+        inputs = tuple(x.contiguous() for x in inputs)  # what is compiled is compiled for one layout
         key = self.key(inputs)
         if key not in self._records:
             self._parts = [part for root in self.roots for part in root.modules()]
@@ -108,15 +101,15 @@ class Graph:
                 graph = make_fx(tensors)(*inputs)
             except Exception as error:
                 raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
-        _freeze_places(graph)
-        outside = _lift(graph)
+        freeze_places(graph)
+        outside = lift(graph)
         run: Callable[..., Tensors] = graph
         if self.compiled:
             try:
-                run = _compile(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+                run = compiled_record(graph, [*inputs, *(tensor.detach() for tensor in outside)])
             except Exception as error:  # noqa: BLE001 -- a compiler may fail in any way; the record needs none
                 _LOG.warning("Not compiled (%s): operations run one by one.", _in_one_line(error))
-        return _Record(known, run, outside)
+        return _Record(known, run, outside, self._parts)
 
     @contextmanager
     def _left_as_it_was(self) -> Iterator[None]:
@@ -124,7 +117,7 @@ class Graph:
         buffers = [(buffer, buffer.clone()) for root in self.roots for buffer in root.buffers()]
         streams = random.getstate(), np.random.get_state()
         holders = [holder for holder in (*self._owners, *self._parts) if hasattr(holder, "__dict__")]
-        numbers = [(holder, name, value) for holder in holders for name, value in _numbers(holder)]
+        numbers = [(holder, name, value) for holder in holders for name, value in plain_values(holder).items()]
         try:
             yield
         finally:
@@ -148,64 +141,12 @@ class _Record(NamedTuple):
     known: Any
     run: Callable[..., Tensors]
     outside: list[Tensor]
+    parts: list[nn.Module]  # kept alive, like the tensors, so that no other takes an identity that the key names
 
 
-def _compile(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
-    log = logging.getLogger("torch.utils.cpp_extension")  # has a line about devices that a CPU has no use for
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler about itself
-            # With inductor's own generator, the draws would not be those of the eager function.
-            return torch._inductor.compile(record, list(inputs), options={"fallback_random": True})
-    finally:
-        log.setLevel(level)
-
-
-def _freeze_places(record: GraphModule) -> None:
-    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes."""
-    for number, node in enumerate(list(record.graph.nodes)):
-        if node.target is torch.ops.aten.nonzero.default:
-            name = f"places_{number}"
-            record.register_buffer(name, _value(record, node))
-            with record.graph.inserting_before(node):
-                node.replace_all_uses_with(record.graph.get_attr(name))
-    record.graph.eliminate_dead_code()
-
-
-def _value(record: GraphModule, node: Node) -> Any:
-    """Return the value of a node that depends on no input."""
-    if node.op == "get_attr":
-        return getattr(record, str(node.target))
-    if node.op == "placeholder":
-        raise GraphError("its shapes depend on the images")
-    assert callable(node.target)
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n))
-    return node.target(*args, **kwargs)
-
-
-def _lift(record: GraphModule) -> list[Tensor]:
-    """Make inputs of the tensors that a record reads from outside, and return these."""
-    graph = record.graph
-    behind = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    places: dict[int, Any] = {}
-    outside: list[Tensor] = []
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        tensor = getattr(record, node.target)
-        if id(tensor) not in places:
-            with graph.inserting_after(behind):
-                behind = places[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")
-            outside.append(tensor)
-        node.replace_all_uses_with(places[id(tensor)])
-        graph.erase_node(node)
-    record.recompile()
-    return outside
-
-
-def _numbers(holder: Any) -> list[tuple[str, Any]]:
-    """Return the attributes of an object that are plain values."""
-    return [(name, value) for name, value in vars(holder).items() if isinstance(value, (bool, int, float, str))]
+def plain_values(holder: Any) -> dict[str, Any]:
+    """Return the attributes of an object that are numbers or words, which a graph freezes."""
+    return {name: value for name, value in vars(holder).items() if isinstance(value, (bool, int, float, str))}
 
 
 def _in_one_line(error: Exception) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.trace import densities
-from pyro_vae.trace.graph import Graph, GraphError, Tensors
+from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.reading import Program
+from pyro_vae.trace.records import GraphError, Tensors
 
 _LOG = logging.getLogger("pyro_vae")
 

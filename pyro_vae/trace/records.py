@@ -1,0 +1,75 @@
+r"""What is done to a record of tensor operations before it takes the place of the function that issued them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+Tensors = tuple[Tensor | None, ...]
+
+
+class GraphError(RuntimeError):
+    """A function that cannot become a graph; says why in one line."""
+
+
+def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
+    """Compile a record for inputs of these shapes."""
+    from torch import _inductor  # a second of imports, which a run that is not compiled does without
+
+    log = logging.getLogger("torch.utils.cpp_extension")  # has a line about devices that a CPU has no use for
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler about itself
+            # With inductor's own generator, the draws would not be those of the eager function.
+            return _inductor.compile(record, list(inputs), options={"fallback_random": True})
+    finally:
+        log.setLevel(level)
+
+
+def freeze_places(record: GraphModule) -> None:
+    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes."""
+    for number, node in enumerate(list(record.graph.nodes)):
+        if node.target is torch.ops.aten.nonzero.default:
+            name = f"places_{number}"
+            record.register_buffer(name, _value(record, node))
+            with record.graph.inserting_before(node):
+                node.replace_all_uses_with(record.graph.get_attr(name))
+    record.graph.eliminate_dead_code()
+
+
+def _value(record: GraphModule, node: Node) -> Any:
+    """Return the value of a node that depends on no input."""
+    if node.op == "get_attr":
+        return getattr(record, str(node.target))
+    if node.op == "placeholder":
+        raise GraphError("its shapes depend on the images")
+    assert callable(node.target)
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n))
+    return node.target(*args, **kwargs)
+
+
+def lift(record: GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that a record reads from outside, and return these."""
+    graph = record.graph
+    behind = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    places: dict[int, Any] = {}
+    outside: list[Tensor] = []
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(record, node.target)
+        if id(tensor) not in places:
+            with graph.inserting_after(behind):
+                behind = places[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")
+            outside.append(tensor)
+        node.replace_all_uses_with(places[id(tensor)])
+        graph.erase_node(node)
+    record.recompile()
+    return outside
