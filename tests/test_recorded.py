@@ -150,16 +150,16 @@ class TestRecorded:
         assert len(svi.recorded._graph._records) == 1
         assert svi.steps == 4
 
-    @pytest.mark.parametrize("first", [5, 2])
-    def test_a_state_continues_a_compiled_run_to_the_bit(self, first: int) -> None:
-        """Also where the first batch after it is the smaller one: the size that is compiled is in the state."""
+    @pytest.mark.parametrize(("graph", "first"), [("recorded", 5), ("recorded", 2), ("compiled", 2)])
+    def test_a_state_continues_a_recorded_run_to_the_bit(self, graph: str, first: int) -> None:
+        """Also where the first batch after it is the smaller one: the size that is recorded is in the state."""
         pyro.set_rng_seed(0)
-        svi = driver(small_vae())
+        svi = driver(small_vae(), graph=graph)
         take_steps(svi, 4)
         state = torch.utils._pytree.tree_map_only(Tensor, torch.clone, svi.state_dict())
         expected = [*take_steps(svi, 1, first), *take_steps(svi, 10)]
         pyro.clear_param_store()
-        resumed = driver(small_vae())
+        resumed = driver(small_vae(), graph=graph)
         resumed.load_state_dict(state, images(1))
         assert [*take_steps(resumed, 1, first), *take_steps(resumed, 10)] == expected
         assert is_recorded(resumed)
