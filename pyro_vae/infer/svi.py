@@ -37,7 +37,8 @@ class SVI(pyro.infer.SVI):
         loss: an `Objective`, or any Pyro ELBO of a single loss.
         graph: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of the
             size of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as it
-            is, and a line of the log says why. None runs the program at every step.
+            is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) must be
+            a tensor changed in place, since numbers of Python are frozen. None runs the program at every step.
         precision: of the matrix products of a step, one of `PRECISIONS`.
     """
 
