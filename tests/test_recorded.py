@@ -24,6 +24,7 @@ from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, NonFiniteError, Objective,
 from pyro_vae.infer.recorded import Outcome
 from pyro_vae.model import VAE
 from pyro_vae.trace import Graph, GraphError
+from pyro_vae.trace import graph as graph_module
 
 ADAM = {"lr": 0.01, "fused": True}
 DENSITIES = {"gaussian", "continuous-bernoulli"}
@@ -361,6 +362,22 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(
     assert line.startswith("The step is not recorded")
     assert reason in line
     assert "\n" not in line
+
+
+def test_a_compiler_that_is_wrong_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(record: Any, inputs: Any) -> Any:
+        return lambda *args: tuple(out if n != 4 else 1.1 * out for n, out in enumerate(record(*args)))
+
+    monkeypatch.setattr(graph_module, "compiled_record", wrong)
+    with caplog.at_level(logging.WARNING):
+        found = take_steps(driver(small_vae(), graph="compiled"), 5)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "gives other numbers" in line
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    assert found == take_steps(driver(small_vae(), graph=None), 5)
 
 
 class Tempered(ELBO):

@@ -21,12 +21,15 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.trace.reading import Program, fork_rng, modules, owner
 from pyro_vae.trace.records import GraphError, Tensors, compiled_record, freeze_places, lift
 
 _LOG = logging.getLogger("pyro_vae")
+
+_TOLERANCE = 0.02
 
 
 class Graph:
@@ -107,8 +110,11 @@ class Graph:
         if self.compiled:
             try:
                 run = compiled_record(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+                with self._left_as_it_was():
+                    _check(graph, run, (*inputs, *outside))
             except Exception as error:  # noqa: BLE001 -- a compiler may fail in any way; the record needs none
                 _LOG.warning("Not compiled (%s): operations run one by one.", _in_one_line(error))
+                run = graph
         return _Record(known, run, outside, self._parts)
 
     @contextmanager
@@ -142,6 +148,20 @@ class _Record(NamedTuple):
     run: Callable[..., Tensors]
     outside: list[Tensor]
     parts: list[nn.Module]  # kept alive, like the tensors, so that no other takes an identity that the key names
+
+
+def _check(record: GraphModule, run: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> None:
+    """Hold what a compiler has made of a record against the record, on the same noise: compilers have errors, too."""
+    found = []
+    for function in (record, run):
+        with fork_rng(inputs[0]), torch.no_grad():
+            found.append([output.double() for output in function(*inputs) if output is not None])
+    pairs = [(a.nan_to_num(0.0), b.nan_to_num(0.0)) for a, b in zip(*found, strict=True) if a.numel()]
+    largest = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+    for a, b in pairs:
+        # Rounding is far below this, also that of products in bfloat16.
+        if not float((a - b).abs().max()) <= _TOLERANCE * (float(a.abs().max()) + 1e-3 * largest):
+            raise RuntimeError("the compiled graph gives other numbers")
 
 
 def plain_values(holder: Any) -> dict[str, Any]:
