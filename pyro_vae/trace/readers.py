@@ -71,7 +71,9 @@ class CompiledReader(Reader):
     ) -> tuple[Any, Any] | None:
         """Call the graph of a function, or return None where it is not to be compiled."""
         form = (frozen, [(tensor.shape, tensor.dtype) for tensor in inputs])
-        graph, compiled = self._graphs.setdefault(key, (Graph(function, program), form))
+        if key not in self._graphs:  # a graph looks for the modules of its program, once and not at every chunk
+            self._graphs[key] = Graph(function, program), form
+        graph, compiled = self._graphs[key]
         if key in self._refused or form != compiled:
             return None
         try:
