@@ -49,6 +49,26 @@ def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Non
 
 
 @pytest.fixture
+def promised(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Return what takes down a figure for the README's section "What is promised", shown at the end of the run."""
+    return lambda figure: record_property("promised", figure)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    figures = {
+        f"{report.nodeid}: {figure}"
+        for report in reports
+        for name, figure in getattr(report, "user_properties", ())
+        if name == "promised"
+    }
+    if figures:
+        terminalreporter.section("what is promised")
+    for figure in sorted(figures):
+        terminalreporter.line(figure)
+
+
+@pytest.fixture
 def mnist_root() -> Path:
     if not (MNIST_ROOT / "MNIST" / "raw").is_dir():
         pytest.skip("real MNIST is not beside the checkout (../shared/data)")
