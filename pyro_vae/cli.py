@@ -1,40 +1,71 @@
-r"""What every script shares: one line per error, and the exit status of the contract."""
+r"""What every script shares: one line per error, signals, and the exit status of the contract."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.infer import NonFiniteError
+from pyro_vae.infer import BatchMemoryError, NonFiniteError
 from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.trace import is_out_of_memory
+
+# A signal that comes so long after the first is from somebody who does not want to wait for the step.
+_IMPATIENT_SECONDS = 3.0
 
 
 @contextmanager
 def exit_status() -> Iterator[None]:
     """Turn what ends a script into its exit status, with one line on stderr.
 
-    0 done; 1 training that stopped being finite; 2 bad usage or bad input; 130 and 143 stopped by SIGINT or
-    SIGTERM, to be continued with --resume.
+    0 done; 1 training that stopped being finite, memory or disk that has run out; 2 bad usage or bad input; 130 and
+    143 stopped by SIGINT or SIGTERM, to be continued with --resume.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    handler = signal.signal(signal.SIGTERM, _terminate)
+    handler = signal.signal(signal.SIGTERM, _leave_at_once)
     try:
         yield
     except KeyboardInterrupt:
         _leave(130, "stopped; continue with --resume")
-    except NonFiniteError as error:
-        _leave(1, str(error))
+    except (NonFiniteError, BatchMemoryError) as error:
+        _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except (ValueError, CheckpointError) as error:
         _leave(2, str(error))
+    except OSError as error:
+        _leave(1, str(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(1, f"memory has run out ({next(iter(str(error).splitlines()))})")
     finally:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+@contextmanager
+def stop_between_steps() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM wait: yield a function that says whether one has come, and leave at the end if so."""
+    arrived: list[tuple[int, float]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append((number, time.monotonic()))
+        if arrived[-1][1] - arrived[0][1] > _IMPATIENT_SECONDS:
+            _leave_at_once(number, frame)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(arrived)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if arrived:
+        _leave_at_once(arrived[0][0], None)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
     _leave(128 + number, "stopped; continue with --resume")
 
 

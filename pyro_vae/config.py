@@ -28,6 +28,7 @@ CHOICES: dict[str, Collection[str]] = {
     "net": parts.NETS,
     "objective": parts.OBJECTIVES,
     "schedule": schedules.SCHEDULES,
+    "on_nonfinite": ("stop", "rollback"),
     "device": ("auto", "cpu", "cuda"),
     "compile": ("auto", "on", "off"),
     "precision": PRECISIONS,
@@ -104,6 +105,10 @@ class Config:
     """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
     patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
+
+    on_nonfinite: Annotated[str, _one_of("on_nonfinite")] = "stop"
+    """Where a loss or a gradient is not finite: stop, or rollback to the last milestone with half the learning rate, up
+    to three times."""
 
     num_samples: OptionalCount = None
     """K of the importance-sampled log-likelihood (None: 1000 on digits, 5000 elsewhere)."""

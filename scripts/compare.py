@@ -84,7 +84,13 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
     ]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)
-    status = subprocess.run(call, stdout=subprocess.DEVNULL, check=False).returncode
+    with subprocess.Popen(call, stdout=subprocess.DEVNULL) as process:
+        try:
+            status = process.wait()
+        except BaseException:  # a signal: the fit, too, is to stop, and to write its checkpoint
+            process.terminate()
+            process.wait()
+            raise
     if status:
         raise SystemExit(status)
 

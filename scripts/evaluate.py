@@ -20,10 +20,9 @@ import tyro
 
 from pyro_vae import cli, config, data, programs
 from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
-from pyro_vae.infer import checkpoint, load_parameters
+from pyro_vae.infer import History, load_parameters
 from pyro_vae.report import (
     RunFolder,
-    RunFolderError,
     measure,
     measure_annealing,
     measure_slack,
@@ -120,10 +119,7 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
 
 def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     """Return the configuration of a run that has something to score, with the changes asked for."""
-    if not folder.config_path.exists():
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
-    if not folder.checkpoints():
-        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    folder.config()  # there, and sound
     saved = config.Config.read(folder.config_path)
     if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):
         raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
@@ -134,19 +130,21 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
 def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
     assert settings.num_samples is not None
+    found = History(folder.checkpoints, folder.config()).newest()
+    if found is None:
+        raise ValueError(f"{folder.path} has no checkpoint yet; fit it first.")
+    results = RunFolder(folder.path / "evaluation")
+    results.lock()
     images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)
-    state = checkpoint.load(folder.checkpoints()[-1])
-    load_parameters(program.model, program.guide, state["svi"], images.train[:1] / 255)
+    load_parameters(program.model, program.guide, found[1]["svi"], images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     test = data.observe_once(images.test, config.look(settings, density))
     compiled = settings.graph == "compiled"
     scores, numbers = measure(
         program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
     )
-    results = RunFolder(folder.path / "evaluation")
-    results.path.mkdir(exist_ok=True)
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)
     if annealing := settings_of_annealing(arguments, compiled):

@@ -8,7 +8,7 @@ python scripts/fit.py --program my_program.py:factory             a program of y
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +19,12 @@ import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data, programs
-from pyro_vae.infer import SVI, Fit, Optim, checkpoint, schedules
+from pyro_vae.infer import SVI, Epoch, Fit, History, Optim, durably, schedules
 from pyro_vae.report import RunFolder, measure, plots, table, write_results
 from pyro_vae.trace import check_domain, is_density
 
-_CHECKPOINTS_PER_RUN = 20
+_MILESTONES = 20  # of a run, whose checkpoints it may go back to
+_SETBACKS = 3
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Arguments:
     """Continue the run in --out from its last checkpoint."""
     overwrite: bool = False
     """Replace the run in --out."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints, at most. They do not change the run."""
 
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
+    if not arguments.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
     settings = arguments.config.resolved()
     particles = settings.num_particles if settings.num_particles > 1 else ""
     own = "" if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-") + "-"
@@ -60,7 +65,8 @@ def main(arguments: Arguments) -> None:
     check_domain(program.model, program.guide, test[:100])
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
+    epoch_steps = settings.epoch_steps(batches.num_images)
+    total_steps = settings.epochs * epoch_steps
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
@@ -73,10 +79,17 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
     )
     folder.claim(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
-    if arguments.resume and folder.checkpoints():
-        fit.load_state_dict(checkpoint.load(folder.checkpoints()[-1]))
+    milestone = -(-settings.epochs // _MILESTONES) * epoch_steps
+    history = History(folder.checkpoints, settings.to_json(), lambda step: step == 1 or step % milestone == 0)
+    if found := history.newest():
+        step, state = found
+        fit.load_state_dict(state)
+        history.set_aside_after(step)
     folder.keep_metrics(fit.epoch)
-    train(fit, folder, settings.epochs)
+    setbacks = _SETBACKS if settings.on_nonfinite == "rollback" else 0
+    with cli.stop_between_steps() as stop:
+        epochs = durably(fit, history, seconds=arguments.checkpoint_seconds, stop=stop, setbacks=setbacks)
+        write_metrics(epochs, folder, fit.epoch, settings.epochs)
 
     scores, numbers = measure(
         program, test, settings.num_samples, density=density, seed=settings.seed, compiled=settings.graph == "compiled"
@@ -98,16 +111,15 @@ def main(arguments: Arguments) -> None:
         print("real MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
 
 
-def train(fit: Fit, folder: RunFolder, epochs: int) -> None:
-    """Run the epochs that remain; write metrics after each and a checkpoint after every twentieth of them."""
-    every = math.ceil(epochs / _CHECKPOINTS_PER_RUN)
-    with tqdm(total=epochs, initial=fit.epoch, desc="fit", unit="epoch", disable=None, leave=False) as bar:
-        for epoch in fit:
+def write_metrics(epochs: Iterable[Epoch], folder: RunFolder, done: int, total: int) -> None:
+    """Write the metrics of each epoch as it ends, once."""
+    with tqdm(total=total, initial=done, desc="fit", unit="epoch", disable=None, leave=False) as bar:
+        for epoch in epochs:
+            if epoch.epoch < done:  # it comes again
+                folder.keep_metrics(epoch.epoch)
             folder.append_metrics(epoch.as_dict())
-            if fit.finished or fit.epoch % every == 0:
-                checkpoint.save(folder.checkpoint_path(fit.epoch), fit.state_dict())
-                folder.drop_old_checkpoints()
-            bar.update()
+            done = epoch.epoch + 1
+            bar.update(done - bar.n)
             bar.set_postfix_str(f"validation ELBO {epoch.valid_elbo:.2f} nats")
 
 

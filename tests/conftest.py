@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,16 +57,17 @@ def promised(record_property: Callable[[str, object], None]) -> Callable[[str], 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    figures = {
-        f"{report.nodeid}: {figure}"
+    figures = Counter(
+        figure
         for report in reports
-        for name, figure in getattr(report, "user_properties", ())
+        if getattr(report, "when", None) == "call" and report.passed
+        for name, figure in report.user_properties
         if name == "promised"
-    }
+    )
     if figures:
         terminalreporter.section("what is promised")
-    for figure in sorted(figures):
-        terminalreporter.line(figure)
+    for figure, times in sorted(figures.items()):
+        terminalreporter.line(figure if times == 1 else f"{times} x {figure}")
 
 
 @pytest.fixture

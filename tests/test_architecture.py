@@ -20,14 +20,16 @@ ALLOWED = {
     "pyro_vae/trace/": {"pyro_vae.trace"},
     "pyro_vae/model/": {"pyro_vae.model"},
     "pyro_vae/infer/": {"pyro_vae.infer", "pyro_vae.trace"},
-    "pyro_vae/infer/checkpoint.py": set(),
+    "pyro_vae/infer/checkpoint.py": {"pyro_vae.files"},
+    "pyro_vae/infer/history.py": {"pyro_vae.infer", "pyro_vae.files"},
+    "pyro_vae/files.py": set(),
     "pyro_vae/evaluate/": {"pyro_vae.evaluate", "pyro_vae.trace"},
     "pyro_vae/evaluate/diagnostics.py": set(),
-    "pyro_vae/report/": {"pyro_vae.report", "pyro_vae.evaluate", "pyro_vae.trace"},
+    "pyro_vae/report/": {"pyro_vae.files", "pyro_vae.report", "pyro_vae.evaluate", "pyro_vae.trace"},
     "pyro_vae/parts.py": {"pyro_vae.model", "pyro_vae.infer"},
     "pyro_vae/config.py": {"pyro_vae.parts", "pyro_vae.data", "pyro_vae.infer"},
     "pyro_vae/programs.py": {"pyro_vae.parts", "pyro_vae.config", "pyro_vae.model", "pyro_vae.data", "pyro_vae.infer"},
-    "pyro_vae/cli.py": {"pyro_vae.infer"},
+    "pyro_vae/cli.py": {"pyro_vae.infer", "pyro_vae.trace"},
 }
 # Libraries that stay in their rooms.
 HOMES = {
@@ -66,13 +68,27 @@ def test_a_room_imports_only_what_it_may(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", [source for source in SOURCES if source != "pyro_vae/cli.py"])
-def test_library_code_neither_prints_nor_seeds_nor_loads_code(source: str) -> None:
+def test_library_code_neither_prints_nor_seeds(source: str) -> None:
     calls = [n for n in ast.walk(ast.parse((ROOT / source).read_text())) if isinstance(n, ast.Call)]
     names = {ast.unparse(call.func) for call in calls}
-    assert not names & {"print", "eval", "exec", "pickle.load", "pickle.loads", "pyro.set_rng_seed"}
-    for call in calls:
-        unsafe = [k for k in call.keywords if k.arg == "weights_only" and ast.unparse(k.value) != "True"]
-        assert not unsafe, f"{source} line {call.lineno} loads pickles"
+    assert not names & {"print", "pyro.set_rng_seed"}
+
+
+# What reads pickles or runs text; `--program` runs the file that its user names, and nothing else does.
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "np.load", "torch.jit.load", "yaml.load"}
+RUNS_A_FILE = {"pyro_vae/programs.py"}
+
+
+@pytest.mark.parametrize("source", SOURCES + SCRIPTS)
+def test_nothing_reads_pickles_or_runs_text(source: str) -> None:
+    assert not {name.split(".")[0] for name in imports(source)} & UNSAFE_MODULES
+    tree = ast.parse((ROOT / source).read_text())
+    assert "weights_only" not in {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & UNSAFE_CALLS
+    assert not [call for call in calls if "param_store" in call and call.endswith(".load")]
+    assert source in RUNS_A_FILE or not [call for call in calls if "exec_module" in call or "import_module" in call]
 
 
 def test_the_prior_is_named_in_one_line_of_the_program() -> None:

@@ -38,6 +38,7 @@ OTHER = Config(
     batch_size=2,
     learning_rate=0.1 + 0.2,  # 17 digits
     schedule="burda",
+    on_nonfinite="rollback",
     patience=9,
     num_samples=10,
     seed=11,
@@ -143,6 +144,7 @@ def test_the_least_count_is_accepted(field: str) -> None:
         # an unknown binarization would pass for one that fixes no test images.
         ("binarize", ["dynamic", "fixed", "threshold", "none"]),
         ("schedule", ["constant", "cosine", "burda"]),
+        ("on_nonfinite", ["stop", "rollback"]),
         ("device", ["auto", "cpu", "cuda"]),
     ],
 )

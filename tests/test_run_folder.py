@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder.claim(CONFIG)
     for epoch in range(3):
         folder.append_metrics({"epoch": epoch, "elbo": -10.0 / (epoch + 1)})
-    folder.checkpoint_path(3).write_bytes(b"parameters")
+    (folder.checkpoints / "step-000000003.safetensors").write_bytes(b"parameters")
     folder.write_json("summary.json", {"elbo": -3.0})
     (folder.path / "scores.nc").write_bytes(b"scores")
     for name in ("figures", "evaluation", "samples"):
@@ -49,7 +51,7 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "today" / "first")
     folder.claim(CONFIG)
     assert json.loads(folder.config_path.read_text()) == CONFIG
-    assert tree(folder.path).keys() == {"config.json", "checkpoints"}
+    assert tree(folder.path).keys() == {".lock", "config.json", "checkpoints"}
     assert not folder.finished
 
 
@@ -84,6 +86,7 @@ def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
     files = tree(folder.path)
     assert json.loads(files.pop("config.json") or b"") == other
     assert files == {
+        ".lock": b"",
         "checkpoints": None,
         "notes.txt": b"mine",
         "thesis": None,
@@ -140,6 +143,94 @@ def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None
     assert tree(tmp_path) == {"file": b"mine"}
 
 
+def holding(path: Path, ready: Any, leave: Any) -> None:
+    folder = RunFolder(path)
+    folder.claim(CONFIG, resume=True)
+    ready.set()
+    leave.wait()
+
+
+@pytest.mark.parametrize("ended", ["killed", "done"])
+def test_two_processes_do_not_write_to_one_folder(ended: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=holding, args=(tmp_path / "run", ready, leave), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    before = tree(tmp_path)
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunFolderError, match=r"being written by another process|add --resume or --overwrite"):
+            RunFolder(tmp_path / "run").claim(CONFIG, **flags)
+        assert tree(tmp_path) == before
+    other.kill() if ended == "killed" else leave.set()
+    other.join()
+    RunFolder(tmp_path / "run").claim(CONFIG, resume=True)  # the lock went with the process, however that ended
+    promised("a second process on a run folder refused, and let in when the first had ended")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "figures", "evaluation", "metrics.jsonl", "summary.json", ".lock"])
+def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
+    """A run folder from somebody else may hold links to places outside it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    path = folder.path / name
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(outside if "." not in name else outside / "file")
+    for flags in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunFolderError, match=re.escape(f"{path} is a symbolic link")):
+            RunFolder(folder.path).claim(CONFIG, **flags)
+    assert tree(outside) == {"file": b"mine"}
+
+
+NAMES = {
+    "a line feed": "one\ntwo",
+    "an escape sequence": "\x1b[31mred",
+    "letters from right to left": "\u202erun",
+    "umlauts and emoji": "Lauf-äöü-🎲",
+    "spaces and quotes": " 'run' \"x\" ",
+    "a percent sign and a dollar": "100 %s $HOME $(id)",
+    "255 bytes": "x" * 255,
+    "a dash in front": "--overwrite",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_is_a_name(kind: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    runs = tmp_path / "runs"
+    RunFolder(runs / NAMES[kind]).claim(CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in runs.iterdir()] == [NAMES[kind]]
+    assert RunFolder(runs / NAMES[kind]).config() == CONFIG
+    promised("an odd name of a run folder is that folder and nothing else")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "a/" * 3000, "zero\0byte"])
+def test_a_name_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be written|null byte"):
+        RunFolder(tmp_path / name).claim(CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
+    before = tree(folder.path)
+    for place in (folder.path, folder.path / "figures"):
+        (place / ".unfinished-123-scores.nc").write_bytes(b"ha")
+    again = RunFolder(folder.path)
+    folder._lock.release()
+    again.claim(CONFIG, resume=True)
+    assert tree(folder.path) == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\0\1", "[" * 100_000, '"text"'])
+def test_a_damaged_configuration_is_named(content: str, folder: RunFolder) -> None:
+    folder.config_path.write_text(content)
+    with pytest.raises(RunFolderError, match=re.escape(f"{folder.config_path} is damaged")):
+        folder.claim(CONFIG, resume=True)
+
+
 # Metrics
 
 
@@ -170,6 +261,13 @@ def test_a_number_cut_short_is_not_taken_for_a_line(folder: RunFolder) -> None:
     assert epochs(folder) == [0, 1, 2]
 
 
+def test_a_damaged_line_is_named(folder: RunFolder) -> None:
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write("{half a line}\n")
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
+        folder.metrics()
+
+
 def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "el')
@@ -196,26 +294,6 @@ def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
 def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: RunFolder) -> None:
     folder.append_metrics({"epoch": 3, "elbo": value, "objective": -1.5})
     assert folder.metrics()[-1] == {"epoch": 3, "elbo": None, "objective": -1.5}
-
-
-# Checkpoints
-
-
-@pytest.mark.parametrize(
-    ("written", "kept"), [([], []), ([5], [5]), ([5, 20], [5, 20]), ([100, 5, 999, 20], [100, 999])]
-)
-def test_the_newest_two_checkpoints_are_kept(written: list[int], kept: list[int], tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.claim(CONFIG)
-    for number in written:
-        folder.checkpoint_path(number).write_text(str(number))
-    folder.drop_old_checkpoints()
-    assert [path.read_text() for path in folder.checkpoints()] == [str(number) for number in kept]
-
-
-def test_a_checkpoint_left_half_written_is_none(folder: RunFolder) -> None:
-    (folder.path / "checkpoints" / ".epoch-000004.pt.k3x9").write_bytes(b"par")
-    assert folder.checkpoints() == [folder.checkpoint_path(3)]
 
 
 # JSON files

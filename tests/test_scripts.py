@@ -181,7 +181,7 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "summary.json").unlink()
-    (folder / "checkpoints" / "epoch-000003.pt").unlink()
+    (folder / "checkpoints" / "step-000000009.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "another seed")
     assert json.loads((folder / "config.json").read_text()) == config
@@ -274,7 +274,7 @@ def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Cal
     shutil.copytree(run, damaged)
     for path in (damaged / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    refused(command("evaluate", damaged), "not a readable checkpoint")
+    refused(command("evaluate", damaged), "No checkpoint can be loaded", "is damaged")
 
 
 @pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "benchmark"])

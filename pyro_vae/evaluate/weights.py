@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, Reader, check_support, quietly, run_at
+from pyro_vae.trace import Program, Reader, check_support, is_out_of_memory, quietly, run_at
 
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
 # cache on a CPU, and enough work for every multiprocessor of a GPU. The chunk does not change what is drawn.
@@ -121,7 +121,7 @@ class _Scorer:
             try:
                 sites = self.reader.log_density(self.model, self.x, {name: z[here] for name, z in values.items()})
             except RuntimeError as error:
-                if size == 1 or not _is_out_of_memory(error):
+                if size == 1 or not is_out_of_memory(error):
                     raise
                 self.chunk = size // 2
                 continue
@@ -130,10 +130,6 @@ class _Scorer:
             guide = [value[here] for value in log_q.values()]
             yield Parts(*(_total(terms, shape, self.x) for terms in (list(sites.values()), latent, guide)))
             start += size
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _room(x: Tensor) -> int:

@@ -2,8 +2,10 @@
 
 from pyro_vae.infer import checkpoint, schedules
 from pyro_vae.infer.coupled import BetaTCVAE, FreeBits
+from pyro_vae.infer.durable import durably
 from pyro_vae.infer.estimators import STL, DReG
-from pyro_vae.infer.fit import Epoch, Fit
+from pyro_vae.infer.fit import BatchMemoryError, Epoch, Fit
+from pyro_vae.infer.history import History
 from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import load_parameters
@@ -14,18 +16,21 @@ __all__ = [
     "IWAE",
     "STL",
     "SVI",
+    "BatchMemoryError",
     "BetaELBO",
     "BetaTCVAE",
     "DReG",
     "Epoch",
     "Fit",
     "FreeBits",
+    "History",
     "MeanFieldELBO",
     "NonFiniteError",
     "Objective",
     "Optim",
     "Renyi",
     "checkpoint",
+    "durably",
     "load_parameters",
     "schedules",
 ]

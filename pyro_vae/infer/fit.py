@@ -2,11 +2,13 @@ r"""The loop: epochs of SVI steps, the ELBO of each in nats, early stopping, and
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import pyro
@@ -15,8 +17,11 @@ from torch import Tensor
 
 from pyro_vae.infer.objectives import ELBO
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
-from pyro_vae.infer.svi import SVI
-from pyro_vae.trace import reading
+from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.infer.svi import SVI, NonFiniteError
+from pyro_vae.trace import is_out_of_memory, reading
+
+_LOG = logging.getLogger("pyro_vae")
 
 _VALID_BATCH = 1000
 
@@ -52,6 +57,10 @@ class Epoch:
         return asdict(self)
 
 
+class BatchMemoryError(MemoryError):
+    """A step for which there is not enough memory; says which batch size to try."""
+
+
 class Fit:
     """Fit a program; iterating runs one epoch at a time and yields its `Epoch`.
 
@@ -72,7 +81,8 @@ class Fit:
 
     Raises:
         ValueError: patience without validation images.
-        NonFiniteError: while iterating, names the step.
+        NonFiniteError: while iterating, names the step, the epoch and the batch.
+        BatchMemoryError: likewise.
     """
 
     def __init__(
@@ -93,21 +103,30 @@ class Fit:
         self.valid = valid
         self.patience = patience
         self.seed = seed
-        self.epoch = 0
+        self.epoch = 0  # how many are done
         self.best_elbo = -math.inf
         self.best_epoch = -1
         self.best: State | None = None
+        self.setbacks = 0  # how often the fit has been put back to an earlier state
+        self._begun = _Sums()
         self._store: Any = {"params": {}, "constraints": {}}
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run the epochs that remain."""
+        return (record for record in self.run(lambda: False) if record is not None)
+
+    def run(self, pause: Callable[[], bool]) -> Iterator[Epoch | None]:
+        """Run the epochs that remain, and hand over between steps as well.
+
+        Args:
+            pause: asked after each step whether to hand over.
+
+        Yields:
+            The `Epoch` at the end of each, and None where `pause` has asked for it; the state is whole at either.
+        """
         while not self.finished:
             with self.scope():
-                record = self._run_epoch()
-                self.epoch += 1
-                self._watch(record)
-                if self.finished and self.best is not None:
-                    load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
+                record = self._end_epoch() if self._take_steps(pause) else None
             self._publish()
             yield record
 
@@ -128,27 +147,48 @@ class Fit:
         return self.epoch >= self.epochs or (self.patience > 0 and waited >= self.patience)
 
     def state_dict(self) -> State:
-        """Return all that the next epoch depends on: tensors and plain numbers only."""
-        with self.scope():
+        """Return all that the next step depends on: tensors and plain values only.
+
+        A program's own state must be in parameters, buffers or `pyro.param`; what it keeps elsewhere is not known here.
+
+        Raises:
+            ValueError: no step has been taken.
+        """
+        if self.svi.steps == 0:
+            raise ValueError("A fit has no state before its first step, which finds the parameters.")
+        with self.scope(), self._named():
             driver = self.svi.state_dict()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "svi": driver,
             "epoch": self.epoch,
+            "begun": vars(self._begun),
             "best": {"elbo": self.best_elbo, "epoch": self.best_epoch, "parameters": self.best},
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "setbacks": self.setbacks,
+            "streams": streams(),
+            "made_with": _made_with(),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from what `state_dict` returned, random streams included."""
-        with self.scope():
-            self.svi.load_state_dict(state["svi"], self._some_images())
-        self.epoch = state["epoch"]
-        self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
-        self.best = state["best"]["parameters"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        """Continue from what `state_dict` returned, random streams included.
+
+        Raises:
+            ValueError: the state is of another program.
+        """
+        try:
+            with self.scope():
+                self.svi.load_state_dict(state["svi"], self._some_images())
+            self.epoch = state["epoch"]
+            self._begun = _Sums(**state["begun"])
+            self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
+            self.best = state["best"]["parameters"]
+            self.setbacks = state["setbacks"]
+            set_streams(state["streams"])
+            made_with = state["made_with"]
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
+        for what, now in _made_with().items():
+            if (then := made_with.get(what)) != now:
+                _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then, now)
 
     def _some_images(self) -> Tensor:
         return self.batches.observe(next(iter(self.batches(0))))
@@ -159,27 +199,62 @@ class Fit:
         params = before["params"] | self._store["params"]
         store.set_state({"params": params, "constraints": before["constraints"] | self._store["constraints"]})
 
-    def _run_epoch(self) -> Epoch:
+    def _take_steps(self, pause: Callable[[], bool]) -> bool:
+        """Take the steps that remain of an epoch; return whether all are taken."""
         for root in roots(self.svi.model, self.svi.guide):
             root.train()
-        objective, elbo = torch.zeros(()), torch.zeros(())
-        start = time.perf_counter()
-        for batch in self.batches(self.epoch):
-            with pyro.validation_enabled(self.svi.steps == 0):
-                objective = objective - self.svi.step(batch, observe=self.batches.observe)
-            elbo = elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
-        self.svi.check()  # waits for the device, so that the seconds are those of the epoch
-        seconds = time.perf_counter() - start
+        begun = self._begun
+        started, before = time.perf_counter(), begun.seconds
+        for batch in islice(self.batches(self.epoch), begun.batches, None):
+            with self._named(batch), pyro.validation_enabled(self.svi.steps == 0):
+                begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
+            begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
+            begun.has_elbo = self.svi.elbo is not None
+            begun.batches += 1
+            begun.seconds = before + time.perf_counter() - started
+            if pause():
+                return False
+        return True
+
+    @contextmanager
+    def _named(self, batch: Tensor | None = None) -> Iterator[None]:
+        """Say of an error in which batch of which epoch it is."""
+        try:
+            yield
+        except NonFiniteError as error:
+            number = error.step - (self.svi.steps - self._begun.batches)
+            error.add_note(f"That is batch {number} of epoch {self.epoch}.")
+            raise
+        except RuntimeError as error:
+            if batch is None or not is_out_of_memory(error):
+                raise
+            remedy = f"--batch-size {len(batch) // 2}" if len(batch) > 1 else "fewer particles, or a smaller network"
+            raise BatchMemoryError(
+                f"Memory has run out in step {self.svi.steps}, with a batch of {len(batch)} images: try {remedy}."
+            ) from error
+
+    def _end_epoch(self) -> Epoch:
+        """Look at the epoch whose steps have been taken."""
+        begun = self._begun
+        started = time.perf_counter()
+        with self._named():
+            self.svi.check()  # waits for the device, so that the seconds are those of the epoch
         num_images = self.batches.num_images
-        return Epoch(
+        record = Epoch(
             epoch=self.epoch,
             step=self.svi.steps,
-            elbo=None if self.svi.elbo is None else float(elbo) / num_images,
-            objective=float(objective) / num_images,
+            elbo=float(begun.elbo) / num_images if begun.has_elbo else None,
+            objective=float(begun.objective) / num_images,
+            seconds=begun.seconds + time.perf_counter() - started,
             valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
-            seconds=seconds,
             learning_rate=float(self.svi.optim.learning_rate),
         )
+        self.epoch += 1
+        self._begun = _Sums()
+        self._watch(record)
+        if self.finished and self.best is not None:
+            load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
+        return record
 
     def _valid_elbo(self, valid: Tensor) -> float:
         model, guide = self.svi.model, self.svi.guide
@@ -193,3 +268,19 @@ class Fit:
         self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
         values = parameters(self.svi.model, self.svi.guide, self.svi.optim.params)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)
+
+
+@dataclass
+class _Sums:
+    """The epoch that has begun: how many batches, and what has been summed over them, in nats and seconds."""
+
+    batches: int = 0
+    objective: Tensor = field(default_factory=lambda: torch.zeros(()))
+    elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
+    has_elbo: bool = False
+    seconds: float = 0.0
+
+
+def _made_with() -> dict[str, Any]:
+    """Return what the bits of a run depend on, beside its configuration."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}

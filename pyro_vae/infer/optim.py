@@ -24,6 +24,8 @@ class Optim(PyroOptim):
         constructor: a `torch.optim.Optimizer` class.
         arguments: its keyword arguments, ``{"lr": 1e-3, "fused": True}``.
         schedule: factor on the learning rate as a function of the number of steps taken.
+
+    `scale` is another factor, of `slow_down`.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Optim(PyroOptim):
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # of the last step
+        self.scale = 1.0
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
@@ -50,13 +53,13 @@ class Optim(PyroOptim):
             self.optimizer.param_groups[0]["params"] += new.values()
             return
         self.optimizer = self.constructor(list(new.values()), **(self.arguments | self._on_device(new.values())))
-        if self.schedule is not None:
-            self.scheduler = LambdaLR(self.optimizer, self.schedule)
+        if (schedule := self.schedule) is not None:
+            self.scheduler = LambdaLR(self.optimizer, lambda step: self.scale * schedule(step))
 
     def _on_device(self, params: Iterable[Tensor]) -> State:
         """Return what keeps a fused optimizer on a CUDA device, learning rate included: such a step can be captured."""
         devices = {p.device for p in params}
-        if not self.arguments.get("fused") or {device.type for device in devices} != {"cuda"}:
+        if not self._fused or {device.type for device in devices} != {"cuda"}:
             return {}
         return {"capturable": True, "lr": torch.tensor(self.arguments.get("lr", 1e-3), device=devices.pop())}
 
@@ -81,19 +84,45 @@ class Optim(PyroOptim):
         if self.scheduler is not None:
             self.scheduler.step()
 
+    def slow_down(self, factor: float) -> None:
+        """Multiply the learning rate, from the next step on, whatever the schedule."""
+        assert self.optimizer is not None
+        self.scale *= factor
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor  # in place where it is the tensor that a captured step reads
+
     def get_state(self) -> State:
         """Return the state of optimizer and schedule."""
         assert self.optimizer is not None
         scheduler = None if self.scheduler is None else {"last_epoch": self.scheduler.last_epoch}
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": scheduler}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": scheduler,
+            "scale": self.scale,
+            "learning_rate": float(self.learning_rate),
+        }
 
     def set_state(self, state: State) -> None:
-        """Restore what `get_state` returned, over parameters that have been added in the same order."""
+        """Restore what `get_state` returned, over parameters that have been added in the same order.
+
+        Raises:
+            ValueError: the moments are of parameters of other shapes.
+        """
         assert self.optimizer is not None
+        for place, (name, p) in enumerate(self.params.items()):
+            moments = state["optimizer"]["state"].get(place, {}).values()
+            # A fused kernel takes their sizes on trust.
+            if any(isinstance(m, Tensor) and m.dim() and m.shape != p.shape for m in moments) and self._fused:
+                raise ValueError(f"The state is of another program: the moments of {name!r} have another shape.")
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(own, Tensor):  # the very tensor that a captured step reads
                 group["lr"] = own.copy_(torch.as_tensor(group["lr"]))
+        self.scale, self.learning_rate = state["scale"], state["learning_rate"]
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
+
+    @property
+    def _fused(self) -> bool:
+        return bool(self.arguments.get("fused"))

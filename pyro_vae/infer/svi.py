@@ -20,7 +20,14 @@ from pyro_vae.trace import Program
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient that is not finite; the weights are those before the step it names."""
+    """A loss or a gradient that is not finite; the weights are those before the step it names, which is `step`."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
+            "those before it. Lower the learning rate, or look for extreme values in the data."
+        )
+        self.step = step
 
 
 class SVI(pyro.infer.SVI):
@@ -102,10 +109,7 @@ class SVI(pyro.infer.SVI):
         """
         if (step := int(self._failed_step)) >= 0:
             self._failed_step.fill_(-1)
-            raise NonFiniteError(
-                f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
-                "those before it. Lower the learning rate, or look for extreme values in the data."
-            )
+            raise NonFiniteError(step)
 
     def state_dict(self) -> State:
         """Return parameters, module buffers and optimizer state; tensors and plain values only.
@@ -126,12 +130,14 @@ class SVI(pyro.infer.SVI):
         """
         load_parameters(self.model, self.guide, state, x)
         for name in state["params"]:  # in the order in which the optimizer took them on
-            self.optim.add([unconstrained(name)])
+            if name not in self.optim.params:
+                self.optim.add([unconstrained(name)])
         self.optim.set_state(state)
         self.steps = state["steps"]
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
         self._names = set(pyro.get_param_store().keys())
+        self._capture = None  # of tensors that have been replaced
         self._number, self._failed_step = (torch.tensor(value, device=x.device) for value in (self.steps, -1))
 
     def _by_graph(self, observe: Observe | None, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:

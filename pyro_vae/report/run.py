@@ -1,11 +1,12 @@
 r"""The run folder: configuration, metrics, checkpoints, summary, figures and per-image scores.
 
-config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/epoch-*.pt   figures/*.png
+config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/step-*.safetensors   figures/*.png
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -15,11 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, write_netcdf
+from pyro_vae.files import remove_unfinished, replacing
 
+_LOG = logging.getLogger("pyro_vae")
+
+_LOCK = ".lock"
 _OURS = (
     "config.json",
     "metrics.jsonl",
@@ -30,7 +36,6 @@ _OURS = (
     "evaluation",
     "samples",
 )
-_KEPT_CHECKPOINTS = 2
 
 
 class RunFolderError(ValueError):
@@ -42,6 +47,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = filelock.FileLock(path / _LOCK)
 
     @property
     def config_path(self) -> Path:
@@ -49,51 +55,100 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
     def finished(self) -> bool:
         """Whether the run has written its summary, the last thing it does."""
         return (self.path / "summary.json").exists()
 
     def claim(self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the folder this run's own and write its configuration.
+        """Make the folder this object's own, as by `lock`, and write the configuration of its run.
 
         Raises:
-            RunFolderError: the folder holds something and neither flag allows for it, it holds another run,
-                or it cannot be written. Nothing has been changed then.
+            RunFolderError: the folder holds something and neither flag allows for it, it holds another run, another
+                process writes to it, or it cannot be written. Nothing has been changed then.
         """
         try:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                self._reuse(config, resume, overwrite)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._check(config, resume, overwrite)
+            self.lock()
+            self._check(config, resume, overwrite)  # what another process may have made of it meanwhile
+            if overwrite:
+                for name in _OURS[1:]:  # config.json is replaced, never missing
+                    part = self.path / name
+                    shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
             self.write_json("config.json", config)  # first, so that a kill leaves a folder that is known as a run
-            (self.path / "checkpoints").mkdir(exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
 
-    def _reuse(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    def lock(self) -> None:
+        """Make the folder where it is not there, and keep others out of it while this object and the process live.
+
+        Raises:
+            RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
+            OSError: it cannot be written.
+        """
+        for name in (_LOCK, *_OURS):
+            if (self.path / name).is_symlink():
+                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
+        except NotImplementedError:
+            _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
+        for folder in (self.path, self.path / "figures"):
+            remove_unfinished(folder)
+
+    def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that holds something which the flags do not allow for."""
+        if not self.path.exists() or (self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {_LOCK}):
+            return
         if not self.config_path.exists():
             raise RunFolderError(f"{self.path} exists and is no run folder; choose another --out.")
         if not (resume or overwrite):
             raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
         if resume:
-            return self.check_same(config)
-        for name in _OURS[1:]:  # config.json is replaced, never missing
-            part = self.path / name
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+            self.check_same(config)
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """Raise RunFolderError if the run in this folder has another configuration; it names what differs."""
-        saved = json.loads(self.config_path.read_text())
+        saved = self.config()
         changed = sorted(key for key in config.keys() | saved.keys() if config.get(key) != saved.get(key))
         if changed:
             raise RunFolderError(
                 f"{self.path} was started with another {', '.join(changed)}; repeat its flags, or choose another --out."
             )
 
+    def config(self) -> dict[str, Any]:
+        """Return the configuration as it was written.
+
+        Raises:
+            RunFolderError: it is not there, or damaged.
+        """
+        if not self.config_path.exists():
+            raise RunFolderError(f"{self.path} is no run folder: it has no config.json.")
+        try:
+            return dict(json.loads(self.config_path.read_text()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunFolderError(f"{self.config_path} is damaged: it holds no configuration.") from error
+
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; a line that a kill cut short is left out."""
+        """Return the lines of metrics.jsonl; a line that a kill cut short is left out.
+
+        Raises:
+            RunFolderError: a line is damaged.
+        """
         path = self.path / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+        try:
+            return [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunFolderError(f"{path} is damaged: a line of it is no epoch. Remove that line.") from error
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop what was written after the first so many epochs, which a resumed run will write again."""
@@ -101,23 +156,12 @@ class RunFolder:
         self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one epoch; a number that is not finite is written as null."""
+        """Add one epoch, on disk before this returns; a number that is not finite is written as null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(finite) + "\n")
-
-    def checkpoint_path(self, epochs: int) -> Path:
-        """Return where the checkpoint after so many epochs belongs."""
-        return self.path / "checkpoints" / f"epoch-{epochs:06d}.pt"
-
-    def checkpoints(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("epoch-*.pt"))
-
-    def drop_old_checkpoints(self) -> None:
-        """Keep the newest two."""
-        for path in self.checkpoints()[:-_KEPT_CHECKPOINTS]:
-            path.unlink()
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -129,19 +173,20 @@ class RunFolder:
 
     def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
         """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
-        write_netcdf(values, self.path / f"{name}.nc", rows)
+        with replacing(self.path / f"{name}.nc") as temporary:
+            write_netcdf(values, temporary, rows)
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write figures/<name>.png."""
         folder = self.path / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png", dpi=130)
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=130)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, self.path / name)
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(text)
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
 from pyro_vae.trace.domain import check_domain, check_support, is_density
 from pyro_vae.trace.graph import Graph
+from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.missing import seen
 from pyro_vae.trace.readers import CompiledReader, Reader
 from pyro_vae.trace.reading import Program, quietly, reading
@@ -22,6 +23,7 @@ __all__ = [
     "check_support",
     "draw",
     "is_density",
+    "is_out_of_memory",
     "log_density",
     "quietly",
     "reading",

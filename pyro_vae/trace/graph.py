@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.reading import Program, fork_rng, modules, owner
 from pyro_vae.trace.records import GraphError, Tensors, compiled_record, freeze_places, lift
 
@@ -103,6 +104,8 @@ class Graph:
                 tensors(*inputs)  # what is done once (the probe of the layout, a cache) is not part of the record
                 graph = make_fx(tensors)(*inputs)
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
         freeze_places(graph)
         outside = lift(graph)
@@ -112,7 +115,9 @@ class Graph:
                 run = compiled_record(graph, [*inputs, *(tensor.detach() for tensor in outside)])
                 with self._left_as_it_was():
                     _check(graph, run, (*inputs, *outside))
-            except Exception as error:  # noqa: BLE001 -- a compiler may fail in any way; the record needs none
+            except Exception as error:  # a compiler may fail in any way; the record needs none
+                if is_out_of_memory(error):
+                    raise
                 _LOG.warning("Not compiled (%s): operations run one by one.", _in_one_line(error))
                 run = graph
         return _Record(known, run, outside, self._parts)

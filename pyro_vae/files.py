@@ -1,0 +1,45 @@
+r"""Files written whole or not at all, and folders that one process writes to at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNFINISHED = ".unfinished-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to, which takes the place of `path` in one instant once it is whole and on disk.
+
+    A kill or a loss of power at any moment leaves the old file or the new one; an exception leaves the old one.
+
+    Raises:
+        OSError: the folder cannot be written; `path` is untouched, but for a failure in the very last step, which
+            makes the new name durable.
+    """
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _sync(temporary)  # before the name, lest the name outlive the bytes
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill has left of files being written; nobody else may be writing to the folder."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        path.unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

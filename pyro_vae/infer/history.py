@@ -1,0 +1,110 @@
+r"""The checkpoints of one run: which is the newest good one, and which are kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.files import remove_unfinished
+from pyro_vae.infer import checkpoint
+from pyro_vae.infer.checkpoint import CheckpointError, State
+
+_LOG = logging.getLogger("pyro_vae")
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+_KEPT = 2
+
+
+class History:
+    """The checkpoints in a folder, one file for each step at which one was written.
+
+    Args:
+        folder: where they are; made by the first `save`.
+        run: what tells this run from others, its configuration; a checkpoint of another run is not loaded.
+        is_milestone: the steps that a run may go back to. What they are depends on nothing that differs from one
+            machine, or one interruption, to another.
+    """
+
+    def __init__(
+        self, folder: Path, run: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
+    ) -> None:
+        self.folder = folder
+        self.run = dict(run)
+        self.is_milestone = is_milestone
+
+    def paths(self) -> dict[int, Path]:
+        """Return the checkpoints by step, oldest first."""
+        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+    def save(self, step: int, state: State) -> None:
+        """Write the checkpoint of a step, then remove all but the newest two and the newest milestone.
+
+        Raises:
+            OSError: the folder cannot be written; the checkpoints that are there are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(self.folder)
+        path = self.folder / f"step-{step:09d}.safetensors"
+        checkpoint.save(path, {"run": self.run, "step": step, "state": state})
+        paths = self.paths()
+        kept = [*list(paths)[-_KEPT:], *[old for old in paths if self.is_milestone(old)][-1:]]
+        for old in paths.keys() - kept:
+            paths[old].unlink()
+
+    def load(self, step: int) -> State:
+        """Return the state of a step.
+
+        Raises:
+            CheckpointError: the file is damaged, or is of another step or another run.
+        """
+        path = self.paths()[step]
+        content = checkpoint.load(path)
+        if content.keys() != {"run", "step", "state"} or not isinstance(content["run"], dict):
+            raise CheckpointError(f"{path} is no checkpoint of a run.")
+        if content["step"] != step:
+            raise CheckpointError(f"{path} is the checkpoint of step {content['step']}, under another's name.")
+        run = content["run"]
+        if odd := sorted(key for key in run.keys() | self.run.keys() if run.get(key) != self.run.get(key)):
+            raise CheckpointError(f"{path} is of another run: its {odd[0]} is {run.get(odd[0])!r}.")
+        return content["state"]
+
+    def newest(self, *, milestone: bool = False) -> tuple[int, State] | None:
+        """Return the step and the state of the newest good checkpoint, with a warning for each that is not.
+
+        Args:
+            milestone: of the milestones alone.
+
+        Returns:
+            None where there are no checkpoints.
+
+        Raises:
+            CheckpointError: there are, and none is good; names them all.
+        """
+        errors = []
+        for step in reversed([step for step in self.paths() if self.is_milestone(step) or not milestone]):
+            try:
+                state = self.load(step)
+            except CheckpointError as error:
+                errors.append(str(error))
+                continue
+            for reason in errors:
+                _LOG.warning("%s The checkpoint of step %d is taken instead.", reason, step)
+            return step, state
+        if errors:
+            raise CheckpointError(f"No checkpoint can be loaded. {' '.join(errors)}")
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Give later checkpoints, which could not be loaded, names under which nobody looks for them."""
+        for later, path in self.paths().items():
+            if later > step:
+                path.replace(path.with_name(f"unreadable-{path.name}"))
+
+    def forget_after(self, step: int) -> None:
+        """Remove the later checkpoints, of a course that the run has given up."""
+        for later, path in self.paths().items():
+            if later > step:
+                path.unlink()

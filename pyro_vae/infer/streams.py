@@ -1,0 +1,35 @@
+r"""The random streams that a program may draw from, as values that a checkpoint holds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+State = dict[str, Any]
+
+
+def streams() -> State:
+    """Return where the global streams of torch, on every device, of Python and of NumPy stand."""
+    version, words, gauss = random.getstate()
+    numpy: State = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": {"version": version, "words": torch.tensor(words, device="cpu"), "gauss": gauss},
+        "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
+    }
+
+
+def set_streams(state: State) -> None:
+    """Set the global streams to what `streams` returned; those of CUDA where there is a device."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})

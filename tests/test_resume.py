@@ -1,0 +1,118 @@
+"""A run that was interrupted at any step ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from test_checkpoint import assert_same
+from torch import Tensor
+
+from pyro_vae import data, programs
+from pyro_vae.config import Config
+from pyro_vae.infer import IWAE, SVI, Fit, Optim, checkpoint, schedules
+
+IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps of an epoch, the last of three images
+STEPS = EPOCHS * 5
+
+
+class Params:
+    """A program of constrained `pyro.param`s, which draws from NumPy's and Python's streams as well."""
+
+    def model(self, x: Tensor) -> None:
+        rate = pyro.param("rate", torch.tensor(1.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Gamma(2.0, rate).expand([2]).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.log().sum(-1)[..., None, None].expand(x.shape)).to_event(2), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(2))
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.LogNormal(loc, scale).to_event(1))
+
+
+def new_fit(program: str, graph: str | None, seed: int) -> Fit:
+    """Return a fit with everything in it that has a state: schedule, early stopping, noise, binarization."""
+    pyro.clear_param_store()
+    pixels = torch.randint(0, 256, (IMAGES, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pyro.set_rng_seed(seed)
+    if program == "params":
+        built: Any = Params()
+    else:
+        settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device="cpu")
+        built = programs.build(settings, data.Images("random", pixels, pixels, pixels))
+    look = partial(data.observe, how="dynamic")
+    optim = Optim(torch.optim.Adam, {"lr": 0.01, "fused": True}, schedules.over(schedules.cosine, STEPS))
+    svi = SVI(built.model, built.guide, optim, IWAE(2), graph=graph)
+    valid = data.observe_once(pixels[:7], look)
+    return Fit(svi, data.Batches(pixels, BATCH, 0, look), EPOCHS, valid=valid, patience=EPOCHS, seed=3)
+
+
+def untimed(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "begun": {**state["begun"], "seconds": 0.0}}
+
+
+def records(epochs: list[Any]) -> list[dict[str, Any]]:
+    return [{**epoch.as_dict(), "seconds": 0.0} for epoch in epochs if epoch is not None]
+
+
+def interrupted(program: str, graph: str | None, folder: Path, every: int = 1, anew: bool = False) -> int:
+    """Run once through, with a checkpoint of each step; then from some of them to the end. Return how many agree.
+
+    A graph takes seconds to make, and is kept from one to the next but where it is to be made anew.
+    """
+    whole = new_fit(program, graph, seed=0)
+    epochs, steps = [], []
+    for epoch in whole.run(lambda: True):
+        epochs.append(epoch)
+        if epoch is None:
+            steps.append(whole.svi.steps)
+            checkpoint.save(folder / str(whole.svi.steps), whole.state_dict())
+    assert steps == list(range(1, STEPS + 1))
+    checkpoint.save(folder / "end", whole.state_dict())
+    expected, lines = untimed(checkpoint.load(folder / "end")), records(epochs)
+    assert len(lines) == EPOCHS
+    again = None
+    for step in steps[::every]:
+        if again is None or graph is None or anew:
+            again = new_fit(program, graph, seed=99)
+        again.load_state_dict(checkpoint.load(folder / str(step)))
+        rest = records(list(again))
+        checkpoint.save(folder / "again", again.state_dict())
+        assert_same(untimed(checkpoint.load(folder / "again")), expected)
+        assert rest == lines[EPOCHS - len(rest) :]
+        assert len(rest) == EPOCHS - (step - 1) // 5
+    return len(steps[::every])
+
+
+CASES = [
+    pytest.param(graph, program, dtype, marks=[pytest.mark.slow] if slow else [])
+    for graph in (None, "recorded", "compiled")
+    for program in ("standard", "mixture", "vamp", "params")
+    for dtype in (torch.float32, torch.float64)
+    # The default run has each way and each program, though not with each other.
+    if (slow := (graph is not None and program != "standard") or (program == "standard") == (dtype is torch.float64))
+    is not None
+]
+
+
+@pytest.mark.parametrize(("graph", "program", "dtype"), CASES)
+def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
+    graph: str | None, program: str, dtype: torch.dtype, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    torch.set_default_dtype(dtype)
+    number = interrupted(program, graph, tmp_path)
+    how = graph or "run by Pyro"
+    promised(f"{number} of {STEPS} steps, {how}, as the point of interruption: the same bits at the end")
+
+
+@pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_path: Path) -> None:
+    assert interrupted("vamp", graph, tmp_path, every=13, anew=True) == 4
