@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, product
 
 import numpy as np
 import pyro
@@ -13,43 +14,75 @@ import pytest
 import torch
 from oracles import BernoulliDecoder, LinearGaussian
 
-from pyro_vae.evaluate import Scores, iwae, ladder, log_weights, score, summary
+from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
 
 
 def se(values: np.ndarray) -> float:
     return values.std(ddof=1) / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("variance_ratio", [1.5, 2.0])
-@pytest.mark.parametrize("latent_dim", [1, 2, 5])
-def test_a_guide_that_is_too_wide(latent_dim: int, variance_ratio: float) -> None:
-    program = LinearGaussian(latent_dim, variance_ratio=variance_ratio)
-    x = program.simulate(300)
-    truth = program.log_evidence(x).cpu().numpy()
-    scores = score(program.model, program.guide, x, 1000, seed=0)
+def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
+    """25 guides of 0.5 to 4 times the posterior's variance in 1 to 20 dimensions, 400 images each.
 
-    gap = truth - scores.elbo
-    assert abs(gap.mean() - program.gap) < 4 * se(gap)
-    means = scores.iwae.mean(axis=1)
-    assert (np.diff(means) > 0).all()
-    # Each image's error is divided by its own standard error, so that their mean has standard error 1/sqrt(N);
-    # the bias of log p(x), half the relative variance, is taken off.
-    error = scores.log_likelihood - truth + scores.relative_variance / 2
-    assert abs((error / np.sqrt(scores.relative_variance)).mean()) < 4 / math.sqrt(300)
+    Everywhere the gap of the ELBO is the KL formula, IWAE rises at K = 1, 4, 16, 64, 256 image by image (groups inside
+    groups: Jensen) and its mean does not exceed log p(x). The estimate of log p(x) is held to its own error in the
+    9 cells where that exists and is small: at a ratio of 0.5 the weights have no variance, and where it is large 256
+    of them are too few for the delta method. 59 comparisons at 4 s.e., false alarms 0.4 % in all.
+    """
+    gaps, errors = {}, {}
+    for ratio, latent_dim in product((0.5, 1.1, 1.5, 2.0, 4.0), (1, 2, 5, 10, 20)):
+        cell = f"{ratio} times the variance, D = {latent_dim}"
+        program = LinearGaussian(latent_dim, variance_ratio=ratio)
+        x = program.simulate(400)
+        truth = program.log_evidence(x).cpu().numpy()
+        parts = log_weight_parts(program.model, program.guide, x, 256, seed=len(gaps))
+        scores = reduce(parts)
+
+        gap = truth - scores.elbo
+        gaps[cell] = (gap.mean() - program.gap) / se(gap)
+        curve = torch.stack([iwae(parts.log_weights, k).mean(0) for k in (1, 4, 16, 64, 256)])
+        assert (curve.diff(dim=0) > 0).all(), cell
+        below = truth - scores.log_likelihood
+        assert below.mean() > -4 * se(below), cell
+        if 1 < ratio <= 2 and latent_dim <= 5:
+            # Each image's error is divided by its own standard error, so that their mean has standard error
+            # 1/sqrt(N); the bias of log p(x), half the relative variance, is taken off.
+            error = scores.relative_variance / 2 - below
+            errors[cell] = (error / np.sqrt(scores.relative_variance)).mean() * math.sqrt(400)
+    assert (len(gaps), len(errors)) == (25, 9)
+    assert {cell: z for cell, z in gaps.items() if abs(z) >= 4} == {}
+    assert {cell: z for cell, z in errors.items() if abs(z) >= 4} == {}
+    worst = max(map(abs, gaps.values())), max(map(abs, errors.values()))
+    promised(
+        f"guides too wide or too narrow: ELBO off by the KL formula within {worst[0]:.1f} s.e. in 25 of 25 cells, "
+        f"log p(x) right within {worst[1]:.1f} s.e. in 9 of 9"
+    )
 
 
-@pytest.mark.parametrize("latent_dim", [1, 2])
-def test_log_likelihood_of_bernoulli_decoders_by_quadrature(latent_dim: int) -> None:
-    """20 random nets; over all of them 2 x 20 x 8 comparisons at 4 s.e., false alarms 2 % in all."""
-    for net in range(20):
+def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[str], None]) -> None:
+    """50 random nets in one and two dimensions, 8 images each, against 401 points on each axis.
+
+    Each image within 4 of its standard errors: 400 comparisons, false alarms 2.5 % in all. The guide knows nothing of
+    the image, so that standard error is of the order of 0.01 nats at K = 10,000: 0.02 nats for the mean error over all
+    nets, 0.03 for the mean of any one.
+    """
+    errors, deviations = [], []
+    for latent_dim, net in product((1, 2), range(25)):
         torch.manual_seed(net)
         program = BernoulliDecoder(latent_dim)
         x = torch.bernoulli(torch.full((8, 6), 0.5))
         truth = program.log_evidence(x).cpu().numpy()
         scores = score(program.model, program.guide, x, 10_000, seed=net)
         error = np.abs(scores.log_likelihood - truth)
-        assert (error < 4 * np.sqrt(scores.relative_variance)).all()
-        assert error.mean() < 0.03
+        deviations.append((error / np.sqrt(scores.relative_variance)).max())
+        errors.append(error.mean())
+    assert max(deviations) < 4
+    assert np.mean(errors) < 0.02
+    assert max(errors) < 0.03
+    promised(
+        f"log p(x) by K = 10,000 against quadrature, 50 random decoders: {np.mean(errors):.4f} nats off on average, "
+        f"{max(errors):.3f} at most, within {max(deviations):.1f} s.e. for 400 of 400 images"
+    )
 
 
 def test_quadrature_has_converged() -> None:
