@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 
 import arviz
 import numpy as np
 import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto
+from tails import DRAWS, FOUND, TAILS, log_weights, pyros_khat
 
 from pyro_vae.evaluate import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 
 
-@pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0])
-def test_khat_of_weights_with_a_known_tail(k: float) -> None:
-    """Generalized Pareto weights, w = ((1 - u)^-k - 1) / k: the mean of 20 fits of 100,000 draws within 0.1."""
-    u = np.random.default_rng(0).random((100_000, 20))
-    log_w = np.log(np.expm1(-k * np.log1p(-u)) / k)
-    found = psis(log_w).khat
-    assert abs(found.mean() - k) < 0.1
-    # The wrong sign makes the tail the small weights, bounded below at 0 with index -1: all would look good.
-    assert psis(-log_w).khat.mean() > 0.9
+def test_khat_of_weights_with_a_known_tail(promised: Callable[[str], None]) -> None:
+    """The mean of 20 fits of 100,000 draws within 0.1 of the index, of four Pareto tails and four Gaussian ones.
+
+    Over 300 fits of other draws the estimator is off by -0.07, -0.05 and -0.03 for the Gaussians of sigma = 0.3, 0.5
+    and 0.7, whose tail is a power over the root of a logarithm, and by 0.01 or less for the Pareto tails: the bias of a
+    fit to finitely many draws (-0.12 for sigma = 0.3 at 10,000, -0.05 at 1,000,000). With a standard error of 0.014
+    around that bias, draws of another seed would fail at 0.1 in 2 % of cases, all of sigma = 0.3.
+    """
+    deviations = {name: psis(log_weights(name, 20)).khat.mean() - k for name, (k, _, _) in TAILS.items()}
+    assert {name: off for name, off in deviations.items() if abs(off) >= 0.1} == {}
+    worst = max(deviations, key=lambda name: abs(deviations[name]))
+    promised(f"k-hat of 8 known tails: the mean of 20 fits within {abs(deviations[worst]):.3f} (worst: {worst})")
 
 
-@pytest.mark.parametrize("sigma", [0.7, 0.9])
-def test_khat_of_a_gaussian_that_is_too_narrow(sigma: float) -> None:
-    """p = N(0, 1), q = N(0, sigma^2): the weights have tail index 1 - sigma^2, approached slowly from below."""
-    z = sigma * np.random.default_rng(1).standard_normal((100_000, 20))
-    log_w = -0.5 * z**2 + 0.5 * (z / sigma) ** 2
-    assert abs(psis(log_w).khat.mean() - (1 - sigma**2)) < 0.1
-    assert abs(psis(-log_w).khat.mean() - (1 - sigma**2)) > 0.3
+@pytest.mark.parametrize(
+    ("name", "negated"),
+    [(name, 1.0 if family == "pareto" else -1.8) for name, (_, family, _) in TAILS.items()],
+)
+def test_khat_of_negated_weights_is_another(name: str, negated: float) -> None:
+    """The control of its sign: 1/w has index 1 for a Pareto tail, and is bounded, of index -2, for a Gaussian.
+
+    So the verdict turns round wherever k and that lie on the two sides of 0.7; they do not for a Pareto tail of k = 1,
+    which is its own control, nor for Gaussians of k below 0.7, whose estimate is off by 2.
+    """
+    log_w, k = log_weights(name, 5), TAILS[name][0]
+    found, other = psis(log_w).khat, psis(-log_w).khat
+    assert other.mean() == pytest.approx(negated, abs=0.1)
+    if name not in ("generalized Pareto, k = 1.0", "Gaussian, sigma = 0.7", "Gaussian, sigma = 0.9"):
+        assert verdict(found, DRAWS) != verdict(other, DRAWS)
+    if k < 1:
+        assert abs(other.mean() - k) > 0.2
 
 
-def test_khat_agrees_with_pyros_fit_of_the_same_tail() -> None:
-    """Zhang and Stephens' estimator in both; ArviZ adds a weak prior at 0.5, worth 10 draws."""
-    k, size = 0.6, 10_000
-    u = np.random.default_rng(2).random(size)
-    log_w = np.log(np.expm1(-k * np.log1p(-u)) / k)
-    number = math.ceil(min(0.2 * size, 3 * math.sqrt(size)))
-    ordered = np.sort(np.exp(log_w))
-    excess = torch.as_tensor(ordered[-number:] - ordered[-number - 1])
-    expected, _ = fit_generalized_pareto(excess)
-    shrunk = (number * float(expected) + 10 * 0.5) / (number + 10)
-    found = float(psis(log_w[:, None]).khat[0])
-    assert min(abs(found - float(expected)), abs(found - shrunk)) < 0.02
+@pytest.mark.parametrize("name", TAILS)
+def test_both_lines_of_arviz_and_pyro_find_the_same_khat(name: str) -> None:
+    """The installed line and Pyro find what is recorded, and all that is recorded agrees, to 0.02.
+
+    `tests/tails.py` says how the record is made. At 10,000 draws the installed two are compared as they are.
+    """
+    recorded = json.loads(FOUND.read_text())[name]
+    assert recorded.keys() == {"arviz 0.2x", "arviz 1.x", "pyro"}
+    log_w = log_weights(name, 1)
+    found = [float(psis(log_w).khat[0]), pyros_khat(log_w[:, 0])]
+    assert np.ptp([*recorded.values(), *found]) < 0.02
+    fewer = log_weights(name, 1, draws=10_000)
+    assert float(psis(fewer).khat[0]) == pytest.approx(pyros_khat(fewer[:, 0]), abs=0.02)
 
 
 def test_khat_ignores_a_constant_factor() -> None:
@@ -69,7 +86,7 @@ def test_weights_for_which_khat_does_not_exist() -> None:
 
 
 def test_the_smoothed_mean_is_that_of_a_fitted_tail() -> None:
-    """The tail is replaced by quantiles of the fit of Pyro's estimator, which has no prior on k: to 1 % of the mean."""
+    """The tail is replaced by quantiles of a generalized Pareto, here of Pyro's fit: to 1 % of the mean."""
     k, size = 0.5, 2_000
     u = np.random.default_rng(8).random(size)
     w = np.expm1(-k * np.log1p(-u)) / k
