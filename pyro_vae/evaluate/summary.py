@@ -66,13 +66,15 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def _reason(name: str, scores: Scores) -> str:
+    if name == "khat_median" and np.isinf(scores.khat).any():
+        return "one weight outweighs all others: k-hat is infinite"
     if name.startswith("khat"):
         return "k-hat needs 30 draws or more, of finite weights that are not equal"
     if name.endswith("likelihood_mc_se") and scores.num_samples == 1:
         return "the variance of the weights needs two samples"
     if name.startswith("jvi") and np.isfinite(scores.log_likelihood).all():
         return "a jackknife needs three samples, of which no two outweigh all others"
-    if name.endswith("_se") and scores.num_images == 1:
+    if name in ("elbo_se", "log_likelihood_se") and scores.num_images == 1:
         return "a standard error over images needs two of them"
     return _NOT_FINITE
 
