@@ -142,6 +142,22 @@ def test_a_mixture_of_equal_components_is_one_gaussian() -> None:
     torch.testing.assert_close(mixture().log_prob(z), one.log_prob(z))
 
 
+@pytest.mark.parametrize("name", ["mixture", "vamp"])
+def test_the_order_of_components_means_nothing(name: str) -> None:
+    """To 1e-12. With weights and scales left where they are, the places in another order make another density."""
+    prior, z = prior_of(name, 3), 2 * torch.randn(50, 3)
+    own = list(prior.parameters(recurse=False))
+    order = torch.randperm(len(own[0]))
+    before = prior().log_prob(z)
+    with torch.no_grad():
+        for parameter in own:
+            parameter.copy_(parameter[order])
+        torch.testing.assert_close(prior().log_prob(z), before, rtol=0, atol=1e-12)
+        if name == "mixture":
+            prior.loc.copy_(prior.loc[order])
+            assert ((prior().log_prob(z) - before).abs() > 1e-6).all()
+
+
 def test_components_are_scored_as_pyro_scores_them() -> None:
     """By products what broadcasting gives, also far out and for narrow components, and in float32 inputs."""
     loc, scale = 3 * torch.randn(11, 5), 0.01 + torch.rand(11, 5)
