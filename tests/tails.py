@@ -14,12 +14,12 @@ import json
 import math
 from pathlib import Path
 
-import arviz
 import numpy as np
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 
 from pyro_vae.evaluate import psis
+from pyro_vae.evaluate.diagnostics import is_arviz_1
 
 FOUND = Path(__file__).with_name("khat.json")
 DRAWS = 100_000
@@ -50,7 +50,7 @@ def pyros_khat(log_w: np.ndarray) -> float:
 
 def line() -> str:
     """Name the installed line of ArviZ."""
-    return "arviz 1.x" if int(arviz.__version__.split(".")[0]) >= 1 else "arviz 0.2x"
+    return "arviz 1.x" if is_arviz_1() else "arviz 0.2x"
 
 
 def record() -> None:

@@ -42,6 +42,7 @@ def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
         gaps[cell] = (gap.mean() - program.gap) / se(gap)
         curve = torch.stack([iwae(parts.log_weights, k).mean(0) for k in (1, 4, 16, 64, 256)])
         assert (curve.diff(dim=0) > 0).all(), cell
+        np.testing.assert_allclose(curve[[0, -1]].cpu(), [scores.elbo, scores.log_likelihood], rtol=1e-12)
         below = truth - scores.log_likelihood
         assert below.mean() > -4 * se(below), cell
         if 1 < ratio <= 2 and latent_dim <= 5:
