@@ -18,3 +18,9 @@ def command(name: str, *arguments: object) -> list[str]:
 
 def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(name, *arguments), capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def one_line(error: BaseException) -> str:
+    message = str(error)
+    assert message.isprintable(), message  # no line feed among others
+    return message

@@ -20,7 +20,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
     torch.set_num_threads(1)
 
 # What these test lives on the host: files, flags and figures.
-HOST = {"test_checkpoint", "test_config", "test_data", "test_plots", "test_programs", "test_run_folder", "test_scripts"}
+HOST = {
+    "test_arrays",
+    "test_checkpoint",
+    "test_config",
+    "test_data",
+    "test_files",
+    "test_names",
+    "test_plots",
+    "test_programs",
+    "test_run_folder",
+    "test_scripts",
+    "test_strangers",
+}
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_TYPES = "give torch.uint8, or floats in [0, 1]."
+_SHAPES = "have shape {}; it must be (N, *pixels)."
+
 
 class DataError(ValueError):
     """Images that cannot be used; says which and what to do."""
@@ -26,8 +29,13 @@ class Images:
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
             images = getattr(self, split)
+            if not isinstance(images, Tensor):
+                kind = type(images).__name__
+                raise DataError(f"{self.name}: {split} images are of type {kind}; make tensors with data.to_uint8.")
             if images.dtype != torch.uint8:
                 raise DataError(f"{self.name}: {split} images are {images.dtype}; they must be torch.uint8.")
+            if images.ndim < 2 or 0 in images.shape[1:]:
+                raise DataError(f"{self.name}: {split} images {_SHAPES.format(tuple(images.shape))}")
             if len(images) == 0:
                 raise DataError(f"{self.name}: there are no {split} images.")
             if images.shape[1:] != self.train.shape[1:]:
@@ -35,6 +43,8 @@ class Images:
                     f"{self.name}: {split} images are {tuple(images.shape[1:])}, "
                     f"training images {tuple(self.train.shape[1:])}."
                 )
+        if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
+            raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
@@ -50,20 +60,36 @@ def to_uint8(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
     """Return pixels as uint8, 0 to 255.
 
     Args:
-        images: uint8, or floating point in [0, 1].
+        images: (N, *pixels), uint8, or floating point in [0, 1]; arrays of any byte order and memory layout.
         name: what an error calls them.
 
     Raises:
-        DataError: a pixel is NaN or outside [0, 1], or the type is neither.
+        DataError: a pixel is NaN, masked or outside [0, 1], the type is neither, or there are no pixels.
     """
-    images = torch.as_tensor(images)
+    images = images if isinstance(images, Tensor) else _to_tensor(images, name)
+    if images.ndim < 2 or 0 in images.shape[1:]:
+        raise DataError(f"{name}: images {_SHAPES.format(tuple(images.shape))}")
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
-        raise DataError(f"{name}: pixels are {images.dtype}; give torch.uint8, or floats in [0, 1].")
+        raise DataError(f"{name}: pixels are {images.dtype}; {_TYPES}")
     bad = ~((images >= 0) & (images <= 1))
     if bad.any():
         image = int(bad.flatten(1).any(1).nonzero()[0])
         value = images[bad][0].item()
         raise DataError(f"{name}: image {image} holds {value:.6g}; floating-point pixels must lie in [0, 1].")
     return (images * 255).round().to(torch.uint8)
+
+
+def _to_tensor(images: np.ndarray, name: str) -> Tensor:
+    if np.ma.is_masked(images):
+        raise DataError(f"{name}: some pixels are masked; fill them first.")
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise DataError(f"{name}: no array (N, *pixels); the images differ in shape.") from error
+    try:
+        # Torch reads neither another byte order nor a negative stride, and warns of memory that it may not write.
+        return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"{name}: pixels are {array.dtype}; {_TYPES}") from error
