@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,19 +9,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_vae import data
-from pyro_vae.data import Batches, DataError, Images, binarize, observe, to_uint8
+from pyro_vae.data import Batches, DataError, Images, binarize, observe
 
 # Four standard errors: a correct program is outside with probability 6.3e-5 for each comparison, over the
 # choice of the seed. The seed is fixed (conftest), so a test that passes passes always.
 NUM_SE = 4
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
 
 
 @pytest.fixture
@@ -257,162 +246,3 @@ def test_batches_are_what_look_makes_of_them() -> None:
 def test_batch_larger_than_the_data() -> None:
     with pytest.raises(DataError, match="batch of 11 is larger than the 10 images: lower --batch-size"):
         Batches(torch.zeros(10, 2, dtype=torch.uint8), 11, 0, lambda x: x)
-
-
-# Pixels
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_to_uint8_undoes_the_division(dtype: torch.dtype) -> None:
-    levels = torch.arange(256, dtype=torch.uint8).view(4, 8, 8)
-    assert torch.equal(to_uint8(levels.to(dtype) / 255), levels)
-    assert torch.equal(to_uint8(levels), levels)
-
-
-@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, float("inf")])
-def test_pixels_outside_the_unit_interval(value: float) -> None:
-    images = torch.full((3, 2, 2), 0.5)
-    images[1, 1, 0] = value
-    with pytest.raises(DataError, match=f"faces: image 1 holds {value}"):
-        to_uint8(images, "faces")
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_pixels_of_another_type(dtype: torch.dtype) -> None:
-    with pytest.raises(DataError, match=f"faces: pixels are {dtype}"):
-        to_uint8(torch.ones(3, 2, 2, dtype=dtype), "faces")
-
-
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        (torch.zeros(4, 8, 8), "{split} images are torch.float"),
-        (torch.zeros(4, 8, 8, dtype=torch.int64), "{split} images are torch.int64"),
-        (torch.zeros(0, 8, 8, dtype=torch.uint8), "no {split} images"),
-    ],
-)
-def test_images_of_another_type_or_none(split: str, bad: Tensor, says: str) -> None:
-    good = torch.zeros(4, 8, 8, dtype=torch.uint8)
-    with pytest.raises(DataError, match="faces: .*" + says.format(split=split)):
-        Images("faces", **{"train": good, "valid": good, "test": good, split: bad})
-
-
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_images_of_unequal_shapes(split: str) -> None:
-    good, bad = torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, 8, 9, dtype=torch.uint8)
-    with pytest.raises(DataError, match=rf"faces: {split} images are \(8, 9\), training images \(8, 8\)"):
-        Images("faces", **{"train": good, "valid": good, "test": good, split: bad})
-
-
-# Files
-
-
-SIZES = {"train": 5001, "t10k": 2}  # the least that leaves a training image, and one to spare
-
-
-def idx(values: np.ndarray) -> bytes:
-    """Magic number 2051 for images and 2049 for labels, sizes and values, big-endian."""
-    magic = 2048 + values.ndim
-    return struct.pack(f">{1 + values.ndim}I", magic, *values.shape) + values.astype(np.uint8).tobytes()
-
-
-def write_mnist(root: Path) -> Path:
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, size in SIZES.items():
-        numbers = np.arange(size)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(np.tile(numbers[:, None, None], (28, 28)) % 251))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(numbers % 10))
-    return raw
-
-
-def magic(number: int) -> Callable[[bytes, int], bytes]:
-    return lambda good, size: struct.pack(">I", number) + good[4:]
-
-
-def one_line(error: BaseException) -> str:
-    message = str(error)
-    assert "\n" not in message
-    return message
-
-
-# The kind of file, what becomes of its bytes (given the number of its images), and what the message must say.
-DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
-    "empty images": ("images-idx3", lambda good, size: b"", "cannot be read"),
-    "empty labels": ("labels-idx1", lambda good, size: b"", "cannot be read"),
-    "truncated images": ("images-idx3", lambda good, size: good[: len(good) // 2], "cannot be read"),
-    "last byte of images lost": ("images-idx3", lambda good, size: good[:-1], "cannot be read"),
-    "last byte of labels lost": ("labels-idx1", lambda good, size: good[:-1], "cannot be read"),
-    "truncated header": ("images-idx3", lambda good, size: good[:10], "cannot be read"),
-    "header alone": ("images-idx3", lambda good, size: good[:16], "cannot be read"),
-    "images with the magic number of labels": ("images-idx3", magic(2049), "cannot be read"),
-    "labels with the magic number of images": ("labels-idx1", magic(2051), "cannot be read"),
-    "magic number of another type": ("images-idx3", magic(0x0D03), "cannot be read"),
-    "magic number of no type": ("images-idx3", magic(0x0A03), "cannot be read"),
-    "magic number zero": ("images-idx3", magic(0), "cannot be read"),
-    "an HTML page": (
-        "images-idx3",
-        lambda good, size: b"<!DOCTYPE html>\n<html>\n404\n</html>\n",
-        "cannot be read",
-    ),
-    "fewer labels than images": (
-        "labels-idx1",
-        lambda good, size: idx(np.zeros(size - 1)),
-        "hold {size} images and {fewer} labels",
-    ),
-    "label 77": ("labels-idx1", lambda good, size: idx(np.full(size, 77)), "a label 77, not 0 to 9"),
-    "32 x 32 images": ("images-idx3", lambda good, size: idx(np.zeros((size, 32, 32))), "shape (32, 32)"),
-}
-
-
-def test_sound_files_are_read(tmp_path: Path) -> None:
-    # So that each refusal below is for its damage, and files that are there are not downloaded.
-    write_mnist(tmp_path)
-    images = data.load("mnist", tmp_path)
-    assert images.train[:, 0, 0].tolist() == [0]
-    assert images.valid[:, 27, 27].tolist() == [number % 251 for number in range(1, 5001)]
-    assert images.test[:, 0, 27].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("part", SIZES)
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_files(damage: str, part: str, tmp_path: Path) -> None:
-    raw = write_mnist(tmp_path)
-    kind, change, says = DAMAGE[damage]
-    file = raw / f"{part}-{kind}-ubyte"
-    file.write_bytes(change(file.read_bytes(), SIZES[part]))
-    with pytest.raises(DataError) as caught:
-        data.load("mnist", tmp_path)
-    message = one_line(caught.value)
-    assert f"{raw}: the {'training' if part == 'train' else 'test'} files of MNIST" in message
-    assert says.format(size=SIZES[part], fewer=SIZES[part] - 1) in message
-    assert "--data-root" in message
-
-
-def test_too_few_training_images(tmp_path: Path) -> None:
-    raw = write_mnist(tmp_path)
-    (raw / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5000, 28, 28))))  # validation takes them all
-    (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(5000)))
-    with pytest.raises(DataError) as caught:
-        data.load("mnist", tmp_path)
-    assert f"{raw}: the training files of MNIST hold 5000 images, too few" in one_line(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
-)
-def test_absent_without_network(name: str, folder: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        data.load(name, tmp_path)
-    message = one_line(caught.value)
-    assert str(tmp_path / folder / "raw") in message
-    assert "--data-root" in message
-
-
-def test_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError) as caught:
-        data.load("mnist", tmp_path / "file")
-    assert str(tmp_path / "file" / "MNIST" / "raw") in one_line(caught.value)
-    assert (tmp_path / "file").read_text() == "mine"

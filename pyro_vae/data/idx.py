@@ -1,0 +1,68 @@
+r"""Files of MNIST's format, IDX: a magic number, the shape as big-endian integers of 32 bits, the content in bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from pyro_vae.data.images import DataError
+
+REMEDY = "Delete damaged files to download them again, or name another --data-root."
+_SHAPE = (28, 28)
+# What the files of each split hold, and the SHA-256 of MNIST's own.
+SIZES = {"train": 60_000, "t10k": 10_000}
+DIGESTS = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> np.ndarray:
+    """Read the images of a split, checked against its labels, and against MNIST's digests where they are as many.
+
+    Args:
+        raw: folder of the files.
+        split: a key of `SIZES`.
+        least: how many images there must be.
+        is_mnist: whether the files are said to be MNIST's.
+
+    Raises:
+        DataError: a file that cannot be read, is damaged, belongs to no such images or is not MNIST's; names it.
+    """
+    images, labels = (raw / name for name in DIGESTS if name.startswith(split))
+    (pixels, digest), (classes, digest_of_classes) = _read(images, 3), _read(labels, 1)
+    if pixels.shape[1:] != _SHAPE:
+        raise DataError(f"{images} holds images of shape {pixels.shape[1:]}, not {_SHAPE}. {REMEDY}")
+    if len(pixels) < least:
+        raise DataError(f"{images} holds {len(pixels)} images, too few: {least} are the least. {REMEDY}")
+    if len(classes) != len(pixels):
+        raise DataError(f"{labels} holds {len(classes)} labels of {len(pixels)} images. {REMEDY}")
+    if classes.max() > 9:
+        raise DataError(f"{labels} holds a label {classes.max()}, not 0 to 9. {REMEDY}")
+    if is_mnist and len(pixels) == SIZES[split]:
+        for path, found in ((images, digest), (labels, digest_of_classes)):
+            if found != DIGESTS[path.name]:
+                raise DataError(f"{path} is not MNIST's: its SHA-256 is {found}, not {DIGESTS[path.name]}. {REMEDY}")
+    return pixels
+
+
+def _read(path: Path, num_dims: int) -> tuple[np.ndarray, str]:
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Name another --data-root.") from error
+    magic, start = bytes((0, 0, 8, num_dims)), 4 + 4 * num_dims
+    if (found := content[:4].tobytes()) != magic:
+        hint = ": it is compressed, gunzip it" if found.startswith(b"\x1f\x8b") else ""
+        raise DataError(f"{path} begins with {found.hex() or 'nothing'} instead of {magic.hex()}{hint}. {REMEDY}")
+    if len(content) < start:
+        raise DataError(f"{path} ends within its header. {REMEDY}")
+    shape = content[4:start].view(">u4").tolist()
+    if len(content) != (size := start + math.prod(shape)):
+        raise DataError(f"{path} has {len(content)} bytes instead of {size}. {REMEDY}")
+    return content[start:].reshape(shape), hashlib.sha256(content.data).hexdigest()
