@@ -23,6 +23,7 @@ from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
 from pyro_vae.infer import History, load_parameters
 from pyro_vae.report import (
     RunFolder,
+    RunFolderError,
     measure,
     measure_annealing,
     measure_slack,
@@ -51,7 +52,7 @@ class Arguments:
     program: str | None = None
     """path/to/file.py:factory, for runs of a program of your own: no code that a run folder names is run."""
     data_root: Path | None = None
-    """Folder of the downloaded data sets."""
+    """Folder of the downloaded data sets; only into one given here is anything downloaded."""
     temperatures: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Anneal over so many temperatures (0: do not anneal)."""
     chains: config.Count = 16
@@ -119,10 +120,11 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
 
 def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     """Return the configuration of a run that has something to score, with the changes asked for."""
-    folder.config()  # there, and sound
+    if not History(folder.checkpoints, folder.config()).paths():
+        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     saved = config.Config.read(folder.config_path)
     if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):
-        raise ValueError(f"{folder.path} is of --program {saved.program}: give that flag, and no other program.")
+        raise ValueError(f"{folder.path} is of --program {saved.program!r}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace
     return change(saved, **changes).resolved()
 
@@ -130,12 +132,12 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
 def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
     assert settings.num_samples is not None
+    # A run of somebody else may name any folder, which is read and never written to.
+    images = config.load_images(settings, download=arguments.data_root is not None)
     found = History(folder.checkpoints, folder.config()).newest()
-    if found is None:
-        raise ValueError(f"{folder.path} has no checkpoint yet; fit it first.")
+    assert found is not None
     results = RunFolder(folder.path / "evaluation")
     results.lock()
-    images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)
     load_parameters(program.model, program.guide, found[1]["svi"], images.train[:1] / 255)

@@ -130,7 +130,7 @@ class RunFolder:
         Raises:
             RunFolderError: it is not there, or damaged.
         """
-        if not self.config_path.exists():
+        if not os.path.isfile(self.config_path):  # False, too, for a path that no file can have
             raise RunFolderError(f"{self.path} is no run folder: it has no config.json.")
         try:
             return dict(json.loads(self.config_path.read_text()))
