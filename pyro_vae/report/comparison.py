@@ -13,9 +13,11 @@ import numpy as np
 
 from pyro_vae.evaluate import paired_differences, read_netcdf
 from pyro_vae.report import pictures, plots
+from pyro_vae.report.names import shown
 from pyro_vae.report.run import RunFolder
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
+_NAME_LENGTH = 40
 
 
 def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
@@ -70,8 +72,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the rows of a comparison, nats per image."""
     heads = ("log p(x)", "below best", "seeds", "ELBO", "IWAE_50", "rate", "dist.", "units", "k-hat", "params", "s/ep.")
     widths = (16, 14, 7, 9, 9, 7, 7, 6, 6, 8, 6)
-    lines = [f"{'':14}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for row in rows:
+    names = [shown(row["name"])[-_NAME_LENGTH:] for row in rows]
+    longest = max(12, *map(len, names)) + 2
+    lines = [f"{'':{longest}}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
+    for name, row in zip(names, rows, strict=True):
         cells = (
             f"{row['log_likelihood']:.2f} +- {row['log_likelihood_se']:.2f}",
             f"{row['below_best']:.2f} +- {row['below_best_se']:.2f}",
@@ -85,17 +89,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             _cell(row["parameters"], ".0f"),
             _cell(row["seconds_per_epoch"], ".2f"),
         )
-        lines.append(f"{row['name']:14}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+        lines.append(f"{name:{longest}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
     lines.append("nats per image; below best: paired over images; seeds: standard deviation; k-hat: share above good")
     return "\n".join(lines)
 
 
 def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
     """Write comparison.csv, .json and .png (intervals), and samples.png (prior samples under each name)."""
-    with (folder / "comparison.csv").open("w", newline="") as file:
+    with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "name": shown(row["name"])} for row in rows)
     (folder / "comparison.json").write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
     plots.intervals(rows).savefig(folder / "comparison.png", dpi=130)
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}

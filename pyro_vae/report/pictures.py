@@ -11,6 +11,8 @@ from matplotlib.image import imread
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from pyro_vae.report import names
+
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
     """Draw the PNG files of several runs side by side, three in a row."""
@@ -22,7 +24,7 @@ def gallery(pictures: Mapping[str, Path]) -> Figure:
         spot.axis("off")
     for spot, (name, path) in zip(spots, pictures.items(), strict=False):
         spot.imshow(imread(path))
-        spot.set_title(name)
+        spot.set_title(names.label(name))
     return figure
 
 

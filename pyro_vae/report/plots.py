@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, good_khat
 from pyro_vae.evaluate.diagnostics import is_arviz_1
+from pyro_vae.report import names
 
 _CALIBRATED_UNITS = 6
 
@@ -47,7 +48,7 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
-        label = f"{name}: ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        label = f"{names.label(name)}: ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
         axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
         axes.axhline(mean[-1], color=f"C{place}", linestyle="--", linewidth=1)
     axes.set(
@@ -116,7 +117,7 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
     axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
     for place, (name, numbers) in enumerate(ordered):
-        label = f"{name}: ELBO {numbers['elbo']:.2f}"
+        label = f"{names.label(name)}: ELBO {numbers['elbo']:.2f}"
         axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{place}", label=label)
         axes.axline(
             (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{place}", linestyle="--", linewidth=0.5
@@ -134,6 +135,6 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     below = [-row["below_best"] for row in rows]
     axes.errorbar(below, places, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
-    axes.set_yticks(places, [f"{row['name']}  {row['log_likelihood']:.2f}" for row in rows])
+    axes.set_yticks(places, [f"{names.label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
     axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
     return figure

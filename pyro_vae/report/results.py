@@ -24,6 +24,7 @@ from pyro_vae.evaluate import (
     verdict,
 )
 from pyro_vae.report import pictures, plots
+from pyro_vae.report.names import shown
 from pyro_vae.report.run import RunFolder, versions
 from pyro_vae.trace import CompiledReader, Reader
 
@@ -96,7 +97,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Score
             f"{_number(path.get('gap'))} +- {_number(path.get('gap_se'))}",
         ]
         row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[: len(heads)], widths, strict=False))
-        lines.append(f"{name[-23:]:24}{row}   {verdict(scores[name].khat, scores[name].num_samples)}")
+        lines.append(f"{shown(name)[-23:]:24}{row}   {verdict(scores[name].khat, scores[name].num_samples)}")
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
