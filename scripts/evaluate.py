@@ -120,9 +120,11 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
 
 def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     """Return the configuration of a run that has something to score, with the changes asked for."""
-    if not History(folder.checkpoints, folder.config()).paths():
-        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    if not folder.is_run:
+        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
     saved = config.Config.read(folder.config_path)
+    if not History(folder.checkpoints, saved.to_json()).paths():
+        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):
         raise ValueError(f"{folder.path} is of --program {saved.program!r}: give that flag, and no other program.")
     change: Callable[..., config.Config] = replace

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def is_run(self) -> bool:
+        """Whether there is a configuration; not so for a path that no file can have."""
+        return os.path.isfile(self.config_path)
+
+    @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
@@ -108,7 +113,7 @@ class RunFolder:
         """Refuse a folder that holds something which the flags do not allow for."""
         if not self.path.exists() or (self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {_LOCK}):
             return
-        if not self.config_path.exists():
+        if not self.is_run:
             raise RunFolderError(f"{self.path} exists and is no run folder; choose another --out.")
         if not (resume or overwrite):
             raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
@@ -128,10 +133,8 @@ class RunFolder:
         """Return the configuration as it was written.
 
         Raises:
-            RunFolderError: it is not there, or damaged.
+            RunFolderError: it is damaged.
         """
-        if not os.path.isfile(self.config_path):  # False, too, for a path that no file can have
-            raise RunFolderError(f"{self.path} is no run folder: it has no config.json.")
         try:
             return dict(json.loads(self.config_path.read_text()))
         except (ValueError, TypeError, RecursionError) as error:
