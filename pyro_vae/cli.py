@@ -12,6 +12,7 @@ from types import FrameType
 
 from pyro_vae.infer import BatchMemoryError, NonFiniteError
 from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.report.names import shown
 from pyro_vae.trace import is_out_of_memory
 
 # A signal that comes so long after the first is from somebody who does not want to wait for the step.
@@ -70,5 +71,6 @@ def _leave_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _leave(status: int, message: str) -> None:
-    print(f"error: {' '.join(message.split())}" if status < 100 else message, file=sys.stderr)
+    # A message may name a file, and a file may have any name.
+    print(shown(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

@@ -1,0 +1,100 @@
+"""How scripts end: with one line and their exit status, after the step that a signal has met."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pyro_vae import cli
+from pyro_vae.infer import BatchMemoryError, NonFiniteError
+from pyro_vae.infer.checkpoint import CheckpointError
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def noted() -> NonFiniteError:
+    error = NonFiniteError(7)
+    error.add_note("That is batch 1 of epoch 2.")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (lambda: ValueError("bad\ninput"), 2, "error: bad input\n"),
+        (lambda: CheckpointError("damaged"), 2, "error: damaged\n"),
+        (lambda: ValueError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
+        (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
+        (lambda: BatchMemoryError("try less"), 1, "error: try less\n"),
+        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
+        (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_and_a_status(
+    error: Callable[[], BaseException], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, cli.exit_status():
+        raise error()
+    assert caught.value.code == status
+    assert capsys.readouterr().err == words
+
+
+def test_what_is_not_finite_is_told_with_its_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, cli.exit_status():
+        raise noted()
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: The loss or a gradient is not finite at step 7 ")
+    assert error.endswith("That is batch 1 of epoch 2.\n")
+
+
+def test_a_defect_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), cli.exit_status():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    steps = []
+
+    def take_steps() -> None:
+        with cli.exit_status(), cli.stop_between_steps() as stop:
+            while not stop():
+                if len(steps) == 2:
+                    os.kill(os.getpid(), number)
+                    os.kill(os.getpid(), signal.SIGTERM)  # somebody forwards what the terminal has sent already
+                steps.append("taken to its end")
+
+    with pytest.raises(SystemExit) as caught:
+        take_steps()
+    assert len(steps) == 3
+    assert caught.value.code == status
+    assert capsys.readouterr().err == "stopped; continue with --resume\n"
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 3.5])
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(seconds))
+
+    def insist() -> None:
+        with cli.exit_status(), cli.stop_between_steps() as stop:
+            os.kill(os.getpid(), number)
+            assert stop()
+            os.kill(os.getpid(), number)
+            pytest.fail("not left")
+
+    with pytest.raises(SystemExit) as caught:
+        insist()
+    assert caught.value.code == status
+
+
+def test_without_a_signal_nothing_ends() -> None:
+    with cli.exit_status(), cli.stop_between_steps() as stop:
+        assert not stop()
