@@ -38,15 +38,16 @@ class Params:
             pyro.sample("z", dist.LogNormal(loc, scale).to_event(1))
 
 
-def new_fit(program: str, graph: str | None, seed: int) -> Fit:
+def new_fit(program: str, graph: str | None, seed: int, device: str = "cpu") -> Fit:
     """Return a fit with everything in it that has a state: schedule, early stopping, noise, binarization."""
     pyro.clear_param_store()
-    pixels = torch.randint(0, 256, (IMAGES, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator("cpu").manual_seed(1)
+    pixels = torch.randint(0, 256, (IMAGES, 6, 5), dtype=torch.uint8, generator=generator, device="cpu").to(device)
     pyro.set_rng_seed(seed)
     if program == "params":
         built: Any = Params()
     else:
-        settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device="cpu")
+        settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device=device)
         built = programs.build(settings, data.Images("random", pixels, pixels, pixels))
     look = partial(data.observe, how="dynamic")
     optim = Optim(torch.optim.Adam, {"lr": 0.01, "fused": True}, schedules.over(schedules.cosine, STEPS))
