@@ -17,6 +17,7 @@ from pyro_vae.trace import is_out_of_memory
 
 # A signal that comes so long after the first is from somebody who does not want to wait for the step.
 _IMPATIENT_SECONDS = 3.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _leave(130, "stopped; continue with --resume")
+        _leave_at_once(signal.SIGINT, None)
     except (NonFiniteError, BatchMemoryError) as error:
         _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except (ValueError, CheckpointError) as error:
@@ -43,7 +44,8 @@ def exit_status() -> Iterator[None]:
             raise
         _leave(1, f"memory has run out ({next(iter(str(error).splitlines()))})")
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        if signal.getsignal(signal.SIGTERM) is _leave_at_once:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -56,17 +58,21 @@ def stop_between_steps() -> Iterator[Callable[[], bool]]:
         if arrived[-1][1] - arrived[0][1] > _IMPATIENT_SECONDS:
             _leave_at_once(number, frame)
 
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored stays so: a shell has put the process into the background.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: bool(arrived)
     finally:
-        for number, handler in handlers.items():
+        for number, handler in handlers.items() if not arrived else ():
             signal.signal(number, handler)
     if arrived:
         _leave_at_once(arrived[0][0], None)
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    for other in _SIGNALS:  # another one must not change the status of a process that is ending
+        signal.signal(other, signal.SIG_IGN)
     _leave(128 + number, "stopped; continue with --resume")
 
 

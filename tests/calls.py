@@ -24,3 +24,9 @@ def one_line(error: BaseException) -> str:
     message = str(error)
     assert message.isprintable(), message  # no line feed among others
     return message
+
+
+def hearing(call: list[str]) -> list[str]:
+    """Return a call that hears SIGINT, which what is started from a test run in the background would not."""
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", code, *call]

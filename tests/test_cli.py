@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -14,6 +14,17 @@ from pyro_vae.infer import BatchMemoryError, NonFiniteError
 from pyro_vae.infer.checkpoint import CheckpointError
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Start from what an interactive shell gives, and put back what was there."""
+    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def noted() -> NonFiniteError:
@@ -59,7 +70,6 @@ def test_a_defect_of_the_program_keeps_its_traceback() -> None:
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
     steps = []
 
     def take_steps() -> None:
@@ -75,7 +85,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
     assert len(steps) == 3
     assert caught.value.code == status
     assert capsys.readouterr().err == "stopped; continue with --resume\n"
-    assert {number: signal.getsignal(number) for number in before} == before
+    os.kill(os.getpid(), number)  # while the process ends: the status stands
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
@@ -96,5 +106,14 @@ def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest
 
 
 def test_without_a_signal_nothing_ends() -> None:
+    before = {number: signal.getsignal(number) for number, _ in SIGNALS}
     with cli.exit_status(), cli.stop_between_steps() as stop:
+        assert not stop()
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_signal_that_a_shell_has_switched_off_stays_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with cli.exit_status(), cli.stop_between_steps() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
         assert not stop()

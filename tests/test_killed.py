@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calls import command
+from calls import HEARING, command
 from test_checkpoint import assert_same
 from test_resume import untimed
 
@@ -28,7 +28,9 @@ def start(epochs: int, folder: Path, life: int, *flags: object) -> subprocess.Po
     """Start a fit in a process of its own, with its own seed of Python's hashes."""
     call = command("fit", *FLAGS, "--epochs", epochs, "--out", folder, "--resume", *flags)
     environment = {**os.environ, "PYTHONHASHSEED": str(life)}
-    return subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=HEARING
+    )
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
