@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calls import HEARING, command
+from calls import command, hearing
 from test_checkpoint import assert_same
 from test_resume import untimed
 
@@ -26,10 +26,14 @@ FLAGS = ["--train-images", "300", "--test-images", "20", "--num-samples", "50", 
 
 def start(epochs: int, folder: Path, life: int, *flags: object) -> subprocess.Popen[str]:
     """Start a fit in a process of its own, with its own seed of Python's hashes."""
-    call = command("fit", *FLAGS, "--epochs", epochs, "--out", folder, "--resume", *flags)
+    call = hearing(command("fit", *FLAGS, "--epochs", epochs, "--out", folder, "--resume", *flags))
     environment = {**os.environ, "PYTHONHASHSEED": str(life)}
     return subprocess.Popen(
-        call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=HEARING
+        call,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 

@@ -15,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from calls import HEARING, MORE, TINY, command, script
+from calls import MORE, TINY, command, hearing, script
 
 
 def finite(value: object) -> bool:
@@ -212,7 +212,7 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
 def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = [*TINY[:4], "--epochs", "20000", "--out", str(folder)]
-    process = subprocess.Popen(command("fit", *arguments), stderr=subprocess.PIPE, text=True, preexec_fn=HEARING)
+    process = subprocess.Popen(hearing(command("fit", *arguments)), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline

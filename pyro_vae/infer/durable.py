@@ -49,10 +49,11 @@ def durably(
             for epoch in fit.run(due):
                 if epoch is not None:
                     yield epoch
-                if fit.finished or due() or history.is_milestone(fit.svi.steps):
+                stopping = stop()  # asked once: what comes later waits for the next step
+                if stopping or fit.finished or due() or history.is_milestone(fit.svi.steps):
                     history.save(fit.svi.steps, fit.state_dict())
                     written = time.monotonic()
-                if stop():
+                if stopping:
                     return
         except NonFiniteError as error:
             if fit.setbacks >= setbacks:
