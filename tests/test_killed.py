@@ -68,7 +68,9 @@ def interrupted(epochs: int, folder: Path, signals: list[int], *flags: object) -
             time.sleep(moments.uniform(0.0, 0.2))
             process.send_signal(number)  # twice in a row
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+        ended = -number if number == signal.SIGKILL else 128 + number
+        # A shell calls both 128 + number; while the script's imports run, nobody but Python hears a signal.
+        assert process.returncode in ({-number, 128 + number} if newest(folder) == begun else {ended}), errors
         if number != signal.SIGKILL and newest(folder) > begun:
             assert errors == "stopped; continue with --resume\n"
             assert newest(folder) >= STEPS_OF_AN_EPOCH * len(RunFolder(folder).metrics())  # none is ahead of it
