@@ -32,6 +32,7 @@ from pyro_vae.report import (
     write_bounds,
     write_results,
 )
+from pyro_vae.saved import read_config
 from pyro_vae.trace import is_density
 
 _RANKED_AMONG = 99  # draws from the guide
@@ -122,7 +123,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     """Return the configuration of a run that has something to score, with the changes asked for."""
     if not folder.is_run:
         raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
-    saved = config.Config.read(folder.config_path)
+    saved = read_config(folder.config_path)
     if not History(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):

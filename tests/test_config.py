@@ -16,6 +16,7 @@ from calls import one_line
 from pyro_vae import config, data, programs
 from pyro_vae.config import Config
 from pyro_vae.model import likelihoods
+from pyro_vae.saved import read_config
 
 OTHER = Config(
     program="my.py:factory",
@@ -59,7 +60,7 @@ def saved(path: Path, values: Any) -> Path:
 
 @pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolved()], ids=["default", "other", "resolved"])
 def test_a_configuration_survives_the_file(settings: Config, tmp_path: Path) -> None:
-    assert Config.read(saved(tmp_path / "config.json", settings.to_json())) == settings
+    assert read_config(saved(tmp_path / "config.json", settings.to_json())) == settings
 
 
 def test_the_other_configuration_differs_in_every_field() -> None:
@@ -71,20 +72,20 @@ def test_the_other_configuration_differs_in_every_field() -> None:
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "betas": 1.0})
     with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*betas, latent_dims"):
-        Config.read(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize("field", ["latent_dim", "learning_rate"])
 def test_values_out_of_range_are_refused_in_a_file_too(field: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), field: 0})
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} is 0"):
-        Config.read(path)
+        read_config(path)
 
 
 def test_a_file_that_is_not_an_object(tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", ["latent_dim", 3])
     with pytest.raises(ValueError, match=re.escape(f"{path} is not a configuration")):
-        Config.read(path)
+        read_config(path)
 
 
 def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
     del values["data_root"]
     path = saved(tmp_path / "config.json", values)
     with pytest.raises(ValueError, match="data_root"):
-        Config.read(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
 def test_values_of_another_type_are_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), field: value})
     with pytest.raises(ValueError, match=f"{field}|{field.replace('_', '-')}"):
-        Config.read(path)
+        read_config(path)
 
 
 GOOD = json.dumps(Config().to_json())
@@ -154,7 +155,7 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(kind: str, tmp_p
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match="configuration") as caught:
-        Config.read(path)
+        read_config(path)
     message = one_line(caught.value)
     assert message.startswith(f"{path} is not a configuration")
     assert says in message
@@ -166,7 +167,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     for length in range(len(GOOD)):
         path.write_text(GOOD[:length])
         with pytest.raises(ValueError, match="is not JSON") as caught:
-            Config.read(path)
+            read_config(path)
         assert one_line(caught.value).startswith(str(path))
 
 
@@ -179,7 +180,7 @@ def test_bytes_changed_anywhere_are_read_or_refused_in_one_line(tmp_path: Path) 
         content[rng.integers(len(content))] = rng.integers(256)
         path.write_bytes(content)
         try:
-            Config.read(path)
+            read_config(path)
         except ValueError as error:
             refused.append(error)
     assert all(one_line(error).startswith(str(path)) for error in refused)
@@ -189,7 +190,7 @@ def test_bytes_changed_anywhere_are_read_or_refused_in_one_line(tmp_path: Path) 
 def test_a_folder_and_nothing_are_no_configuration(tmp_path: Path) -> None:
     for path, says in ((tmp_path, "Is a directory"), (tmp_path / "config.json", "No such file")):
         with pytest.raises(ValueError, match=says) as caught:
-            Config.read(path)
+            read_config(path)
         assert one_line(caught.value).startswith(str(path))
 
 
@@ -198,7 +199,7 @@ def test_what_editors_make_of_a_file_is_read(encoding: str, tmp_path: Path) -> N
     path = tmp_path / "config.json"
     settings = Config(data_root=Path("données"))
     path.write_bytes(json.dumps(settings.to_json(), ensure_ascii=False, indent=4).encode(encoding))
-    assert Config.read(path) == settings
+    assert read_config(path) == settings
 
 
 # Values
@@ -285,7 +286,7 @@ def test_resolved_keeps_what_was_asked_for(name: str) -> None:
 def test_a_run_is_compiled_by_its_number_of_steps(changes: dict[str, Any], graph: str, tmp_path: Path) -> None:
     settings = Config(device="cpu", **changes).resolved()
     assert settings.graph == graph
-    assert Config.read(saved(tmp_path / "config.json", settings.to_json())).graph == graph
+    assert read_config(saved(tmp_path / "config.json", settings.to_json())).graph == graph
 
 
 def test_the_digits_are_as_many_as_is_known_of_them() -> None:

@@ -3,8 +3,9 @@
 from pyro_vae.infer import checkpoint, schedules
 from pyro_vae.infer.coupled import BetaTCVAE, FreeBits
 from pyro_vae.infer.durable import durably
+from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.estimators import STL, DReG
-from pyro_vae.infer.fit import BatchMemoryError, Epoch, Fit
+from pyro_vae.infer.fit import BatchMemoryError, Fit
 from pyro_vae.infer.history import History
 from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
 from pyro_vae.infer.optim import Optim

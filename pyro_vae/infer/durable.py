@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from pyro_vae.infer.fit import Epoch, Fit
+from pyro_vae.infer.epochs import Epoch
+from pyro_vae.infer.fit import Fit
 from pyro_vae.infer.history import History
 from pyro_vae.infer.svi import NonFiniteError
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.infer.epochs import Batches, Begun, Epoch
 from pyro_vae.infer.objectives import ELBO
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
 from pyro_vae.infer.streams import set_streams, streams
@@ -24,37 +24,6 @@ from pyro_vae.trace import is_out_of_memory, reading
 _LOG = logging.getLogger("pyro_vae")
 
 _VALID_BATCH = 1000
-
-
-class Batches(Protocol):
-    """What a fit is fed: the batches of each epoch, a function of the epoch's number."""
-
-    num_images: int
-
-    def __call__(self, epoch: int) -> Iterable[Tensor]:
-        """Return the batches (B, ...) of one epoch, in whatever form `observe` takes them."""
-
-    def observe(self, batch: Tensor) -> Tensor:
-        """Return the images x (B, ...) of a batch as the program sees them."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone,
-    and `learning_rate` is that of the last step.
-    """
-
-    epoch: int
-    step: int
-    elbo: float | None
-    objective: float
-    valid_elbo: float | None
-    seconds: float
-    learning_rate: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
 
 
 class BatchMemoryError(MemoryError):
@@ -108,7 +77,7 @@ class Fit:
         self.best_epoch = -1
         self.best: State | None = None
         self.setbacks = 0  # how often the fit has been put back to an earlier state
-        self._begun = _Sums()
+        self._begun = Begun()
         self._store: Any = {"params": {}, "constraints": {}}
 
     def __iter__(self) -> Iterator[Epoch]:
@@ -178,7 +147,7 @@ class Fit:
             with self.scope():
                 self.svi.load_state_dict(state["svi"], self._some_images())
             self.epoch = state["epoch"]
-            self._begun = _Sums(**state["begun"])
+            self._begun = Begun(**state["begun"])
             self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
             self.best = state["best"]["parameters"]
             self.setbacks = state["setbacks"]
@@ -250,7 +219,7 @@ class Fit:
             learning_rate=float(self.svi.optim.learning_rate),
         )
         self.epoch += 1
-        self._begun = _Sums()
+        self._begun = Begun()
         self._watch(record)
         if self.finished and self.best is not None:
             load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
@@ -268,17 +237,6 @@ class Fit:
         self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
         values = parameters(self.svi.model, self.svi.guide, self.svi.optim.params)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)
-
-
-@dataclass
-class _Sums:
-    """The epoch that has begun: how many batches, and what has been summed over them, in nats and seconds."""
-
-    batches: int = 0
-    objective: Tensor = field(default_factory=lambda: torch.zeros(()))
-    elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
-    has_elbo: bool = False
-    seconds: float = 0.0
 
 
 def _made_with() -> dict[str, Any]:

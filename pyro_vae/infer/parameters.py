@@ -2,7 +2,7 @@ r"""The fitted values of a program: what a checkpoint holds of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyro
@@ -25,6 +25,42 @@ def unconstrained(name: str) -> Tensor:
     """Return the tensor that is trained under a name of the param store."""
     value: Any = pyro.get_param_store()[name]
     return value.unconstrained()
+
+
+def capture(model: Program, guide: Program, backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Take the gradients of a program's first step, and refuse one of which some part would silently not train.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        backward: runs both, and leaves the gradients of the loss, which it returns.
+
+    Returns:
+        The loss, and the tensors that have been captured.
+
+    Raises:
+        ValueError: no parameter is captured, or one that has a gradient is not; the gradients are taken back then.
+    """
+    own = [
+        (f"{type(root).__name__}.{name}", p, p.grad is None)
+        for root in roots(model, guide)
+        for name, p in root.named_parameters()
+    ]
+    with poutine.trace(param_only=True) as trace:
+        loss = backward()
+    nodes: dict[str, Any] = trace.trace.nodes
+    captured = {id(p): p for p in (site["value"].unconstrained() for site in nodes.values())}
+    untrained = [name for name, p, new in own if new and p.grad is not None and id(p) not in captured]
+    if untrained or all(p.grad is None for p in captured.values()):
+        for _, p, new in own:
+            p.grad = None if new else p.grad
+        what = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
+        raise ValueError(
+            f"{what}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
+            "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
+            "programs."
+        )
+    return loss, list(captured.values())
 
 
 def parameters(model: Program, guide: Program, names: Iterable[str]) -> State:

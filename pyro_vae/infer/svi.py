@@ -6,14 +6,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.infer.capture import Capture
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
-from pyro_vae.infer.parameters import State, load_parameters, parameters, roots, unconstrained
+from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.infer.recorded import Observe, RecordedStep
 from pyro_vae.trace import Program
@@ -208,27 +207,8 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Capture the parameters, and refuse a program of which some part would silently not train."""
-        own = [
-            (f"{type(root).__name__}.{name}", p, p.grad is None)
-            for root in roots(self.model, self.guide)
-            for name, p in root.named_parameters()
-        ]
-        with poutine.trace(param_only=True) as capture:
-            loss = self._backward(*args, **kwargs)
-        nodes: dict[str, Any] = capture.trace.nodes
-        captured = {id(p): p for p in (site["value"].unconstrained() for site in nodes.values())}
-        untrained = [name for name, p, new in own if new and p.grad is not None and id(p) not in captured]
-        if untrained or all(p.grad is None for p in captured.values()):
-            for _, p, new in own:
-                p.grad = None if new else p.grad
-            what = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
-            raise ValueError(
-                f"{what}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
-                "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
-                "programs."
-            )
-        self.optim.add(captured.values())
+        loss, captured = capture(self.model, self.guide, lambda: self._backward(*args, **kwargs))
+        self.optim.add(captured)
         self._names = set(pyro.get_param_store().keys())
         return loss
 
