@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.infer import History
+from pyro_vae.infer import History, checkpoint
 from pyro_vae.infer.checkpoint import CheckpointError
 
 
@@ -70,6 +71,11 @@ def test_no_payload_is_executed(writer: str, tmp_path: Path, promised: Callable[
         WRITERS[writer](payload(str(canary)), path)
         with pytest.raises(CheckpointError, match="not a checkpoint"):
             History(folder, {}).newest()
+        # torch.load reads a file by its name, and no pickle from one named .safetensors: under another it would.
+        other = path.with_name("checkpoint.pt")
+        shutil.copyfile(path, other)
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            checkpoint.load(other)
         assert not canary.exists(), name
         content = path.read_bytes()
         with suppress(Exception):  # what comes after the call
