@@ -11,6 +11,7 @@ from test_objectives import images, small_vae
 from torch import nn
 
 from pyro_vae import parts
+from pyro_vae.infer import ELBO
 from pyro_vae.model import nets
 from pyro_vae.model.priors.mixture import GaussianMixture
 
@@ -48,6 +49,13 @@ def test_the_prior_stands_in_one_line_of_the_program() -> None:
         vae.prior.loc.fill_(40.0)
     trace = pyro.poutine.trace(vae.model).get_trace(images(50))
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
+
+
+def test_a_learned_prior_is_trained_with_the_rest() -> None:
+    vae = small_vae()
+    vae.prior = GaussianMixture(2, 3)
+    ELBO(2).loss_and_grads(vae.model, vae.guide, images(5))
+    assert [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 NETS = sorted(parts.NETS)
