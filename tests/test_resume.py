@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,13 +19,14 @@ from torch import Tensor
 from pyro_vae import data, programs
 from pyro_vae.config import Config
 from pyro_vae.infer import IWAE, SVI, Fit, Optim, checkpoint, schedules
+from pyro_vae.infer.streams import set_streams, streams
 
 IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps of an epoch, the last of three images
 STEPS = EPOCHS * 5
 
 
 class Params:
-    """A program of constrained `pyro.param`s, which draws from NumPy's and Python's streams as well."""
+    """A program of constrained `pyro.param`s."""
 
     def model(self, x: Tensor) -> None:
         rate = pyro.param("rate", torch.tensor(1.5), constraint=dist.constraints.positive)
@@ -117,3 +120,22 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
 @pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_path: Path) -> None:
     assert interrupted("vamp", graph, tmp_path, every=13, anew=True) == 4
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_every_stream_goes_on_from_where_it_stood(before: int, tmp_path: Path) -> None:
+    """Also after one normal draw, of which Python and NumPy make two at a time and keep the second."""
+
+    def draws(number: int) -> list[tuple[float, ...]]:
+        return [
+            (float(torch.randn(())), random.gauss(0, 1), np.random.standard_normal(), random.random(), np.random.rand())
+            for _ in range(number)
+        ]
+
+    pyro.set_rng_seed(5)
+    draws(before)
+    checkpoint.save(tmp_path / "streams", streams())
+    expected = draws(5)
+    draws(2 - before)
+    set_streams(checkpoint.load(tmp_path / "streams"))
+    assert draws(5) == expected
