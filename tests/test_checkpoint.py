@@ -195,6 +195,26 @@ def test_a_process_that_ends_within_a_save(
     promised("a process that ended within a save has left a whole checkpoint")
 
 
+def test_the_file_is_on_disk_before_its_name_and_its_name_before_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test cuts the power; that the file itself is synced, and then the folder, is what a cut depends on."""
+    sync, replace, done = os.fsync, os.replace, []
+
+    def noted_sync(handle: int) -> None:
+        done.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        done.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    checkpoint.save(path, {"epoch": 1})
+    assert done == [path.stat().st_ino, "replace", path.parent.stat().st_ino]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
 def test_a_disk_that_is_full_or_read_only(error: OSError, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(path, {"epoch": 1})
