@@ -30,6 +30,7 @@ HOST = {
     "test_history",
     "test_hostile",
     "test_killed",
+    "test_mutations",
     "test_names",
     "test_plots",
     "test_programs",
