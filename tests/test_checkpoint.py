@@ -118,8 +118,8 @@ def test_a_state_that_cannot_be_written_leaves_the_old_file(path: Path) -> None:
 # A fault at each point of a save, as an exception and as the end of the process
 
 
-class Fault(Exception):
-    """What goes wrong."""
+class Fault(BaseException):
+    """What goes wrong; as little an Exception as Ctrl-C is."""
 
 
 def inject(point: str, fail: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
