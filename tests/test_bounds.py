@@ -15,6 +15,7 @@ import torch
 from oracles import BernoulliDecoder, LinearGaussian
 
 from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
+from pyro_vae.evaluate.weights import Parts
 
 
 def se(values: np.ndarray) -> float:
@@ -127,6 +128,25 @@ def test_groups_of_k_by_hand() -> None:
     assert iwae(log_w, 2).mean().item() == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="between 1 and the 5 weights"):
         iwae(log_w, 6)
+
+
+def test_equal_weights_are_their_own_mean_whatever_k() -> None:
+    for num_samples in range(1, 61):
+        log_w = torch.full((num_samples, 2), -90.0).double()
+        scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+        for found in (scores.elbo, scores.log_likelihood, scores.psis, *scores.iwae):
+            np.testing.assert_allclose(found, -90.0, rtol=1e-14)
+        for k in range(1, num_samples + 1):
+            torch.testing.assert_close(iwae(log_w, k), log_w[: num_samples // k])
+
+
+def test_the_variance_of_two_weights_by_hand() -> None:
+    """Of weights 1 and 3: mean 2, variance 2 by the divisor K - 1, half of that for the mean, over 2^2."""
+    log_w = torch.tensor([[1.0], [3.0]]).double().log()
+    scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+    assert scores.relative_variance == pytest.approx(0.25)
+    assert scores.ess == pytest.approx(1.6)
+    assert scores.iwae_se[0] == pytest.approx(math.log(3) / 2)  # half the distance of two numbers
 
 
 def test_the_standard_error_of_the_estimator() -> None:

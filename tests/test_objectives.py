@@ -15,7 +15,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from test_densities import ConvProgram
 from torch import Tensor, nn
 
-from pyro_vae.infer import ELBO, IWAE, MeanFieldELBO, Objective
+from pyro_vae.infer import ELBO, IWAE, MeanFieldELBO, Objective, Renyi
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.standard import StandardNormal
 
@@ -115,6 +115,17 @@ def test_bounds_of_the_linear_gaussian_program() -> None:
     gap = truth - elbo
     assert (gap.mean() - program.gap).abs() < 4 * gap.std() / math.sqrt(500)
     assert elbo.mean() < iwae.mean() < truth.mean()
+
+
+def test_with_the_exact_posterior_every_bound_is_log_evidence_whatever_k() -> None:
+    """All weights are p(x): nothing but a division by another number than K can move a bound."""
+    program = LinearGaussian(2)
+    x = program.simulate(3)
+    truth = program.log_evidence(x)
+    for num_particles in range(1, 13):
+        for objective in (ELBO(num_particles), IWAE(num_particles), Renyi(num_particles, 0.5)):
+            for bound in objective.bounds(program.model, program.guide, x):
+                torch.testing.assert_close(bound, truth, rtol=0, atol=1e-12)
 
 
 def test_rows_train_what_stock_pyro_trains() -> None:
