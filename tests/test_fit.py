@@ -211,6 +211,27 @@ def test_fits_of_the_same_names_keep_their_own_parameters() -> None:
         assert score(first.model, first.guide, x, 1).elbo.mean() == before
 
 
+def test_each_image_counts_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of 12, 12 and 8, of a program without latents, whose ELBO is log p(x)."""
+
+    class Uneven(Fixed):
+        def __call__(self, epoch: int) -> Iterator[Tensor]:
+            yield from torch.arange(self.num_images).split(12)
+
+        def observe(self, batch: Tensor) -> Tensor:
+            return self.valid[batch]
+
+    monkeypatch.setattr("pyro_vae.infer.fit._VALID_BATCH", 12)
+    program, batches = Bias(2.0), Uneven()
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-30}), ELBO())
+    (record,) = Fit(svi, batches, 1, valid=batches.valid)
+    log_p = dist.Bernoulli(logits=torch.tensor(2.0)).log_prob(batches.valid).sum((1, 2))
+    parts = [float(part.mean()) for part in log_p.split(12)]
+    assert sum(parts) / 3 != pytest.approx(float(log_p.mean()), abs=1e-3)
+    for found in (record.elbo, record.objective, record.valid_elbo):
+        assert found == pytest.approx(float(log_p.mean()), rel=1e-12)
+
+
 def test_patience_needs_validation_images() -> None:
     with pytest.raises(ValueError, match="patience needs validation images"):
         new_fit(small_vae(), valid=None, patience=1)
