@@ -354,6 +354,14 @@ def test_functions_are_read_in_evaluation_mode() -> None:
     assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
 
 
+def test_a_model_and_a_guide_of_two_modules_are_both_read_in_evaluation_mode() -> None:
+    first, second = Untidy(), Untidy()
+    with reading(first.model, second.guide, x=torch.zeros(2, 6)):
+        assert not any(part.training for program in (first, second) for part in program.modules())
+    assert first.net.training
+    assert second.net.training
+
+
 def test_a_pyro_param_is_read_at_its_trained_value() -> None:
     program = Untidy().eval()
     x = torch.ones(2, 6)
