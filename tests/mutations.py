@@ -121,7 +121,7 @@ MUTATIONS = (
         "pyro_vae/trace/reading.py",
         "stack.enter_context(fork_rng(x))",
         "pass",
-        ("tests/test_fit.py::test_looking_does_not_disturb",),
+        ("tests/test_looking.py::test_looking_does_not_disturb",),
     ),
     Mutation(
         "a checkpoint is loaded by a loader that trusts pickles",
