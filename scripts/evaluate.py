@@ -123,6 +123,7 @@ def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
     """Return the configuration of a run that has something to score, with the changes asked for."""
     if not folder.is_run:
         raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
+    folder.refuse_links()
     saved = read_config(folder.config_path)
     if not History(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")

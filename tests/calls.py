@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pyro
+import torch
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
@@ -24,6 +30,25 @@ def one_line(error: BaseException) -> str:
     message = str(error)
     assert message.isprintable(), message  # no line feed among others
     return message
+
+
+def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script as `script` does, but in this process, an import of torch less."""
+    call = command(name, *arguments)
+    out, errors, before = io.StringIO(), io.StringIO(), (sys.argv, torch.get_default_dtype())
+    sys.argv = call[1:]
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()
+    status: object = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            runpy.run_path(call[1], run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.argv = before[0]
+        torch.set_default_dtype(before[1])
+    return subprocess.CompletedProcess(call, int(str(status or 0)), out.getvalue(), errors.getvalue())
 
 
 def hearing(call: list[str]) -> list[str]:

@@ -57,7 +57,9 @@ def gradients(objective: Objective, program: nn.Module, x: Tensor, repeats: int)
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "two-layer" else []) for name in PROGRAMS]
+)
 @pytest.mark.parametrize(("plain", "reduced"), [(ELBO(2), STL(2)), (IWAE(5), DReG(5))])
 def test_gradients_have_the_same_expectation(plain: Objective, reduced: Objective, name: str) -> None:
     program = PROGRAMS[name]()

@@ -14,7 +14,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from calls import MORE, TINY, command, script
+from calls import MORE, TINY, command, inside
 
 from pyro_vae import config, programs
 
@@ -83,7 +83,7 @@ def test_a_program_of_ones_own_is_fitted_and_scored(
 ) -> None:
     """Its own names, nets, prior and a constrained `pyro.param`: through fit, report and evaluate."""
     folder, mine = tmp_path / "run", ["--program", f"{program}:factory"]
-    result = script("fit", *TINY, *MORE, *mine, "--out", folder)
+    result = inside("fit", *TINY, *MORE, *mine, "--out", folder)
     assert result.returncode == 0, result.stderr
     fitted = json.loads((folder / "summary.json").read_text())
     assert -27.3 < fitted["elbo"] < fitted["log_likelihood"]  # better than the mean of each pixel
@@ -91,7 +91,7 @@ def test_a_program_of_ones_own_is_fitted_and_scored(
     assert (folder / "figures" / "prior_samples.png").exists()
 
     refused(command("evaluate", folder), "--program")
-    again = script("evaluate", folder, *mine)
+    again = inside("evaluate", folder, *mine)
     assert again.returncode == 0, again.stderr
     found = json.loads((folder / "evaluation" / "summary.json").read_text())
     assert found["log_likelihood"] == pytest.approx(fitted["log_likelihood"], rel=1e-6)
@@ -116,7 +116,7 @@ def test_a_program_that_cannot_be_used_is_refused(
 def test_compare_fits_pairs_and_continues(tmp_path: Path) -> None:
     out = tmp_path / "priors"
     flags = ["--priors", "standard", "laplace", "--seeds", 2, *TINY, "--out", out]
-    result = script("compare", *flags)
+    result = inside("compare", *flags)
     assert result.returncode == 0, result.stderr
     rows = json.loads((out / "comparison.json").read_text())
     runs = {name: [out / name, out / f"{name}-seed1"] for name in ("standard", "laplace")}
@@ -141,7 +141,7 @@ def test_compare_fits_pairs_and_continues(tmp_path: Path) -> None:
     # What is there is used again: a run that is missing is fitted, the others keep their bytes.
     before = {name: (seeds[0] / "summary.json").read_bytes() for name, seeds in runs.items()}
     shutil.rmtree(out / "laplace-seed1")
-    assert script("compare", *flags).returncode == 0
+    assert inside("compare", *flags).returncode == 0
     again = json.loads((out / "comparison.json").read_text())
     assert [row["log_likelihood"] for row in again] == [row["log_likelihood"] for row in rows]
     assert before == {name: (seeds[0] / "summary.json").read_bytes() for name, seeds in runs.items()}

@@ -1,4 +1,4 @@
-"""Every script in a subprocess, with tiny settings: what it writes, what it refuses, how it ends."""
+"""Every script, in a process of its own at least once, with tiny settings: what it writes, refuses, how it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from calls import MORE, TINY, command, hearing, script
+from calls import MORE, TINY, command, hearing, inside, script
 
 
 def finite(value: object) -> bool:
@@ -71,9 +71,9 @@ def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised
 
 def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "iwae"
-    fit = script("fit", *TINY, "--objective", "iwae", "--num-particles", 3, "--prior", "mixture", "--out", other)
+    fit = inside("fit", *TINY, "--objective", "iwae", "--num-particles", 3, "--prior", "mixture", "--out", other)
     assert fit.returncode == 0, fit.stderr
-    result = script("evaluate", run, other, "--num-samples", 60, "--test-images", 10)
+    result = inside("evaluate", run, other, "--num-samples", 60, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     summaries = [json.loads((r / "evaluation" / "summary.json").read_text()) for r in (run, other)]
     for summary in summaries:
@@ -84,7 +84,7 @@ def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
-    assert script("evaluate", run).returncode == 0
+    assert inside("evaluate", run).returncode == 0
     lines = (run / "evaluation" / "bounds.csv").read_text().splitlines()
     assert lines[0] == "num_particles,iwae,se_over_images,se_over_groups"
     rows = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
@@ -100,7 +100,7 @@ def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
 
 
 def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
-    result = script("evaluate", run, "--temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
+    result = inside("evaluate", run, "--temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     annealed = found["annealing"]
@@ -119,7 +119,7 @@ def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
 
 
 def test_evaluate_says_where_the_slack_is(run: Path) -> None:
-    result = script("evaluate", run, "--local-steps", 300, "--calibrate", 50, "--test-images", 10)
+    result = inside("evaluate", run, "--local-steps", 300, "--calibrate", 50, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     local = found["local"]
@@ -139,7 +139,7 @@ def test_evaluate_says_where_the_slack_is(run: Path) -> None:
 
 
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
-    result = script("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
+    result = inside("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bits_per_dim"] == pytest.approx(8 - summary["log_likelihood"] / (64 * math.log(2)))
@@ -159,7 +159,7 @@ def test_densities_and_probabilities_of_pixels_are_not_compared(tmp_path: Path) 
         "--learning-rate",
         0.01,
     ]
-    result = script("compare", *flags, "--out", tmp_path / "out")
+    result = inside("compare", *flags, "--out", tmp_path / "out")
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert "gaussian scores densities" in line
@@ -203,7 +203,7 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     assert [line["elbo"] for line in lines[3:]] == [line["elbo"] for line in lines[:3]]
 
     content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = script("fit", *TINY, "--out", folder, "--resume")
+    again = inside("fit", *TINY, "--out", folder, "--resume")
     assert again.returncode == 0
     assert content == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -258,7 +258,7 @@ def test_bad_input_ends_a_process_with_one_line() -> None:
 
 
 def test_the_flag_parser_refuses_unknown_names() -> None:
-    result = script("fit", "--prior", "unheard-of")
+    result = inside("fit", "--prior", "unheard-of")
     assert result.returncode == 2
     assert "standard" in result.stderr
 
@@ -289,7 +289,7 @@ def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Cal
 
 @pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "benchmark"])
 def test_help_shows_every_flag_with_its_default(name: str) -> None:
-    result = script(name, "--help")
+    result = inside(name, "--help")
     assert result.returncode == 0
     flags = {
         "fit": ["--learning-rate", "0.003"],

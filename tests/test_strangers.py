@@ -119,3 +119,17 @@ def test_a_configuration_from_anybody_is_refused_in_one_line(
 
 def test_names_that_no_folder_has(tmp_path: Path, refused: Refused) -> None:
     refused(command("evaluate", tmp_path / ("x" * 300)), "no config.json")
+
+
+@pytest.mark.parametrize("name", ["evaluation", "checkpoints"])
+def test_nothing_is_written_through_a_link_of_theirs(
+    name: str, stranger: Callable[..., Path], tmp_path: Path, refused: Refused
+) -> None:
+    run = stranger()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if (run / name).exists():
+        (run / name).rename(tmp_path / "away")
+    (run / name).symlink_to(elsewhere)
+    refused(command("evaluate", run), f"{run / name} is a symbolic link")
+    assert list(elsewhere.iterdir()) == []

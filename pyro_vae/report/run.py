@@ -96,9 +96,7 @@ class RunFolder:
             RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
             OSError: it cannot be written.
         """
-        for name in (_LOCK, *_OURS):
-            if (self.path / name).is_symlink():
-                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
+        self.refuse_links()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)
@@ -108,6 +106,12 @@ class RunFolder:
             _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
         for folder in (self.path, self.path / "figures"):
             remove_unfinished(folder)
+
+    def refuse_links(self) -> None:
+        """Raise RunFolderError if something of ours in the folder is a link, which may lead anywhere."""
+        for name in (_LOCK, *_OURS):
+            if (self.path / name).is_symlink():
+                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
 
     def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Refuse a folder that holds something which the flags do not allow for."""

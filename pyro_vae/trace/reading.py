@@ -2,12 +2,14 @@ r"""Reading a program without leaving a mark on it."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -72,9 +74,16 @@ def evaluation_mode(*programs: Program) -> Iterator[None]:
             part.training = mode
 
 
-def fork_rng(x: Tensor) -> AbstractContextManager[None]:
-    """Restore the random streams of the CPU and of the device of x on leaving."""
-    return torch.random.fork_rng([x.device] if x.device.type == "cuda" else [])
+@contextmanager
+def fork_rng(x: Tensor) -> Iterator[None]:
+    """Restore the random streams of the CPU, of the device of x, of Python and of NumPy on leaving."""
+    streams = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(streams[0])
+        np.random.set_state(streams[1])
 
 
 @contextmanager
