@@ -31,6 +31,11 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Return whether a file is one that is being written, or was when a kill came."""
+    return path.name.startswith(_UNFINISHED)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what a kill has left of files being written; nobody else may be writing to the folder."""
     for path in folder.glob(f"{_UNFINISHED}*"):

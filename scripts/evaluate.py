@@ -144,7 +144,7 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     results.lock()
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)
-    load_parameters(program.model, program.guide, found[1]["svi"], images.train[:1] / 255)
+    load_parameters(program.model, program.guide, dict(found[1].get("svi") or {}), images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     test = data.observe_once(images.test, config.look(settings, density))
     compiled = settings.graph == "compiled"

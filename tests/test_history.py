@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pyro_vae.infer import History
+from pyro_vae.infer import History, checkpoint
 from pyro_vae.infer.checkpoint import CheckpointError
 
 RUN = {"seed": 0, "latent_dim": 50}
@@ -125,3 +126,10 @@ def test_what_a_kill_left_unfinished_is_no_checkpoint(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "step-000000020.safetensors", "step-000000030.safetensors", "step-000000040.safetensors.bak",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [{}, {"run": RUN, "step": 20}, {"run": [], "step": 20, "state": {}}, 3, [1]])
+def test_what_is_no_checkpoint_of_a_run(content: Any, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "step-000000020.safetensors", content)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+        history(tmp_path).newest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from functools import partial
@@ -139,3 +140,55 @@ def test_every_stream_goes_on_from_where_it_stood(before: int, tmp_path: Path) -
     draws(2 - before)
     set_streams(checkpoint.load(tmp_path / "streams"))
     assert draws(5) == expected
+
+
+def without(state: dict[str, Any], *path: str) -> dict[str, Any]:
+    first, *rest = path
+    return {k: without(v, *rest) if k == first else v for k, v in state.items() if rest or k != first}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("svi",),
+        ("svi", "optimizer"),
+        ("svi", "scale"),
+        ("epoch",),
+        ("begun",),
+        ("best", "elbo"),
+        ("streams",),
+        ("streams", "numpy", "state"),
+        ("streams", "python", "words"),
+        ("made_with",),
+    ],
+)
+def test_a_state_that_is_not_whole_is_refused_in_one_line(path: tuple[str, ...]) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    again = new_fit("standard", None, seed=0)
+    with pytest.raises(ValueError, match="not that of a fit") as caught:
+        again.load_state_dict(without(fit.state_dict(), *path))
+    assert "\n" not in str(caught.value)
+
+
+def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    state["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"the moments of .* have another shape"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+def test_a_state_made_with_other_versions_or_threads_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict() | {"made_with": {"torch": "2.0.0", "threads": torch.get_num_threads()}}
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+    assert caplog.messages == [f"The state is of torch 2.0.0, here is {torch.__version__}: the last bits may differ."]
+
+
+def test_there_is_no_state_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match="no state before its first step"):
+        new_fit("standard", None, seed=0).state_dict()

@@ -214,6 +214,15 @@ def test_a_name_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_kill_before_there_was_a_configuration_is_no_run_to_lose(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".unfinished-12-config.json"):
+        (run / name).write_bytes(b"{")
+    RunFolder(run).claim(CONFIG)
+    assert tree(run).keys() == {".lock", "config.json", "checkpoints"}
+
+
 def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
     before = tree(folder.path)
     for place in (folder.path, folder.path / "figures"):

@@ -169,8 +169,14 @@ def test_a_state_of_another_program_changes_nothing() -> None:
     state = torch.utils._pytree.tree_map_only(Tensor, torch.zeros_like, svi.state_dict())
     less = state | {"params": dict(list(state["params"].items())[1:])}
     smaller = state | {"params": {name: value[:1] for name, value in state["params"].items()}}
-    for bad in (less, smaller):
-        with pytest.raises(ValueError, match=r"in one of them alone|has shape"):
+    strange = [
+        {},
+        state | {"params": []},
+        state | {"modules": []},
+        state | {"params": dict.fromkeys(state["params"], 1)},
+    ]
+    for bad in (less, smaller, *strange):
+        with pytest.raises(ValueError, match=r"in one of them alone|has shape|not that of a program"):
             load_parameters(vae.model, vae.guide, bad, images(1))
         assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
 

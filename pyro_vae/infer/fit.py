@@ -130,7 +130,7 @@ class Fit:
         return {
             "svi": driver,
             "epoch": self.epoch,
-            "begun": vars(self._begun),
+            "begun": dict(vars(self._begun)),
             "best": {"elbo": self.best_elbo, "epoch": self.best_epoch, "parameters": self.best},
             "setbacks": self.setbacks,
             "streams": streams(),
@@ -152,7 +152,7 @@ class Fit:
             self.best = state["best"]["parameters"]
             self.setbacks = state["setbacks"]
             set_streams(state["streams"])
-            made_with = state["made_with"]
+            made_with = dict(state["made_with"])
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
         for what, now in _made_with().items():

@@ -62,7 +62,8 @@ class History:
         """
         path = self.paths()[step]
         content = checkpoint.load(path)
-        if content.keys() != {"run", "step", "state"} or not isinstance(content["run"], dict):
+        whole = isinstance(content, dict) and content.keys() == {"run", "step", "state"}
+        if not (whole and isinstance(content["run"], dict) and isinstance(content["state"], dict)):
             raise CheckpointError(f"{path} is no checkpoint of a run.")
         if content["step"] != step:
             raise CheckpointError(f"{path} is the checkpoint of step {content['step']}, under another's name.")

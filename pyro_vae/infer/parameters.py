@@ -92,18 +92,27 @@ def load_parameters(model: Program, guide: Program, state: State, x: Tensor) -> 
     """
     with torch.no_grad(), fork_rng(x), evaluation_mode(model, guide), poutine.trace(param_only=True) as capture:
         run_pair(model, guide, x, 1)
-    found = set(capture.trace.nodes)
-    if odd := sorted(found ^ state["params"].keys()):
-        raise ValueError(f"The state is of another program: parameter {odd[0]!r} is in one of them alone.")
-    targets = {name: (unconstrained(name), value) for name, value in state["params"].items()}
-    for number, (root, values) in enumerate(zip(roots(model, guide), state["modules"], strict=True)):
-        own = root.state_dict()
-        if odd := sorted(own.keys() ^ values.keys()):
-            raise ValueError(f"The state is of another program: {odd[0]!r} of a module is in one of them alone.")
-        targets |= {f"{name} of module {number}": (own[name], values[name]) for name in own}
-    for name, (target, value) in targets.items():
-        if target.shape != value.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(target.shape)}, in the state.")
+    targets = _targets(model, guide, state, set(capture.trace.nodes))
     with torch.no_grad():
-        for target, value in targets.values():
+        for target, value in targets:
             target.copy_(value)
+
+
+def _targets(model: Program, guide: Program, state: State, found: set[str]) -> list[tuple[Tensor, Tensor]]:
+    """Return each tensor of a program with its value in a state, of which nothing is taken on trust."""
+    params, tables = state.get("params"), state.get("modules")
+    own = [root.state_dict() for root in roots(model, guide)]
+    if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
+        raise ValueError("The state is not that of a program, or of another one.")
+    pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained(name) for name in found}, params)]
+    pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
+    targets = []
+    for where, tensors, values in pairs:
+        if odd := sorted(tensors.keys() ^ dict(values).keys()):
+            raise ValueError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
+        for name, tensor in tensors.items():
+            shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
+            if shape != tuple(tensor.shape):
+                raise ValueError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
+            targets.append((tensor, values[name]))
+    return targets

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, write_netcdf
-from pyro_vae.files import remove_unfinished, replacing
+from pyro_vae.files import is_unfinished, remove_unfinished, replacing
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -115,7 +115,10 @@ class RunFolder:
 
     def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Refuse a folder that holds something which the flags do not allow for."""
-        if not self.path.exists() or (self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {_LOCK}):
+        if not self.path.exists():
+            return
+        # A kill before there was a configuration has left nothing to lose.
+        if self.path.is_dir() and all(p.name == _LOCK or is_unfinished(p) for p in self.path.iterdir()):
             return
         if not self.is_run:
             raise RunFolderError(f"{self.path} exists and is no run folder; choose another --out.")
