@@ -94,7 +94,7 @@ def main(arguments: Arguments) -> None:
         with pyro.get_param_store().scope():
             scores[name], summaries[name] = evaluate(folder, settings, arguments)
     for folder, _ in runs:
-        results = RunFolder(folder.path / "evaluation")
+        results = folder.evaluation
         results.save_figure("bounds", plots.bounds(scores))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
@@ -140,7 +140,7 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     images = config.load_images(settings, download=arguments.data_root is not None)
     found = History(folder.checkpoints, folder.config()).newest()
     assert found is not None
-    results = RunFolder(folder.path / "evaluation")
+    results = folder.evaluation
     results.lock()
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)

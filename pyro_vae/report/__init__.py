@@ -1,9 +1,10 @@
 """What people look at: figures, results and the run folder."""
 
 from pyro_vae.report import comparison, plots, speed
+from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
 from pyro_vae.report.results import measure, table, write_bounds, write_results
-from pyro_vae.report.run import RunFolder, RunFolderError, versions
+from pyro_vae.report.run import RunFolder, versions
 
 __all__ = [
     "RunFolder",

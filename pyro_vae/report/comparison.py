@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.evaluate import paired_differences, read_netcdf
+from pyro_vae.files import replacing
 from pyro_vae.report import pictures, plots
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import RunFolder
@@ -96,14 +97,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
     """Write comparison.csv, .json and .png (intervals), and samples.png (prior samples under each name)."""
-    with (folder / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "comparison.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "name": shown(row["name"])} for row in rows)
-    (folder / "comparison.json").write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
-    plots.intervals(rows).savefig(folder / "comparison.png", dpi=130)
+    with replacing(folder / "comparison.json") as path:
+        path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
-    pictures.gallery(samples).savefig(folder / "samples.png", dpi=130)
+    for name, figure in (("comparison", plots.intervals(rows)), ("samples", pictures.gallery(samples))):
+        with replacing(folder / f"{name}.png") as path:
+            figure.savefig(path, dpi=130)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

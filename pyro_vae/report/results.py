@@ -24,8 +24,9 @@ from pyro_vae.evaluate import (
     verdict,
 )
 from pyro_vae.report import pictures, plots
+from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
-from pyro_vae.report.run import RunFolder, versions
+from pyro_vae.report.run import versions
 from pyro_vae.trace import CompiledReader, Reader
 
 IMAGES_AT_ONCE = 100
@@ -67,7 +68,7 @@ def measure(
     return scores, {**numbers, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
-def write_results(folder: RunFolder, program: Program, x: Tensor, scores: Scores, seed: int) -> None:
+def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, seed: int) -> None:
     """Write the per-image scores and the figures that show a program at work."""
     folder.write_scores(scores)
     shown = x[:_SHOWN_IMAGES]
@@ -104,7 +105,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Score
     return "\n".join(lines)
 
 
-def write_bounds(folder: RunFolder, scores: Scores) -> None:
+def write_bounds(folder: Folder, scores: Scores) -> None:
     """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
     for k, bound, error in zip(scores.ladder, scores.iwae, scores.iwae_se, strict=True):

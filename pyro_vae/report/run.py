@@ -6,7 +6,6 @@ config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/step-*.safe
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import platform
@@ -16,16 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import filelock
-import numpy as np
-from matplotlib.figure import Figure
+from pyro_vae.files import is_unfinished
+from pyro_vae.report.folder import LOCK, Folder, RunFolderError
 
-from pyro_vae.evaluate import Scores, write_netcdf
-from pyro_vae.files import is_unfinished, remove_unfinished, replacing
-
-_LOG = logging.getLogger("pyro_vae")
-
-_LOCK = ".lock"
 _OURS = (
     "config.json",
     "metrics.jsonl",
@@ -38,16 +30,10 @@ _OURS = (
 )
 
 
-class RunFolderError(ValueError):
-    """A run folder that cannot be used; says why and what to do."""
+class RunFolder(Folder):
+    """The folder of one run."""
 
-
-class RunFolder:
-    """A folder that holds one run, or one evaluation of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = filelock.FileLock(path / _LOCK)
+    parts = (LOCK, *_OURS)
 
     @property
     def config_path(self) -> Path:
@@ -58,6 +44,11 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether there is a configuration; not so for a path that no file can have."""
         return os.path.isfile(self.config_path)
+
+    @property
+    def evaluation(self) -> Folder:
+        """Where another evaluation of the run is written."""
+        return Folder(self.path / "evaluation")
 
     @property
     def checkpoints(self) -> Path:
@@ -89,36 +80,12 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
 
-    def lock(self) -> None:
-        """Make the folder where it is not there, and keep others out of it while this object and the process live.
-
-        Raises:
-            RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
-            OSError: it cannot be written.
-        """
-        self.refuse_links()
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout as error:
-            raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
-        except NotImplementedError:
-            _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
-        for folder in (self.path, self.path / "figures"):
-            remove_unfinished(folder)
-
-    def refuse_links(self) -> None:
-        """Raise RunFolderError if something of ours in the folder is a link, which may lead anywhere."""
-        for name in (_LOCK, *_OURS):
-            if (self.path / name).is_symlink():
-                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
-
     def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Refuse a folder that holds something which the flags do not allow for."""
         if not self.path.exists():
             return
         # A kill before there was a configuration has left nothing to lose.
-        if self.path.is_dir() and all(p.name == _LOCK or is_unfinished(p) for p in self.path.iterdir()):
+        if self.path.is_dir() and all(p.name == LOCK or is_unfinished(p) for p in self.path.iterdir()):
             return
         if not self.is_run:
             raise RunFolderError(f"{self.path} exists and is no run folder; choose another --out.")
@@ -172,31 +139,6 @@ class RunFolder:
             file.write(json.dumps(finite) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write a JSON file whole or not at all."""
-        self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-    def write_scores(self, scores: Scores) -> None:
-        """Write the per-image scores as scores.nc, which ArviZ reads."""
-        self.write_per_image("scores", {name: value for name, value in vars(scores).items() if name != "num_samples"})
-
-    def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
-        """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
-        with replacing(self.path / f"{name}.nc") as temporary:
-            write_netcdf(values, temporary, rows)
-
-    def save_figure(self, name: str, figure: Figure) -> None:
-        """Write figures/<name>.png."""
-        folder = self.path / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=130)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file whole or not at all."""
-        with replacing(self.path / name) as temporary:
-            temporary.write_text(text)
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,83 @@
+r"""A folder of results, which one process writes to at a time, whole files or none, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_vae.evaluate import Scores, write_netcdf
+from pyro_vae.files import remove_unfinished, replacing
+
+_LOG = logging.getLogger("pyro_vae")
+
+LOCK = ".lock"
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used; says why and what to do."""
+
+
+class Folder:
+    """A folder of results; `parts` are the names in it that must not be links, which may lead anywhere."""
+
+    parts: tuple[str, ...] = (LOCK, "figures")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = filelock.FileLock(path / LOCK)
+
+    def lock(self) -> None:
+        """Make the folder where it is not there, and keep others out of it while this object and the process live.
+
+        Raises:
+            RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
+            OSError: it cannot be written.
+        """
+        self.refuse_links()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
+        except NotImplementedError:
+            _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
+        for folder in (self.path, self.path / "figures"):
+            remove_unfinished(folder)
+
+    def refuse_links(self) -> None:
+        """Raise RunFolderError if a part of the folder is a link."""
+        for name in self.parts:
+            if (self.path / name).is_symlink():
+                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+    def write_scores(self, scores: Scores) -> None:
+        """Write the per-image scores as scores.nc, which ArviZ reads."""
+        self.write_per_image("scores", {name: value for name, value in vars(scores).items() if name != "num_samples"})
+
+    def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
+        """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
+        with replacing(self.path / f"{name}.nc") as temporary:
+            write_netcdf(values, temporary, rows)
+
+    def save_figure(self, name: str, figure: Figure) -> None:
+        """Write figures/<name>.png."""
+        folder = self.path / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=130)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all."""
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(text)
