@@ -51,6 +51,22 @@ def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(call, int(str(status or 0)), out.getvalue(), errors.getvalue())
 
 
+class Inside:
+    """In the place of `subprocess.Popen` in scripts that start others, which then run in this process."""
+
+    def __init__(self, call: list[str], **kwargs: object) -> None:
+        self.status = inside(Path(call[1]).stem, *call[2:]).returncode
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return self.status
+
+
 def hearing(call: list[str]) -> list[str]:
     """Return a call that hears SIGINT, which what is started from a test run in the background would not."""
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"

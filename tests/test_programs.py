@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from calls import MORE, TINY, command, inside
+from calls import MORE, TINY, Inside, command, inside
 
 from pyro_vae import config, programs
 
@@ -113,7 +114,8 @@ def test_a_program_that_cannot_be_used_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_compare_fits_pairs_and_continues(tmp_path: Path) -> None:
+def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Inside)
     out = tmp_path / "priors"
     flags = ["--priors", "standard", "laplace", "--seeds", 2, *TINY, "--out", out]
     result = inside("compare", *flags)

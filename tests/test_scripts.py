@@ -15,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from calls import MORE, TINY, command, hearing, inside, script
+from calls import MORE, TINY, Inside, command, hearing, inside, script
 
 
 def finite(value: object) -> bool:
@@ -146,7 +146,10 @@ def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
     assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, and a code cannot be free
 
 
-def test_densities_and_probabilities_of_pixels_are_not_compared(tmp_path: Path) -> None:
+def test_densities_and_probabilities_of_pixels_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Inside)
     flags = [
         "--likelihoods",
         "gaussian",
