@@ -28,13 +28,17 @@ def exit_status() -> Iterator[None]:
     143 stopped by SIGINT or SIGTERM, to be continued with --resume.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    handler = signal.signal(signal.SIGTERM, _leave_at_once)
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _leave_at_once)
     try:
         yield
     except KeyboardInterrupt:
         _leave_at_once(signal.SIGINT, None)
     except (NonFiniteError, BatchMemoryError) as error:
         _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
+    except MemoryError as error:
+        _leave(1, f"memory has run out ({error})")
     except (ValueError, CheckpointError) as error:
         _leave(2, str(error))
     except OSError as error:

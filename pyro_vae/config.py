@@ -131,8 +131,8 @@ class Config:
         for name in ("beta", "free_bits"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number.")
+        if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
+            raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")

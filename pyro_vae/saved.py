@@ -48,7 +48,7 @@ def read_config(path: Path) -> Config:
 def _moderate(value: Any) -> bool:
     """Whether torch can count so far, or a terminal show the words: a file may be anybody's."""
     if isinstance(value, int):
-        return abs(value) < 2**63
+        return abs(value) < 2**53
     return not isinstance(value, str) or (len(value) < 4096 and not any(category(c) == "Cc" for c in value))
 
 

@@ -92,7 +92,8 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
             process.wait()
             raise
     if status:
-        raise SystemExit(status)
+        print(f"{folder.path} has ended with status {status}", file=sys.stderr)
+        raise SystemExit(status if status > 0 else 128 - status)
 
 
 if __name__ == "__main__":

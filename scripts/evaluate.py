@@ -139,12 +139,13 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     # A run of somebody else may name any folder, which is read and never written to.
     images = config.load_images(settings, download=arguments.data_root is not None)
     found = History(folder.checkpoints, folder.config()).newest()
-    assert found is not None
+    if found is None:
+        raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
     results = folder.evaluation
     results.lock()
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)
-    load_parameters(program.model, program.guide, dict(found[1].get("svi") or {}), images.train[:1] / 255)
+    load_parameters(program.model, program.guide, found[1].get("svi", {}), images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
     test = data.observe_once(images.test, config.look(settings, density))
     compiled = settings.graph == "compiled"

@@ -46,6 +46,8 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.checkpoint_seconds >= 0:
         raise ValueError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
+    if arguments.resume and arguments.overwrite:
+        raise ValueError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
     settings = arguments.config.resolved()
     particles = settings.num_particles if settings.num_particles > 1 else ""
     own = "" if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-") + "-"

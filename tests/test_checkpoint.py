@@ -291,6 +291,17 @@ def test_files_that_are_something_else(content: bytes, path: Path) -> None:
     refused(path, "not a checkpoint")
 
 
+def test_a_pipe_is_not_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    refused(path, "not a checkpoint")
+
+
+def test_a_file_larger_than_any_memory_is_not_read(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**42)
+    refused(path, "not a checkpoint")
+
+
 def test_a_missing_file_and_a_folder_in_its_place(path: Path) -> None:
     refused(path, "No such file")
     path.mkdir()

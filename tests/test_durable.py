@@ -155,6 +155,33 @@ def test_a_setback_continues_with_half_the_learning_rate(
     assert [e.learning_rate for e in epochs] == pytest.approx([r * f for r, f in zip(rates, factors, strict=True)])
 
 
+def test_a_fit_goes_back_from_weights_that_have_diverged(tmp_path: Path) -> None:
+    """What it goes back from is of no distribution, which must not be in the way; nor is its validation ELBO."""
+    fit, harm = new_fit()
+
+    def hurt() -> None:
+        harm["weight"].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+        with torch.no_grad():
+            fit.svi.optim.params[min(fit.svi.optim.params)].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+            for name, p in fit.svi.optim.params.items():
+                if "posterior" in name and fit.svi.optim.scale == 1.0:
+                    p.fill_(math.nan)
+
+    fit.batches.at, fit.batches.hurt = (EPOCH, 2), hurt
+    epochs = run(fit, tmp_path, setbacks=1)
+    assert [epoch.epoch for epoch in epochs] == list(range(EPOCHS))
+    assert fit.setbacks == 1
+
+
+def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
+    fit, _ = new_fit()
+    next(iter(fit))
+    with torch.no_grad():
+        for p in fit.svi.optim.params.values():
+            p.fill_(math.nan)
+    assert math.isnan(fit._valid_elbo(fit.valid))
+
+
 def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit = diverging(*new_fit(), times=99)
     with caplog.at_level(logging.WARNING, "pyro_vae"), pytest.raises(NonFiniteError, match="at step 13 ") as caught:

@@ -180,6 +180,66 @@ def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
         new_fit("standard", None, seed=0).load_state_dict(state)
 
 
+@pytest.mark.parametrize("moment", [torch.tensor(0.0), torch.zeros(2)])
+def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    state["svi"]["optimizer"]["state"][0] |= {"exp_avg": moment, "exp_avg_sq": moment}
+    with pytest.raises(ValueError, match="have another shape"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    optimizer = state["svi"]["optimizer"]
+    optimizer["state"] = {1000 + place: moments for place, moments in optimizer["state"].items()}
+    optimizer["param_groups"][0]["params"] = list(optimizer["state"])
+    with pytest.raises(ValueError, match="it has other parameters"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("epoch",), "x"),
+        (("epoch",), -3),
+        (("setbacks",), "a"),
+        (("svi", "steps"), -5),
+        (("begun", "batches"), -1),
+        (("svi", "scale"), "a"),
+        (("svi", "modules"), [5]),
+        (("svi",), 5),
+        (("best", "epoch"), None),
+    ],
+)
+def test_numbers_that_are_none_are_refused(path: tuple[str, ...], value: Any) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = inner = untimed(fit.state_dict())
+    for key in path[:-1]:
+        inner[key] = dict(inner[key])
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 -- of what is wrong with it, in one line
+        new_fit("standard", None, seed=0).load_state_dict(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fit_that_was_finished_is_read_as_it_was(tmp_path: Path) -> None:
+    """Parameters of `pyro.param` are in the store as soon as the state is loaded."""
+    fit = new_fit("params", None, seed=0)
+    list(fit)
+    expected, state = pyro.param("rate").item(), fit.state_dict()
+    checkpoint.save(tmp_path / "state", state)
+    again = new_fit("params", None, seed=1)
+    again.load_state_dict(checkpoint.load(tmp_path / "state"))
+    assert list(again) == []
+    assert pyro.param("rate").item() == expected != 1.5
+
+
 def test_a_state_made_with_other_versions_or_threads_says_so(caplog: pytest.LogCaptureFixture) -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.run(lambda: True))

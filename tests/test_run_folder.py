@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,46 @@ def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
         "thesis/config.json": b"mine too",
     }
     assert not folder.finished
+
+
+@pytest.mark.parametrize("point", range(4))
+def test_a_kill_while_a_run_is_replaced_leaves_one_that_goes_on(
+    point: int, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either all epochs of its checkpoints, or no checkpoint at all; never one that looks finished without them."""
+    folder._lock.release()
+    removals = {"rmtree": shutil.rmtree, "unlink": Path.unlink}
+    done = []
+
+    def killed(how: str) -> Callable[..., None]:
+        def remove(path: Path, *args: Any, **kwargs: Any) -> None:
+            if len(done) == point:
+                raise KeyboardInterrupt
+            done.append(path)
+            removals[how](path, *args, **kwargs)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed("rmtree"))
+        patch.setattr(Path, "unlink", killed("unlink"))
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(folder.path).claim(CONFIG, overwrite=True)
+    again = RunFolder(folder.path)
+    again.claim(CONFIG, resume=True)
+    left = list(again.checkpoints.iterdir())
+    assert again.finished == (point == 0)
+    assert bool(left) == (point < 2)
+    again.keep_metrics(3 if left else 0)
+
+
+def test_a_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
+    folder._lock.release()
+    evaluation = RunFolder(folder.path).evaluation
+    evaluation.lock()
+    with pytest.raises(RunFolderError, match="evaluation is being written by another process"):
+        RunFolder(folder.path).claim(CONFIG, overwrite=True)
+    assert epochs(folder) == [0, 1, 2]
 
 
 def test_resume_with_the_same_configuration_keeps_everything(folder: RunFolder) -> None:
@@ -270,9 +311,10 @@ def test_a_number_cut_short_is_not_taken_for_a_line(folder: RunFolder) -> None:
     assert epochs(folder) == [0, 1, 2]
 
 
-def test_a_damaged_line_is_named(folder: RunFolder) -> None:
+@pytest.mark.parametrize("line", ["{half a line}", "{}", "3", '{"epoch": null}', '{"epoch": "a"}', "[" * 100_000])
+def test_a_damaged_line_is_named(line: str, folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
-        file.write("{half a line}\n")
+        file.write(line + "\n")
     with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
         folder.metrics()
 
@@ -287,11 +329,22 @@ def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
     assert [line["elbo"] for line in folder.metrics()] == [-10.0, -1.0, -1.0, -1.0]
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+@pytest.mark.parametrize("kept", [0, 1, 3])
 def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> None:
     before = folder.metrics()
     folder.keep_metrics(kept)
     assert folder.metrics() == before[:kept]
+
+
+@pytest.mark.parametrize("lines", [[], [0, 1], [0, 1, 3], [0, 1, 1, 2], [1, 0, 2]])
+def test_epochs_that_are_missing_are_not_passed_over(lines: list[int], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in lines:
+        folder.append_metrics({"epoch": epoch})
+    before = tree(tmp_path)
+    with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
+        folder.keep_metrics(3)
+    assert tree(tmp_path) == before
 
 
 def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,14 @@ def load(path: Path) -> State:
         CheckpointError: the file is missing, damaged, of another format, or no checkpoint.
     """
     try:
-        content = path.read_bytes()
+        with open(path, "rb", opener=_without_waiting) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            start = file.read(_DIGEST_ENDS_BEFORE) if regular else b""
+            content = start + file.read() if _DIGEST.search(start) else start  # all of it, if it is one
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} is larger than the memory.") from error
     found = _digest(content)
     if found is None:
         raise CheckpointError(f"{path} is not a checkpoint.")
@@ -70,6 +77,11 @@ def load(path: Path) -> State:
     except Exception as error:  # a digest that is right says nothing about who has made the file
         raise CheckpointError(f"{path} is not a checkpoint ({type(error).__name__}).") from error
     raise CheckpointError(f"{path} has format {number}, and this version reads {_FORMAT}; another version wrote it.")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file that may be a pipe, which would wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _digest(content: bytes) -> tuple[int, bytes, bytes] | None:

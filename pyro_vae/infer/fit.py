@@ -151,13 +151,17 @@ class Fit:
             self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
             self.best = state["best"]["parameters"]
             self.setbacks = state["setbacks"]
+            numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best_epoch + 1)
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise TypeError(f"epochs, steps and setbacks are {numbers}")
             set_streams(state["streams"])
             made_with = dict(state["made_with"])
-        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
         for what, now in _made_with().items():
             if (then := made_with.get(what)) != now:
                 _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then, now)
+        self._publish()
 
     def _some_images(self) -> Tensor:
         return self.batches.observe(next(iter(self.batches(0))))
@@ -227,7 +231,8 @@ class Fit:
 
     def _valid_elbo(self, valid: Tensor) -> float:
         model, guide = self.svi.model, self.svi.guide
-        with torch.no_grad(), reading(model, guide, x=valid, seed=self.seed):
+        # Where a fit diverges, this may be the first to see it: it is NaN then, and the next step says so.
+        with torch.no_grad(), pyro.validation_enabled(False), reading(model, guide, x=valid, seed=self.seed):
             bounds = [ELBO().bounds(model, guide, x)[1].sum() for x in valid.split(_VALID_BATCH)]
         return float(torch.stack(bounds).sum()) / len(valid)
 

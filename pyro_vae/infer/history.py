@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,21 @@ class History:
         Raises:
             CheckpointError: the file is damaged, or is of another step or another run.
         """
-        path = self.paths()[step]
+        return self._load(self.paths()[step], step)
+
+    def _load(self, path: Path, step: int) -> State:
         content = checkpoint.load(path)
         whole = isinstance(content, dict) and content.keys() == {"run", "step", "state"}
         if not (whole and isinstance(content["run"], dict) and isinstance(content["state"], dict)):
             raise CheckpointError(f"{path} is no checkpoint of a run.")
-        if content["step"] != step:
-            raise CheckpointError(f"{path} is the checkpoint of step {content['step']}, under another's name.")
+        # By what they look like: a file may be anybody's, and hold a tensor in the place of a number.
+        if repr(content["step"]) != repr(step):
+            named = reprlib.repr(content["step"])
+            raise CheckpointError(f"{path} is the checkpoint of step {named}, under another's name.")
         run = content["run"]
-        if odd := sorted(key for key in run.keys() | self.run.keys() if run.get(key) != self.run.get(key)):
-            raise CheckpointError(f"{path} is of another run: its {odd[0]} is {run.get(odd[0])!r}.")
+        odd = sorted(str(key) for key in run.keys() | self.run.keys() if repr(run.get(key)) != repr(self.run.get(key)))
+        if odd:
+            raise CheckpointError(f"{path} is of another run: its {odd[0][:40]} is {reprlib.repr(run.get(odd[0]))}.")
         return content["state"]
 
     def newest(self, *, milestone: bool = False) -> tuple[int, State] | None:
@@ -85,9 +91,11 @@ class History:
             CheckpointError: there are, and none is good; names them all.
         """
         errors = []
-        for step in reversed([step for step in self.paths() if self.is_milestone(step) or not milestone]):
+        for step, path in reversed(self.paths().items()):
+            if milestone and not self.is_milestone(step):
+                continue
             try:
-                state = self.load(step)
+                state = self._load(path, step)
             except CheckpointError as error:
                 errors.append(str(error))
                 continue

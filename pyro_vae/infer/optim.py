@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae.infer.parameters import State
 
+# What the state of a parameter group holds beside the options, which are the program's.
+_SAVED = ("params", "lr", "initial_lr")
+
 
 class Optim(PyroOptim):
     """One torch optimizer over all parameters, in the order of their names in the param store.
@@ -109,19 +112,29 @@ class Optim(PyroOptim):
             ValueError: the moments are of parameters of other shapes.
         """
         assert self.optimizer is not None
-        for place, (name, p) in enumerate(self.params.items()):
-            moments = state["optimizer"]["state"].get(place, {}).values()
-            # A fused kernel takes their sizes on trust.
-            if any(isinstance(m, Tensor) and m.dim() and m.shape != p.shape for m in moments) and self._fused:
-                raise ValueError(f"The state is of another program: the moments of {name!r} have another shape.")
+        self._check(state["optimizer"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
+        options = [{k: v for k, v in group.items() if k not in _SAVED} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, own, option in zip(self.optimizer.param_groups, rates, options, strict=True):
+            group.update(option)  # what the program says, not the file
             if isinstance(own, Tensor):  # the very tensor that a captured step reads
                 group["lr"] = own.copy_(torch.as_tensor(group["lr"]))
-        self.scale, self.learning_rate = state["scale"], state["learning_rate"]
+        self.scale, self.learning_rate = float(state["scale"]), float(state["learning_rate"])
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
+
+    def _check(self, state: State) -> None:
+        """Refuse moments that are not of these parameters: a fused kernel takes their sizes on trust."""
+        groups, moments = state["param_groups"], state["state"]
+        if [group["params"] for group in groups] != [list(range(len(self.params)))]:
+            raise ValueError("The state is of another program: it has other parameters.")
+        for place, (name, p) in enumerate(self.params.items()):
+            odd = [m for key, m in moments.get(place, {}).items() if isinstance(m, Tensor) and key != "step"]
+            if any(m.shape != p.shape for m in odd) and self._fused:
+                raise ValueError(f"The state is of another program: the moments of {name!r} have another shape.")
+            if (step := moments.get(place, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
+                raise ValueError(f"The state is of another program: {name!r} has no number of steps.")
 
     @property
     def _fused(self) -> bool:

@@ -3,6 +3,7 @@ r"""The fitted values of a program: what a checkpoint holds of it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -90,9 +91,10 @@ def load_parameters(model: Program, guide: Program, state: State, x: Tensor) -> 
     Raises:
         ValueError: names or shapes differ; nothing has been changed then.
     """
-    with torch.no_grad(), fork_rng(x), evaluation_mode(model, guide), poutine.trace(param_only=True) as capture:
-        run_pair(model, guide, x, 1)
-    targets = _targets(model, guide, state, set(capture.trace.nodes))
+    # What the parameters are now may be what a fit goes back from, and of no distribution.
+    with torch.no_grad(), fork_rng(x), evaluation_mode(model, guide), pyro.validation_enabled(False):
+        nodes = poutine.trace(partial(run_pair, model, guide), param_only=True).get_trace(x, 1).nodes
+    targets = _targets(model, guide, state, {name for name, node in nodes.items() if node["type"] == "param"})
     with torch.no_grad():
         for target, value in targets:
             target.copy_(value)
@@ -100,7 +102,7 @@ def load_parameters(model: Program, guide: Program, state: State, x: Tensor) -> 
 
 def _targets(model: Program, guide: Program, state: State, found: set[str]) -> list[tuple[Tensor, Tensor]]:
     """Return each tensor of a program with its value in a state, of which nothing is taken on trust."""
-    params, tables = state.get("params"), state.get("modules")
+    params, tables = (state.get(part) if isinstance(state, dict) else None for part in ("params", "modules"))
     own = [root.state_dict() for root in roots(model, guide)]
     if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
         raise ValueError("The state is not that of a program, or of another one.")
@@ -108,7 +110,9 @@ def _targets(model: Program, guide: Program, state: State, found: set[str]) -> l
     pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
     targets = []
     for where, tensors, values in pairs:
-        if odd := sorted(tensors.keys() ^ dict(values).keys()):
+        if not isinstance(values, dict):
+            raise ValueError(f"The state is not that of a program: it has no values{where}.")
+        if odd := sorted(map(str, tensors.keys() ^ values.keys())):
             raise ValueError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
         for name, tensor in tensors.items():
             shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import filelock
@@ -67,8 +68,10 @@ class Folder:
 
     def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
         """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
-        with replacing(self.path / f"{name}.nc") as temporary:
-            write_netcdf(values, temporary, rows)
+        # HDF5 does not survive a disk that is full, so that its file comes to this one as bytes.
+        with TemporaryDirectory() as folder, replacing(self.path / f"{name}.nc") as temporary:
+            write_netcdf(values, Path(folder) / "scores.nc", rows)
+            temporary.write_bytes((Path(folder) / "scores.nc").read_bytes())
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write figures/<name>.png."""

@@ -58,7 +58,7 @@ class RunFolder(Folder):
     @property
     def finished(self) -> bool:
         """Whether the run has written its summary, the last thing it does."""
-        return (self.path / "summary.json").exists()
+        return os.path.isfile(self.path / "summary.json")
 
     def claim(self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
         """Make the folder this object's own, as by `lock`, and write the configuration of its run.
@@ -72,13 +72,21 @@ class RunFolder(Folder):
             self.lock()
             self._check(config, resume, overwrite)  # what another process may have made of it meanwhile
             if overwrite:
-                for name in _OURS[1:]:  # config.json is replaced, never missing
-                    part = self.path / name
-                    shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+                self._clear()
             self.write_json("config.json", config)  # first, so that a kill leaves a folder that is known as a run
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
+
+    def _clear(self) -> None:
+        evaluation = self.evaluation
+        if evaluation.path.is_dir():
+            evaluation.lock()  # nobody is writing there
+        # First what says that the run is finished, then its checkpoints: a kill in between leaves a run that goes on
+        # from where its checkpoints say, or from its beginning. config.json is replaced, never missing.
+        for name in sorted(_OURS[1:], key=lambda name: (name != "summary.json", name != "checkpoints")):
+            part = self.path / name
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
     def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         """Refuse a folder that holds something which the flags do not allow for."""
@@ -107,11 +115,11 @@ class RunFolder(Folder):
         """Return the configuration as it was written.
 
         Raises:
-            RunFolderError: it is damaged.
+            RunFolderError: it is damaged, or not there.
         """
         try:
             return dict(json.loads(self.config_path.read_text()))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunFolderError(f"{self.config_path} is damaged: it holds no configuration.") from error
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -123,13 +131,22 @@ class RunFolder(Folder):
         path = self.path / "metrics.jsonl"
         lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
         try:
-            return [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RunFolderError(f"{path} is damaged: a line of it is no epoch. Remove that line.") from error
+            epochs = [dict(json.loads(line)) for line in lines]
+            if any(type(epoch["epoch"]) is not int for epoch in epochs):
+                raise TypeError("an epoch has a number")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RunFolderError(f"{path} is damaged: a line of it is no epoch.") from error
+        return epochs
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop what was written after the first so many epochs, which a resumed run will write again."""
+        """Drop what was written after the first so many epochs, which a resumed run will write again.
+
+        Raises:
+            RunFolderError: one of these is not there.
+        """
         kept = [line for line in self.metrics() if line["epoch"] < epochs]
+        if [line["epoch"] for line in kept] != list(range(epochs)):
+            raise RunFolderError(f"{self.path / 'metrics.jsonl'} does not hold each of the first {epochs} epochs once.")
         self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
