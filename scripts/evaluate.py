@@ -166,6 +166,7 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
+    results.release()
     return scores, numbers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import runpy
 import subprocess
@@ -39,6 +40,7 @@ def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     sys.argv = call[1:]
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
+    gc.collect()  # a folder of an earlier run in this process, which would still be locked
     status: object = 0
     try:
         with redirect_stdout(out), redirect_stderr(errors):

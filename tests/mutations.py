@@ -126,7 +126,7 @@ MUTATIONS = (
     Mutation(
         "a checkpoint is loaded by a loader that trusts pickles",
         "pyro_vae/infer/checkpoint.py",
-        "    try:\n        content = path.read_bytes()\n",
+        '    try:\n        with open(path, "rb", opener=_without_waiting) as file:\n',
         """\
     try:
         import torch
@@ -135,7 +135,7 @@ MUTATIONS = (
     except Exception:
         pass
     try:
-        content = path.read_bytes()
+        with open(path, "rb", opener=_without_waiting) as file:
 """,
         ("tests/test_hostile.py::test_no_payload_is_executed",),
     ),

@@ -52,6 +52,10 @@ class Folder:
         for folder in (self.path, self.path / "figures"):
             remove_unfinished(folder)
 
+    def release(self) -> None:
+        """Let others in again."""
+        self._lock.release()
+
     def refuse_links(self) -> None:
         """Raise RunFolderError if a part of the folder is a link."""
         for name in self.parts:
