@@ -1,4 +1,4 @@
-r"""Files written whole or not at all, and folders that one process writes to at a time."""
+r"""Files written whole or not at all."""
 
 from __future__ import annotations
 

@@ -55,15 +55,8 @@ class History:
         for old in paths.keys() - kept:
             paths[old].unlink()
 
-    def load(self, step: int) -> State:
-        """Return the state of a step.
-
-        Raises:
-            CheckpointError: the file is damaged, or is of another step or another run.
-        """
-        return self._load(self.paths()[step], step)
-
     def _load(self, path: Path, step: int) -> State:
+        """Return the state of a step, unless its file is damaged, or of another step or another run."""
         content = checkpoint.load(path)
         whole = isinstance(content, dict) and content.keys() == {"run", "step", "state"}
         if not (whole and isinstance(content["run"], dict) and isinstance(content["state"], dict)):

@@ -14,6 +14,7 @@ import numpy as np
 from pyro_vae.evaluate import paired_differences, read_netcdf
 from pyro_vae.files import replacing
 from pyro_vae.report import pictures, plots
+from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import RunFolder
 
@@ -101,8 +102,7 @@ def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapp
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "name": shown(row["name"])} for row in rows)
-    with replacing(folder / "comparison.json") as path:
-        path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    Folder(folder).write_json("comparison.json", rows)
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
     for name, figure in (("comparison", plots.intervals(rows)), ("samples", pictures.gallery(samples))):
         with replacing(folder / f"{name}.png") as path:

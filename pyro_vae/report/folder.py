@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +62,7 @@ class Folder:
             if (self.path / name).is_symlink():
                 raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
 
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, values: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write a JSON file whole or not at all."""
         self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 

@@ -71,11 +71,11 @@ def measure(
 def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, seed: int) -> None:
     """Write the per-image scores and the figures that show a program at work."""
     folder.write_scores(scores)
-    shown = x[:_SHOWN_IMAGES]
-    means = reconstructions(program.model, program.guide, shown, seed=seed)
+    some = x[:_SHOWN_IMAGES]
+    means = reconstructions(program.model, program.guide, some, seed=seed)
     like = x[:1].expand(_SHOWN_SAMPLES, *x.shape[1:])
     samples = prior_images(program.model, like, seed=seed)
-    folder.save_figure("reconstructions", pictures.reconstructions(shown, means))
+    folder.save_figure("reconstructions", pictures.reconstructions(some, means))
     folder.save_figure("prior_samples", pictures.image_grid(samples, "means of p(x|z) for z from the prior"))
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
 

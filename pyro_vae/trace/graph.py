@@ -135,9 +135,7 @@ class Graph:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-            drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))
-            random.setstate(streams[0])
-            np.random.set_state(streams[1])
+            drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))  # the caller puts them back
             changed = [(h, name, value) for h, name, value in numbers if getattr(h, name, None) != value]
             for holder, name, value in changed:
                 setattr(holder, name, value)
