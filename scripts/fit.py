@@ -122,7 +122,10 @@ def write_metrics(epochs: Iterable[Epoch], folder: RunFolder, done: int, total: 
             folder.append_metrics(epoch.as_dict())
             done = epoch.epoch + 1
             bar.update(done - bar.n)
-            bar.set_postfix_str(f"validation ELBO {epoch.valid_elbo:.2f} nats")
+            what, value = (
+                ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
+            )
+            bar.set_postfix_str(f"validation {what} {value:.2f} nats")
 
 
 if __name__ == "__main__":

@@ -151,15 +151,15 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
     elbos = [record.valid_elbo for record in records]
     best = elbos.index(max(elbos))
     assert len(records) == best + 1 + 4 < 50
-    assert fit._valid_elbo(Fixed().valid) == pytest.approx(elbos[best], rel=1e-12)
+    assert fit._validate(Fixed().valid)[0] == pytest.approx(elbos[best], rel=1e-12)
 
 
 def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
     for epoch, elbo in enumerate([-5.0, float("nan"), -6.0]):
-        fit._watch(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0))
-    assert (fit.best_elbo, fit.best_epoch) == (-5.0, 0)
+        fit._watch(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0))
+    assert (fit.best_value, fit.best_epoch) == (-5.0, 0)
 
 
 class Bias:

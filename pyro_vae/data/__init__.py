@@ -1,6 +1,6 @@
 """Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
 
-from pyro_vae.data.images import DataError, Images, to_uint8
+from pyro_vae.data.images import DataError, Images, Labels, to_uint8
 from pyro_vae.data.observe import Batches, binarize, observe, observe_once
 from pyro_vae.data.sources import DATASETS, TRAINING_IMAGES, load
 
@@ -10,6 +10,7 @@ __all__ = [
     "Batches",
     "DataError",
     "Images",
+    "Labels",
     "binarize",
     "load",
     "observe",

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vae.data.images import DataError
 
@@ -22,14 +24,17 @@ DIGESTS = {
 }
 
 
-def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> np.ndarray:
-    """Read the images of a split, checked against its labels, and against MNIST's digests where they are as many.
+def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> tuple[Tensor, Tensor]:
+    """Read images and labels of a split, checked against MNIST's digests where they are as many.
 
     Args:
         raw: folder of the files.
         split: a key of `SIZES`.
         least: how many images there must be.
         is_mnist: whether the files are said to be MNIST's.
+
+    Returns:
+        Pixels, uint8 (N, 28, 28), and classes, int64 (N, 1).
 
     Raises:
         DataError: a file that cannot be read, is damaged, belongs to no such images or is not MNIST's; names it.
@@ -48,7 +53,7 @@ def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> np.ndarray:
         for path, found in ((images, digest), (labels, digest_of_classes)):
             if found != DIGESTS[path.name]:
                 raise DataError(f"{path} is not MNIST's: its SHA-256 is {found}, not {DIGESTS[path.name]}. {REMEDY}")
-    return pixels
+    return torch.as_tensor(pixels), torch.as_tensor(classes).long().unsqueeze(1)
 
 
 def _read(path: Path, num_dims: int) -> tuple[np.ndarray, str]:

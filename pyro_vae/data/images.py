@@ -18,13 +18,28 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What is known of the images of each split: F integers from 0 on, (N, F), and their names."""
+
+    names: tuple[str, ...]
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+    def of(self, name: str, split: str) -> Tensor:
+        """Return the labels of one name (N,)."""
+        return getattr(self, split)[:, self.names.index(name)]
+
+
+@dataclass(frozen=True)
 class Images:
-    """The splits of a data set: uint8 tensors (N, *pixels), 0 to 255."""
+    """The splits of a data set: uint8 tensors (N, *pixels), 0 to 255, and what is known of them, if anything."""
 
     name: str
     train: Tensor
     valid: Tensor
     test: Tensor
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -43,6 +58,8 @@ class Images:
                     f"{self.name}: {split} images are {tuple(images.shape[1:])}, "
                     f"training images {tuple(self.train.shape[1:])}."
                 )
+            if self.labels and (found := getattr(self.labels, split).shape) != (len(images), len(self.labels.names)):
+                raise DataError(f"{self.name}: labels {tuple(found)} of {len(images)} {split} images.")
         if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
@@ -50,6 +67,18 @@ class Images:
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of one image."""
         return tuple(self.train.shape[1:])
+
+    def first(self, split: str, number: int) -> Images:
+        """Return the images with only the first so many of a split.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        images = getattr(self, split)
+        if not 0 < number <= len(images):
+            raise DataError(f"{self.name}: {number} {split} images asked for, between 1 and {len(images)} are there.")
+        labels = self.labels and replace(self.labels, **{split: getattr(self.labels, split)[:number]})
+        return replace(self, labels=labels, **{split: images[:number]})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Images:
         """Return the images with every split changed."""

@@ -11,16 +11,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torchvision
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from pyro_vae.data import idx
-from pyro_vae.data.images import DataError, Images, to_uint8
+from pyro_vae.data.images import DataError, Images, Labels, to_uint8
 
 Source = Callable[[Path, bool], Images]
 _LOG = logging.getLogger("pyro_vae")
@@ -50,25 +48,18 @@ def load(
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}; choose one of {', '.join(DATASETS)}.")
     images = DATASETS[name](root, download)
-    return replace(
-        images,
-        train=_first(images.train, train_images, f"{name}: training"),
-        test=_first(images.test, test_images, f"{name}: test"),
-    )
-
-
-def _first(images: Tensor, number: int | None, name: str) -> Tensor:
-    if number is None:
-        return images
-    if not 0 < number <= len(images):
-        raise DataError(f"{name}: {number} images asked for, between 1 and {len(images)} are there.")
-    return images[:number]
+    for split, number in (("train", train_images), ("test", test_images)):
+        images = images if number is None else images.first(split, number)
+    return images
 
 
 def _digits(root: Path, download: bool) -> Images:
-    pixels = to_uint8(load_digits().images / 16, "digits")
+    digits = load_digits()
+    pixels, classes = to_uint8(digits.images / 16, "digits"), torch.as_tensor(digits.target).unsqueeze(1)
     place = torch.arange(len(pixels)) % 7  # 7 shares no factor with the 10 of the cycling labels
-    return Images("digits", pixels[place < 5], pixels[place == 5], pixels[place == 6])
+    splits = (place < 5, place == 5, place == 6)
+    train, valid, test = (pixels[split] for split in splits)
+    return Images("digits", train, valid, test, Labels(("class",), *(classes[split] for split in splits)))
 
 
 def _idx(kind: type[torchvision.datasets.MNIST]) -> Source:
@@ -80,11 +71,12 @@ def _idx(kind: type[torchvision.datasets.MNIST]) -> Source:
         if absent:
             _download(kind, root, absent[0])
         is_mnist = kind is torchvision.datasets.MNIST
-        train = torch.as_tensor(idx.read_split(raw, "train", _NUM_VALID + 1, is_mnist))
-        test = torch.as_tensor(idx.read_split(raw, "t10k", 1, is_mnist))
+        train, train_classes = idx.read_split(raw, "train", _NUM_VALID + 1, is_mnist)
+        test, test_classes = idx.read_split(raw, "t10k", 1, is_mnist)
         if [len(train), len(test)] != list(idx.SIZES.values()):
             _LOG.warning(f"{raw} is not {kind.__name__}: it holds {len(train)} training and {len(test)} test images.")
-        return Images(kind.__name__, train[:-_NUM_VALID], train[-_NUM_VALID:], test)
+        labels = Labels(("class",), train_classes[:-_NUM_VALID], train_classes[-_NUM_VALID:], test_classes)
+        return Images(kind.__name__, train[:-_NUM_VALID], train[-_NUM_VALID:], test, labels)
 
     return read
 

@@ -57,7 +57,8 @@ class Scores:
     `iwae` is (len(ladder), N), and `iwae_se` its standard error over groups, NaN for a single one.
     `relative_variance` is that of the estimate of p(x), (1/K) var(w) / mean(w)^2, which by the delta method is the
     variance of log p(x). `psis` is the Pareto-smoothed estimate of log p(x), `jvi1` and `jvi2` the jackknife-corrected
-    ones; `khat` is NaN where it does not exist.
+    ones; `khat` is NaN where it does not exist. A program without log weights has a distortion, and with a loss in the
+    place of a likelihood a rate; all else is NaN, and `reason` says why.
     """
 
     num_samples: int
@@ -73,6 +74,7 @@ class Scores:
     jvi2: Array
     iwae: Array
     iwae_se: Array
+    reason: str | None = None
 
     @property
     def num_images(self) -> int:
@@ -91,9 +93,9 @@ class Scores:
         columns = {
             name: np.concatenate([getattr(part, name) for part in scores], axis=-1)
             for name in Scores.__dataclass_fields__
-            if name != "num_samples"
+            if name not in ("num_samples", "reason")
         }
-        return Scores(scores[0].num_samples, **columns)
+        return Scores(scores[0].num_samples, **columns, reason=scores[0].reason)
 
 
 def score(
@@ -146,7 +148,7 @@ def reduce(parts: Parts) -> Scores:
     columns["jvi1"], columns["jvi2"] = jackknife(log_w)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     smoothed = psis(log_w.cpu().numpy())
-    return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean)
+    return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean, reason=parts.reason)
 
 
 def _standard_error(groups: Tensor) -> Tensor:

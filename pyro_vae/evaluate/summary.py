@@ -55,7 +55,7 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
     bounds = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
     numbers["iwae"] = {k: value if math.isfinite(value) else None for k, value in bounds.items()}
     if None in numbers["iwae"].values():
-        reasons["iwae"] = _NOT_FINITE
+        reasons["iwae"] = scores.reason or _NOT_FINITE
     return {**numbers, "reasons": reasons}
 
 
@@ -66,6 +66,8 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def _reason(name: str, scores: Scores) -> str:
+    if scores.reason:
+        return scores.reason
     if name == "khat_median" and np.isinf(scores.khat).any():
         return "one weight outweighs all others: k-hat is infinite"
     if name.startswith("khat"):

@@ -12,7 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, Reader, check_support, is_out_of_memory, quietly, run_at
+from pyro_vae.trace import (
+    Program,
+    Reader,
+    check_support,
+    is_deterministic,
+    is_out_of_memory,
+    no_density,
+    quietly,
+    run_at,
+)
 
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
 # cache on a CPU, and enough work for every multiprocessor of a GPU. The chunk does not change what is drawn.
@@ -26,15 +35,22 @@ Values = dict[str, Tensor]
 
 
 class Parts(NamedTuple):
-    """The parts of the log weights, each (K, B) in nats, float64."""
+    """The parts of the log weights, each (K, B) in nats, float64.
+
+    `reason` says why they are not parts of a log weight, where a program has no density of its own: then the weights
+    are NaN, and so is what a point mass or an improper prior leaves undefined; a loss stays what it is.
+    """
 
     log_likelihood: Tensor
     log_prior: Tensor
     log_guide: Tensor
+    reason: str | None = None
 
     @property
     def log_weights(self) -> Tensor:
         """The sum log p(x|z) + log p(z) - log q(z|x), (K, B)."""
+        if self.reason:
+            return torch.full_like(self.log_likelihood, torch.nan)
         return self.log_likelihood + self.log_prior - self.log_guide
 
 
@@ -96,14 +112,24 @@ def log_weight_parts(
     rows = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // len(x))
     block = rows * -(-_LEAST_BLOCK // rows)
     scorer = _Scorer(model, x, reader or Reader(), chunk or min(rows, _room(x)))
-    parts: list[Parts] = []
+    parts: list[tuple[Tensor, ...]] = []
     with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
         for start in range(0, num_samples, block):
-            values, log_q = scorer.reader.draw(guide, x, min(block, num_samples - start))
+            size = min(block, num_samples - start)
+            values, log_q = scorer.reader.draw(guide, x, size)
             if not start:
-                check_support(run_at(model, x, {name: value[:1] for name, value in values.items()}))
-            parts += scorer.score(values, log_q, min(block, num_samples - start))
-    return Parts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+                first = {name: value[:1] for name, value in values.items()}
+                p, q = run_at(model, x, first), run_at(guide, x, first)
+                check_support(p)
+                lack = no_density(p, q)
+                if is_deterministic(q):  # one particle is all of them
+                    parts += scorer.score(first, {name: value[:1] for name, value in log_q.items()}, 1)
+                    break
+            parts += scorer.score(values, log_q, size)
+    log_p, log_prior, log_guide = (torch.cat(column).expand(num_samples, -1) for column in zip(*parts, strict=True))
+    if lack and lack.of_latent:
+        log_prior = log_guide = torch.full_like(log_p, torch.nan)
+    return Parts(log_p, log_prior, log_guide, lack.reason if lack else None)
 
 
 class _Scorer:
@@ -112,8 +138,8 @@ class _Scorer:
     def __init__(self, model: Program, x: Tensor, reader: Reader, chunk: int) -> None:
         self.model, self.x, self.reader, self.chunk = model, x, reader, chunk
 
-    def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[Parts]:
-        """Yield the parts of K particles (K, B, ...) chunk by chunk."""
+    def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield log p(x|z), log p(z) and log q(z|x) of K particles (K, B, ...) chunk by chunk."""
         start = 0
         while start < num_samples:
             size = min(self.chunk, num_samples - start)
@@ -128,7 +154,7 @@ class _Scorer:
             shape = (size, len(self.x))
             latent = [sites.pop(name) for name in values]
             guide = [value[here] for value in log_q.values()]
-            yield Parts(*(_total(terms, shape, self.x) for terms in (list(sites.values()), latent, guide)))
+            yield tuple(_total(terms, shape, self.x) for terms in (list(sites.values()), latent, guide))
             start += size
 
 

@@ -25,7 +25,7 @@ class Batches(Protocol):
 @dataclass(frozen=True)
 class Epoch:
     """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone,
-    and `learning_rate` is that of the last step.
+    and `learning_rate` is that of the last step. A program without log weights has no ELBO (None).
     """
 
     epoch: int
@@ -35,6 +35,7 @@ class Epoch:
     valid_elbo: float | None
     seconds: float
     learning_rate: float
+    valid_distortion: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -48,5 +49,4 @@ class Begun:
     batches: int = 0
     objective: Tensor = field(default_factory=lambda: torch.zeros(()))
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
-    has_elbo: bool = False
     seconds: float = 0.0

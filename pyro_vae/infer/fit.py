@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.infer.epochs import Batches, Begun, Epoch
-from pyro_vae.infer.objectives import ELBO
 from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
+from pyro_vae.infer.particles import draw_particles
 from pyro_vae.infer.streams import set_streams, streams
 from pyro_vae.infer.svi import SVI, NonFiniteError
-from pyro_vae.trace import is_out_of_memory, reading
+from pyro_vae.trace import is_out_of_memory, no_density, reading
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -45,7 +45,7 @@ class Fit:
         valid: validation images (N, ...) as the program sees them; their ELBO is estimated after each epoch
             with one particle and the same noise every time.
         patience: stop after this many epochs without a better validation ELBO and return to the parameters
-            of the best; 0 never stops.
+            of the best; 0 never stops. Where there is no ELBO it is the distortion that counts.
         seed: seed of the validation noise.
 
     Raises:
@@ -73,7 +73,7 @@ class Fit:
         self.patience = patience
         self.seed = seed
         self.epoch = 0  # how many are done
-        self.best_elbo = -math.inf
+        self.best_value = -math.inf
         self.best_epoch = -1
         self.best: State | None = None
         self.setbacks = 0  # how often the fit has been put back to an earlier state
@@ -131,7 +131,7 @@ class Fit:
             "svi": driver,
             "epoch": self.epoch,
             "begun": dict(vars(self._begun)),
-            "best": {"elbo": self.best_elbo, "epoch": self.best_epoch, "parameters": self.best},
+            "best": {"value": self.best_value, "epoch": self.best_epoch, "parameters": self.best},
             "setbacks": self.setbacks,
             "streams": streams(),
             "made_with": _made_with(),
@@ -148,7 +148,7 @@ class Fit:
                 self.svi.load_state_dict(state["svi"], self._some_images())
             self.epoch = state["epoch"]
             self._begun = Begun(**state["begun"])
-            self.best_elbo, self.best_epoch = state["best"]["elbo"], state["best"]["epoch"]
+            self.best_value, self.best_epoch = state["best"]["value"], state["best"]["epoch"]
             self.best = state["best"]["parameters"]
             self.setbacks = state["setbacks"]
             numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best_epoch + 1)
@@ -182,7 +182,6 @@ class Fit:
             with self._named(batch), pyro.validation_enabled(self.svi.steps == 0):
                 begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
             begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
-            begun.has_elbo = self.svi.elbo is not None
             begun.batches += 1
             begun.seconds = before + time.perf_counter() - started
             if pause():
@@ -213,13 +212,16 @@ class Fit:
         with self._named():
             self.svi.check()  # waits for the device, so that the seconds are those of the epoch
         num_images = self.batches.num_images
+        valid_elbo, valid_distortion = (None, None) if self.valid is None else self._validate(self.valid)
+        elbo = float(begun.elbo) / num_images
         record = Epoch(
             epoch=self.epoch,
             step=self.svi.steps,
-            elbo=float(begun.elbo) / num_images if begun.has_elbo else None,
+            elbo=None if math.isnan(elbo) else elbo,
             objective=float(begun.objective) / num_images,
             seconds=begun.seconds + time.perf_counter() - started,
-            valid_elbo=None if self.valid is None else self._valid_elbo(self.valid),
+            valid_elbo=valid_elbo,
+            valid_distortion=valid_distortion,
             learning_rate=float(self.svi.optim.learning_rate),
         )
         self.epoch += 1
@@ -229,17 +231,24 @@ class Fit:
             load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
         return record
 
-    def _valid_elbo(self, valid: Tensor) -> float:
+    def _validate(self, valid: Tensor) -> tuple[float | None, float]:
+        """Return the ELBO, if there is one, and the distortion of the validation images."""
         model, guide = self.svi.model, self.svi.guide
         # Where a fit diverges, this may be the first to see it: it is NaN then, and the next step says so.
         with torch.no_grad(), pyro.validation_enabled(False), reading(model, guide, x=valid, seed=self.seed):
-            bounds = [ELBO().bounds(model, guide, x)[1].sum() for x in valid.split(_VALID_BATCH)]
-        return float(torch.stack(bounds).sum()) / len(valid)
+            batches = [draw_particles(model, guide, x, 1) for x in valid.split(_VALID_BATCH)]
+        lacking = no_density(batches[0].p, batches[0].q)
+        elbo = float(torch.stack([batch.log_w.sum() for batch in batches]).sum()) / len(valid)
+        distortion = -float(torch.stack([batch.log_likelihood.sum() for batch in batches]).sum()) / len(valid)
+        return None if lacking else elbo, distortion
 
     def _watch(self, record: Epoch) -> None:
-        if not self.patience or record.valid_elbo is None or not record.valid_elbo > self.best_elbo:
+        if not self.patience or record.valid_distortion is None:
             return
-        self.best_elbo, self.best_epoch = record.valid_elbo, record.epoch
+        value = -record.valid_distortion if record.valid_elbo is None else record.valid_elbo
+        if not value > self.best_value:
+            return
+        self.best_value, self.best_epoch = value, record.epoch
         values = parameters(self.svi.model, self.svi.guide, self.svi.optim.params)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)
 

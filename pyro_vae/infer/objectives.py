@@ -55,13 +55,13 @@ class Objective(Trace_ELBO):
             x: images, (B, ...).
 
         Returns:
-            (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient.
+            (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient, and is NaN where there is none.
 
         Raises:
             ValueError: as `draw_particles`.
         """
         particles = draw_particles(model, guide, x, self.num_particles)
-        return self.objective(particles), particles.log_w.detach().mean(0)
+        return self.objective(particles), particles.elbo
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return minus the objective, summed over the batch, in nats; differentiable."""

@@ -9,7 +9,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, Run, check_support, run_at, run_pair
+from pyro_vae.trace import Program, Run, check_support, no_density, run_at, run_pair
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,14 @@ class Particles:
 
     @cached_property
     def log_w(self) -> Tensor:
-        """Log importance weights, log p(x, z) - log q(z|x)."""
+        """Log importance weights, log p(x, z) - log q(z|x); a point mass and an improper prior add nothing."""
         return sum(self.log_p.values()) - torch.as_tensor(sum(self.log_q.values()))
+
+    @property
+    def elbo(self) -> Tensor:
+        """The ELBO of each image (B,), without gradient; NaN of a program that has no log weights."""
+        value = self.log_w.detach().mean(0)
+        return torch.full_like(value, torch.nan) if no_density(self.p, self.q) else value
 
     @property
     def log_likelihood(self) -> Tensor:

@@ -68,7 +68,7 @@ class Folder:
 
     def write_scores(self, scores: Scores) -> None:
         """Write the per-image scores as scores.nc, which ArviZ reads."""
-        self.write_per_image("scores", {name: value for name, value in vars(scores).items() if name != "num_samples"})
+        self.write_per_image("scores", {k: v for k, v in vars(scores).items() if isinstance(v, np.ndarray)})
 
     def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
         """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""

@@ -1,7 +1,7 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
 from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
-from pyro_vae.trace.domain import check_domain, check_support, is_density
+from pyro_vae.trace.domain import NoDensity, check_domain, check_support, is_density, is_deterministic, no_density
 from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.missing import seen
@@ -15,6 +15,7 @@ __all__ = [
     "CompiledReader",
     "Graph",
     "GraphError",
+    "NoDensity",
     "Program",
     "Reader",
     "Run",
@@ -23,8 +24,10 @@ __all__ = [
     "check_support",
     "draw",
     "is_density",
+    "is_deterministic",
     "is_out_of_memory",
     "log_density",
+    "no_density",
     "quietly",
     "reading",
     "run",

@@ -2,10 +2,10 @@ r"""The domain of the data, read off the support of what a program observes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution, constraints
+from pyro.distributions import Delta, ExpandedDistribution, ImproperUniform, MaskedDistribution, constraints
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -23,11 +23,13 @@ def check_support(result: Run) -> None:
     for name, (distribution, value) in result.observed.items():
         # The support of an image counts only as a whole; that of one pixel says which value it was.
         pixel, masks = _element(distribution)
-        inside = support_of(pixel).check(value)
+        whole = support_of(pixel)
+        single = _of_elements(whole)
+        inside = single.check(value)
         for mask in masks:
-            inside = inside | ~mask.to(value.device)
+            inside = inside | ~mask[(..., *[None] * (whole.event_dim - single.event_dim))].to(value.device)
         if not inside.all():
-            first = value.expand(*inside.shape, *pixel.event_shape)[~inside].flatten()[0].item()
+            first = value.expand(*inside.shape, *value.shape[inside.dim() :])[~inside].flatten()[0].item()
             raise ValueError(
                 f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
                 "binarize the images or choose a likelihood of their domain."
@@ -51,7 +53,49 @@ def is_density(model: Program, guide: Program, x: Tensor) -> bool:
     """
     with torch.no_grad(), reading(model, guide, x=x, seed=0):
         result, _ = run_pair(model, guide, x, 1)
-    return any(not unmixed(support_of(_element(fn)[0])).is_discrete for fn, _ in result.observed.values())
+    pixels = [_element(fn)[0] for fn, _ in result.observed.values()]
+    return any(_normalized(pixel) and not unmixed(support_of(pixel)).is_discrete for pixel in pixels)
+
+
+class NoDensity(NamedTuple):
+    """Why log p(x, z) - log q(z|x) is no log weight, and whether that is because of a latent."""
+
+    reason: str
+    of_latent: bool
+
+
+def no_density(p: Run, q: Run) -> NoDensity | None:
+    """Say why a program has no log weights, or return None where it has.
+
+    A point mass has no density, an improper prior no normalisation, and what is observed may say of itself, by
+    ``normalized = False``, that it is a loss and no log-likelihood.
+
+    Args:
+        p: run of the model.
+        q: run of the guide.
+    """
+    for name in q.values:
+        if _is_point_mass(q, name):
+            return NoDensity(f"the posterior of {name!r} is a point mass, which has no density", True)
+        if name in p.sites and isinstance(_element(p.sites[name]["fn"])[0], ImproperUniform):
+            return NoDensity(f"the prior of {name!r} is improper, no distribution", True)
+    for name, (distribution, _) in p.observed.items():
+        if not _normalized(_element(distribution)[0]):
+            return NoDensity(f"the loss of {name!r} is not normalized, and no log-likelihood", False)
+    return None
+
+
+def is_deterministic(q: Run) -> bool:
+    """Whether every particle of a guide is the same: it has no latents, or all are point masses."""
+    return all(_is_point_mass(q, name) for name in q.values)
+
+
+def _is_point_mass(q: Run, name: str) -> bool:
+    return isinstance(_element(q.sites[name]["fn"])[0], Delta)
+
+
+def _normalized(distribution: Any) -> bool:
+    return bool(getattr(distribution, "normalized", True))
 
 
 def _element(distribution: Any) -> tuple[Any, list[Tensor]]:
@@ -74,6 +118,11 @@ def support_of(distribution: Any) -> Any:
         return distribution.support
     except NotImplementedError:
         return constraints.real
+
+
+def _of_elements(support: Any) -> Any:
+    """Return the support of single elements where that of an event is a product of theirs."""
+    return _of_elements(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
 def unmixed(support: Any) -> Any:
