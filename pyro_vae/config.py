@@ -55,8 +55,8 @@ class Config:
     """One run. Nats are per image throughout."""
 
     program: str = "vae"
-    """vae, two-layer, or path/to/file.py:factory, a program of your own: factory(config, images) returns an object
-    with model(x) and guide(x). Its code is run."""
+    """vae; two-layer; autoencoder (a code without noise or prior, no density); or path/to/file.py:factory, a program of
+    your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
     data_root: Path = Path("data")
@@ -74,8 +74,9 @@ class Config:
     posterior: Annotated[str, _one_of("posterior")] = "meanfield"
     """q(z|x)."""
     likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
-    """p(x|z). bernoulli takes binarized pixels; grey ones (--binarize none) go with categorical and logistic-mixture,
-    over their 256 levels, and with gaussian (learned mean and scale) and continuous-bernoulli, which are densities."""
+    """p(x|z). bernoulli takes binarized pixels. Grey ones (--binarize none) go with categorical and logistic-mixture,
+    over their 256 levels, and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
+    all pixels) and continuous-bernoulli."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; conv and
     resnet: convolutions."""

@@ -69,6 +69,7 @@ LIKELIHOODS: dict[str, Callable[[likelihoods.Decoder, Tensor], nn.Module]] = {
     "bernoulli": likelihoods.Bernoulli,
     "continuous-bernoulli": likelihoods.ContinuousBernoulli,
     "gaussian": likelihoods.Gaussian,
+    "isotropic-gaussian": likelihoods.IsotropicGaussian,
     "logistic-mixture": likelihoods.LogisticMixture,
     "categorical": likelihoods.Categorical,
 }

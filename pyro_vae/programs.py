@@ -15,9 +15,16 @@ from pyro_vae.config import Config, flag
 from pyro_vae.data import Images
 from pyro_vae.infer import Objective
 from pyro_vae.model import VAE, TwoLayerVAE, nets, posteriors
+from pyro_vae.model.priors.improper import Improper
 
 # Flags that only some objectives read.
 _FLAGS_OF = {"beta": ("beta", "beta-tcvae"), "warmup_epochs": ("beta", "beta-tcvae"), "free_bits": ("free-bits",)}
+
+
+# Flags that a program has no use for.
+_NOT_OF = {"autoencoder": ("posterior", "prior")}
+# Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
+_MATCHING = ("wae-mmd",)
 
 
 def unread(config: Config) -> dict[str, Any]:
@@ -54,8 +61,13 @@ def build(config: Config, images: Images) -> Any:
         An object with ``model(x)`` and ``guide(x)``.
 
     Raises:
-        ValueError: the file of the program, its factory, or what that returns is not there.
+        ValueError: the file of the program, its factory, or what that returns is not there; or a flag is set that the
+            program does not read.
     """
+    for name in _NOT_OF.get(config.program, ()):
+        read = name == "prior" and config.objective in _MATCHING
+        if not read and getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"{flag(name)} is not of --program {config.program}, which has none.")
     if config.program in PROGRAMS:
         return PROGRAMS[config.program](config, images).to(config.device)
     program = _factory(config.program)(config, images)
@@ -110,4 +122,19 @@ def _two_layer(config: Config, images: Images) -> nn.Module:
     )
 
 
-PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {"vae": _vae, "two-layer": _two_layer}
+def _autoencoder(config: Config, images: Images) -> nn.Module:
+    family = parts.NETS[config.net](images.pixel_shape, config.hidden_dim)
+    posterior = posteriors.Point(family.encoder, config.latent_dim)
+    prior = (
+        parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), posterior)
+        if config.objective in _MATCHING
+        else Improper(config.latent_dim)
+    )
+    return VAE(prior, _likelihood(config, images, config.latent_dim), posterior)
+
+
+PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {
+    "vae": _vae,
+    "two-layer": _two_layer,
+    "autoencoder": _autoencoder,
+}

@@ -33,7 +33,7 @@ from pyro_vae.report import (
     write_results,
 )
 from pyro_vae.saved import read_config
-from pyro_vae.trace import is_density
+from pyro_vae.trace import is_density, why_no_density
 
 _RANKED_AMONG = 99  # draws from the guide
 # Flags that take the place of what the run was fitted with.
@@ -93,9 +93,11 @@ def main(arguments: Arguments) -> None:
     for name, (folder, settings) in zip(names, runs, strict=True):
         with pyro.get_param_store().scope():
             scores[name], summaries[name] = evaluate(folder, settings, arguments)
+    bounded = {name: each for name, each in scores.items() if not each.reason}
     for folder, _ in runs:
         results = folder.evaluation
-        results.save_figure("bounds", plots.bounds(scores))
+        if bounded:
+            results.save_figure("bounds", plots.bounds(bounded))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
@@ -147,6 +149,10 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     program = programs.build(settings, images)
     load_parameters(program.model, program.guide, found[1].get("svi", {}), images.train[:1] / 255)
     density = is_density(program.model, program.guide, images.train[:1] / 255)
+    if why := why_no_density(program.model, program.guide, images.train[:1] / 255):
+        for name in ("temperatures", "local_steps", "calibrate"):
+            if getattr(arguments, name):
+                raise ValueError(f"{config.flag(name)} is of densities, and {folder.path} has none: {why}.")
     test = data.observe_once(images.test, config.look(settings, density))
     compiled = settings.graph == "compiled"
     scores, numbers = measure(

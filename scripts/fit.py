@@ -99,7 +99,8 @@ def main(arguments: Arguments) -> None:
     write_results(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()
     folder.save_figure("learning_curve", plots.learning_curve(metrics))
-    folder.save_figure("bounds", plots.bounds({folder.path.name: scores}))
+    if not scores.reason:
+        folder.save_figure("bounds", plots.bounds({folder.path.name: scores}))
     parameters = sum(p.numel() for p in fit.svi.optim.params.values())
     numbers |= {
         "parameters": parameters,

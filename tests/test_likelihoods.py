@@ -19,6 +19,7 @@ from pyro_vae.trace import check_domain, is_density
 
 NAMES = sorted(parts.LIKELIHOODS)
 LEVELS = ("categorical", "logistic-mixture")
+DENSITIES = ("continuous-bernoulli", "gaussian", "isotropic-gaussian")
 SHAPE = (2, 3)
 
 
@@ -57,7 +58,7 @@ def test_a_probability_sums_to_one(name: str, spread: float) -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
-@pytest.mark.parametrize("name", ["continuous-bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", DENSITIES)
 def test_a_density_integrates_to_one(name: str, spread: float) -> None:
     likelihood, z = likelihood_of(name, spread), torch.randn(2)
     bounds = (0.0, 1.0) if name == "continuous-bernoulli" else (-math.inf, math.inf)
@@ -128,7 +129,7 @@ def test_a_likelihood_refuses_what_lies_outside_its_domain(name: str, outside: f
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_a_density_is_told_from_the_support(name: str) -> None:
     vae = vae_of(name)
-    assert is_density(vae.model, vae.guide, values_of(name, 1)) == (name in ("gaussian", "continuous-bernoulli"))
+    assert is_density(vae.model, vae.guide, values_of(name, 1)) == (name in DENSITIES)
 
 
 def vae_of(name: str) -> VAE:
@@ -149,7 +150,9 @@ def start(name: str) -> dist.Distribution:
     return likelihood(torch.randn(3, 2))
 
 
-@pytest.mark.parametrize(("name", "low"), [("bernoulli", 1e-3), ("continuous-bernoulli", 0.02), ("gaussian", 0)])
+@pytest.mark.parametrize(
+    ("name", "low"), [("bernoulli", 1e-3), ("continuous-bernoulli", 0.02), ("gaussian", 0), ("isotropic-gaussian", 0)]
+)
 def test_a_likelihood_starts_at_the_mean_image(name: str, low: float) -> None:
     expected = MEAN.clamp(low, 1 - low).expand(3, 2, 2)
     torch.testing.assert_close(start(name).mean, expected, check_dtype=False, check_device=False, rtol=1e-4, atol=1e-6)

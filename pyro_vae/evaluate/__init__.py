@@ -4,10 +4,11 @@ from pyro_vae.evaluate.aggregate import Surgery, surgery
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.calibration import calibration_ranks
+from pyro_vae.evaluate.decoding import drawn_images, mean_images, posterior_latents, prior_latents
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
-from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments, prior_images, reconstructions
+from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments
 from pyro_vae.evaluate.local import local_elbos
 from pyro_vae.evaluate.outliers import Unusual, unusual
 from pyro_vae.evaluate.summary import standard_error, summary
@@ -27,6 +28,7 @@ __all__ = [
     "anneal",
     "bidirectional",
     "calibration_ranks",
+    "drawn_images",
     "good_khat",
     "impute",
     "iwae",
@@ -35,12 +37,13 @@ __all__ = [
     "local_elbos",
     "log_weight_parts",
     "log_weights",
+    "mean_images",
     "paired_differences",
+    "posterior_latents",
     "posterior_moments",
-    "prior_images",
+    "prior_latents",
     "psis",
     "read_netcdf",
-    "reconstructions",
     "reduce",
     "score",
     "standard_error",

@@ -1,4 +1,4 @@
-r"""What a program does with its latents: active units, prior samples, reconstructions."""
+r"""What a program does with its latents: posterior moments and active units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, reading, run
+from pyro_vae.trace import Program, draw, reading
 
 _ACTIVE_VARIANCE = 0.01
 
@@ -46,23 +46,3 @@ def active_units(moments: Moments) -> int:
     """
     noise = moments.variance.mean(0) / moments.num_samples
     return int((moments.mean.var(0) - noise > _ACTIVE_VARIANCE).sum())
-
-
-def prior_images(model: Program, like: Tensor, seed: int | None = None) -> Tensor:
-    """Generate images: the means of the observed site given latents from the prior, shape of `like` (N, ...)."""
-    with torch.no_grad(), reading(model, x=like, seed=seed):
-        return _mean(model, like, {})
-
-
-def reconstructions(model: Program, guide: Program, x: Tensor, seed: int | None = None) -> Tensor:
-    """Reconstruct images: the means of the observed site given one posterior draw, (N, ...)."""
-    with torch.no_grad(), reading(model, guide, x=x, seed=seed):
-        values, _ = draw(guide, x, 1)
-        return _mean(model, x, values)
-
-
-def _mean(model: Program, x: Tensor, values: dict[str, Tensor]) -> Tensor:
-    for distribution, value in run(model, x, 1, values).observed.values():
-        if value.shape == x.shape:
-            return distribution.mean
-    raise ValueError(f"The program observes no site of the shape of x, {tuple(x.shape)}: there is no image to show.")

@@ -101,6 +101,26 @@ class Gaussian(_Likelihood):
         return self._independent(dist.Normal(loc, self.scale_floor + softplus(raw_scale)))
 
 
+class IsotropicGaussian(_Likelihood):
+    """Independent Gaussian pixels with one learned scale for all of them: the squared error, and its size.
+
+    With linear networks it is probabilistic PCA: Tipping, Bishop, "Probabilistic Principal Component Analysis", JRSS B
+    61 (1999) (https://doi.org/10.1111/1467-9868.00196). Domain and floor as of `Gaussian`.
+    """
+
+    def __init__(self, decoder: Decoder, images: Tensor, scale_floor: float = 1 / 256) -> None:
+        mean = _mean(images)
+        super().__init__(decoder, mean.unsqueeze(0))
+        spread = (images.float() / 255 - mean).square().mean().sqrt()
+        self.raw_scale = nn.Parameter(spread.to(torch.get_default_dtype()).expm1().log())
+        self.scale_floor = scale_floor
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        """Return p(x|z), batch shape (...), event shape (*pixels)."""
+        (loc,) = self._outputs(z)
+        return self._independent(dist.Normal(loc, self.scale_floor + softplus(self.raw_scale)))
+
+
 class LogisticMixture(_Likelihood):
     """Independent pixels, each a mixture of C logistic distributions rounded to grey levels. Domain: 0, 1/255, ..., 1.
 

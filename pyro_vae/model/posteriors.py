@@ -34,6 +34,22 @@ class MeanField(nn.Module):
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
+class Point(nn.Module):
+    """A point mass at loc(x): the deterministic code of an autoencoder, which has no density.
+
+    Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 313 (2006)
+    (https://doi.org/10.1126/science.1127647).
+    """
+
+    def __init__(self, encoder: Encoder, latent_dim: int) -> None:
+        super().__init__()
+        self.net = encoder(latent_dim)
+
+    def forward(self, x: Tensor) -> dist.Distribution:
+        """Return q(z|x)."""
+        return dist.Delta(self.net(x), event_dim=1)
+
+
 class FullRank(nn.Module):
     r"""Gaussian q(z|x) = N(z; loc(x), L(x) L(x)'), each image with a Cholesky factor of its own.
 

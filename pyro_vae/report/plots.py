@@ -24,11 +24,14 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     epochs = [line["epoch"] + 1 for line in metrics]
     curves = {"elbo": "training ELBO", "valid_elbo": "validation ELBO"}
+    if all(line["elbo"] is None for line in metrics):
+        curves = {"valid_distortion": "validation, minus the distortion"}
     if any(line["objective"] != line["elbo"] for line in metrics):
         curves["objective"] = "training objective"
     drawn = []
     for key, label in curves.items():
-        values = [math.nan if line[key] is None else line[key] for line in metrics]
+        sign = -1 if key == "valid_distortion" else 1
+        values = [math.nan if line[key] is None else sign * line[key] for line in metrics]
         axes.plot(epochs, values, label=label, marker="." if len(values) < 20 else None)
         drawn += values
     # The first epochs are far below; the eye needs the rest.

@@ -2,6 +2,7 @@ r"""From a fitted program to the results in a folder: scores, summary, figures, 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,11 @@ from pyro_vae.evaluate import (
     Moments,
     Scores,
     active_units,
+    drawn_images,
+    mean_images,
+    posterior_latents,
     posterior_moments,
-    prior_images,
-    reconstructions,
+    prior_latents,
     score,
     standard_error,
     summary,
@@ -28,6 +31,8 @@ from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import versions
 from pyro_vae.trace import CompiledReader, Reader
+
+_LOG = logging.getLogger("pyro_vae")
 
 IMAGES_AT_ONCE = 100
 _AGGREGATED_IMAGES = 1000
@@ -62,43 +67,83 @@ def measure(
         posterior_moments(program.guide, images, seed=seed) for images in x.split(IMAGES_AT_ONCE)
     )
     numbers = summary(scores, active_units(moments), x[0].numel(), density=density)
-    parts = surgery(program.model, program.guide, x[:_AGGREGATED_IMAGES], seed=seed)
-    numbers["mutual_information"] = float(parts.mutual_information.mean())
-    numbers["marginal_kl"] = float(parts.marginal_kl.mean())
-    return scores, {**numbers, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
+    more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
+    if numbers["rate"] is not None:
+        parts = surgery(program.model, program.guide, x[:_AGGREGATED_IMAGES], seed=seed)
+        more["mutual_information"] = float(parts.mutual_information.mean())
+        more["marginal_kl"] = float(parts.marginal_kl.mean())
+    more["squared_error"] = _squared_error(program, x, seed)
+    numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
+    return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
+
+
+def _squared_error(program: Program, x: Tensor, seed: int) -> float | None:
+    """Return the squared error of reconstructed images, summed over pixels, mean over images."""
+    total = 0.0
+    for images in x.split(IMAGES_AT_ONCE):
+        means = mean_images(program.model, images, posterior_latents(program.guide, images, seed))
+        if means is None:
+            return None
+        total += float((images - means).double().square().sum())
+    return total / len(x)
+
+
+def _reason(name: str, scores: Scores) -> str:
+    if name == "squared_error":
+        return "the mean of p(x|z) has no closed form"
+    return scores.reason or "the rate is not finite"
 
 
 def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, seed: int) -> None:
     """Write the per-image scores and the figures that show a program at work."""
     folder.write_scores(scores)
-    some = x[:_SHOWN_IMAGES]
-    means = reconstructions(program.model, program.guide, some, seed=seed)
-    like = x[:1].expand(_SHOWN_SAMPLES, *x.shape[1:])
-    samples = prior_images(program.model, like, seed=seed)
-    folder.save_figure("reconstructions", pictures.reconstructions(some, means))
-    folder.save_figure("prior_samples", pictures.image_grid(samples, "means of p(x|z) for z from the prior"))
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
+    some, like = x[:_SHOWN_IMAGES], x[:1].expand(_SHOWN_SAMPLES, *x.shape[1:])
+    if values := posterior_latents(program.guide, some, seed):
+        shown, _ = pictured(program, some, values, seed)
+        folder.save_figure("reconstructions", pictures.reconstructions(some, shown))
+    latents = prior_latents(program.model, like, seed)
+    if latents is None:
+        _LOG.info("The prior is improper: there are no prior samples.")
+        return
+    shown, what = pictured(program, like, latents, seed)
+    where = " for z from the prior" if latents else ""
+    folder.save_figure("prior_samples", pictures.image_grid(shown, what + where))
+
+
+def pictured(program: Program, like: Tensor, values: dict[str, Tensor], seed: int) -> tuple[Tensor, str]:
+    """Return what to show of p(x|z) at latents, (N, ...), and what it is: the means, or draws where there are none."""
+    means = mean_images(program.model, like, values)
+    if means is not None:
+        return means, "means of p(x|z)"
+    return drawn_images(program.model, like, values, seed), "draws from p(x|z)" if values else "draws from p(x)"
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
     """Lay out the short table of one or more runs, in nats per image."""
     annealed = any("annealing" in numbers for numbers in summaries.values())
-    heads = ("ELBO", "IWAE_5", "IWAE_50", "log p(x)", "PSIS", "JVI-2", *(("AIS", "gap") if annealed else ()))
-    widths = (10, 10, 10, 18, 10, 10, 10, 16)
-    lines = [f"{'':24}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=False)) + "   k-hat"]
+    lossy = any(each.reason for each in scores.values())
+    widths = {"ELBO": 10, "IWAE_5": 10, "IWAE_50": 10, "log p(x)": 18, "PSIS": 10, "JVI-2": 10}
+    widths |= {"AIS": 10, "gap": 16} if annealed else {}
+    widths |= {"distortion": 12, "sq. error": 11} if lossy else {}
+    lines = [f"{'':24}" + "".join(f"{head:>{width}}" for head, width in widths.items()) + "   k-hat"]
     for name, numbers in summaries.items():
         path = numbers.get("annealing", {})
-        cells = [
-            _number(numbers["elbo"]),
-            *(_number(numbers["iwae"].get(k)) for k in ("5", "50")),
-            f"{_number(numbers['log_likelihood'])} +- {_number(numbers['log_likelihood_se'])}",
-            _number(numbers["psis"]),
-            _number(numbers["jvi2"]),
-            _number(path.get("log_likelihood")),
-            f"{_number(path.get('gap'))} +- {_number(path.get('gap_se'))}",
-        ]
-        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells[: len(heads)], widths, strict=False))
-        lines.append(f"{shown(name)[-23:]:24}{row}   {verdict(scores[name].khat, scores[name].num_samples)}")
+        cells = {
+            "ELBO": _number(numbers["elbo"]),
+            "IWAE_5": _number(numbers["iwae"].get("5")),
+            "IWAE_50": _number(numbers["iwae"].get("50")),
+            "log p(x)": _with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
+            "PSIS": _number(numbers["psis"]),
+            "JVI-2": _number(numbers["jvi2"]),
+            "AIS": _number(path.get("log_likelihood")),
+            "gap": _with_error(path.get("gap"), path.get("gap_se")),
+            "distortion": _number(numbers["distortion"]),
+            "sq. error": _number(numbers["squared_error"]),
+        }
+        row = "".join(f"{cells[head]:>{width}}" for head, width in widths.items())
+        words = scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)
+        lines.append(f"{shown(name)[-23:]:24}{row}   {words}")
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
@@ -114,6 +159,10 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
         of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
         rows.append(f"{k},{bound.mean()},{standard_error(bound)},{of_groups}")
     folder.write_text("bounds.csv", "\n".join(rows) + "\n")
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} +- {_number(error)}"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,15 @@
 """How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
 
 from pyro_vae.trace.densities import draw, log_density, run, run_at, run_pair, simulate
-from pyro_vae.trace.domain import NoDensity, check_domain, check_support, is_density, is_deterministic, no_density
+from pyro_vae.trace.domain import (
+    NoDensity,
+    check_domain,
+    check_support,
+    is_density,
+    is_deterministic,
+    no_density,
+    why_no_density,
+)
 from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.missing import seen
@@ -35,4 +43,5 @@ __all__ = [
     "run_pair",
     "seen",
     "simulate",
+    "why_no_density",
 ]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, modules, owner, scoped_store
-from pyro_vae.trace.running import lay_out, run_laid_out
+from pyro_vae.trace.running import Run, lay_out, run_laid_out
 
 _LOG = logging.getLogger("pyro_vae")
 # (K, B) of two probes: a net whose width is one of them, by coincidence, is not fooled by the other.
@@ -84,15 +84,20 @@ def _why_rows(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> str 
             with _moved(program):
                 if not values:
                     given = run_laid_out(program, images, num_samples, {}, rows=True).values
-                rows = run_laid_out(program, images, num_samples, lay_out(given, rows=True), rows=True).log_probs()
+                rows = _numbers(run_laid_out(program, images, num_samples, lay_out(given, rows=True), rows=True))
                 try:
-                    particles = run_laid_out(program, images, num_samples, given, rows=False).log_probs()
+                    particles = _numbers(run_laid_out(program, images, num_samples, given, rows=False))
                 except Exception as error:  # noqa: BLE001 -- a stranger's net may fail in any way; rows then serve
                     return type(error).__name__
         for name, expected in rows.items():
             if not ((particles[name] - expected).abs() <= 1e-3 + 1e-5 * expected.abs()).all():
                 return "its densities would change"
     return None
+
+
+def _numbers(result: Run) -> dict[str, Tensor]:
+    """Return what the layouts must agree on: the densities, and where point masses lie, which have none."""
+    return result.log_probs() | result.point_masses
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from functools import cached_property
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
-from pyro.distributions import Unit
+from pyro.distributions import Delta, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.trace.elements import element
 from pyro_vae.trace.reading import Program
 
 _PARTICLES = "_particles"
@@ -53,6 +55,16 @@ class Run:
         }
 
     @property
+    def point_masses(self) -> dict[str, Tensor]:
+        """Where the latent sites lie that are point masses: {site: (K, B, ...)}."""
+        points = {name: element(self.sites[name]["fn"])[0] for name in self.values}
+        return {
+            name: point.v.reshape(self.num_samples, self.batch_size, *point.event_shape)
+            for name, point in points.items()
+            if isinstance(point, Delta)
+        }
+
+    @property
     def observed(self) -> dict[str, tuple[Any, Tensor]]:
         """The observed sites: {site: (distribution, data)}; a `pyro.factor` observes nothing."""
         return {
@@ -66,7 +78,9 @@ class Run:
         totals = {}
         for name, site in self.sites.items():
             value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-            totals[name] = value.double().reshape(self.num_samples, self.batch_size)
+            # Pyro's improper prior scores on the CPU, wherever its values are.
+            value = value.to(site["value"].device, torch.float64)
+            totals[name] = value.reshape(self.num_samples, self.batch_size)
         return totals
 
     def check_plates(self) -> None:

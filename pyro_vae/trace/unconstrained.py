@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
-from pyro_vae.trace.domain import support_of, unmixed
+from pyro_vae.trace.elements import support_of, unmixed
 from pyro_vae.trace.running import Run
 
 
