@@ -10,20 +10,18 @@ bounds on as many images that the model has simulated, whose mean gap says how a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyro
 import tyro
 
-from pyro_vae import cli, config, data, programs
+from pyro_vae import cli, config
 from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
-from pyro_vae.infer import History, load_parameters
+from pyro_vae.fitted import restore, settings_of
 from pyro_vae.report import (
     RunFolder,
-    RunFolderError,
     measure,
     measure_annealing,
     measure_slack,
@@ -32,9 +30,8 @@ from pyro_vae.report import (
     write_bounds,
     write_results,
 )
-from pyro_vae.saved import read_config
-from pyro_vae.trace import is_density, why_no_density
 
+_OF_DENSITIES = ("temperatures", "local_steps", "calibrate")
 _RANKED_AMONG = 99  # draws from the guide
 # Flags that take the place of what the run was fitted with.
 _OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device", "compile")
@@ -80,7 +77,7 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.runs:
         raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
-    for name in ("temperatures", "local_steps", "calibrate"):
+    for name in _OF_DENSITIES:
         if getattr(arguments, name) < 0:
             raise ValueError(f"{config.flag(name)} is {getattr(arguments, name)}; it must be 0 or more.")
     settings_of_annealing(arguments)  # refused before anything is scored
@@ -121,42 +118,21 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
     return ["/".join(p[-depth:]) for p in pieces]
 
 
-def settings_of(folder: RunFolder, changes: dict[str, object]) -> config.Config:
-    """Return the configuration of a run that has something to score, with the changes asked for."""
-    if not folder.is_run:
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
-    folder.refuse_links()
-    saved = read_config(folder.config_path)
-    if not History(folder.checkpoints, saved.to_json()).paths():
-        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
-    if saved.program != changes.get("program", saved.program if saved.program in programs.PROGRAMS else None):
-        raise ValueError(f"{folder.path} is of --program {saved.program!r}: give that flag, and no other program.")
-    change: Callable[..., config.Config] = replace
-    return change(saved, **changes).resolved()
-
-
 def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
     assert settings.num_samples is not None
+    pyro.set_rng_seed(settings.seed)
     # A run of somebody else may name any folder, which is read and never written to.
-    images = config.load_images(settings, download=arguments.data_root is not None)
-    found = History(folder.checkpoints, folder.config()).newest()
-    if found is None:
-        raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
+    fitted = restore(folder, settings, download=arguments.data_root is not None)
+    for name in _OF_DENSITIES:
+        if fitted.lacking and getattr(arguments, name):
+            raise ValueError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")
     results = folder.evaluation
     results.lock()
-    pyro.set_rng_seed(settings.seed)
-    program = programs.build(settings, images)
-    load_parameters(program.model, program.guide, found[1].get("svi", {}), images.train[:1] / 255)
-    density = is_density(program.model, program.guide, images.train[:1] / 255)
-    if why := why_no_density(program.model, program.guide, images.train[:1] / 255):
-        for name in ("temperatures", "local_steps", "calibrate"):
-            if getattr(arguments, name):
-                raise ValueError(f"{config.flag(name)} is of densities, and {folder.path} has none: {why}.")
-    test = data.observe_once(images.test, config.look(settings, density))
+    program, test = fitted.program, fitted.observed("test")
     compiled = settings.graph == "compiled"
     scores, numbers = measure(
-        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=compiled
+        program, test, settings.num_samples, density=fitted.density, seed=settings.seed, compiled=compiled
     )
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)

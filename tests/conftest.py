@@ -36,6 +36,7 @@ HOST = {
     "test_programs",
     "test_resume",
     "test_run_folder",
+    "test_sampling",
     "test_scripts",
     "test_strangers",
 }

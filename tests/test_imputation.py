@@ -51,6 +51,23 @@ def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() ->
     assert found.log_missing.mean() == pytest.approx(of_missing.mean(), abs=0.1)
 
 
+def test_draws_of_an_imputation_follow_the_conditional() -> None:
+    """Of 1,000 copies of an image: means and variances of three missing pixels at 4.5 s.e., false alarms 4e-5."""
+    program = LinearGaussian(2, variance_ratio=1.5)
+    whole = program.simulate(1)
+    x = whole.repeat(1000, 1)
+    x[:, 4:] = math.nan
+    settings = Annealing(num_chains=30, num_temperatures=20, num_leapfrogs=3)
+    found = torch.as_tensor(impute(program.model, program.guide, x, settings, fill=program.bias, seed=0).draw)
+    covariance = (program.weight @ program.weight.T + program.noise * torch.eye(7)).cpu()
+    a, b, c = covariance[:4, :4], covariance[4:, :4], covariance[4:, 4:]
+    mean = (program.bias[4:] + (whole[0, :4] - program.bias[:4]) @ torch.linalg.solve(a, b.T).to(whole)).cpu()
+    variance = (c - b @ torch.linalg.solve(a, b.T)).diagonal()
+    assert ((found[:, 4:].mean(0) - mean).abs() < 4.5 * (variance / 1000).sqrt()).all()
+    assert ((found[:, 4:].var(0) - variance).abs() < 4.5 * variance * math.sqrt(2 / 999)).all()
+    assert torch.equal(found[:, :4], x[:, :4].cpu())
+
+
 def test_missing_pixels_of_a_bernoulli_decoder_by_quadrature() -> None:
     """p(x_missing | x_seen) = p(x) / p(x_seen), both by quadrature: ten images with other gaps each.
 

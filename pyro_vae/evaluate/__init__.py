@@ -8,10 +8,11 @@ from pyro_vae.evaluate.decoding import drawn_images, mean_images, posterior_late
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
-from pyro_vae.evaluate.latents import Moments, active_units, posterior_moments
+from pyro_vae.evaluate.latents import Moments, active_units, posterior_means, posterior_moments
 from pyro_vae.evaluate.local import local_elbos
 from pyro_vae.evaluate.outliers import Unusual, unusual
 from pyro_vae.evaluate.summary import standard_error, summary
+from pyro_vae.evaluate.traversals import decoded, interpolated, most_visible, traversed
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "anneal",
     "bidirectional",
     "calibration_ranks",
+    "decoded",
     "drawn_images",
     "good_khat",
     "impute",
+    "interpolated",
     "iwae",
     "jackknife",
     "ladder",
@@ -38,8 +41,10 @@ __all__ = [
     "log_weight_parts",
     "log_weights",
     "mean_images",
+    "most_visible",
     "paired_differences",
     "posterior_latents",
+    "posterior_means",
     "posterior_moments",
     "prior_latents",
     "psis",
@@ -49,6 +54,7 @@ __all__ = [
     "standard_error",
     "summary",
     "surgery",
+    "traversed",
     "unusual",
     "verdict",
     "write_netcdf",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of
 from pyro_vae.evaluate.hmc import Progress
@@ -28,13 +29,15 @@ Array = np.ndarray
 class Imputed:
     """Images completed.
 
-    `mean` and `variance` (N, *pixels) are those of p(x | x_seen), the pixels seen as they are, with variance 0;
+    `mean` and `variance` (N, *pixels) are those of p(x | x_seen), the pixels seen as they are, with variance 0; `draw`
+    (N, *pixels) is one image of it;
     `annealed` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
     given.
     """
 
     mean: Array
     variance: Array
+    draw: Array
     annealed: Annealed
     log_missing: Array | None
 
@@ -86,9 +89,12 @@ def impute(
             log_p = pixels.log_prob(truth.expand(shape).reshape(pixels.batch_shape)).reshape(shape)
             log_p = torch.where(gaps, log_p, 0.0).double().flatten(2).sum(-1)
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
+        chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
+        drawn = pixels.sample().reshape(shape)[chosen].to(x)
         return Imputed(
             torch.where(gaps, mean, x).cpu().numpy(),
             torch.where(gaps, second - mean.square(), 0.0).cpu().numpy(),
+            torch.where(gaps, drawn, x).cpu().numpy(),
             annealed(result),
             log_missing,
         )

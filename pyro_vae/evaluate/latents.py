@@ -1,4 +1,4 @@
-r"""What a program does with its latents: posterior moments and active units."""
+r"""What a program does with its latents: posterior means and moments, active units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, reading
+from pyro_vae.trace import Program, draw, reading, run
 
 _ACTIVE_VARIANCE = 0.01
 
@@ -37,6 +37,34 @@ def posterior_moments(guide: Program, x: Tensor, num_samples: int = 100, seed: i
         return Moments(empty, empty, num_samples)
     z = torch.cat([value.flatten(2) if value.dim() > 2 else value.unsqueeze(2) for value in values.values()], 2)
     return Moments(z.double().mean(0), z.double().var(0), num_samples)
+
+
+def closed_mean(guide: Program, x: Tensor) -> Tensor | None:
+    """Return E_q[z|x] (N, units) of a guide of one latent site whose distribution says its mean, otherwise None.
+
+    It keeps its gradients. Several sites have no such mean: that of a site which is drawn given another one is the mean
+    given that draw. To be called inside `reading`.
+    """
+    result = run(guide, x)
+    if len(names := list(result.values)) != 1:
+        return None
+    try:
+        mean: Tensor = result.sites[names[0]]["fn"].mean
+    except (NotImplementedError, AttributeError):
+        return None
+    return mean.reshape(len(x), -1)
+
+
+def posterior_means(guide: Program, x: Tensor, seed: int | None = None) -> Tensor:
+    """Return E_q[z|x] (N, units), float64: exact where there is a `closed_mean`, otherwise of 100 draws.
+
+    Means that are not finite, such as those of a categorical latent, are taken for none.
+    """
+    with torch.no_grad(), reading(guide, x=x, seed=seed):
+        mean = closed_mean(guide, x)
+    if mean is None or not mean.isfinite().all():
+        return posterior_moments(guide, x, seed=seed).mean
+    return mean.double()
 
 
 def active_units(moments: Moments) -> int:

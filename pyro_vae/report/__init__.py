@@ -1,6 +1,6 @@
 """What people look at: figures, results and the run folder."""
 
-from pyro_vae.report import comparison, plots, speed
+from pyro_vae.report import comparison, plots, sampling, speed
 from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
 from pyro_vae.report.results import measure, table, write_bounds, write_results
@@ -14,6 +14,7 @@ __all__ = [
     "measure_annealing",
     "measure_slack",
     "plots",
+    "sampling",
     "speed",
     "table",
     "versions",

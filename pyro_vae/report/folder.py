@@ -12,6 +12,7 @@ from typing import Any
 import filelock
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pyro_vae.evaluate import Scores, write_netcdf
 from pyro_vae.files import remove_unfinished, replacing
@@ -26,12 +27,18 @@ class RunFolderError(ValueError):
 
 
 class Folder:
-    """A folder of results; `parts` are the names in it that must not be links, which may lead anywhere."""
+    """A folder of results; `parts` are the names in it that must not be links, which may lead anywhere.
+
+    Args:
+        path: of the folder.
+        figures: the folder in it for figures.
+    """
 
     parts: tuple[str, ...] = (LOCK, "figures")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, figures: str = "figures") -> None:
         self.path = path
+        self.figures = path / figures
         self._lock = filelock.FileLock(path / LOCK)
 
     def lock(self) -> None:
@@ -49,7 +56,7 @@ class Folder:
             raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
         except NotImplementedError:
             _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
-        for folder in (self.path, self.path / "figures"):
+        for folder in (self.path, self.figures):
             remove_unfinished(folder)
 
     def release(self) -> None:
@@ -78,11 +85,16 @@ class Folder:
             temporary.write_bytes((Path(folder) / "scores.nc").read_bytes())
 
     def save_figure(self, name: str, figure: Figure) -> None:
-        """Write figures/<name>.png."""
-        folder = self.path / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"{name}.png") as temporary:
+        """Write <name>.png among the figures."""
+        self.figures.mkdir(parents=True, exist_ok=True)
+        with replacing(self.figures / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
+
+    def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
+        """Write <name>.gif of frames (height, width), uint8, ten a second, among the figures."""
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        with replacing(self.figures / f"{name}.gif") as temporary:
+            first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=100, loop=0)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""

@@ -2,10 +2,13 @@ r"""Images drawn; every function returns a matplotlib figure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor
@@ -42,11 +45,58 @@ def reconstructions(images: Tensor, means: Tensor) -> Figure:
     return _grid(pairs, "test images, and under each its reconstruction", per_row)
 
 
-def _grid(images: Tensor, title: str, per_row: int) -> Figure:
-    tiles = make_grid(images.detach().cpu().float().clamp(0, 1).unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
-    figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[1] / tiles.shape[2]), layout="constrained")
+def side_by_side(panels: Mapping[str, Tensor], title: str) -> Figure:
+    """Draw sets of images (N, height, width), each as a square grid under its name."""
+    grids = {name: tiled(images, math.isqrt(len(images) - 1) + 1) for name, images in panels.items()}
+    figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):
+        _show(axes, tiles, name)
+    return figure
+
+
+def rows(named: Mapping[str, Tensor], title: str) -> Figure:
+    """Draw a row of images (N, height, width) for each name, which stands before it."""
+    tiles = tiled(torch.cat(list(named.values())), len(next(iter(named.values()))))
+    figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(tiles[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    _show(axes, tiles, title)
+    height = tiles.shape[0] / len(named)
+    axes.axis("on")
+    axes.set_frame_on(False)
+    axes.set_xticks([])
+    axes.set_yticks([(row + 0.5) * height for row in range(len(named))], list(named), fontsize=8)
+    axes.tick_params(length=0)
+    return figure
+
+
+def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
+    """Draw codes of two units (N, 2), coloured by the classes of their images (N,)."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}
+    for name, chosen in groups.items():
+        axes.scatter(codes[chosen, 0], codes[chosen, 1], s=5, label=name)
+    if classes is not None:
+        axes.legend(title="class", fontsize=7)
+    axes.set(xlabel="unit 0", ylabel="unit 1", title="posterior means of test images", aspect="equal")
+    return figure
+
+
+def tiled(images: Tensor, per_row: int) -> np.ndarray:
+    """Return images (N, height, width) in [0, 1] as one, with a grey line around each."""
+    tiles = make_grid(images.detach().cpu().float().clamp(0, 1).unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
+    return tiles[0].numpy()
+
+
+def _grid(images: Tensor, title: str, per_row: int) -> Figure:
+    tiles = tiled(images, per_row)
+    figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
+    _show(figure.subplots(), tiles, title)
+    return figure
+
+
+def _show(axes: Axes, tiles: np.ndarray, title: str) -> None:
+    axes.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title)
     axes.axis("off")
-    return figure

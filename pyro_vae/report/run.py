@@ -51,6 +51,11 @@ class RunFolder(Folder):
         return Folder(self.path / "evaluation")
 
     @property
+    def samples(self) -> Folder:
+        """Where what the run generates is written."""
+        return Folder(self.path / "samples", figures=".")
+
+    @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
@@ -79,9 +84,9 @@ class RunFolder(Folder):
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
 
     def _clear(self) -> None:
-        evaluation = self.evaluation
-        if evaluation.path.is_dir():
-            evaluation.lock()  # nobody is writing there
+        for folder in (self.evaluation, self.samples):
+            if folder.path.is_dir():
+                folder.lock()  # nobody is writing there
         # First what says that the run is finished, then its checkpoints: a kill in between leaves a run that goes on
         # from where its checkpoints say, or from its beginning. config.json is replaced, never missing.
         for name in sorted(_OURS[1:], key=lambda name: (name != "summary.json", name != "checkpoints")):

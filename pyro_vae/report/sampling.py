@@ -1,0 +1,151 @@
+r"""What a program generates, as pictures in a folder: from the prior, from images, along its latents, from halves.
+
+Wherever p(x|z) has a mean in closed form, both are shown, the mean and a draw: an image of the model is the draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.evaluate import (
+    Annealing,
+    decoded,
+    drawn_images,
+    impute,
+    interpolated,
+    mean_images,
+    most_visible,
+    posterior_latents,
+    posterior_means,
+    prior_latents,
+    traversed,
+)
+from pyro_vae.evaluate.decoding import Values
+from pyro_vae.report import pictures
+from pyro_vae.report.folder import Folder
+
+_LOG = logging.getLogger("pyro_vae")
+
+Program = Any
+_PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 64, 10, 10, 11, 20, 15
+_TAIL = 0.01  # of the codes, on either side of where a traversal goes
+_ZOOM = 3  # pixels of an animation for each of an image
+_ANNEALING = Annealing(num_chains=32, num_temperatures=50, num_leapfrogs=3)
+
+
+def write_prior(folder: Folder, program: Program, x: Tensor, seed: int) -> None:
+    """Write prior.png: images that the program generates; nothing where it has no prior."""
+    like = x[:1].expand(_PRIOR, *x.shape[1:])
+    values = prior_latents(program.model, like, seed)
+    if values is None:
+        _LOG.info("The prior is improper: there are no prior samples.")
+        return
+    title = "z from the prior" if values else "without latents"
+    folder.save_figure("prior", pictures.side_by_side(_mean_and_draw(program, like, values, seed), title))
+
+
+def write_reconstructions(folder: Folder, program: Program, x: Tensor, seed: int) -> None:
+    """Write reconstructions.png: test images, and what comes of a draw from their posterior."""
+    some = x[:_IMAGES]
+    values = posterior_latents(program.guide, some, seed)
+    if not values:
+        _LOG.info("Without latents nothing is reconstructed.")
+        return
+    shown = {"test images": some, **_mean_and_draw(program, some, values, seed)}
+    folder.save_figure("reconstructions", pictures.rows(shown, "reconstructions, z from q(z|x)"))
+
+
+def write_latents(folder: Folder, program: Program, x: Tensor, classes: np.ndarray | None, seed: int) -> None:
+    """Write traversals.png and .gif, interpolations.png, and of two units manifold.png and codes.png.
+
+    Args:
+        folder: where they are written.
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, *pixels); units move over the range of their codes, but for 1 % on either side.
+        classes: of the images (N,), or None.
+        seed: of draws.
+    """
+    codes = torch.cat([posterior_means(program.guide, part, seed) for part in x.split(1000)])
+    if not codes.shape[1]:
+        _LOG.info("Without latents there is nothing to move along.")
+        return
+    read = partial(decoded, program.model, program.guide, x, seed=seed)
+    low, high = torch.quantile(codes[:10_000], codes.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
+    units = most_visible(program.model, program.guide, x, codes[0], low, high, _UNITS)
+    images, are_means = read(traversed(codes[0], low, high, units, _STEPS))
+    what = "means" if are_means else "draws"
+    named = {f"unit {unit}": row for unit, row in zip(units.tolist(), images, strict=True)}
+    folder.save_figure("traversals", pictures.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
+    ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in codes[:3]])
+    folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
+
+    ends, _ = read(interpolated(codes[: _IMAGES // 2], codes[_IMAGES // 2 : _IMAGES], _STEPS))
+    pairs = {f"{row} to {row + len(ends)}": images for row, images in enumerate(ends)}
+    folder.save_figure("interpolations", pictures.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
+    if codes.shape[1] == 2:
+        folder.save_figure("codes", pictures.scatter(codes.cpu().numpy(), classes))
+        grid, _ = read(_plane(_prior_units(program, x, seed, codes)))
+        folder.save_figure(
+            "manifold", pictures.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z")
+        )
+
+
+def write_completions(folder: Folder, program: Program, x: Tensor, lacking: str | None, seed: int) -> None:
+    """Write completions.png: test images whose lower half is missing, and what the program makes of the upper one.
+
+    Args:
+        folder: where it is written.
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, *pixels), whose mean stands in the gap where the guide looks.
+        lacking: why the program has no densities, or None; there is no conditional distribution then.
+        seed: of all noise.
+    """
+    if lacking:
+        _LOG.info("Nothing is completed: %s.", lacking)
+        return
+    some = x[:_IMAGES].clone()
+    some[:, some.shape[1] // 2 :] = torch.nan
+    bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
+    try:
+        found = impute(program.model, program.guide, some, _ANNEALING, fill=x.mean(0), seed=seed, progress=bar)
+    except ValueError as error:
+        _LOG.info("Nothing is completed: %s", error)
+        return
+    shown = {"seen": some.nan_to_num(0.5), "mean": torch.as_tensor(found.mean), "draw": torch.as_tensor(found.draw)}
+    shown["truth"] = x[:_IMAGES]
+    rows = {name: images.cpu() for name, images in shown.items()}
+    folder.save_figure("completions", pictures.rows(rows, "the lower half, given the upper one"))
+
+
+def _mean_and_draw(program: Program, like: Tensor, values: Values, seed: int) -> dict[str, Tensor]:
+    """Return the means of p(x|z), where they are known, and draws, by what they are called."""
+    means = mean_images(program.model, like, values)
+    of = "p(x|z)" if values else "p(x)"
+    shown = {} if means is None else {f"mean of {of}": means}
+    return shown | {f"draw from {of}": drawn_images(program.model, like, values, seed)}
+
+
+def _prior_units(program: Program, x: Tensor, seed: int, codes: Tensor) -> Tensor:
+    """Return draws of two units from the prior (N, 2), or the codes of images where there is none."""
+    values = prior_latents(program.model, x[:1].expand(5000, *x.shape[1:]), seed)
+    return codes if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
+
+
+def _plane(units: Tensor) -> Tensor:
+    """Return a grid over two units (rows, columns, 2), at the quantiles of what each is drawn from (N, 2)."""
+    shares = (torch.arange(_MANIFOLD, device=units.device) + 0.5) / _MANIFOLD
+    across, up = torch.quantile(units, shares.to(units.dtype), dim=0).T
+    return torch.stack(torch.meshgrid(across, up.flip(0), indexing="xy"), -1)
+
+
+def _there_and_back(frames: Tensor, per_row: int) -> list[np.ndarray]:
+    """Return frames of images (T, N, height, width) in [0, 1] as grids of grey levels, forwards and backwards."""
+    tiles = [pictures.tiled(images, per_row) for images in (*frames, *frames.flip(0)[1:-1])]
+    return [(255 * tile).round().astype(np.uint8).repeat(_ZOOM, 0).repeat(_ZOOM, 1) for tile in tiles]

@@ -1,0 +1,62 @@
+"""Draw what a finished run generates.
+
+    python scripts/sample.py runs/digits-standard-elbo
+
+writes RUN/samples/: prior.png and reconstructions.png (the mean of p(x|z) beside a draw from it), traversals.png and
+.gif (one latent unit moved at a time), interpolations.png, completions.png (the lower half of an image given the upper
+one), and of two latent units manifold.png and codes.png. What a program does not have is left out, with a line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyro
+import tyro
+
+from pyro_vae import cli, config
+from pyro_vae.fitted import restore, settings_of
+from pyro_vae.report import RunFolder, sampling
+
+_OF_THE_RUN = ("program", "data_root", "seed", "device")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw what a finished run generates; None takes what the run was fitted with."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    program: str | None = None
+    """path/to/file.py:factory, for a run of a program of your own: no code that a run folder names is run."""
+    data_root: Path | None = None
+    """Folder of the downloaded data sets; only into one given here is anything downloaded."""
+    seed: int | None = None
+    """Seed of the draws."""
+    device: config.Device = "auto"
+    """auto takes CUDA where it is available."""
+
+
+def main(arguments: Arguments) -> None:
+    """Run the script."""
+    folder, asked = RunFolder(arguments.run), vars(arguments)
+    settings = settings_of(folder, {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None})
+    pyro.set_rng_seed(settings.seed)
+    fitted = restore(folder, settings, download=arguments.data_root is not None)
+    results, program, x = folder.samples, fitted.program, fitted.observed("test")
+    if x.dim() != 3:
+        raise ValueError(f"The images have shape {tuple(x.shape[1:])}; only those of height and width can be drawn.")
+    labels = fitted.images.labels
+    classes = None if labels is None else labels.test[:, 0].cpu().numpy()
+    results.lock()
+    sampling.write_prior(results, program, x, settings.seed)
+    sampling.write_reconstructions(results, program, x, settings.seed)
+    sampling.write_latents(results, program, x, classes, settings.seed)
+    sampling.write_completions(results, program, x, fitted.lacking, settings.seed)
+    print(f"written to {results.path}")
+
+
+if __name__ == "__main__":
+    with cli.exit_status():
+        main(tyro.cli(Arguments, description=__doc__))
