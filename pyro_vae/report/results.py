@@ -138,8 +138,8 @@ def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Score
             "JVI-2": _number(numbers["jvi2"]),
             "AIS": _number(path.get("log_likelihood")),
             "gap": _with_error(path.get("gap"), path.get("gap_se")),
-            "distortion": _number(numbers["distortion"]),
-            "sq. error": _number(numbers["squared_error"]),
+            "distortion": _number(numbers.get("distortion")),
+            "sq. error": _number(numbers.get("squared_error")),
         }
         row = "".join(f"{cells[head]:>{width}}" for head, width in widths.items())
         words = scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)
