@@ -55,8 +55,9 @@ class Config:
     """One run. Nats are per image throughout."""
 
     program: str = "vae"
-    """vae; two-layer; autoencoder (a code without noise or prior, no density); or path/to/file.py:factory, a program of
-    your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
+    """vae; two-layer; autoencoder, a code without noise or prior, and without a density; pixelcnn, an autoregressive
+    density of 0/1 pixels without latents; pixelvae, the VAE with one as p(x|z); or path/to/file.py:factory, a program
+    of your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
     data_root: Path = Path("data")
@@ -83,7 +84,7 @@ class Config:
     latent_dim: Count = 50
     """Latent units."""
     hidden_dim: Count = 200
-    """Units of a hidden layer."""
+    """Units of a hidden layer; a PixelCNN has one channel for every twelve."""
 
     objective: Annotated[str, _one_of("objective")] = "elbo"
     """What is maximised, per image."""

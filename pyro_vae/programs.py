@@ -8,28 +8,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae import parts
 from pyro_vae.config import Config, flag
 from pyro_vae.data import Images
 from pyro_vae.infer import Objective
-from pyro_vae.model import VAE, TwoLayerVAE, nets, posteriors
+from pyro_vae.model import VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
+from pyro_vae.model.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.improper import Improper
 
+Likelihood = Callable[[likelihoods.Decoder, Tensor], nn.Module]
 # Flags that only some objectives read.
 _FLAGS_OF = {"beta": ("beta", "beta-tcvae"), "warmup_epochs": ("beta", "beta-tcvae"), "free_bits": ("free-bits",)}
-
-
-# Flags that a program has no use for.
-_NOT_OF = {"autoencoder": ("posterior", "prior")}
+# Flags that a program does not read.
+_NOT_OF: dict[str, tuple[str, ...]] = {
+    "pixelcnn": ("prior", "posterior", "likelihood", "net", "latent_dim", "objective", "num_particles"),
+    "pixelvae": ("likelihood",),
+    "autoencoder": ("prior", "posterior"),
+}
 # Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
 _MATCHING = ("wae-mmd",)
 
 
 def unread(config: Config) -> dict[str, Any]:
-    """Return the fields that the objective does not read, with their defaults."""
-    return {name: getattr(Config, name) for name, of in _FLAGS_OF.items() if config.objective not in of}
+    """Return the fields that the program or the objective does not read, with their defaults."""
+    names = [*_not_of_program(config), *_not_of_objective(config)]
+    return {name: getattr(Config, name) for name in names}
+
+
+def _not_of_program(config: Config) -> list[str]:
+    matching = config.objective in _MATCHING
+    return [name for name in _NOT_OF.get(config.program, ()) if not (matching and name == "prior")]
+
+
+def _not_of_objective(config: Config) -> list[str]:
+    return [name for name, of in _FLAGS_OF.items() if config.objective not in of]
 
 
 def build_objective(config: Config, num_images: int) -> Objective:
@@ -38,8 +52,8 @@ def build_objective(config: Config, num_images: int) -> Objective:
     Raises:
         ValueError: a flag is set that the objective does not read.
     """
-    for name, default in unread(config).items():
-        if getattr(config, name) != default:
+    for name in _not_of_objective(config):
+        if getattr(config, name) != getattr(Config, name):
             of = " and ".join(_FLAGS_OF[name])
             raise ValueError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
     course = parts.Course(
@@ -61,13 +75,12 @@ def build(config: Config, images: Images) -> Any:
         An object with ``model(x)`` and ``guide(x)``.
 
     Raises:
-        ValueError: the file of the program, its factory, or what that returns is not there; or a flag is set that the
+        ValueError: the file of the program, its factory, or what that returns is not there, or a flag is set that the
             program does not read.
     """
-    for name in _NOT_OF.get(config.program, ()):
-        read = name == "prior" and config.objective in _MATCHING
-        if not read and getattr(config, name) != getattr(Config, name):
-            raise ValueError(f"{flag(name)} is not of --program {config.program}, which has none.")
+    for name in _not_of_program(config):
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"--program {config.program} does not read {flag(name)}: leave it out.")
     if config.program in PROGRAMS:
         return PROGRAMS[config.program](config, images).to(config.device)
     program = _factory(config.program)(config, images)
@@ -94,16 +107,20 @@ def _posterior(config: Config, images: Images, latent_dim: int) -> nn.Module:
     return parts.POSTERIORS[config.posterior](family.encoder, latent_dim)
 
 
-def _likelihood(config: Config, images: Images, latent_dim: int) -> nn.Module:
+def _likelihood(config: Config, images: Images, latent_dim: int, build: Likelihood) -> nn.Module:
     family = parts.NETS[config.net](images.pixel_shape, config.hidden_dim)
-    return parts.LIKELIHOODS[config.likelihood](partial(family.decoder, latent_dim), images.train)
+    return build(partial(family.decoder, latent_dim), images.train)
+
+
+def _vae_of(config: Config, images: Images, build: Likelihood) -> nn.Module:
+    posterior = _posterior(config, images, config.latent_dim)
+    likelihood = _likelihood(config, images, config.latent_dim, build)
+    prior = parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), posterior)
+    return VAE(prior, likelihood, posterior)
 
 
 def _vae(config: Config, images: Images) -> nn.Module:
-    posterior = _posterior(config, images, config.latent_dim)
-    likelihood = _likelihood(config, images, config.latent_dim)
-    prior = parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), posterior)
-    return VAE(prior, likelihood, posterior)
+    return _vae_of(config, images, parts.LIKELIHOODS[config.likelihood])
 
 
 def _two_layer(config: Config, images: Images) -> nn.Module:
@@ -116,7 +133,7 @@ def _two_layer(config: Config, images: Images) -> nn.Module:
     return TwoLayerVAE(
         prior=parts.PRIORS[config.prior](parts.Blueprint(top, images.train), nn.Identity()),
         generator=posteriors.MeanField(lambda outputs: nets.MLP([top, *hidden, outputs]), bottom),
-        likelihood=_likelihood(config, images, bottom),
+        likelihood=_likelihood(config, images, bottom, parts.LIKELIHOODS[config.likelihood]),
         posterior=_posterior(config, images, bottom),
         top_posterior=parts.POSTERIORS[config.posterior](lambda outputs: nets.MLP([bottom, *hidden, outputs]), top),
     )
@@ -133,8 +150,22 @@ def _autoencoder(config: Config, images: Images) -> nn.Module:
     return VAE(prior, _likelihood(config, images, config.latent_dim), posterior)
 
 
+def _pixelcnn(config: Config, images: Images) -> nn.Module:
+    return Tractable(PixelCNN(images.train, _channels(config)))
+
+
+def _pixelvae(config: Config, images: Images) -> nn.Module:
+    return _vae_of(config, images, partial(ConditionalPixelCNN, channels=_channels(config)))
+
+
+def _channels(config: Config) -> int:
+    return max(1, config.hidden_dim // 12)  # 16 by default
+
+
 PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {
     "vae": _vae,
     "two-layer": _two_layer,
     "autoencoder": _autoencoder,
+    "pixelcnn": _pixelcnn,
+    "pixelvae": _pixelvae,
 }

@@ -237,7 +237,7 @@ def test_an_autoencoder_refuses_what_it_does_not_have(
     flags: tuple[str, str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     call = command("fit", *TINY, "--program", "autoencoder", *flags, "--out", tmp_path / "run")
-    refused(call, flags[0], "--program autoencoder")
+    refused(call, flags[0], "--program autoencoder does not read")
 
 
 @pytest.mark.parametrize("flags", [("--temperatures", 5), ("--local-steps", 5), ("--calibrate", 5)])

@@ -30,7 +30,10 @@ ADAM = {"lr": 0.01, "fused": True}
 DENSITIES = {"gaussian", "continuous-bernoulli"}
 GREY = DENSITIES | {"categorical", "logistic-mixture"}
 TABLES = {name: getattr(parts, name.upper() + "S") for name in ("prior", "posterior", "likelihood", "net", "objective")}
-CASES = [(field, name) for field, table in TABLES.items() for name in table] + [("program", "two-layer")]
+CASES = [(field, name) for field, table in TABLES.items() for name in table] + [
+    ("program", "two-layer"),
+    ("program", "pixelvae"),
+]
 # What the compiler itself is tried on: a plain program, a factorisation, masks.
 COMPILED = [
     ("objective", "elbo", torch.float32, 1e-5),

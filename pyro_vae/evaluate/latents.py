@@ -72,5 +72,7 @@ def active_units(moments: Moments) -> int:
 
     The means are of S draws: what their noise adds to the variance over images is subtracted.
     """
+    if not moments.mean.numel():
+        return 0
     noise = moments.variance.mean(0) / moments.num_samples
     return int((moments.mean.var(0) - noise > _ACTIVE_VARIANCE).sum())

@@ -1,7 +1,8 @@
 """Our programs and the parts they are made of; each part is a plain `nn.Module` that returns a distribution."""
 
 from pyro_vae.model import convnets, likelihoods, nets, posteriors
+from pyro_vae.model.tractable import Tractable
 from pyro_vae.model.two_layer import TwoLayerVAE
 from pyro_vae.model.vae import VAE
 
-__all__ = ["VAE", "TwoLayerVAE", "convnets", "likelihoods", "nets", "posteriors"]
+__all__ = ["VAE", "Tractable", "TwoLayerVAE", "convnets", "likelihoods", "nets", "posteriors"]

@@ -50,7 +50,7 @@ class Bernoulli(_Likelihood):
     """Independent binary pixels, p(x|z) = prod_i Bernoulli(x_i; sigmoid(logits_i(z))). Domain: {0, 1}."""
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
-        super().__init__(decoder, _mean(images).clamp(1e-3, 1 - 1e-3).logit().unsqueeze(0))
+        super().__init__(decoder, mean_logits(images).unsqueeze(0))
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""
@@ -166,6 +166,11 @@ class Categorical(_Likelihood):
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""
         return self._independent(pixels.GreyCategorical(torch.stack(self._outputs(z), -1)))
+
+
+def mean_logits(images: Tensor) -> Tensor:
+    """Return the logits of the mean image, kept off the infinities of pixels that are always black."""
+    return _mean(images).clamp(1e-3, 1 - 1e-3).logit()
 
 
 def _mean(images: Tensor) -> Tensor:
