@@ -147,7 +147,8 @@ def _autoencoder(config: Config, images: Images) -> nn.Module:
         if config.objective in _MATCHING
         else Improper(config.latent_dim)
     )
-    return VAE(prior, _likelihood(config, images, config.latent_dim), posterior)
+    likelihood = _likelihood(config, images, config.latent_dim, parts.LIKELIHOODS[config.likelihood])
+    return VAE(prior, likelihood, posterior)
 
 
 def _pixelcnn(config: Config, images: Images) -> nn.Module:

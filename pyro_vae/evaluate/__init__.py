@@ -4,7 +4,13 @@ from pyro_vae.evaluate.aggregate import Surgery, surgery
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.calibration import calibration_ranks
-from pyro_vae.evaluate.decoding import drawn_images, mean_images, posterior_latents, prior_latents
+from pyro_vae.evaluate.decoding import (
+    completed_images,
+    drawn_images,
+    mean_images,
+    posterior_latents,
+    prior_latents,
+)
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
@@ -29,6 +35,7 @@ __all__ = [
     "anneal",
     "bidirectional",
     "calibration_ranks",
+    "completed_images",
     "decoded",
     "drawn_images",
     "good_khat",

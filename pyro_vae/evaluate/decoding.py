@@ -64,6 +64,16 @@ def drawn_images(model: Program, like: Tensor, values: Values, seed: int | None 
         return _of_images(model, like, values).sample().to(like.dtype).reshape(like.shape)
 
 
+def completed_images(model: Program, x: Tensor, seen: int, seed: int | None = None) -> Tensor | None:
+    """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
+
+    None where the program has latents, or pixels that are not drawn one after the other.
+    """
+    with torch.no_grad(), reading(model, x=x, seed=seed):
+        complete = getattr(_of_images(model, x, {}), "complete", None)
+        return None if complete is None or run(model, x).values else complete(x, seen)
+
+
 def _of_images(model: Program, like: Tensor, values: Values) -> Any:
     """Return the distribution of the observed site of the shape of `like`."""
     for distribution, value in run(model, like, 1, values).observed.values():

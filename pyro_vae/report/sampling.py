@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pyro_vae.evaluate import (
     Annealing,
+    completed_images,
     decoded,
     drawn_images,
     impute,
@@ -112,14 +113,19 @@ def write_completions(folder: Folder, program: Program, x: Tensor, lacking: str 
         return
     some = x[:_IMAGES].clone()
     some[:, some.shape[1] // 2 :] = torch.nan
-    bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
-    try:
-        found = impute(program.model, program.guide, some, _ANNEALING, fill=x.mean(0), seed=seed, progress=bar)
-    except ValueError as error:
-        _LOG.info("Nothing is completed: %s", error)
-        return
-    shown = {"seen": some.nan_to_num(0.5), "mean": torch.as_tensor(found.mean), "draw": torch.as_tensor(found.draw)}
-    shown["truth"] = x[:_IMAGES]
+    seen = some[0].numel() // some.shape[1] * (some.shape[1] // 2)
+    exact = completed_images(program.model, x[:_IMAGES], seen, seed)
+    if exact is not None:
+        found = {"draw": exact}
+    else:
+        bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
+        try:
+            imputed = impute(program.model, program.guide, some, _ANNEALING, fill=x.mean(0), seed=seed, progress=bar)
+        except ValueError as error:
+            _LOG.info("Nothing is completed: %s", error)
+            return
+        found = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
+    shown = {"seen": some.nan_to_num(0.5), **found, "truth": x[:_IMAGES]}
     rows = {name: images.cpu() for name, images in shown.items()}
     folder.save_figure("completions", pictures.rows(rows, "the lower half, given the upper one"))
 
