@@ -59,7 +59,8 @@ class Config:
     density of 0/1 pixels without latents; pixelvae, the VAE with one as p(x|z); or path/to/file.py:factory, a program
     of your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
-    """Data set. digits (8x8) is embedded; the others are downloaded into --data-root where absent."""
+    """Data set. digits (8x8) are embedded and shapes (32x32, of five known factors) drawn; the others are downloaded
+    into --data-root where absent."""
     data_root: Path = Path("data")
     """Folder of the downloaded data sets."""
     binarize: Annotated[str, _one_of("binarize")] = "dynamic"

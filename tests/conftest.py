@@ -38,6 +38,7 @@ HOST = {
     "test_run_folder",
     "test_sampling",
     "test_scripts",
+    "test_shapes",
     "test_strangers",
 }
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"

@@ -232,7 +232,7 @@ def test_the_least_count_is_accepted(field: str) -> None:
 @pytest.mark.parametrize(
     ("field", "choices"),
     [
-        ("data", ["digits", "mnist", "fashion-mnist", "kmnist"]),
+        ("data", ["digits", "mnist", "fashion-mnist", "kmnist", "shapes"]),
         ("prior", ["standard", "mixture"]),
         ("posterior", ["meanfield"]),
         ("likelihood", ["bernoulli", "gaussian"]),
@@ -257,7 +257,13 @@ def test_unknown_names_list_the_choices(field: str, choices: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "epochs", "num_samples"),
-    [("digits", 300, 1000), ("mnist", 100, 5000), ("fashion-mnist", 100, 5000), ("kmnist", 100, 5000)],
+    [
+        ("digits", 300, 1000),
+        ("mnist", 100, 5000),
+        ("fashion-mnist", 100, 5000),
+        ("kmnist", 100, 5000),
+        ("shapes", 100, 5000),
+    ],
 )
 def test_resolved_fills_in_what_the_data_set_decides(name: str, epochs: int, num_samples: int) -> None:
     settings = Config(data=name).resolved()
@@ -289,8 +295,9 @@ def test_a_run_is_compiled_by_its_number_of_steps(changes: dict[str, Any], graph
     assert read_config(saved(tmp_path / "config.json", settings.to_json())).graph == graph
 
 
-def test_the_digits_are_as_many_as_is_known_of_them() -> None:
-    assert len(data.load("digits", Path()).train) == data.TRAINING_IMAGES["digits"]
+@pytest.mark.parametrize("name", ["digits", "shapes"])
+def test_the_images_are_as_many_as_is_known_of_them(name: str) -> None:
+    assert len(data.load(name, Path()).train) == data.TRAINING_IMAGES[name]
 
 
 def test_tf32_is_refused_on_a_cpu() -> None:

@@ -3,7 +3,7 @@ r"""Where images come from: data sets by name, their files checked, their splits
 MNIST and its relatives train on the first 55,000 of the 60,000 training images in file order, validate on the last
 5,000 and test on the 10,000 test images. MNIST's files are known by their SHA-256; files of its format
 with other numbers of images are read too, with a line in the log. Of every seven of the 1,797 digits, in file order,
-five are for training, one for validation and one for the test.
+five are for training, one for validation and one for the test. For the shapes see `data.shapes`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 
-from pyro_vae.data import idx
+from pyro_vae.data import idx, shapes
 from pyro_vae.data.images import DataError, Images, Labels, to_uint8
 
 Source = Callable[[Path, bool], Images]
@@ -37,7 +37,7 @@ def load(
 
     Args:
         name: a key of `DATASETS`.
-        root: folder of the downloaded data sets; the embedded digits need none.
+        root: folder of the downloaded data sets; digits and shapes need none.
         train_images: use only the first so many training images.
         test_images: likewise for the test.
         download: whether what is absent from `root` is downloaded into it; otherwise nothing is written there.
@@ -96,6 +96,13 @@ DATASETS: dict[str, Source] = {
     "mnist": _idx(torchvision.datasets.MNIST),
     "fashion-mnist": _idx(torchvision.datasets.FashionMNIST),
     "kmnist": _idx(torchvision.datasets.KMNIST),
+    "shapes": lambda root, download: shapes.load(),
 }
 # How many training images each has, known before any file is read.
-TRAINING_IMAGES = {"digits": 1285, "mnist": 55_000, "fashion-mnist": 55_000, "kmnist": 55_000}
+TRAINING_IMAGES = {
+    "digits": 1285,
+    "mnist": 55_000,
+    "fashion-mnist": 55_000,
+    "kmnist": 55_000,
+    "shapes": shapes.NUM_TRAIN,
+}
