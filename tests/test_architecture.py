@@ -39,7 +39,7 @@ HOMES = {
     "arviz_stats": ("pyro_vae/evaluate/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/",),
     "torchvision": ("pyro_vae/data/sources.py", "pyro_vae/report/pictures.py"),
-    "sklearn": ("pyro_vae/data/sources.py",),
+    "sklearn": ("pyro_vae/data/sources.py", "pyro_vae/evaluate/disentanglement.py"),
     "tyro": ("pyro_vae/config.py",),
 }
 

@@ -12,6 +12,7 @@ from pyro_vae.evaluate.decoding import (
     prior_latents,
 )
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate.disentanglement import Disentanglement, disentanglement
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.latents import Moments, active_units, posterior_means, posterior_moments
@@ -25,6 +26,7 @@ __all__ = [
     "Annealed",
     "Annealing",
     "Bidirectional",
+    "Disentanglement",
     "Imputed",
     "Moments",
     "Parts",
@@ -37,6 +39,7 @@ __all__ = [
     "calibration_ranks",
     "completed_images",
     "decoded",
+    "disentanglement",
     "drawn_images",
     "good_khat",
     "impute",
