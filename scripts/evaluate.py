@@ -2,10 +2,12 @@
 
     python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
     python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --temperatures 500
+    python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 
 Each run gets RUN/evaluation/ with summary.json, scores.nc, bounds.csv and figures; bounds.png there shows all the
 runs. With --temperatures also annealing.nc: annealed importance sampling of the test images, and upper and lower
-bounds on as many images that the model has simulated, whose mean gap says how accurate it is.
+bounds on as many images that the model has simulated, whose mean gap says how accurate it is. With --disentanglement,
+for data of known factors, what each latent unit tells of each, and figures/factors.png.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
 from pyro_vae.fitted import restore, settings_of
 from pyro_vae.report import (
     RunFolder,
+    factor_table,
     measure,
     measure_annealing,
+    measure_factors,
     measure_slack,
     plots,
     table,
@@ -33,6 +37,7 @@ from pyro_vae.report import (
 
 _OF_DENSITIES = ("temperatures", "local_steps", "calibrate")
 _RANKED_AMONG = 99  # draws from the guide
+_CLASSIFIED_IMAGES = 5000  # of training, to which classifiers of factors are fitted, at most
 # Flags that take the place of what the run was fitted with.
 _OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device", "compile")
 
@@ -65,6 +70,8 @@ class Arguments:
     """Optimise a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
     calibrate: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Rank the latents of so many simulated images among draws from the guide (0: do not)."""
+    disentanglement: bool = False
+    """Score the latent units against the known factors of the data, where it has several."""
     seed: int | None = None
     """Seed of the draws."""
     device: config.Device = "auto"
@@ -98,6 +105,8 @@ def main(arguments: Arguments) -> None:
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
+    if arguments.disentanglement:
+        print(factor_table({name: numbers["disentanglement"] for name, numbers in summaries.items()}))
 
 
 def settings_of_annealing(arguments: Arguments, compiled: bool = False) -> Annealing | None:
@@ -127,6 +136,9 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     for name in _OF_DENSITIES:
         if fitted.lacking and getattr(arguments, name):
             raise ValueError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")
+    labels = fitted.images.labels
+    if arguments.disentanglement and (labels is None or len(labels.names) < 2):
+        raise ValueError(f"{folder.path}: --disentanglement needs data of several known factors, as shapes have.")
     results = folder.evaluation
     results.lock()
     program, test = fitted.program, fitted.observed("test")
@@ -147,6 +159,11 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
+    if arguments.disentanglement and labels:
+        some = slice(_CLASSIFIED_IMAGES)
+        train, held_out = (fitted.observed("train")[some], labels.train[some]), (test, labels.test)
+        numbers["disentanglement"], figure = measure_factors(program, train, held_out, labels.names, settings.seed)
+        results.save_figure("factors", figure)
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
     results.release()
     return scores, numbers
@@ -154,4 +171,4 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
 
 if __name__ == "__main__":
     with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__))
+        main(tyro.cli(Arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))

@@ -138,6 +138,28 @@ def test_evaluate_says_where_the_slack_is(run: Path) -> None:
     assert (ranks.min(), ranks.max()) == (0, 99)
 
 
+def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+    folder = tmp_path / "shapes"
+    flags = ["--data", "shapes", "--binarize", "threshold", "--net", "relu", "--latent-dim", 4, "--learning-rate", 0.01]
+    fit = inside("fit", *TINY, *flags, "--train-images", 500, "--epochs", 20, "--out", folder)
+    assert fit.returncode == 0, fit.stderr
+    result = inside("evaluate", folder, "--disentanglement", "--test-images", 200)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((folder / "evaluation" / "summary.json").read_text())["disentanglement"]
+    assert found["factors"] == ["shape", "scale", "rotation", "x", "y"]
+    assert (found["num_train_images"], found["num_test_images"]) == (500, 200)
+    matrix = np.array(found["information"])
+    assert matrix.shape == (4, 5)
+    assert found["units"] == matrix.argmax(0).tolist()
+    ordered = np.sort(matrix, axis=0)
+    assert found["mig"] == pytest.approx((ordered[-1] - ordered[-2]).mean())
+    # x and y, which move the most pixels, are told far better than by chance, 1/8.
+    assert min(found["accuracy"][3:]) > 3 / 8
+    assert f"MIG {found['mig']:.2f}, SAP {found['sap']:.2f}" in result.stdout
+    assert (folder / "evaluation" / "figures" / "factors.png").stat().st_size > 5000
+    refused(command("evaluate", run, "--disentanglement"), str(run), "several known factors")
+
+
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
     result = inside("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr

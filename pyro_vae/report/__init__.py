@@ -1,6 +1,7 @@
 """What people look at: figures, results and the run folder."""
 
 from pyro_vae.report import comparison, plots, sampling, speed
+from pyro_vae.report.factors import factor_table, measure_factors
 from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
 from pyro_vae.report.results import measure, table, write_bounds, write_results
@@ -10,8 +11,10 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "comparison",
+    "factor_table",
     "measure",
     "measure_annealing",
+    "measure_factors",
     "measure_slack",
     "plots",
     "sampling",
