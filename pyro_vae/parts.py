@@ -67,6 +67,7 @@ POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
 # A likelihood is built from its decoder, by number of channels, and the training images.
 LIKELIHOODS: dict[str, Callable[[likelihoods.Decoder, Tensor], nn.Module]] = {
     "bernoulli": likelihoods.Bernoulli,
+    "cross-entropy": likelihoods.CrossEntropy,
     "continuous-bernoulli": likelihoods.ContinuousBernoulli,
     "gaussian": likelihoods.Gaussian,
     "isotropic-gaussian": likelihoods.IsotropicGaussian,
@@ -79,6 +80,7 @@ NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {
     "mlp": nets.Dense,
     "relu": partial(nets.Dense, layer=nets.relu),
     "gated": partial(nets.Dense, layer=nets.Gated),
+    "funnel": partial(nets.Dense, layer=nets.relu, narrowing=2),
     "conv": convnets.Conv,
     "resnet": partial(convnets.Conv, blocks=2),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae import parts
 from pyro_vae.model import VAE, nets, posteriors
-from pyro_vae.model.pixels import ContinuousBernoulli, DiscretizedLogistic
+from pyro_vae.model.pixels import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.trace import check_domain, is_density
 
@@ -75,6 +75,24 @@ def test_a_density_integrates_to_one(name: str, spread: float) -> None:
             assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_a_cross_entropy_does_not_integrate_to_one(spread: float) -> None:
+    """It lacks the constant of the continuous Bernoulli, l / tanh(l / 2) at the logit l, 2 or more."""
+    likelihood, z, x = likelihood_of("cross-entropy", spread), torch.randn(4, 2), values_of("cross-entropy", 4)
+    loss = pixel(likelihood, z)
+    log_constant = (loss.logits / (loss.logits / 2).tanh()).log()
+    assert (log_constant >= math.log(2)).all()
+    torch.testing.assert_close(
+        loss.log_prob(x) + log_constant, ContinuousBernoulli(loss.logits).log_prob(x), rtol=1e-6, atol=1e-6
+    )
+    for logit, constant in zip(
+        loss.logits[0].flatten().tolist(), log_constant[0].exp().flatten().tolist(), strict=True
+    ):
+        one = CrossEntropy(logits=torch.tensor(logit))
+        total, _ = quad(lambda value, one=one: float(one.log_prob(torch.tensor(value)).exp()), 0, 1, epsabs=1e-9)
+        assert constant * total == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_scores_the_sum_of_its_pixels(name: str) -> None:
     likelihood, z, x = likelihood_of(name), torch.randn(5, 1, 2), values_of(name, 4)
@@ -111,6 +129,8 @@ def test_gradients_of_a_likelihood_match_finite_differences(name: str) -> None:
     [
         ("bernoulli", 0.5),
         ("continuous-bernoulli", 1.01),
+        ("cross-entropy", 1.01),
+        ("cross-entropy", -0.01),
         ("categorical", 0.5),
         ("categorical", -1 / 255),
         ("logistic-mixture", 0.5 / 255),
@@ -151,7 +171,14 @@ def start(name: str) -> dist.Distribution:
 
 
 @pytest.mark.parametrize(
-    ("name", "low"), [("bernoulli", 1e-3), ("continuous-bernoulli", 0.02), ("gaussian", 0), ("isotropic-gaussian", 0)]
+    ("name", "low"),
+    [
+        ("bernoulli", 1e-3),
+        ("cross-entropy", 1e-3),
+        ("continuous-bernoulli", 0.02),
+        ("gaussian", 0),
+        ("isotropic-gaussian", 0),
+    ],
 )
 def test_a_likelihood_starts_at_the_mean_image(name: str, low: float) -> None:
     expected = MEAN.clamp(low, 1 - low).expand(3, 2, 2)

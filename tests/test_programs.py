@@ -20,7 +20,7 @@ from calls import MORE, TINY, Inside, command, inside
 from pyro_vae import config, programs
 
 NAMES = config.CHOICES | {"program": programs.PROGRAMS}
-WITHOUT_DENSITY = ("autoencoder",)
+WITHOUT_DENSITY = {"autoencoder": "no density", "cross-entropy": "no log-likelihood"}
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
 import pyro
@@ -150,6 +150,23 @@ def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.Mo
     assert before == {name: (seeds[0] / "summary.json").read_bytes() for name, seeds in runs.items()}
 
 
+def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
+    """The cross-entropy of grey pixels has a rate and a distortion, and nothing that is a log p(x)."""
+    monkeypatch.setattr(subprocess, "Popen", Inside)
+    grey = [*TINY, "--binarize", "none", "--out", tmp_path]
+    refused(command("compare", "--likelihoods", "categorical", "cross-entropy", *grey), "cross-entropy has no log p(x)")
+    loss, some = tmp_path / "cross-entropy", tmp_path / "categorical"
+    result = inside("evaluate", loss, some)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((loss / "evaluation" / "summary.json").read_text())
+    assert found["log_likelihood"] is None
+    assert "nan" not in result.stdout
+    assert (loss / "evaluation" / "figures" / "rate_distortion.png").exists()
+    refused(command("evaluate", loss, "--temperatures", 5), "no log p(x)", "no log-likelihood")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -180,8 +197,9 @@ def test_every_name_that_help_offers_runs(
     runpy.run_path(call[1], run_name="__main__")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert math.isfinite(summary["distortion"])
-    if name not in WITHOUT_DENSITY:
+    if name in WITHOUT_DENSITY:
+        assert (summary["elbo"], summary["log_likelihood"], summary["bits_per_dim"]) == (None, None, None)
+        assert WITHOUT_DENSITY[name] in summary["reasons"]["log_likelihood"]
+    else:
         assert math.isfinite(summary["log_likelihood"])
         assert summary["elbo"] <= summary["log_likelihood"]
-    else:
-        assert summary["log_likelihood"] is None

@@ -58,6 +58,19 @@ class Bernoulli(_Likelihood):
         return self._independent(dist.Bernoulli(logits=logits))
 
 
+class CrossEntropy(Bernoulli):
+    """The binary cross-entropy of grey pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
+
+    It is what many introductions train on grey MNIST. It has no normalisation, so that there is a rate and a distortion
+    but neither an ELBO nor log p(x); `ContinuousBernoulli` is the likelihood that it lacks.
+    """
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        """Return the loss as a distribution, batch shape (...), event shape (*pixels)."""
+        (logits,) = self._outputs(z)
+        return self._independent(pixels.CrossEntropy(logits=logits))
+
+
 class ContinuousBernoulli(_Likelihood):
     r"""Independent pixels of density C(l) exp(l x) on [0, 1], l the logit. Domain: [0, 1].
 

@@ -87,15 +87,18 @@ class Dense:
 
     Args:
         pixel_shape: shape of an image.
-        hidden_dim: units of a hidden layer.
+        hidden_dim: units of the hidden layer beside the image.
         layer: builds a hidden layer.
         depth: number of hidden layers; without any the networks are linear.
+        narrowing: how many times as wide as the next towards the code a hidden layer is.
     """
 
-    def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, layer: Layer = tanh, depth: int = 2) -> None:
+    def __init__(
+        self, pixel_shape: Sequence[int], hidden_dim: int, layer: Layer = tanh, depth: int = 2, narrowing: int = 1
+    ) -> None:
         self.pixel_shape = tuple(pixel_shape)
         self.layer = layer
-        self.hidden = [hidden_dim] * depth
+        self.hidden = [max(1, hidden_dim // narrowing**place) for place in range(depth)]
 
     def encoder(self, outputs: int) -> nn.Module:
         """Return flattening, hidden layers and a linear one."""
@@ -104,7 +107,7 @@ class Dense:
 
     def decoder(self, inputs: int, channels: int) -> nn.Module:
         """Return hidden layers and a linear one."""
-        sizes = [inputs, *self.hidden, channels * math.prod(self.pixel_shape)]
+        sizes = [inputs, *reversed(self.hidden), channels * math.prod(self.pixel_shape)]
         return nn.Sequential(MLP(sizes, self.layer, bias=False), nn.Unflatten(-1, (channels, *self.pixel_shape)))
 
 

@@ -71,6 +71,18 @@ class ContinuousBernoulli(dist.TorchDistribution):
         return self.logits * (value - 0.5) - normalizer
 
 
+class CrossEntropy(dist.Bernoulli):
+    r"""The binary cross-entropy of grey pixels in [0, 1], log p(x) = x log p + (1 - x) log(1 - p): a loss.
+
+    With p = sigmoid(l) its exponential integrates to tanh(l / 2) / l, which is 1/2 at most: the continuous Bernoulli is
+    what normalises it. What is drawn are the 0 and 1 of a Bernoulli, whose mean is p.
+    """
+
+    support = constraints.unit_interval
+    has_enumerate_support = False
+    normalized = False
+
+
 class _GreyLevels(constraints.Constraint):
     is_discrete = True
 
