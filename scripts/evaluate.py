@@ -146,6 +146,8 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     scores, numbers = measure(
         program, test, settings.num_samples, density=fitted.density, seed=settings.seed, compiled=compiled
     )
+    if scores.reason and (arguments.temperatures or arguments.local_steps or arguments.calibrate):
+        raise ValueError(f"{folder.path} has no log p(x) to examine further: {scores.reason}.")
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)
     if annealing := settings_of_annealing(arguments, compiled):

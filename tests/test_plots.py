@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from oracles import LinearGaussian
 
-from pyro_vae.evaluate import score
+from pyro_vae.evaluate import Scores, score
 from pyro_vae.report import pictures, plots
 
 
@@ -25,6 +25,23 @@ def test_bounds_show_every_point_with_its_error() -> None:
     texts = " ".join(text.get_text() for text in axes.get_legend().get_texts())
     for scores in runs.values():
         assert f"ELBO {scores.elbo.mean():.2f}, log p(x) {scores.log_likelihood.mean():.2f}" in texts
+
+
+def test_bounds_of_a_loss_say_that_there_are_none() -> None:
+    """Alone, and beside a run that has some."""
+    program = LinearGaussian(2)
+    x = program.simulate(20)
+    some = score(program.model, program.guide, x, 100, seed=0)
+    columns = vars(some)
+    none = Scores(
+        **{name: np.full_like(v, np.nan) if np.ndim(v) else v for name, v in columns.items()} | {"reason": "?"}
+    )
+    for runs in ({"none": none}, {"none": none, "some": some}):
+        figure = plots.bounds(runs)
+        figure.canvas.draw()
+        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert texts[0] == "none: no log weights"
+        assert ["nan" in text for text in texts] == [False] * len(runs)
 
 
 def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> None:

@@ -34,11 +34,16 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         deviation over seeds, None with one seed.
 
     Raises:
-        ValueError: some score densities of pixels and others probabilities, whose nats do not compare.
+        ValueError: some have no log p(x), or some score densities of pixels and others probabilities, whose nats do not
+            compare.
     """
     summaries = {
         name: [json.loads((run.path / "summary.json").read_text()) for run in seeds] for name, seeds in runs.items()
     }
+    lacking = {name: each[0] for name, each in summaries.items() if each[0]["log_likelihood"] is None}
+    for name, numbers in lacking.items():
+        reason = numbers["reasons"]["log_likelihood"]
+        raise ValueError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
     densities = {name: each[0]["density"] for name, each in summaries.items()}
     if len(set(densities.values())) > 1:
         named = ", ".join(name for name, density in densities.items() if density)

@@ -47,15 +47,16 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
     """Draw, for each run, the IWAE bound over K from the ELBO (K = 1) to the estimate of log p(x), dashed."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    axes.set_xscale("log")  # before there is a curve, since there may be none
     for place, (name, scores) in enumerate(runs.items()):
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
-        label = f"{names.label(name)}: ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        label = f"{names.label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
         axes.axhline(mean[-1], color=f"C{place}", linestyle="--", linewidth=1)
     axes.set(
-        xscale="log",
         xlabel="K",
         ylabel=r"IWAE$_K$, nats per image",
         title="error bars: 1 s.e. over images, shared along a curve",
@@ -120,7 +121,8 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
     axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
     for place, (name, numbers) in enumerate(ordered):
-        label = f"{names.label(name)}: ELBO {numbers['elbo']:.2f}"
+        elbo = "no ELBO" if numbers["elbo"] is None else f"ELBO {numbers['elbo']:.2f}"
+        label = f"{names.label(name)}: {elbo}"
         axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{place}", label=label)
         axes.axline(
             (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{place}", linestyle="--", linewidth=0.5
