@@ -97,11 +97,10 @@ def main(arguments: Arguments) -> None:
     for name, (folder, settings) in zip(names, runs, strict=True):
         with pyro.get_param_store().scope():
             scores[name], summaries[name] = evaluate(folder, settings, arguments)
-    bounded = {name: each for name, each in scores.items() if not each.reason}
     for folder, _ in runs:
         results = folder.evaluation
-        if bounded:
-            results.save_figure("bounds", plots.bounds(bounded))
+        if not all(each.reason for each in scores.values()):
+            results.save_figure("bounds", plots.bounds(scores))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
@@ -146,8 +145,6 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     scores, numbers = measure(
         program, test, settings.num_samples, density=fitted.density, seed=settings.seed, compiled=compiled
     )
-    if scores.reason and (arguments.temperatures or arguments.local_steps or arguments.calibrate):
-        raise ValueError(f"{folder.path} has no log p(x) to examine further: {scores.reason}.")
     write_results(results, program, test, scores, settings.seed)
     write_bounds(results, scores)
     if annealing := settings_of_annealing(arguments, compiled):

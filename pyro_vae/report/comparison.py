@@ -40,10 +40,10 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     summaries = {
         name: [json.loads((run.path / "summary.json").read_text()) for run in seeds] for name, seeds in runs.items()
     }
-    lacking = {name: each[0] for name, each in summaries.items() if each[0]["log_likelihood"] is None}
-    for name, numbers in lacking.items():
-        reason = numbers["reasons"]["log_likelihood"]
-        raise ValueError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
+    for name, (numbers, *_) in summaries.items():
+        if numbers["log_likelihood"] is None:
+            reason = numbers["reasons"]["log_likelihood"]
+            raise ValueError(f"{name} has no log p(x) to compare: {reason}. Show it by --systems.")
     densities = {name: each[0]["density"] for name, each in summaries.items()}
     if len(set(densities.values())) > 1:
         named = ", ".join(name for name, density in densities.items() if density)
