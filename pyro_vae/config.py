@@ -98,6 +98,8 @@ class Config:
     """Epochs over which beta rises to its value, of --objective beta and beta-tcvae."""
     free_bits: float = 0.1
     """Nats that a latent unit may cost for free, of --objective free-bits."""
+    mmd_weight: float = 100.0
+    """Nats per unit of the squared discrepancy between codes and prior, of --objective wae-mmd."""
     epochs: OptionalCount = None
     """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
     batch_size: Count = 100
@@ -132,7 +134,7 @@ class Config:
             self._at_least(name, 1)
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
-        for name in ("beta", "free_bits"):
+        for name in ("beta", "free_bits", "mmd_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more

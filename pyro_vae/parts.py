@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.infer import coupled, estimators, objectives
+from pyro_vae.infer import coupled, estimators, objectives, wasserstein
 from pyro_vae.model import convnets, likelihoods, nets, posteriors
 from pyro_vae.model.priors import flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
@@ -41,6 +41,7 @@ class Course:
     beta: float
     warmup_steps: int
     free_bits: float
+    mmd_weight: float
 
 
 # A prior is built from the blueprint and the posterior.
@@ -95,4 +96,5 @@ OBJECTIVES: dict[str, Callable[[Course], objectives.Objective]] = {
     "beta": lambda c: objectives.BetaELBO(c.num_particles, c.beta, c.warmup_steps),
     "free-bits": lambda c: coupled.FreeBits(c.num_particles, c.free_bits),
     "beta-tcvae": lambda c: coupled.BetaTCVAE(c.num_particles, c.beta, c.warmup_steps, num_images=c.num_images),
+    "wae-mmd": lambda c: wasserstein.WAE(c.num_particles, c.mmd_weight),
 }

@@ -20,7 +20,12 @@ from pyro_vae.model.priors.improper import Improper
 
 Likelihood = Callable[[likelihoods.Decoder, Tensor], nn.Module]
 # Flags that only some objectives read.
-_FLAGS_OF = {"beta": ("beta", "beta-tcvae"), "warmup_epochs": ("beta", "beta-tcvae"), "free_bits": ("free-bits",)}
+_FLAGS_OF = {
+    "beta": ("beta", "beta-tcvae"),
+    "warmup_epochs": ("beta", "beta-tcvae"),
+    "free_bits": ("free-bits",),
+    "mmd_weight": ("wae-mmd",),
+}
 # Flags that a program does not read.
 _NOT_OF: dict[str, tuple[str, ...]] = {
     "pixelcnn": ("prior", "posterior", "likelihood", "net", "latent_dim", "objective", "num_particles"),
@@ -62,6 +67,7 @@ def build_objective(config: Config, num_images: int) -> Objective:
         beta=config.beta,
         warmup_steps=config.warmup_epochs * config.epoch_steps(num_images),
         free_bits=config.free_bits,
+        mmd_weight=config.mmd_weight,
     )
     return parts.OBJECTIVES[config.objective](course)
 

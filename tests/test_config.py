@@ -36,6 +36,7 @@ OTHER = Config(
     beta=0.5,
     warmup_epochs=12,
     free_bits=0.2,
+    mmd_weight=20.0,
     epochs=6,
     batch_size=2,
     learning_rate=0.1 + 0.2,  # 17 digits
@@ -216,7 +217,7 @@ COUNTS += ("epochs", "batch_size", "num_samples")
         *((name, -3) for name in COUNTS),
         ("patience", -1),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
-        *((name, value) for name in ("beta", "free_bits") for value in (-0.1, math.nan, math.inf)),
+        *((name, value) for name in ("beta", "free_bits", "mmd_weight") for value in (-0.1, math.nan, math.inf)),
     ],
 )
 def test_values_out_of_range_name_the_flag(field: str, value: float) -> None:
@@ -351,6 +352,8 @@ def test_binarized_pixels_are_observed_as_0_and_1(how: str) -> None:
         ("iwae", {"warmup_epochs": 3}),
         ("beta", {"free_bits": 0.3}),
         ("free-bits", {"beta": 0.5}),
+        ("beta-tcvae", {"mmd_weight": 10.0}),
+        ("wae-mmd", {"beta": 0.5}),
     ],
 )
 def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unread: dict[str, float]) -> None:

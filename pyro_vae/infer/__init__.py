@@ -11,12 +11,14 @@ from pyro_vae.infer.objectives import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objec
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import load_parameters
 from pyro_vae.infer.svi import SVI, NonFiniteError
+from pyro_vae.infer.wasserstein import WAE, mmd
 
 __all__ = [
     "ELBO",
     "IWAE",
     "STL",
     "SVI",
+    "WAE",
     "BatchMemoryError",
     "BetaELBO",
     "BetaTCVAE",
@@ -33,5 +35,6 @@ __all__ = [
     "checkpoint",
     "durably",
     "load_parameters",
+    "mmd",
     "schedules",
 ]
