@@ -10,9 +10,10 @@ which is 0 where they are one law, for the inverse multiquadratic kernel over R^
 
     k(a, b) = sum_s C / (C + |a - b|^2),    C = 2 D s,    s = 0.1, 0.2, 0.5, 1, 2, 5, 10.
 
-2 D is the mean squared distance of two draws from N(0, I). No bound on log p(x) comes of it. Tolstikhin, Bousquet,
-Gelly, Schoelkopf, "Wasserstein Auto-Encoders", ICLR 2018 (https://arxiv.org/abs/1711.01558); the U-statistic of
-Gretton, Borgwardt, Rasch, Schoelkopf, Smola, "A Kernel Two-Sample Test", JMLR 13 (2012).
+2 D is the mean squared distance of two draws from N(0, I); the scales are those of the authors' code. No bound on
+log p(x) comes of it. Tolstikhin, Bousquet, Gelly, Schoelkopf, "Wasserstein Auto-Encoders", ICLR 2018
+(https://arxiv.org/abs/1711.01558); the U-statistic of Gretton, Borgwardt, Rasch, Schoelkopf, Smola, "A Kernel
+Two-Sample Test", JMLR 13 (2012).
 """
 
 from __future__ import annotations
