@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae import config, data, programs
 from pyro_vae.infer import History, load_parameters
-from pyro_vae.report import RunFolder, RunFolderError
+from pyro_vae.report import Labelled, RunFolder, RunFolderError
 from pyro_vae.saved import read_config
 from pyro_vae.trace import is_density, why_no_density
 
@@ -33,6 +33,17 @@ class Fitted:
     def observed(self, split: str) -> Tensor:
         """Return the images of a split (N, *pixels) as the program observes them, the same every time."""
         return data.observe_once(getattr(self.images, split), self.look)
+
+    def labelled(self, split: str) -> Labelled:
+        """Return the images of a split as the program observes them, with the first of their labels.
+
+        Raises:
+            ValueError: they have none.
+        """
+        labels = self.images.labels
+        if labels is None:
+            raise ValueError(f"{self.images.name} has no labels: choose other --data.")
+        return Labelled(self.observed(split), labels.of(labels.names[0], split).cpu().numpy())
 
 
 def settings_of(folder: RunFolder, changes: Mapping[str, Any]) -> config.Config:

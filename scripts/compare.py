@@ -1,23 +1,35 @@
 """Fit the same program under several priors (or objectives, ...), everything else alike, and compare them.
 
     python scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30 --seeds 2
+    python scripts/compare.py --systems pixelcnn autoencoder vae beta-vae wae pixelvae
 
 takes every flag of fit.py. Each run is a folder of fit.py in --out; those that are there already are used again,
-so that an interrupted comparison continues.
+so that an interrupted comparison continues. --systems makes a gallery of different programs: log p(x) where there is
+one, how well their codes serve a classifier, and how far what they generate is from test images.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyro
+import torch
 import tyro
 
 from pyro_vae import cli, config, programs
-from pyro_vae.report import RunFolder, comparison
+from pyro_vae.evaluate import Features, train_features
+from pyro_vae.fitted import restore, settings_of
+from pyro_vae.report import RunFolder, comparison, systems
+from pyro_vae.systems import SYSTEMS
+
+# Of the summary of a run, for the gallery.
+_KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class Arguments:
     """Likelihoods to compare."""
     objectives: tuple[str, ...] = ()
     """Objectives to compare."""
+    systems: tuple[str, ...] = ()
+    """Systems to show side by side, by their names in pyro_vae/systems.py, which say by what flags they differ."""
     seeds: int = 1
     """Runs of each, with seeds from --seed on."""
     out: Path = Path("runs/comparison")
@@ -41,14 +55,18 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    names = {part: getattr(arguments, f"{part}s") for part in ("prior", "posterior", "likelihood", "objective")}
+    names = {
+        part: getattr(arguments, f"{part}s") for part in ("prior", "posterior", "likelihood", "objective", "system")
+    }
     chosen = [part for part in names if names[part]]
     if len(chosen) != 1 or len(set(names[chosen[0]])) < max(2, len(names[chosen[0]])):
         raise ValueError(
-            "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives."
+            "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, --systems."
         )
     if arguments.seeds < 1:
         raise ValueError(f"--seeds is {arguments.seeds}; it must be at least 1.")
+    if arguments.systems and arguments.seeds > 1:
+        raise ValueError("--systems shows one run of each: leave out --seeds.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
         (name, seed): setting_of(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)
@@ -59,17 +77,44 @@ def main(arguments: Arguments) -> None:
         folder = RunFolder(arguments.out / (f"{name}-seed{setting.seed}" if seed else name))
         fit(setting, folder)
         runs[name].append(folder)
-    rows = comparison.compare(runs)
-    comparison.write_comparison(arguments.out, rows, runs)
-    print(comparison.table(rows))
+    if arguments.systems:
+        rows = gallery({name: folder for name, (folder,) in runs.items()})
+        systems.write_gallery(arguments.out, rows, {name: folder.path for name, (folder,) in runs.items()})
+        print(systems.gallery_table(rows))
+    else:
+        rows = comparison.compare(runs)
+        comparison.write_comparison(arguments.out, rows, runs)
+        print(comparison.table(rows))
     print(f"\nwritten to {arguments.out}")
 
 
 def setting_of(settings: config.Config, part: str, name: str, seed: int) -> config.Config:
-    """Return the configuration with another part; of several objectives, each gets the flags that it reads."""
-    changes: dict[str, Any] = {part: name, "seed": settings.seed + seed}
+    """Return the configuration with another part; of several objectives or systems, each gets the flags it reads."""
+    if part == "system" and name not in SYSTEMS:
+        raise ValueError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
+    changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
     setting = replace(settings, **changes)
-    return replace(setting, **programs.unread(setting)) if part == "objective" else setting
+    return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting
+
+
+def gallery(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
+    """Measure each run as one system; one network of features serves all that observe the same."""
+    nets: dict[Any, Features] = {}
+    rows = []
+    for name, folder in runs.items():
+        summary = json.loads((folder.path / "summary.json").read_text())
+        with pyro.get_param_store().scope():
+            settings = settings_of(folder, {})
+            fitted = restore(folder, settings, download=True)
+            train, test = fitted.labelled("train"), fitted.labelled("test")
+            seen = settings.binarize, fitted.density
+            if seen not in nets:
+                classes = torch.as_tensor(train.classes, device=train.x.device)
+                nets[seen] = train_features(train.x, classes, settings.seed)
+            lossy = bool(fitted.lacking) and summary["rate"] is not None
+            numbers = systems.measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
+        rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
+    return rows
 
 
 def fit(setting: config.Config, folder: RunFolder) -> None:

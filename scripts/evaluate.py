@@ -2,12 +2,14 @@
 
     python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
     python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --temperatures 500
+    python scripts/evaluate.py runs/mnist-standard-elbo --probe
     python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 
 Each run gets RUN/evaluation/ with summary.json, scores.nc, bounds.csv and figures; bounds.png there shows all the
 runs. With --temperatures also annealing.nc: annealed importance sampling of the test images, and upper and lower
-bounds on as many images that the model has simulated, whose mean gap says how accurate it is. With --disentanglement,
-for data of known factors, what each latent unit tells of each, and figures/factors.png.
+bounds on as many images that the model has simulated, whose mean gap says how accurate it is. With --probe how well
+classifiers of few labels do on what the program makes of an image. With --disentanglement, for data of known factors,
+what each latent unit tells of each, and figures/factors.png.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, programs
 from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
 from pyro_vae.fitted import restore, settings_of
 from pyro_vae.report import (
@@ -30,8 +32,10 @@ from pyro_vae.report import (
     measure_factors,
     measure_slack,
     plots,
+    probe_table,
     table,
     write_bounds,
+    write_probe,
     write_results,
 )
 
@@ -70,6 +74,9 @@ class Arguments:
     """Optimise a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
     calibrate: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Rank the latents of so many simulated images among draws from the guide (0: do not)."""
+    probe: bool = False
+    """Predict the first label of the test images from the posterior means and from pixels, by classifiers of 10, 100,
+    1,000 and all labels; and fine-tune the encoder."""
     disentanglement: bool = False
     """Score the latent units against the known factors of the data, where it has several."""
     seed: int | None = None
@@ -104,6 +111,8 @@ def main(arguments: Arguments) -> None:
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
+    if arguments.probe:
+        print("\n" + probe_table(summaries))
     if arguments.disentanglement:
         print(factor_table({name: numbers["disentanglement"] for name, numbers in summaries.items()}))
 
@@ -158,6 +167,12 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
+    if arguments.probe:
+        pyro.set_rng_seed(settings.seed)
+        untrained = programs.build(settings, fitted.images)  # with the weights that the fit began with
+        x = {"train": fitted.observed("train"), "test": test}
+        numbers["probe"], reasons = write_probe(results, program, untrained, x, labels, settings.seed)
+        numbers["reasons"] |= reasons
     if arguments.disentanglement and labels:
         some = slice(_CLASSIFIED_IMAGES)
         train, held_out = (fitted.observed("train")[some], labels.train[some]), (test, labels.test)

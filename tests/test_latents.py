@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.evaluate import active_units, posterior_moments
+from pyro_vae.evaluate import active_units, posterior_means, posterior_moments
+from pyro_vae.model import nets, posteriors
 
 
 def guide_of(loc: Tensor, scale: float):
@@ -42,3 +47,68 @@ def test_posterior_moments() -> None:
     moments = posterior_moments(guide_of(loc, 0.5), loc, num_samples=10_000, seed=0)
     assert ((moments.mean - loc).abs() < 5 * 0.5 / 100).all()
     assert ((moments.variance - 0.25).abs() < 5 * 0.25 * 0.02**0.5 / 10).all()
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        lambda loc: dist.Normal(loc, 3.0).to_event(1),
+        lambda loc: dist.Delta(loc).to_event(1),
+        lambda loc: dist.MultivariateNormal(loc, torch.eye(3)),
+        lambda loc: dist.Normal(loc, 3.0).mask(False).to_event(1),
+    ],
+)
+def test_means_in_closed_form_are_exact(distribution: Callable[[Tensor], dist.Distribution]) -> None:
+    loc = torch.randn(10, 3)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", distribution(x))
+
+    assert torch.equal(posterior_means(guide, loc, seed=0), loc.double())
+
+
+def of_module(posterior: nn.Module, x: Tensor) -> None:
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", posterior(x))
+
+
+def test_the_mean_of_a_mixture_is_that_of_its_draws() -> None:
+    """Within 5 s.e. of 10,000 draws: 20 comparisons, false alarms 1e-5."""
+    posterior = posteriors.Mixture(nets.Dense((3,), 8, depth=1).encoder, 2)
+    for p in posterior.parameters():
+        nn.init.normal_(p)
+    guide, x = partial(of_module, posterior), torch.randn(10, 3)
+    drawn = posterior_moments(guide, x, num_samples=10_000, seed=0)
+    assert ((drawn.mean - posterior_means(guide, x)).abs() < 5 * (drawn.variance / 10_000).sqrt()).all()
+
+
+def test_a_flow_has_the_means_of_its_draws() -> None:
+    posterior = posteriors.InverseAutoregressive(nets.Dense((3,), 8, depth=1).encoder, 2)
+    guide, x = partial(of_module, posterior), torch.randn(10, 3)
+    assert torch.equal(posterior_means(guide, x, seed=0), posterior_moments(guide, x, seed=0).mean)
+
+
+def test_means_of_two_sites_are_drawn() -> None:
+    """z2 | z1 ~ N(2 z1, 1): E z2 = 2 x, its draws of variance 5, not that of one draw of z1. False alarms 2e-5."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z1 = pyro.sample("z1", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("z2", dist.Normal(2 * z1, 1.0).to_event(1))
+
+    x = torch.randn(10, 2)
+    error = torch.tensor([1.0, 1.0, 5.0, 5.0]).sqrt() / 10
+    found = posterior_means(guide, x, seed=0)
+    assert ((found - torch.cat([x, 2 * x], 1)).abs() < 5 * error).all()
+
+
+def test_a_mean_that_is_no_number_is_none() -> None:
+    """A categorical latent says NaN; its draws have one, with one logit of all the weight."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Categorical(logits=x))
+
+    x = 1e3 * torch.eye(4)
+    assert torch.equal(posterior_means(guide, x), torch.arange(4).double().unsqueeze(1))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -18,7 +19,16 @@ from torch import nn
 from pyro_vae.evaluate import Annealing, calibration_ranks, impute, local_elbos
 from pyro_vae.infer import Fit, History, checkpoint
 from pyro_vae.model import VAE
-from pyro_vae.report import RunFolder, measure, measure_annealing, plots, write_results
+from pyro_vae.report import (
+    Labelled,
+    RunFolder,
+    measure,
+    measure_annealing,
+    measure_probe,
+    plots,
+    probe_figure,
+    write_results,
+)
 
 Look = Callable[[VAE, Fit, RunFolder], Any]
 
@@ -54,6 +64,14 @@ def instruments(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     calibration_ranks(vae.model, vae.guide, Fixed().valid[:4], 9, seed=0)
 
 
+def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    if fit.svi.steps % 32 == 1:
+        known = Labelled(Fixed().valid[:8], np.arange(8) % 2)
+        with pyro.get_param_store().scope(), torch.random.fork_rng():
+            untrained = small_vae()
+        folder.save_figure("probe", probe_figure(measure_probe(vae, untrained, known, known, 0)))
+
+
 def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train a program with dropout and batch statistics, and look after each step; return its state at the end."""
     pyro.clear_param_store()
@@ -72,7 +90,7 @@ def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], li
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-@pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments])
+@pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments, probes])
 def test_looking_does_not_disturb(
     look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import arviz
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from calls import MORE, TINY, Inside, command, hearing, inside, script
+
+from pyro_vae.data import sources
 
 
 def finite(value: object) -> bool:
@@ -158,6 +161,32 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
     assert f"MIG {found['mig']:.2f}, SAP {found['sap']:.2f}" in result.stdout
     assert (folder / "evaluation" / "figures" / "factors.png").stat().st_size > 5000
     refused(command("evaluate", run, "--disentanglement"), str(run), "several known factors")
+
+
+def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.report.probing._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
+    result = inside("evaluate", run, "--probe")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((run / "evaluation" / "summary.json").read_text())["probe"]
+    kinds = ["posterior means", "pixels", "principal components"]
+    expected = [(name, classifier) for name in kinds for classifier in ("logistic", "kNN")]
+    expected += [("fitted encoder", "fine-tuned"), ("random encoder", "fine-tuned")]
+    assert [(row["features"], row["classifier"], row["labels"]) for row in rows] == [
+        (*pair, labels) for pair in expected for labels in (10, 100, 300)
+    ]
+    for row in rows:
+        assert f"{100 * row['accuracy']:.1f} +- {100 * row['se']:.1f}" in result.stdout
+    (best,) = (row for row in rows if (row["features"], row["classifier"], row["labels"]) == (*expected[2], 300))
+    assert best["accuracy"] > 0.5  # of pixels, of ten classes
+    assert (run / "evaluation" / "figures" / "probe.png").stat().st_size > 5000
+
+    digits = sources.DATASETS["digits"]
+    monkeypatch.setitem(sources.DATASETS, "digits", lambda *args: replace(digits(*args), labels=None))
+    result = inside("evaluate", run, "--probe")
+    assert result.returncode == 0, result.stderr
+    assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert (found["probe"], found["reasons"]["probe"]) == (None, "the images have no labels")
 
 
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:

@@ -13,22 +13,35 @@ from pyro_vae.evaluate.decoding import (
 )
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.disentanglement import Disentanglement, disentanglement
+from pyro_vae.evaluate.features import Features, frechet_distance, train_features
+from pyro_vae.evaluate.finetune import NoMeanError, finetune
 from pyro_vae.evaluate.imputation import Imputed, impute
 from pyro_vae.evaluate.jackknife import jackknife
-from pyro_vae.evaluate.latents import Moments, active_units, posterior_means, posterior_moments
+from pyro_vae.evaluate.latents import Moments, active_units, closed_mean, posterior_means, posterior_moments
 from pyro_vae.evaluate.local import local_elbos
 from pyro_vae.evaluate.outliers import Unusual, unusual
+from pyro_vae.evaluate.probe import (
+    Accuracy,
+    labelled_subsets,
+    logistic,
+    mean_accuracy,
+    principal_components,
+    probe,
+)
 from pyro_vae.evaluate.summary import standard_error, summary
 from pyro_vae.evaluate.traversals import decoded, interpolated, most_visible, traversed
 from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
 
 __all__ = [
+    "Accuracy",
     "Annealed",
     "Annealing",
     "Bidirectional",
     "Disentanglement",
+    "Features",
     "Imputed",
     "Moments",
+    "NoMeanError",
     "Parts",
     "Scores",
     "Surgery",
@@ -37,26 +50,34 @@ __all__ = [
     "anneal",
     "bidirectional",
     "calibration_ranks",
+    "closed_mean",
     "completed_images",
     "decoded",
     "disentanglement",
     "drawn_images",
+    "finetune",
+    "frechet_distance",
     "good_khat",
     "impute",
     "interpolated",
     "iwae",
     "jackknife",
+    "labelled_subsets",
     "ladder",
     "local_elbos",
     "log_weight_parts",
     "log_weights",
+    "logistic",
+    "mean_accuracy",
     "mean_images",
     "most_visible",
     "paired_differences",
     "posterior_latents",
     "posterior_means",
     "posterior_moments",
+    "principal_components",
     "prior_latents",
+    "probe",
     "psis",
     "read_netcdf",
     "reduce",
@@ -64,6 +85,7 @@ __all__ = [
     "standard_error",
     "summary",
     "surgery",
+    "train_features",
     "traversed",
     "unusual",
     "verdict",

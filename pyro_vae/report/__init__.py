@@ -1,13 +1,15 @@
 """What people look at: figures, results and the run folder."""
 
-from pyro_vae.report import comparison, plots, sampling, speed
+from pyro_vae.report import comparison, plots, sampling, speed, systems
 from pyro_vae.report.factors import factor_table, measure_factors
 from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
+from pyro_vae.report.probing import Labelled, measure_probe, probe_figure, probe_table, write_probe
 from pyro_vae.report.results import measure, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, versions
 
 __all__ = [
+    "Labelled",
     "RunFolder",
     "RunFolderError",
     "comparison",
@@ -15,12 +17,17 @@ __all__ = [
     "measure",
     "measure_annealing",
     "measure_factors",
+    "measure_probe",
     "measure_slack",
     "plots",
+    "probe_figure",
+    "probe_table",
     "sampling",
     "speed",
+    "systems",
     "table",
     "versions",
     "write_bounds",
+    "write_probe",
     "write_results",
 ]

@@ -1,0 +1,155 @@
+"""A probe of a program, laid out and drawn."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.data import Labels
+from pyro_vae.model import nets, posteriors
+from pyro_vae.report import Labelled, measure_probe, probe_figure, probe_table, write_probe
+from pyro_vae.report.folder import Folder
+
+
+def of_module(module: nn.Module, x: Tensor) -> None:
+    pyro.module("posterior", module)
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", module(x))
+
+
+class Sharp(nn.Module):
+    """q(z|x) around `gain` times the one pixel of five that knows the class."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x: Tensor) -> dist.Distribution:
+        return dist.Normal(self.gain * x[:, 2:3], 1.0).to_event(1)
+
+
+def labelled(number: int) -> Labelled:
+    """Images whose third pixel says the class, and whose others are louder noise."""
+    classes = np.arange(number) % 2
+    x = 3 * torch.randn(number, 5)
+    x[:, 2] = torch.as_tensor(2.0 * classes - 1).to(x)
+    return Labelled(x, classes)
+
+
+def programs(*posteriors: nn.Module) -> list[SimpleNamespace]:
+    return [SimpleNamespace(model=None, guide=partial(of_module, posterior)) for posterior in posteriors]
+
+
+def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its means tell the classes apart from 10 labels on; pixels and components, mostly noise, do not.
+
+    The program without its fit is blind (its gain is 0), although both go by the same name in the param store.
+    """
+    monkeypatch.setattr("pyro_vae.report.probing._FINETUNED_SUBSETS", 2)
+    fitted, blind = programs(Sharp(1.0), Sharp(0.0))
+    fitted.guide(labelled(2).x)  # the fitted gain stands in the store
+    rows = measure_probe(fitted, blind, labelled(40), labelled(500), 0)
+    found = {(row["features"], row["classifier"], row["labels"]): row["accuracy"] for row in rows}
+    assert {labels for *_, labels in found} == {10, 40}
+    for classifier in ("logistic", "kNN"):
+        assert found["posterior means", classifier, 10] == 1
+        for other in ("pixels", "principal components"):
+            assert found[other, classifier, 10] < 0.8
+    assert found["fitted encoder", "fine-tuned", 10] == 1
+    assert found["random encoder", "fine-tuned", 10] == 0.5
+
+
+def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest.LogCaptureFixture) -> None:
+    flow = posteriors.InverseAutoregressive(nets.Dense((5,), 8, depth=1).encoder, 2)
+    program = programs(flow)[0]
+    with caplog.at_level(logging.INFO, "pyro_vae"):
+        rows = measure_probe(program, program, labelled(20), labelled(20), 0)
+    assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
+    lines = [message for message in caplog.messages if "fine-tuned" in message]
+    assert lines == [
+        "no encoder is fine-tuned: the guide has several latent sites or none, or one without a mean in closed form."
+    ]
+
+
+def test_a_program_without_latents_has_pixels_alone(caplog: pytest.LogCaptureFixture) -> None:
+    program = SimpleNamespace(model=None, guide=lambda x: None)
+    with caplog.at_level(logging.INFO, "pyro_vae"):
+        rows = measure_probe(program, program, labelled(20), labelled(1), 0)
+    assert {row["features"] for row in rows} == {"pixels"}
+    assert {row["se"] for row in rows} == {None}  # of one test image
+    assert "no posterior means are probed: the program has no latent site." in caplog.messages
+
+
+def test_both_layers_are_probed() -> None:
+    """The class is the product of two signs, of which each latent knows one: only both together tell it."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z1 = pyro.sample("z1", dist.Normal(x[:, :1], 0.1).to_event(1))
+            pyro.sample("z2", dist.Normal(x[:, 1:2] + 0 * z1, 0.1).to_event(1))
+
+    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]]).repeat(10, 1)
+    known = Labelled(torch.cat([signs, 3 * torch.randn(40, 3)], 1), np.arange(40) % 2)
+    program = SimpleNamespace(model=None, guide=guide)
+    rows = measure_probe(program, program, known, known, 0)
+    found = {row["features"]: row["accuracy"] for row in rows if (row["classifier"], row["labels"]) == ("kNN", 40)}
+    assert found["posterior means"] == 1
+    assert found["pixels"] < 1
+    assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
+
+
+def test_there_is_nothing_to_probe_where_all_images_are_alike(tmp_path: Path) -> None:
+    x = {split: torch.rand(4, 5) for split in ("train", "test")}
+    labels = Labels(("shape", "size"), *(torch.tensor([[3, 0], [3, 1]]).repeat(2, 1) for _ in range(3)))
+    found = write_probe(Folder(tmp_path), None, None, x, labels, 0)
+    assert found == (None, {"probe": "the training images have the same shape"})
+    assert list(tmp_path.iterdir()) == []
+
+
+ROWS = [
+    {"features": features, "classifier": classifier, "labels": labels, "accuracy": accuracy, "se": error}
+    for features, classifier, labels, accuracy, error in [
+        ("pixels", "kNN", 10, 0.25, 0.02),
+        ("pixels", "kNN", 1285, 0.5, None),
+        ("means", "kNN", 10, 0.75, 0.04),
+        ("means", "kNN", 1285, 0.875, 0.01),
+        ("encoder", "fine-tuned", 10, 0.3, 0.05),
+        ("encoder", "fine-tuned", 1285, 0.6, 0.06),
+    ]
+]
+
+
+def test_the_figure_shows_every_point_with_its_error() -> None:
+    panels = probe_figure(ROWS).axes
+    assert [axes.get_title() for axes in panels] == ["kNN", "fine-tuned"]
+    drawn = {container.get_label(): container for axes in panels for container in axes.containers}
+    for name, container in drawn.items():
+        rows = [row for row in ROWS if row["features"] == name]
+        line, _, (bars,) = container.lines
+        np.testing.assert_allclose(line.get_ydata(), [row["accuracy"] for row in rows])
+        np.testing.assert_allclose(line.get_xdata(), [row["labels"] for row in rows], rtol=0.1)  # a little aside
+        heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
+        np.testing.assert_allclose(heights, [row["se"] or 0 for row in rows], atol=1e-12)
+    assert len({line.get_color() for axes in panels for line in axes.lines if len(line.get_xdata()) == 2}) == 3
+    assert math.isclose(drawn["pixels"].lines[0].get_xdata()[0], 10)
+
+
+def test_the_table_has_a_column_for_each_number_of_labels() -> None:
+    lines = probe_table({"runs\n/a": {"probe": ROWS}, "b": {"probe": None, "reasons": {"probe": "why"}}}).splitlines()
+    assert lines[0].split() == ["runs\\n/a", "10", "labels", "1,285", "labels"]
+    assert [line.split() for line in lines[1:4]] == [
+        ["kNN,", "pixels", "25.0", "+-", "2.0", "50.0", "+-", "-"],
+        ["kNN,", "means", "75.0", "+-", "4.0", "87.5", "+-", "1.0"],
+        ["fine-tuned,", "encoder", "30.0", "+-", "5.0", "60.0", "+-", "6.0"],
+    ]
+    assert lines[4] == "b: nothing to probe, why"
