@@ -26,7 +26,6 @@ from pyro_vae.report import (
     measure_annealing,
     measure_probe,
     plots,
-    probe_figure,
     write_results,
 )
 
@@ -69,7 +68,7 @@ def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
         known = Labelled(Fixed().valid[:8], np.arange(8) % 2)
         with pyro.get_param_store().scope(), torch.random.fork_rng():
             untrained = small_vae()
-        folder.save_figure("probe", probe_figure(measure_probe(vae, untrained, known, known, 0)))
+        folder.save_figure("probe", plots.probe(measure_probe(vae, untrained, known, known, 0)))
 
 
 def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -93,3 +93,22 @@ def test_rate_and_distortion_lie_on_the_line_of_their_elbo() -> None:
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), points)
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts == ["b: ELBO -95.00", "a: ELBO -90.00"]
+
+
+def test_a_probe_shows_every_point_with_its_error() -> None:
+    rows = [
+        {"features": features, "classifier": classifier, "labels": labels, "accuracy": labels / 2000, "se": error}
+        for features, classifier in (("pixels", "kNN"), ("means", "kNN"), ("encoder", "fine-tuned"))
+        for labels, error in ((10, 0.02), (100, 0.03), (1285, None))
+    ]
+    panels = plots.probe(rows).axes
+    assert [axes.get_title() for axes in panels] == ["kNN", "fine-tuned"]
+    drawn = [container for axes in panels for container in axes.containers]
+    assert [container.get_label() for container in drawn] == ["pixels", "means", "encoder"]
+    for container in drawn:
+        line, _, (bars,) = container.lines
+        np.testing.assert_allclose(line.get_xdata(), [10, 100, 1285], rtol=0.1)  # a little aside
+        np.testing.assert_allclose(line.get_ydata(), [0.005, 0.05, 0.6425])
+        heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
+        np.testing.assert_allclose(heights, [0.02, 0.03, 0], atol=1e-12)
+    assert len({container.lines[0].get_color() for container in drawn}) == 3

@@ -46,20 +46,24 @@ def test_noise_is_classified_by_chance() -> None:
         assert abs(row.accuracy - 0.1) < 4 * row.se
 
 
-@pytest.mark.parametrize("num_subsets", [1, 2, 10])
-def test_the_error_bar_is_that_of_subsets_and_images_crossed(num_subsets: int) -> None:
+@pytest.mark.parametrize(
+    ("num_subsets", "of_subset", "of_image", "of_both"),
+    [(1, 0.0, 1.0, 0.5), (2, 0.6, 1.0, 0.5), (10, 0.6, 1.0, 0.5), (10, 1.0, 0.1, 0.1), (10, 0.0, 0.0, 1.0)],
+)
+def test_the_error_bar_is_that_of_subsets_and_images_crossed(
+    num_subsets: int, of_subset: float, of_image: float, of_both: float
+) -> None:
     """A threshold on effects of subset, image and both: the squared deviation from Phi(0.2) is se^2 on average.
 
-    3,000 simulations, 4 s.e. of the mean of the difference. With one subset its effect cannot be seen, and is left out.
-    False alarms 6e-5 each.
+    3,000 simulations, 4 s.e. of the mean of the difference. The effect of a single subset cannot be seen, and is left
+    out. False alarms 6e-5 each.
     """
     generator = np.random.default_rng(num_subsets)
-    of_subset = 0.6 if num_subsets > 1 else 0.0
-    total = math.sqrt(of_subset**2 + 1 + 0.5**2)
+    total = math.hypot(of_subset, of_image, of_both)
     differences = []
     for _ in range(3000):
-        effects = of_subset * generator.standard_normal((num_subsets, 1)) + generator.standard_normal(40)
-        correct = effects + 0.5 * generator.standard_normal((num_subsets, 40)) < 0.2 * total
+        effects = of_subset * generator.standard_normal((num_subsets, 1)) + of_image * generator.standard_normal(40)
+        correct = effects + of_both * generator.standard_normal((num_subsets, 40)) < 0.2 * total
         accuracy, error = mean_accuracy(correct)
         differences.append((accuracy - scipy.stats.norm.cdf(0.2)) ** 2 - error**2)
     assert abs(np.mean(differences)) < 4 * np.std(differences) / math.sqrt(3000)

@@ -116,7 +116,7 @@ def _lent(parameters: Sequence[Tensor]) -> Iterator[None]:
     before = [(p, p.data, p.grad) for p in parameters]
     try:
         for p in parameters:
-            p.data, p.grad = p.data.clone(), None
+            p.data = p.data.clone()
         yield
     finally:
         for p, data, gradient in before:

@@ -4,7 +4,7 @@ from pyro_vae.report import comparison, plots, sampling, speed, systems
 from pyro_vae.report.factors import factor_table, measure_factors
 from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
-from pyro_vae.report.probing import Labelled, measure_probe, probe_figure, probe_table, write_probe
+from pyro_vae.report.probing import Labelled, measure_probe, probe_table, write_probe
 from pyro_vae.report.results import measure, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, versions
 
@@ -20,7 +20,6 @@ __all__ = [
     "measure_probe",
     "measure_slack",
     "plots",
-    "probe_figure",
     "probe_table",
     "sampling",
     "speed",

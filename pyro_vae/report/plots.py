@@ -143,3 +143,22 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_yticks(places, [f"{names.label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
     axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
     return figure
+
+
+def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw accuracy over the number of labels, a panel for each classifier, a line for each kind of features."""
+    kinds = list(dict.fromkeys(row["features"] for row in rows))
+    classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
+    figure = Figure(figsize=(4 * len(classifiers), 4), layout="constrained")
+    panels = figure.subplots(1, len(classifiers), sharey=True, squeeze=False)[0]
+    for axes, classifier in zip(panels, classifiers, strict=True):
+        own = [row for row in rows if row["classifier"] == classifier]
+        for place, features in enumerate(dict.fromkeys(row["features"] for row in own)):
+            found = [(row["labels"], row["accuracy"], row["se"] or 0.0) for row in own if row["features"] == features]
+            labels, means, errors = np.array(found).T
+            style: dict[str, Any] = {"color": f"C{kinds.index(features)}", "marker": "o", "markersize": 4, "capsize": 2}
+            axes.errorbar(labels * 1.06**place, means, errors, label=features, **style)  # aside, as in `bounds`
+        axes.set(xscale="log", xlabel="labels", title=classifier)
+        axes.legend(loc="lower right")
+    panels[0].set(ylabel="accuracy on test images (1 s.e.)")
+    return figure

@@ -1,4 +1,4 @@
-r"""How good the features of a program are for classifiers of few labels: measured, laid out, drawn."""
+r"""How good the features of a program are for classifiers of few labels: measured, and laid out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from pyro_vae.evaluate import (
     principal_components,
     probe,
 )
+from pyro_vae.report import plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.results import IMAGES_AT_ONCE, Program
@@ -48,11 +48,11 @@ def write_probe(
 
     Args:
         folder: of the results.
-        program: as for `measure_probe`.
-        untrained: likewise.
+        program: a fitted object with ``model(x)`` and ``guide(x)``.
+        untrained: the same with its random initial weights.
         x: images of the splits train and test, as the program observes them.
         labels: `data.Labels`, of which the first name is predicted, or None.
-        seed: as for `measure_probe`.
+        seed: of the subsets and of all noise.
 
     Returns:
         The rows, and no reasons; or None, and the reason under "probe".
@@ -64,7 +64,7 @@ def write_probe(
     if len(np.unique(train.classes)) == 1:
         return None, {"probe": f"the training images have the same {name}"}
     rows = measure_probe(program, untrained, train, test, seed)
-    folder.save_figure("probe", probe_figure(rows))
+    folder.save_figure("probe", plots.probe(rows))
     return rows, {}
 
 
@@ -155,26 +155,6 @@ def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"{f'{classifier}, {features}':35}" + "".join(f"{cell:>16}" for cell in cells))
     lines.append("% of the test images; +- 1 s.e. over labelled subsets and test images; the last column: all labels")
     return "\n".join(lines)
-
-
-def probe_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw accuracy over the number of labels, a panel for each classifier, a line for each kind of features."""
-    kinds = list(dict.fromkeys(row["features"] for row in rows))
-    classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
-    figure = Figure(figsize=(4 * len(classifiers), 4), layout="constrained")
-    panels = figure.subplots(1, len(classifiers), sharey=True, squeeze=False)[0]
-    for axes, classifier in zip(panels, classifiers, strict=True):
-        drawn = [features for features in kinds if _of(rows, classifier, features)]
-        for place, features in enumerate(drawn):
-            found = _of(rows, classifier, features)
-            points = np.array([(row["labels"], row["accuracy"], row["se"] or 0.0) for row in found]).T
-            points[0] *= 1.06**place  # aside, so that error bars do not hide one another
-            style: dict[str, Any] = {"color": f"C{kinds.index(features)}", "marker": "o", "markersize": 4, "capsize": 2}
-            axes.errorbar(*points, label=features, **style)
-        axes.set(xscale="log", xlabel="labels", title=classifier)
-        axes.legend(loc="lower right")
-    panels[0].set(ylabel="accuracy on test images (1 s.e.)")
-    return figure
 
 
 def _of(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[Mapping[str, Any]]:
