@@ -53,6 +53,13 @@ def all_images(shape: Sequence[int]) -> Tensor:
     return torch.tensor(list(product((0.0, 1.0), repeat=math.prod(shape)))).view(-1, *shape)
 
 
+def count_rows(net: PixelCNN) -> list[int]:
+    """Return a list to which every pass of a network will add its images."""
+    rows: list[int] = []
+    net.head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    return rows
+
+
 def numbers_of(x: Tensor) -> Tensor:
     """Return the places of images (N, ...) in `all_images`."""
     bits = x.flatten(1)
@@ -138,6 +145,14 @@ def test_particles_score_as_one_image_and_one_feature_map_at_a_time() -> None:
     torch.testing.assert_close(one.expand([4, 5]).log_prob(x), one.log_prob(x).expand(4, 5))
 
 
+def test_without_features_each_image_is_scored_once() -> None:
+    net, x = net_of((2, 3)), all_images((2, 3))[:5]
+    expected = net().log_prob(x).expand(4, 5)
+    rows = count_rows(net)
+    assert torch.equal(net().expand([4, 5]).log_prob(x), expected)
+    assert rows == [5]
+
+
 def test_it_knows_its_domain() -> None:
     program = Tractable(net_of((2, 3)))
     x = all_images((2, 3))
@@ -200,8 +215,7 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     net = net_of((2, 3))
     program, x = Tractable(net), all_images((2, 3))[:7]
     expected = net().log_prob(x).detach()
-    rows: list[int] = []
-    net.head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    rows = count_rows(net)
     for num_samples in (1, 2, 30, 5000):
         log_w = log_weights(program.model, program.guide, x, num_samples)
         assert torch.equal(log_w, expected.double().expand(num_samples, 7))
