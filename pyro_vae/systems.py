@@ -18,9 +18,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "latent_dim": 2,
         "objective": "meanfield-elbo",
     },
-    "beta-vae": {"objective": "beta", "beta": 4.0},
+    "beta-vae": {"objective": "beta", "beta": 2.0},
     "beta-tcvae": {"objective": "beta-tcvae", "beta": 4.0},
     "vae-nsf": {"prior": "nsf"},
     "iwae": {"objective": "iwae", "num_particles": 5},
-    "pixelvae": {"program": "pixelvae"},
+    # Without a warm-up it leaves its latents unused: the PixelCNN explains the pixels by themselves.
+    "pixelvae": {"program": "pixelvae", "objective": "beta", "warmup_epochs": 30},
 }
