@@ -153,7 +153,7 @@ def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
     program, x = program.float(), x.float()
     result = run(program.guide, x, 7)
     assert result.sites["z"]["value"].shape == (7, 30, UNITS)
-    torch.testing.assert_close(result.point_masses["z"], program.posterior.net(x).expand(7, 30, UNITS))
+    torch.testing.assert_close(result.places["z"], program.posterior.net(x).expand(7, 30, UNITS))
 
 
 def test_a_proper_prior_does_not_give_a_point_mass_a_density() -> None:
@@ -168,6 +168,22 @@ def test_a_proper_prior_does_not_give_a_point_mass_a_density() -> None:
     scores = score(model, guide, x, 5)
     assert math.isnan(scores.rate.mean())
     assert math.isfinite(scores.distortion.mean())
+
+
+def test_a_delta_with_the_density_of_a_draw_is_no_point_mass() -> None:
+    """As Pyro's own guides have it: drawn from the exact posterior, every log weight is log p(x)."""
+    truth = LinearGaussian(UNITS)
+
+    def guide(x: Tensor) -> None:
+        posterior = dist.MultivariateNormal(truth.posterior_mean(x), scale_tril=truth.scale_tril)
+        z = posterior.rsample()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(z, log_density=posterior.log_prob(z), event_dim=1))
+
+    x = truth.simulate(5)
+    weights = log_weights(truth.model, guide, x, 20, seed=0)
+    torch.testing.assert_close(weights, truth.log_evidence(x).expand(20, 5))
+    torch.testing.assert_close(ELBO().bounds(truth.model, guide, x)[1], truth.log_evidence(x))
 
 
 def test_a_loss_has_a_rate_and_no_likelihood() -> None:

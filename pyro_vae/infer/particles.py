@@ -9,7 +9,7 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, Run, check_support, no_density, run_at, run_pair
+from pyro_vae.trace import Program, Run, check_support, no_normalization, run_at, run_pair
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class Particles:
     def elbo(self) -> Tensor:
         """The ELBO of each image (B,), without gradient; NaN of a program that has no log weights."""
         value = self.log_w.detach().mean(0)
-        return torch.full_like(value, torch.nan) if no_density(self.p, self.q) else value
+        if no_normalization(self.p, self.q):
+            return torch.full_like(value, torch.nan)
+        for delta in self.q.deltas.values():  # a point mass where it has no density of its own; in a graph, no branch
+            value = value.masked_fill(~delta.log_density.any(), torch.nan)
+        return value
 
     @property
     def log_likelihood(self) -> Tensor:

@@ -8,6 +8,7 @@ from pyro_vae.trace.domain import (
     is_density,
     is_deterministic,
     no_density,
+    no_normalization,
     why_no_density,
 )
 from pyro_vae.trace.graph import Graph
@@ -36,6 +37,7 @@ __all__ = [
     "is_out_of_memory",
     "log_density",
     "no_density",
+    "no_normalization",
     "quietly",
     "reading",
     "run",

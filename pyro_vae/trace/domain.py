@@ -68,15 +68,22 @@ def no_density(p: Run, q: Run) -> NoDensity | None:
     """Say why a program has no log weights, or return None where it has.
 
     A point mass has no density, an improper prior no normalisation, and what is observed may say of itself, by
-    ``normalized = False``, that it is a loss and no log-likelihood.
+    ``normalized = False``, that it is a loss and no log-likelihood. A `Delta` with a ``log_density`` is no point mass:
+    it holds what has been drawn before, and the density of that.
 
     Args:
         p: run of the model.
         q: run of the guide.
     """
-    for name in q.values:
-        if name in q.point_masses:
+    for name, delta in q.deltas.items():
+        if not delta.log_density.any():
             return NoDensity(f"the posterior of {name!r} is a point mass, which has no density", True)
+    return no_normalization(p, q)
+
+
+def no_normalization(p: Run, q: Run) -> NoDensity | None:
+    """Return the reason of `no_density` as far as no value decides it: the improper prior and the loss."""
+    for name in q.values:
         if name in p.sites and isinstance(element(p.sites[name]["fn"])[0], ImproperUniform):
             return NoDensity(f"the prior of {name!r} is improper, no distribution", True)
     for name, (distribution, _) in p.observed.items():
@@ -94,4 +101,4 @@ def why_no_density(model: Program, guide: Program, x: Tensor) -> str | None:
 
 def is_deterministic(q: Run) -> bool:
     """Whether every particle of a guide is the same: it has no latents, or all are point masses."""
-    return q.values.keys() == q.point_masses.keys()
+    return q.values.keys() == {name for name, delta in q.deltas.items() if not delta.log_density.any()}

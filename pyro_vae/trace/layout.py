@@ -96,8 +96,8 @@ def _why_rows(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> str 
 
 
 def _numbers(result: Run) -> dict[str, Tensor]:
-    """Return what the layouts must agree on: the densities, and where point masses lie, which have none."""
-    return result.log_probs() | result.point_masses
+    """Return what the layouts must agree on: the densities, and where a `Delta` lies, which may have none."""
+    return result.log_probs() | result.places
 
 
 @contextmanager

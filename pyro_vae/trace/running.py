@@ -55,13 +55,17 @@ class Run:
         }
 
     @property
-    def point_masses(self) -> dict[str, Tensor]:
-        """Where the latent sites lie that are point masses: {site: (K, B, ...)}."""
-        points = {name: element(self.sites[name]["fn"])[0] for name in self.values}
+    def deltas(self) -> dict[str, Delta]:
+        """The latent sites that are a `Delta`: {site: distribution of its elements}."""
+        elements = {name: element(self.sites[name]["fn"])[0] for name in self.values}
+        return {name: delta for name, delta in elements.items() if isinstance(delta, Delta)}
+
+    @property
+    def places(self) -> dict[str, Tensor]:
+        """Where these lie: {site: (K, B, ...)}."""
         return {
-            name: point.v.reshape(self.num_samples, self.batch_size, *point.event_shape)
-            for name, point in points.items()
-            if isinstance(point, Delta)
+            name: delta.v.reshape(self.num_samples, self.batch_size, *delta.event_shape)
+            for name, delta in self.deltas.items()
         }
 
     @property
