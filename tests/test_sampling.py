@@ -92,3 +92,10 @@ def test_codes_are_drawn_in_the_colour_of_their_class() -> None:
     for c, points in enumerate(axes.collections):
         np.testing.assert_array_equal(points.get_offsets(), codes[classes == c])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1", "2"]
+
+
+def test_one_test_image_has_no_other_to_go_to(tmp_path: Path) -> None:
+    inside("fit", *TINY, "--test-images", 1, "--latent-dim", 2, "--out", tmp_path / "run")
+    result = inside("sample", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert set(bytes_of(tmp_path / "run" / "samples")) == EVERYTHING - {"interpolations.png"}

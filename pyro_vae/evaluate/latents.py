@@ -70,9 +70,10 @@ def posterior_means(guide: Program, x: Tensor, seed: int | None = None) -> Tenso
 def active_units(moments: Moments) -> int:
     """Count the units u with Var_x(E_q[u|x]) > 0.01, the criterion of Burda et al. (2016).
 
-    The means are of S draws: what their noise adds to the variance over images is subtracted.
+    The means are of S draws: what their noise adds to the variance over images is subtracted. With one image there is
+    no such variance, and no unit that is active.
     """
-    if not moments.mean.numel():
+    if not moments.mean.numel() or len(moments.mean) == 1:
         return 0
     noise = moments.variance.mean(0) / moments.num_samples
     return int((moments.mean.var(0) - noise > _ACTIVE_VARIANCE).sum())

@@ -87,9 +87,12 @@ def write_latents(folder: Folder, program: Program, x: Tensor, classes: np.ndarr
     ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in codes[:3]])
     folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
-    ends, _ = read(interpolated(codes[: _IMAGES // 2], codes[_IMAGES // 2 : _IMAGES], _STEPS))
-    pairs = {f"{row} to {row + len(ends)}": images for row, images in enumerate(ends)}
-    folder.save_figure("interpolations", pictures.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
+    if number := min(_IMAGES, len(codes)) // 2:
+        ends, _ = read(interpolated(codes[:number], codes[number : 2 * number], _STEPS))
+        pairs = {f"{row} to {row + number}": images for row, images in enumerate(ends)}
+        folder.save_figure("interpolations", pictures.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
+    else:
+        _LOG.info("There is one test image, and none to interpolate to.")
     if codes.shape[1] == 2:
         folder.save_figure("codes", pictures.scatter(codes.cpu().numpy(), classes))
         grid, _ = read(_plane(_prior_units(program, x, seed, codes)))
