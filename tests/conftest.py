@@ -22,6 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
 # What these test lives on the host: files, flags and figures.
 HOST = {
     "test_arrays",
+    "test_autoencoder",
     "test_checkpoint",
     "test_cli",
     "test_config",
@@ -40,6 +41,7 @@ HOST = {
     "test_scripts",
     "test_shapes",
     "test_strangers",
+    "test_systems",
 }
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
