@@ -51,16 +51,28 @@ def _not_of_objective(config: Config) -> list[str]:
     return [name for name, of in _FLAGS_OF.items() if config.objective not in of]
 
 
-def build_objective(config: Config, num_images: int) -> Objective:
-    """Build the objective of a configuration for so many training images.
+def check(config: Config) -> None:
+    """Refuse a flag that is set and that the program or the objective does not read.
 
     Raises:
-        ValueError: a flag is set that the objective does not read.
+        ValueError: names the flag.
     """
+    for name in _not_of_program(config):
+        if getattr(config, name) != getattr(Config, name):
+            raise ValueError(f"--program {config.program} does not read {flag(name)}: leave it out.")
     for name in _not_of_objective(config):
         if getattr(config, name) != getattr(Config, name):
             of = " and ".join(_FLAGS_OF[name])
             raise ValueError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
+
+
+def build_objective(config: Config, num_images: int) -> Objective:
+    """Build the objective of a configuration for so many training images.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    check(config)
     course = parts.Course(
         num_particles=config.num_particles,
         num_images=num_images,
@@ -81,12 +93,9 @@ def build(config: Config, images: Images) -> Any:
         An object with ``model(x)`` and ``guide(x)``.
 
     Raises:
-        ValueError: the file of the program, its factory, or what that returns is not there, or a flag is set that the
-            program does not read.
+        ValueError: the file of the program, its factory, or what that returns is not there, or as `check`.
     """
-    for name in _not_of_program(config):
-        if getattr(config, name) != getattr(Config, name):
-            raise ValueError(f"--program {config.program} does not read {flag(name)}: leave it out.")
+    check(config)
     if config.program in PROGRAMS:
         return PROGRAMS[config.program](config, images).to(config.device)
     program = _factory(config.program)(config, images)

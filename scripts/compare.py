@@ -72,6 +72,8 @@ def main(arguments: Arguments) -> None:
         for seed in range(arguments.seeds)
         for name in names[chosen[0]]
     }
+    for setting in settings.values():
+        programs.check(setting)
     runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
     for (name, seed), setting in settings.items():
         folder = RunFolder(arguments.out / (f"{name}-seed{setting.seed}" if seed else name))

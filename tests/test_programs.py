@@ -174,6 +174,7 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
         (["--priors", "standard"], ["two or more"]),
         (["--priors", "standard", "standard"], ["two or more"]),
         (["--priors", "standard", "vamp", "--objectives", "elbo", "iwae"], ["one of --priors"]),
+        (["--priors", "standard", "vamp", "--program", "autoencoder"], ["does not read --prior"]),
         (["--priors", "standard", "unheard-of"], ["unheard-of", "laplace"]),
         (["--priors", "standard", "vamp", "--seeds", "0"], ["--seeds is 0"]),
     ],

@@ -43,7 +43,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     for name, (numbers, *_) in summaries.items():
         if numbers["log_likelihood"] is None:
             reason = numbers["reasons"]["log_likelihood"]
-            raise ValueError(f"{name} has no log p(x) to compare: {reason}. Show it by --systems.")
+            raise ValueError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
     densities = {name: each[0]["density"] for name, each in summaries.items()}
     if len(set(densities.values())) > 1:
         named = ", ".join(name for name, density in densities.items() if density)
