@@ -56,7 +56,7 @@ def linear_autoencoder(likelihood: Callable[..., nn.Module]) -> VAE:
 def fitted_angle(likelihood: Callable[..., nn.Module], x: Tensor) -> float:
     """Fit to convergence; return the largest principal angle between the decoder's plane and that of PCA."""
     program = linear_autoencoder(likelihood)
-    optim = torch.optim.LBFGS(program.parameters(), max_iter=2000, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+    optim = torch.optim.LBFGS(program.parameters(), max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
 
     def closure() -> Tensor:
         optim.zero_grad()

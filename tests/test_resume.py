@@ -155,7 +155,7 @@ def without(state: dict[str, Any], *path: str) -> dict[str, Any]:
         ("svi", "scale"),
         ("epoch",),
         ("begun",),
-        ("best", "elbo"),
+        ("best", "value"),
         ("streams",),
         ("streams", "numpy", "state"),
         ("streams", "python", "words"),
