@@ -67,6 +67,8 @@ def main(arguments: Arguments) -> None:
         raise ValueError(f"--seeds is {arguments.seeds}; it must be at least 1.")
     if arguments.systems and arguments.seeds > 1:
         raise ValueError("--systems shows one run of each: leave out --seeds.")
+    if arguments.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
+        raise ValueError("--systems compares how features vary over images: use two or more of each split.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
         (name, seed): setting_of(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)

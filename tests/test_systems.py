@@ -110,6 +110,7 @@ def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.
         (["--systems", "vae"], ["two or more"]),
         (["--systems", "vae", "unheard-of"], ["unheard-of", "pixelcnn"]),
         (["--systems", "vae", "wae", "--seeds", "2"], ["leave out --seeds"]),
+        (["--systems", "vae", "wae", "--test-images", "1"], ["two or more of each split"]),
     ],
 )
 def test_compare_refuses_what_is_no_gallery(
