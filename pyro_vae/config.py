@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 
 from pyro_vae import data, parts
-from pyro_vae.infer import schedules
+from pyro_vae.infer import objectives, schedules
 from pyro_vae.infer.precision import PRECISIONS
 
 # What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
@@ -135,8 +135,7 @@ class Config:
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
         for name in ("beta", "free_bits", "mmd_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{flag(name)} is {getattr(self, name)}; it must be a number of 0 or more.")
+            objectives.nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise ValueError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         for name, choices in CHOICES.items():

@@ -5,13 +5,11 @@ The ELBO beside them stays the true one, image by image.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pyro.distributions import Independent, Normal
 from torch import Tensor
 
-from pyro_vae.infer.objectives import BetaELBO, Objective
+from pyro_vae.infer.objectives import BetaELBO, Objective, nonnegative
 from pyro_vae.infer.particles import Particles
 
 
@@ -29,9 +27,7 @@ class FreeBits(Objective):
 
     def __init__(self, num_particles: int = 1, floor: float = 0.5) -> None:
         super().__init__(num_particles)
-        if not (math.isfinite(floor) and floor >= 0):
-            raise ValueError(f"The floor is {floor}; it must be a number of 0 or more.")
-        self.floor = floor
+        self.floor = nonnegative("The floor", floor)
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the floored rate of the batch."""

@@ -139,9 +139,7 @@ class BetaELBO(Objective):
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__(num_particles)
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"beta is {beta}; it must be a number of 0 or more.")
-        self.final_beta = beta
+        self.final_beta = nonnegative("beta", beta)
         self.warmup_steps = warmup_steps
         self.beta = torch.tensor(0.0)  # a tensor, so that no graph of a step freezes it
         self.at_step(0)
@@ -177,6 +175,13 @@ class MeanFieldELBO(Objective):
             kinds = " and ".join(type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
             raise ValueError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
         return (particles.log_likelihood - divergence.double()).mean(0)
+
+
+def nonnegative(what: str, value: float) -> float:
+    """Return a weight or a floor, or raise ValueError where it is negative or not finite."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{what} is {value}; it must be a number of 0 or more.")
+    return value
 
 
 def _log_mean(log_values: Tensor) -> Tensor:

@@ -18,12 +18,10 @@ Two-Sample Test", JMLR 13 (2012).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from pyro_vae.infer.objectives import Objective
+from pyro_vae.infer.objectives import Objective, nonnegative
 from pyro_vae.infer.particles import Particles
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -66,9 +64,7 @@ class WAE(Objective):
 
     def __init__(self, num_particles: int = 1, weight: float = 100.0) -> None:
         super().__init__(num_particles)
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"The weight is {weight}; it must be a number of 0 or more.")
-        self.weight = weight
+        self.weight = nonnegative("The weight", weight)
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the weighted discrepancy of the batch."""
