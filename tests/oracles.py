@@ -87,3 +87,18 @@ class BernoulliDecoder(nn.Module):
             log_likelihood = -nn.functional.softplus(logits).sum(1) + x @ logits.T
         step = self.latent_dim * math.log(axis[1] - axis[0])
         return (log_prior + log_likelihood).logsumexp(1) + step
+
+
+class RowsAlone:
+    """A decoder of 3x2 images that takes rows alone, `view(x.shape[0], ...)`, beside a guide that takes particles."""
+
+    @staticmethod
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z.view(x.shape[0], 3, 2)).to_event(2), obs=x)
+
+    @staticmethod
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(3 + x.flatten(-2), 0.3).to_event(1))

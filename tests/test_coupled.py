@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from oracles import RowsAlone
 from test_estimators import two_layer
 from test_objectives import images, small_vae
 from torch import Tensor
@@ -83,17 +84,7 @@ def test_free_bits_of_two_layers_floor_each() -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_free_bits_know_both_layouts(batch: int) -> None:
     """A decoder that takes rows alone beside a guide that takes particles: with a floor of 0, the ELBO."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=z.view(x.shape[0], 3, 2)).to_event(2), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(3 + x.flatten(-2), 0.3).to_event(1))
-
-    particles = draw_particles(model, guide, images(batch), 50)
+    particles = draw_particles(RowsAlone.model, RowsAlone.guide, images(batch), 50)
     found = FreeBits(50, 0.0).objective(particles)
     torch.testing.assert_close(found.mean(), particles.log_w.mean())
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from oracles import RowsAlone
 from pyro.distributions import constraints
 from scipy.integrate import quad
 from test_estimators import two_layer
@@ -167,17 +168,7 @@ def test_one_image_has_no_penalty() -> None:
 
 def test_a_program_read_in_rows_has_the_same_penalty() -> None:
     """A decoder that takes rows alone: the site of the prior is then laid out otherwise than that of the guide."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=z.view(x.shape[0], 3, 2)).to_event(2), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(3 + x.flatten(-2), 0.3).to_event(1))
-
-    particles = draw_particles(model, guide, images(4), 3)
+    particles = draw_particles(RowsAlone.model, RowsAlone.guide, images(4), 3)
     pyro.set_rng_seed(1)
     found = WAE(3).discrepancy(particles)
     pyro.set_rng_seed(1)
