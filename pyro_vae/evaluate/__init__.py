@@ -10,6 +10,7 @@ from pyro_vae.evaluate.decoding import (
     mean_images,
     posterior_latents,
     prior_latents,
+    shown_images,
 )
 from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
 from pyro_vae.evaluate.disentanglement import Disentanglement, disentanglement
@@ -82,6 +83,7 @@ __all__ = [
     "read_netcdf",
     "reduce",
     "score",
+    "shown_images",
     "standard_error",
     "summary",
     "surgery",

@@ -64,6 +64,12 @@ def drawn_images(model: Program, like: Tensor, values: Values, seed: int | None 
         return _of_images(model, like, values).sample().to(like.dtype).reshape(like.shape)
 
 
+def shown_images(model: Program, like: Tensor, values: Values, seed: int | None = None) -> tuple[Tensor, bool]:
+    """Return `mean_images`, or `drawn_images` where there is no mean, and whether they are means."""
+    means = mean_images(model, like, values)
+    return (drawn_images(model, like, values, seed), False) if means is None else (means, True)
+
+
 def completed_images(model: Program, x: Tensor, seen: int, seed: int | None = None) -> Tensor | None:
     """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.decoding import Values, drawn_images, mean_images, posterior_latents
+from pyro_vae.evaluate.decoding import Values, posterior_latents, shown_images
 from pyro_vae.trace import Program
 
 
@@ -29,9 +29,8 @@ def decoded(model: Program, guide: Program, x: Tensor, units: Tensor, seed: int 
     rows = units.flatten(0, -2)
     like = x[:1].expand(len(rows), *x.shape[1:])
     values = _sites(rows, posterior_latents(guide, x[:1], seed=0))
-    means = mean_images(model, like, values)
-    images = drawn_images(model, like, values, seed) if means is None else means
-    return images.reshape(*units.shape[:-1], *x.shape[1:]), means is not None
+    images, are_means = shown_images(model, like, values, seed)
+    return images.reshape(*units.shape[:-1], *x.shape[1:]), are_means
 
 
 def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:

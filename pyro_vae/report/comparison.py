@@ -2,7 +2,6 @@ r"""The same program under several parts: one table, paired over test images, an
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.evaluate import paired_differences, read_netcdf
-from pyro_vae.files import replacing
 from pyro_vae.report import pictures, plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
@@ -103,15 +101,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
     """Write comparison.csv, .json and .png (intervals), and samples.png (prior samples under each name)."""
-    with replacing(folder / "comparison.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "name": shown(row["name"])} for row in rows)
-    Folder(folder).write_json("comparison.json", rows)
+    results = Folder(folder, figures=".")
+    results.write_csv("comparison.csv", [{**row, "name": shown(row["name"])} for row in rows])
+    results.write_json("comparison.json", rows)
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
-    for name, figure in (("comparison", plots.intervals(rows)), ("samples", pictures.gallery(samples))):
-        with replacing(folder / f"{name}.png") as path:
-            figure.savefig(path, dpi=130)
+    results.save_figure("comparison", plots.intervals(rows))
+    results.save_figure("samples", pictures.gallery(samples))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.evaluate import decoded, disentanglement, posterior_means, traversed
 from pyro_vae.report import pictures
 from pyro_vae.report.names import shown
-from pyro_vae.report.results import IMAGES_AT_ONCE, Program
+from pyro_vae.report.results import Program, codes
 
 _NUM_VALUES = 10  # of a traversal
 _TAIL = 0.01  # of the codes, on either side of where it goes
@@ -47,7 +47,7 @@ def measure_factors(
         ValueError: as `evaluate.disentanglement`.
     """
     start = time.perf_counter()
-    halves = [(_codes(program, x, seed), labels.cpu().numpy()) for x, labels in (train, test)]
+    halves = [(codes(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)]
     found = disentanglement(halves[0], halves[1], seed)
     numbers = {
         "num_train_images": len(train[0]),
@@ -58,7 +58,7 @@ def measure_factors(
         **{name: matrix.tolist() for name, matrix in vars(found).items()},
         "seconds": time.perf_counter() - start,
     }
-    return numbers, _traversals(program, test[0][:1], np.concatenate([codes for codes, _ in halves]), numbers, seed)
+    return numbers, _traversals(program, test[0][:1], np.concatenate([half[0] for half in halves]), numbers, seed)
 
 
 def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -79,10 +79,10 @@ def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _traversals(program: Program, x: Tensor, codes: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
-    """Draw for each factor one image (1, ...) as its unit goes through the range of codes (N, units)."""
+def _traversals(program: Program, x: Tensor, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
+    """Draw for each factor one image (1, ...) as its unit goes through the range of the codes of images (N, units)."""
     base = posterior_means(program.guide, x, seed)[0]
-    low, high = torch.as_tensor(np.quantile(codes, [_TAIL, 1 - _TAIL], axis=0)).to(base)
+    low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
     latents = traversed(base, low, high, units, _NUM_VALUES)
     images, _ = decoded(program.model, program.guide, x, latents, seed)
@@ -90,8 +90,3 @@ def _traversals(program: Program, x: Tensor, codes: np.ndarray, numbers: Mapping
     labels = zip(numbers["factors"], numbers["units"], shares, strict=True)
     named = {f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, images, strict=True)}
     return pictures.rows(named, "traversals of the unit that tells most of each factor")
-
-
-def _codes(program: Program, x: Tensor, seed: int) -> np.ndarray:
-    """Return the posterior means (N, units) of images (N, ...)."""
-    return torch.cat([posterior_means(program.guide, images, seed) for images in x.split(IMAGES_AT_ONCE)]).cpu().numpy()

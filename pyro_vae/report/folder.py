@@ -2,6 +2,7 @@ r"""A folder of results, which one process writes to at a time, whole files or n
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,13 @@ class Folder:
     def write_json(self, name: str, values: Mapping[str, Any] | Sequence[Any]) -> None:
         """Write a JSON file whole or not at all."""
         self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+    def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows of the same columns as CSV, whole or not at all."""
+        with replacing(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
     def write_scores(self, scores: Scores) -> None:
         """Write the per-image scores as scores.nc, which ArviZ reads."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,14 +19,13 @@ from pyro_vae.evaluate import (
     finetune,
     labelled_subsets,
     mean_accuracy,
-    posterior_means,
     principal_components,
     probe,
 )
 from pyro_vae.report import plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
-from pyro_vae.report.results import IMAGES_AT_ONCE, Program
+from pyro_vae.report.results import Program, codes
 from pyro_vae.trace.reading import scoped_store
 
 _LOG = logging.getLogger("pyro_vae")
@@ -100,8 +98,7 @@ def measure_probe(
 def _features(program: Program, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     means, pixels = [], []
     for x in (train, test):
-        of_batches = [posterior_means(program.guide, images, seed) for images in x.split(IMAGES_AT_ONCE)]
-        means.append(torch.cat(of_batches).cpu().numpy())
+        means.append(codes(program, x, seed).cpu().numpy())
         pixels.append(x.flatten(1).double().cpu().numpy())
     raw = {"pixels": (pixels[0], pixels[1])}
     if not (units := means[0].shape[1]):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,12 +16,13 @@ from pyro_vae.evaluate import (
     Moments,
     Scores,
     active_units,
-    drawn_images,
     mean_images,
     posterior_latents,
+    posterior_means,
     posterior_moments,
     prior_latents,
     score,
+    shown_images,
     standard_error,
     summary,
     surgery,
@@ -77,6 +79,11 @@ def measure(
     return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
+def codes(program: Program, x: Tensor, seed: int) -> Tensor:
+    """Return the posterior means (N, units), float64, of images x (N, ...)."""
+    return torch.cat([posterior_means(program.guide, images, seed) for images in x.split(IMAGES_AT_ONCE)])
+
+
 def _squared_error(program: Program, x: Tensor, seed: int) -> float | None:
     """Return the squared error of reconstructed images, summed over pixels, mean over images."""
     total = 0.0
@@ -113,10 +120,10 @@ def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, s
 
 def pictured(program: Program, like: Tensor, values: dict[str, Tensor], seed: int) -> tuple[Tensor, str]:
     """Return what to show of p(x|z) at latents, (N, ...), and what it is: the means, or draws where there are none."""
-    means = mean_images(program.model, like, values)
-    if means is not None:
-        return means, "means of p(x|z)"
-    return drawn_images(program.model, like, values, seed), "draws from p(x|z)" if values else "draws from p(x)"
+    images, are_means = shown_images(program.model, like, values, seed)
+    if are_means:
+        return images, "means of p(x|z)"
+    return images, "draws from p(x|z)" if values else "draws from p(x)"
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:

@@ -24,13 +24,13 @@ from pyro_vae.evaluate import (
     mean_images,
     most_visible,
     posterior_latents,
-    posterior_means,
     prior_latents,
     traversed,
 )
 from pyro_vae.evaluate.decoding import Values
 from pyro_vae.report import pictures
 from pyro_vae.report.folder import Folder
+from pyro_vae.report.results import codes
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -73,29 +73,29 @@ def write_latents(folder: Folder, program: Program, x: Tensor, classes: np.ndarr
         classes: of the images (N,), or None.
         seed: of draws.
     """
-    codes = torch.cat([posterior_means(program.guide, part, seed) for part in x.split(1000)])
-    if not codes.shape[1]:
+    means = codes(program, x, seed)
+    if not means.shape[1]:
         _LOG.info("Without latents there is nothing to move along.")
         return
     read = partial(decoded, program.model, program.guide, x, seed=seed)
-    low, high = torch.quantile(codes[:10_000], codes.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
-    units = most_visible(program.model, program.guide, x, codes[0], low, high, _UNITS)
-    images, are_means = read(traversed(codes[0], low, high, units, _STEPS))
+    low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
+    units = most_visible(program.model, program.guide, x, means[0], low, high, _UNITS)
+    images, are_means = read(traversed(means[0], low, high, units, _STEPS))
     what = "means" if are_means else "draws"
     named = {f"unit {unit}": row for unit, row in zip(units.tolist(), images, strict=True)}
     folder.save_figure("traversals", pictures.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
-    ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in codes[:3]])
+    ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in means[:3]])
     folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
-    if number := min(_IMAGES, len(codes)) // 2:
-        ends, _ = read(interpolated(codes[:number], codes[number : 2 * number], _STEPS))
+    if number := min(_IMAGES, len(means)) // 2:
+        ends, _ = read(interpolated(means[:number], means[number : 2 * number], _STEPS))
         pairs = {f"{row} to {row + number}": images for row, images in enumerate(ends)}
         folder.save_figure("interpolations", pictures.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
     else:
         _LOG.info("There is one test image, and none to interpolate to.")
-    if codes.shape[1] == 2:
-        folder.save_figure("codes", pictures.scatter(codes.cpu().numpy(), classes))
-        grid, _ = read(_plane(_prior_units(program, x, seed, codes)))
+    if means.shape[1] == 2:
+        folder.save_figure("codes", pictures.scatter(means.cpu().numpy(), classes))
+        grid, _ = read(_plane(_prior_units(program, x, seed, means)))
         folder.save_figure(
             "manifold", pictures.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z")
         )
@@ -141,10 +141,10 @@ def _mean_and_draw(program: Program, like: Tensor, values: Values, seed: int) ->
     return shown | {f"draw from {of}": drawn_images(program.model, like, values, seed)}
 
 
-def _prior_units(program: Program, x: Tensor, seed: int, codes: Tensor) -> Tensor:
+def _prior_units(program: Program, x: Tensor, seed: int, means: Tensor) -> Tensor:
     """Return draws of two units from the prior (N, 2), or the codes of images where there is none."""
     values = prior_latents(program.model, x[:1].expand(5000, *x.shape[1:]), seed)
-    return codes if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
+    return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
 
 
 def _plane(units: Tensor) -> Tensor:

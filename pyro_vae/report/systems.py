@@ -2,7 +2,6 @@ r"""A gallery of systems that were fitted to the same data: one row each, and a 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ from pyro_vae.evaluate import (
     labelled_subsets,
     logistic,
     mean_accuracy,
-    mean_images,
-    posterior_means,
     prior_latents,
+    shown_images,
 )
-from pyro_vae.files import replacing
 from pyro_vae.report import pictures
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.probing import Labelled
-from pyro_vae.report.results import IMAGES_AT_ONCE, Program
+from pyro_vae.report.results import IMAGES_AT_ONCE, Program, codes
 
 _FEW_LABELS = 100
 _PICTURES = ("prior_samples", "reconstructions")  # of a run, the first that it has
@@ -60,12 +57,12 @@ def measure_system(
     samples = generated(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    codes, other = (_means(program, part.x, seed) for part in (train, test))
+    own_codes, other = (codes(program, part.x, seed).cpu().numpy() for part in (train, test))
     subsets_of = labelled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
-        if codes.shape[1] and (subsets := subsets_of.get(labels)):
-            found = [logistic(codes[own], train.classes[own], other) for own in subsets]
+        if own_codes.shape[1] and (subsets := subsets_of.get(labels)):
+            found = [logistic(own_codes[own], train.classes[own], other) for own in subsets]
             accuracy, error = mean_accuracy(np.array(found) == test.classes)
             numbers |= {f"accuracy_{name}": accuracy, f"accuracy_{name}_se": error}
     return numbers
@@ -85,13 +82,9 @@ def generated(program: Program, like: Tensor, seed: int, *, means: bool) -> Tens
         values = prior_latents(program.model, part, seed + number)
         if values is None:
             return None
-        images = mean_images(program.model, part, values) if means else None
-        batches.append(drawn_images(program.model, part, values, seed + number) if images is None else images)
+        arguments = program.model, part, values, seed + number
+        batches.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
     return torch.cat(batches)
-
-
-def _means(program: Program, x: Tensor, seed: int) -> np.ndarray:
-    return torch.cat([posterior_means(program.guide, part, seed) for part in x.split(IMAGES_AT_ONCE)]).cpu().numpy()
 
 
 def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,14 +114,11 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> None:
     """Write systems.csv, .json and .png: the rows, and what each run generates or else reconstructs."""
-    with replacing(folder / "systems.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    Folder(folder).write_json("systems.json", rows)
+    results = Folder(folder, figures=".")
+    results.write_csv("systems.csv", rows)
+    results.write_json("systems.json", rows)
     found = {name: _picture(run) for name, run in runs.items()}
-    with replacing(folder / "systems.png") as path:
-        pictures.gallery({name: picture for name, picture in found.items() if picture}).savefig(path, dpi=130)
+    results.save_figure("systems", pictures.gallery({name: picture for name, picture in found.items() if picture}))
 
 
 def _picture(run: Path) -> Path | None:
