@@ -34,6 +34,7 @@ HOST = {
     "test_mutations",
     "test_names",
     "test_plots",
+    "test_program_files",
     "test_programs",
     "test_resume",
     "test_run_folder",

@@ -23,7 +23,8 @@ class History:
 
     Args:
         folder: where they are; made by the first `save`.
-        run: what tells this run from others, its configuration; a checkpoint of another run is not loaded.
+        run: what tells this run from others, its configuration; a checkpoint of another run is not loaded. A program
+            path/to/file.py:factory is told by its factory alone, since the file may have been moved.
         is_milestone: the steps that a run may go back to. What they are depends on nothing that differs from one
             machine, or one interruption, to another.
     """
@@ -66,7 +67,7 @@ class History:
             named = reprlib.repr(content["step"])
             raise CheckpointError(f"{path} is the checkpoint of step {named}, under another's name.")
         run = content["run"]
-        odd = sorted(str(key) for key in run.keys() | self.run.keys() if repr(run.get(key)) != repr(self.run.get(key)))
+        odd = sorted(str(key) for key in run.keys() | self.run.keys() if _look(run, key) != _look(self.run, key))
         if odd:
             raise CheckpointError(f"{path} is of another run: its {odd[0][:40]} is {reprlib.repr(run.get(odd[0]))}.")
         return content["state"]
@@ -110,3 +111,9 @@ class History:
         for later, path in self.paths().items():
             if later > step:
                 path.unlink()
+
+
+def _look(run: Mapping[str, Any], key: str) -> str:
+    """Return what a value of a run looks like, of a program in a file without the path."""
+    value = run.get(key)
+    return repr("".join(value.rpartition(":")[1:]) if key == "program" and isinstance(value, str) else value)

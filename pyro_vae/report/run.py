@@ -108,9 +108,12 @@ class RunFolder(Folder):
             self.check_same(config)
 
     def check_same(self, config: Mapping[str, Any]) -> None:
-        """Raise RunFolderError if the run in this folder has another configuration; it names what differs."""
-        saved = self.config()
-        changed = sorted(key for key in config.keys() | saved.keys() if config.get(key) != saved.get(key))
+        """Raise RunFolderError if the run in this folder has another configuration; it names what differs.
+
+        A program in a file is told by its factory: the file may lie elsewhere now.
+        """
+        saved, given = _unplaced(self.config()), _unplaced(config)
+        changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
         if changed:
             raise RunFolderError(
                 f"{self.path} was started with another {', '.join(changed)}; repeat its flags, or choose another --out."
@@ -161,6 +164,14 @@ class RunFolder(Folder):
             file.write(json.dumps(finite) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the path in path/to/file.py:factory, where its program is in a file."""
+    return {
+        key: "".join(value.rpartition(":")[1:]) if key == "program" and isinstance(value, str) else value
+        for key, value in config.items()
+    }
 
 
 def versions() -> dict[str, str]:
