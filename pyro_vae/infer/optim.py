@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro
 import torch
@@ -12,10 +13,12 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from pyro_vae.infer.parameters import State
+from pyro_vae.infer.parameters import State, unconstrained
+from pyro_vae.infer.stock import check, redirect
 
 # What the state of a parameter group holds beside the options, which are the program's.
-_SAVED = ("params", "lr", "initial_lr")
+_SAVED = ("params", "lr", "eta", "initial_lr")
+_CLIPS = {"clip_norm", "clip_value"}
 
 
 class Optim(PyroOptim):
@@ -27,8 +30,12 @@ class Optim(PyroOptim):
         constructor: a `torch.optim.Optimizer` class.
         arguments: its keyword arguments, ``{"lr": 1e-3, "fused": True}``.
         schedule: factor on the learning rate as a function of the number of steps taken.
+        clip_args: ``clip_norm`` or ``clip_value``, to which the gradient of each tensor is clipped, as in `PyroOptim`.
 
     `scale` is another factor, of `slow_down`.
+
+    Raises:
+        ValueError: `clip_args` names something else.
     """
 
     def __init__(
@@ -36,26 +43,60 @@ class Optim(PyroOptim):
         constructor: Callable[..., torch.optim.Optimizer],
         arguments: State,
         schedule: Callable[[int], float] | None = None,
+        clip_args: State | None = None,
     ) -> None:
-        super().__init__(constructor, arguments)
+        if odd := sorted(set(clip_args or ()) - _CLIPS):
+            raise ValueError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {odd[0]!r} out of clip_args.")
+        super().__init__(constructor, arguments, clip_args)
         self.constructor = constructor
         self.arguments = arguments
         self.schedule = schedule
+        self.clip_args = clip_args or {}
         self.params: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # of the last step
         self.scale = 1.0
 
+    @staticmethod
+    def adopt(optim: Any) -> Optim:
+        """Return an `Optim` as it is, and for an optimizer of `pyro.optim` one that takes its steps.
+
+        Under stock Pyro two SVIs that are given one optimizer share its moments; they are given one `Optim` here, too,
+        as long as parameters of it stand in the param store. The stock optimizer no longer saves or loads a state.
+
+        Raises:
+            ValueError: as `stock.check`.
+        """
+        if isinstance(optim, Optim):
+            return optim
+        check(optim)
+        found = _ADOPTED.get(optim)
+        if found is None or (found.params and not found._in_store()):
+            found = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))
+            _ADOPTED[optim] = found
+            redirect(optim)
+        return found
+
+    def _in_store(self) -> bool:
+        """Whether some parameter is that of its name in the param store."""
+        store = pyro.get_param_store()
+        return any(name in store and unconstrained(name) is p for name, p in self.params.items())
+
     def add(self, params: Iterable[Tensor]) -> None:
         """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
         store = pyro.get_param_store()
-        new = dict(sorted((str(store.param_name(p)), p) for p in params))
+        named = {str(store.param_name(p)): p for p in params}
+        new = {name: named[name] for name in sorted(named) if self.params.get(name) is not named[name]}
+        if self.optimizer is not None and not new:
+            return
         self.params |= new
+        optimizer = self.constructor(list(new.values()), **(self.arguments | self._on_device(new.values())))
         if self.optimizer is not None:
             self.optimizer.param_groups[0]["params"] += new.values()
+            self.optimizer.state |= optimizer.state  # Adagrad, for one, makes it in the constructor
             return
-        self.optimizer = self.constructor(list(new.values()), **(self.arguments | self._on_device(new.values())))
+        self.optimizer = optimizer
         if (schedule := self.schedule) is not None:
             self.scheduler = LambdaLR(self.optimizer, lambda step: self.scale * schedule(step))
 
@@ -75,14 +116,20 @@ class Optim(PyroOptim):
         self.advance()
 
     def update(self) -> None:
-        """Move the parameters by their gradients."""
+        """Move the parameters by their gradients, clipped."""
         assert self.optimizer is not None
+        clips = self.clip_args or "clip_norm" in self.optimizer.defaults  # by itself, as Pyro's ClippedAdam does
+        for p in self.params.values() if clips else ():
+            if p.grad is not None:
+                p.grad = p.grad.clone()  # clipped in place, and that of a recorded step may share its memory
+                self._clip_grad(p, **self.clip_args)
         self.optimizer.step()
 
     def advance(self) -> None:
         """Move on along the schedule."""
         assert self.optimizer is not None
-        rate = self.optimizer.param_groups[0]["lr"]
+        group = self.optimizer.param_groups[0]
+        rate = group[_rate_of(group)]
         self.learning_rate = rate.clone() if isinstance(rate, Tensor) else rate  # a tensor changes in place
         if self.scheduler is not None:
             self.scheduler.step()
@@ -92,7 +139,7 @@ class Optim(PyroOptim):
         assert self.optimizer is not None
         self.scale *= factor
         for group in self.optimizer.param_groups:
-            group["lr"] *= factor  # in place where it is the tensor that a captured step reads
+            group[_rate_of(group)] *= factor  # in place where it is the tensor that a captured step reads
 
     def get_state(self) -> State:
         """Return the state of optimizer and schedule."""
@@ -113,7 +160,7 @@ class Optim(PyroOptim):
         """
         assert self.optimizer is not None
         self._check(state["optimizer"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [group[_rate_of(group)] for group in self.optimizer.param_groups]
         options = [{k: v for k, v in group.items() if k not in _SAVED} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own, option in zip(self.optimizer.param_groups, rates, options, strict=True):
@@ -139,3 +186,11 @@ class Optim(PyroOptim):
     @property
     def _fused(self) -> bool:
         return bool(self.arguments.get("fused"))
+
+
+_ADOPTED: WeakKeyDictionary[PyroOptim, Optim] = WeakKeyDictionary()
+
+
+def _rate_of(group: State) -> str:
+    """Return the key of the learning rate, which has a name of its own in Pyro's AdagradRMSProp."""
+    return "lr" if "lr" in group else "eta"
