@@ -2,10 +2,16 @@ r"""The program and the objective of a configuration, built of the parts that it
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from collections.abc import Callable
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +40,10 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
 }
 # Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
 _MATCHING = ("wae-mmd",)
+# How the modules of program files are called, with a digest of the path behind it.
+_MODULE = "pyro_vae_program_"
+# The folders of such files in which Python looks for modules because of them alone.
+_FOLDERS: set[str] = set()
 
 
 def unread(config: Config) -> dict[str, Any]:
@@ -94,27 +104,75 @@ def build(config: Config, images: Images) -> Any:
 
     Raises:
         ValueError: the file of the program, its factory, or what that returns is not there, or as `check`.
+        RuntimeError: from a ValueError or an OSError of the code in that file.
     """
     check(config)
     if config.program in PROGRAMS:
         return PROGRAMS[config.program](config, images).to(config.device)
-    program = _factory(config.program)(config, images)
+    spec, name = _find(config.program)
+    with _traceback_kept(config.program):
+        factory = getattr(_run_file(spec), name, None)
+    if not callable(factory):
+        raise ValueError(f"--program {config.program}: {spec.origin} defines no function {name!r}.")
+    with _traceback_kept(config.program):
+        program = factory(config, images)
     for part in ("model", "guide"):
         if not callable(getattr(program, part, None)):
             raise ValueError(f"--program {config.program}: what the factory returns has no {part}(x).")
     return program.to(config.device) if isinstance(program, nn.Module) else program
 
 
-def _factory(program: str) -> Callable[[Config, Images], Any]:
-    path, _, name = program.rpartition(":")
-    spec = importlib.util.spec_from_file_location("program", path) if Path(path).is_file() else None
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--program {program}: no Python file {path!r}; write path/to/file.py:factory.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--program {program}: {path} defines no function {name!r}.")
-    return getattr(module, name)
+def _find(program: str) -> tuple[ModuleSpec, str]:
+    """Return the module of a program in a file, which has not been run, and the name of its factory."""
+    path, colon, name = program.rpartition(":")
+    if not colon:
+        known = ", ".join(PROGRAMS)
+        raise ValueError(f"Unknown program {program!r}; choose one of {known}, or path/to/file.py:factory.")
+    readable = os.path.isfile(path) and os.access(path, os.R_OK)
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(_MODULE + digest, path) if readable else None
+    if spec is None:
+        raise ValueError(f"--program {program}: no Python file {path!r} to read; write path/to/file.py:factory.")
+    return spec, name
+
+
+@contextmanager
+def _traceback_kept(program: str) -> Iterator[None]:
+    """Let an error of somebody's own code end a script with its traceback, where one of ours would be one line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise RuntimeError(f"--program {program} has failed in its own code.") from error
+
+
+def _run_file(spec: ModuleSpec) -> ModuleType:
+    """Run a file as a new process would: its folder comes first for modules, and those that lie there run anew.
+
+    A module of an earlier program may be that of another folder, or hold what it has drawn under another seed.
+    """
+    assert spec.origin is not None
+    assert spec.loader is not None
+    folder = os.path.dirname(os.path.realpath(spec.origin))
+    for stale in [name for name in list(sys.modules) if _is_beside_a_program(name)]:
+        del sys.modules[stale]
+    if folder not in map(os.path.realpath, sys.path):
+        _FOLDERS.add(folder)
+    sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(spec.name, None)
+        raise
+    return module
+
+
+def _is_beside_a_program(name: str) -> bool:
+    """Whether a module, or the package that it is of, lies where only the files of programs have Python look."""
+    spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
+    if spec is None or name.startswith(_MODULE):
+        return False
+    return any(os.path.dirname(place) in _FOLDERS for place in spec.submodule_search_locations or [spec.origin or ""])
 
 
 def _posterior(config: Config, images: Images, latent_dim: int) -> nn.Module:
@@ -176,6 +234,27 @@ def _pixelvae(config: Config, images: Images) -> nn.Module:
 
 def _channels(config: Config) -> int:
     return max(1, config.hidden_dim // 12)  # 16 by default
+
+
+def takes_labels(program: Any) -> bool:
+    """Whether the model of a program has a second argument that must be given: the labels of the images."""
+    parameters = list(inspect.signature(program.model).parameters.values())
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return len(required) > 1
+
+
+def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
+    """Return the labels that a program is given beside the images of a split, or None where it takes none.
+
+    Raises:
+        ValueError: it takes labels, and the data have none.
+    """
+    if not takes_labels(program):
+        return None
+    if images.labels is None:
+        raise ValueError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
+    return images.labels.beside(split).to(images.train.device)
 
 
 PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {

@@ -330,7 +330,7 @@ def handwritten(settings: Setting, images: data.Images, batches: data.Batches, *
     particles = [settings.num_particles] if settings.num_particles > 1 else []
 
     def loss_of(batch: Tensor) -> Tensor:
-        x = batches.observe(batch).flatten(1)
+        x = batches.look(batches.pixels[batch]).flatten(1)
         loc, log_scale = encoder(x).chunk(2, dim=-1)
         scale = log_scale.exp()
         logits = decoder(loc + scale * torch.randn(*particles, *scale.shape, device=x.device))

@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config, programs
+from pyro_vae import cli, config
 from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
-from pyro_vae.fitted import restore, settings_of
+from pyro_vae.fitted import build, restore, settings_of
 from pyro_vae.report import (
     RunFolder,
     factor_table,
@@ -38,6 +38,7 @@ from pyro_vae.report import (
     write_probe,
     write_results,
 )
+from pyro_vae.trace import Batch
 
 _OF_DENSITIES = ("temperatures", "local_steps", "calibrate")
 _RANKED_AMONG = 99  # draws from the guide
@@ -163,20 +164,20 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
         per_image, numbers["local"] = measure_slack(program, test, arguments.local_steps, settings.seed)
         results.write_per_image("local", per_image)
     if arguments.calibrate:
-        like = test[:1].expand(arguments.calibrate, *test.shape[1:])
+        like = Batch.of(test).expand(arguments.calibrate)
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
     if arguments.probe:
-        pyro.set_rng_seed(settings.seed)
-        untrained = programs.build(settings, fitted.images)  # with the weights that the fit began with
+        untrained = build(folder, settings, fitted.images)  # with the weights that the fit began with
         x = {"train": fitted.observed("train"), "test": test}
         numbers["probe"], reasons = write_probe(results, program, untrained, x, labels, settings.seed)
         numbers["reasons"] |= reasons
     if arguments.disentanglement and labels:
         some = slice(_CLASSIFIED_IMAGES)
-        train, held_out = (fitted.observed("train")[some], labels.train[some]), (test, labels.test)
-        numbers["disentanglement"], figure = measure_factors(program, train, held_out, labels.names, settings.seed)
+        train = Batch.of(fitted.observed("train"))[some]
+        halves = (train, labels.train[some]), (test, labels.test)
+        numbers["disentanglement"], figure = measure_factors(program, *halves, labels.names, settings.seed)
         results.save_figure("factors", figure)
     results.write_json("summary.json", {"config": settings.to_json(), **numbers})
     results.release()

@@ -19,9 +19,10 @@ import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data, programs
+from pyro_vae.fitted import few, observed
 from pyro_vae.infer import SVI, Epoch, Fit, History, Optim, durably, schedules
-from pyro_vae.report import RunFolder, measure, plots, table, write_results
-from pyro_vae.trace import check_domain, is_density
+from pyro_vae.report import RunFolder, measure, plots, rehearse, table, write_results
+from pyro_vae.trace import Batch, check_domain, describe
 
 _MILESTONES = 20  # of a run, whose checkpoints it may go back to
 _SETBACKS = 3
@@ -60,11 +61,13 @@ def main(arguments: Arguments) -> None:
     images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
     program = programs.build(settings, images)
-    density = is_density(program.model, program.guide, images.train[:1] / 255)
+    density = describe(program.model, program.guide, few(program, images)).observes == "density"
     look = config.look(settings, density)
-    batches = data.Batches(images.train, settings.batch_size, settings.seed, look)
-    valid, test = (data.observe_once(split, look) for split in (images.valid, images.test))
-    check_domain(program.model, program.guide, test[:100])
+    labels = programs.labels_of(program, images, "train")
+    batches = data.Batches(images.train, settings.batch_size, settings.seed, look, labels)
+    valid, test = (observed(program, images, split, look) for split in ("valid", "test"))
+    check_domain(program.model, program.guide, Batch.of(test)[:100])
+    rehearse(program, test, density=density)
     assert settings.epochs is not None
     assert settings.num_samples is not None
     epoch_steps = settings.epoch_steps(batches.num_images)

@@ -18,6 +18,7 @@ import tyro
 from pyro_vae import cli, config
 from pyro_vae.fitted import restore, settings_of
 from pyro_vae.report import RunFolder, sampling
+from pyro_vae.trace import Batch
 
 _OF_THE_RUN = ("program", "data_root", "seed", "device")
 
@@ -45,8 +46,9 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(settings.seed)
     fitted = restore(folder, settings, download=arguments.data_root is not None)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
-    if x.dim() != 3:
-        raise ValueError(f"The images have shape {tuple(x.shape[1:])}; only those of height and width can be drawn.")
+    shape = tuple(Batch.of(x).x.shape[1:])
+    if len(shape) != 2:
+        raise ValueError(f"The images have shape {shape}; only those of height and width can be drawn.")
     labels = fitted.images.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()

@@ -119,8 +119,8 @@ MUTATIONS = (
     Mutation(
         "evaluation draws from the stream of training",
         "pyro_vae/trace/reading.py",
-        "stack.enter_context(fork_rng(x))",
-        "pass",
+        "with fork_rng(x):\n        # Not",
+        "if True:\n        # Not",
         ("tests/test_looking.py::test_looking_does_not_disturb",),
     ),
     Mutation(

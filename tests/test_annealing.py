@@ -107,7 +107,7 @@ def test_both_directions_bracket_the_truth() -> None:
 
 
 def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
-    """A Bernoulli decoder by quadrature and a guide that ignores x, 200 simulated images, 4 s.e."""
+    """A Bernoulli decoder by quadrature and a guide that ignores x, 200 simulated images, 4 s.e. and a sign test."""
     program = BernoulliDecoder(2)
     for parameter in program.parameters():
         parameter.data.mul_(2.0)  # posteriors far from the guide
@@ -116,11 +116,11 @@ def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
     with reading(program.model, program.guide, x=like, seed=2):
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
-    importance = score(program.model, program.guide, x, 5, seed=0).log_likelihood
+    scores = score(program.model, program.guide, x, 250, seed=0)
+    importance = scores.iwae[scores.ladder.index(5)]  # the mean of 50 estimates
     for lower, upper in ((found.forward.lower, truth), (truth, found.backward.upper)):
         assert (upper - lower).mean() > -4 * se(upper - lower)
-    rise = found.forward.lower - importance
-    assert rise.mean() > 4 * se(rise)
+    assert (found.forward.lower > importance).sum() > 100 + 4 * math.sqrt(200) / 2  # 3e-5 if neither were better
     assert found.gap.mean() < 0.05
 
 
@@ -247,11 +247,13 @@ def test_two_layers_are_annealed_as_one() -> None:
 
 
 def test_a_flow_prior_is_annealed() -> None:
+    """Ten images within 4 s.e. of the importance-sampled estimate: false alarms 6e-4."""
     vae, x = small_vae(), images(10)
     vae.prior = flow.maf(2).to(torch.get_default_device())
-    found = anneal(vae.model, vae.guide, x, Annealing(16, 100, 3, start="prior"), seed=0).lower
-    truth = score(vae.model, vae.guide, x, 20_000, seed=0).log_likelihood
-    np.testing.assert_allclose(found, truth, atol=0.05)
+    found = anneal(vae.model, vae.guide, x, Annealing(16, 100, 3, start="prior"), seed=0)
+    scores = score(vae.model, vae.guide, x, 20_000, seed=0)
+    spread = np.sqrt(scores.relative_variance + (1 / found.ess - 1 / 16))
+    assert (np.abs(found.lower - scores.log_likelihood) < 4 * spread + 1e-3).all()
 
 
 def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
@@ -313,7 +315,7 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("half", dist.Normal(z, 1.0), obs=x[:, 0] / 2)
 
-    with pytest.raises(ValueError, match="'half' does not observe the argument x"):
+    with pytest.raises(ValueError, match="do not hold each element of its argument x"):
         simulate(model, torch.zeros(3, 1))
 
 
@@ -341,7 +343,7 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
         )
     assert (compiled.log_w == plain.log_w).all()
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("Annealing is not compiled: it cannot be traced")
+    assert line.startswith("Annealing is not compiled: it reads values off a tensor (bool)")
 
 
 def test_simulated_images_come_with_draws_of_their_posterior() -> None:

@@ -144,7 +144,7 @@ def test_its_particles_are_scored_once() -> None:
     score(program.model, program.guide, x, 1000, chunk=10, seed=0)
     rows = [math.prod(shape[:-1]) for shape in shapes]
     assert max(rows) <= len(x)
-    assert len(rows) <= 3  # the support, the score
+    assert len(rows) <= 4  # the support, twice the dependence on other images, the score
 
 
 def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
@@ -153,7 +153,7 @@ def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
     program, x = program.float(), x.float()
     result = run(program.guide, x, 7)
     assert result.sites["z"]["value"].shape == (7, 30, UNITS)
-    torch.testing.assert_close(result.places["z"], program.posterior.net(x).expand(7, 30, UNITS))
+    torch.testing.assert_close(result.deltas["z"].v, program.posterior.net(x).expand(7, 30, UNITS))
 
 
 def test_a_proper_prior_does_not_give_a_point_mass_a_density() -> None:

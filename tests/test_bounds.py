@@ -64,7 +64,7 @@ def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
 def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[str], None]) -> None:
     """50 random nets in one and two dimensions, 8 images each, against 401 points on each axis.
 
-    Each image within 4 of its standard errors: 400 comparisons, false alarms 2.5 % in all. The guide knows nothing of
+    Each image within 5 of its standard errors: 400 comparisons, false alarms 2.3e-4 in all. The guide knows nothing of
     the image, so that standard error is of the order of 0.01 nats at K = 10,000: 0.02 nats for the mean error over all
     nets, 0.03 for the mean of any one.
     """
@@ -78,7 +78,7 @@ def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[
         error = np.abs(scores.log_likelihood - truth)
         deviations.append((error / np.sqrt(scores.relative_variance)).max())
         errors.append(error.mean())
-    assert max(deviations) < 4
+    assert max(deviations) < 5
     assert np.mean(errors) < 0.02
     assert max(errors) < 0.03
     promised(

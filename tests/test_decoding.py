@@ -98,5 +98,17 @@ def test_what_has_no_mean_or_no_prior_says_so() -> None:
 
 def test_a_program_that_observes_no_image_is_refused() -> None:
     program = LinearGaussian(2)
-    with pytest.raises(ValueError, match="no site of the shape of x"):
-        mean_images(lambda x: program.model(x.flatten(1)), torch.zeros(4, 7, 1), {"z": torch.zeros(1, 4, 2)})
+    with pytest.raises(ValueError, match="observes no site with the elements of x"):
+        mean_images(lambda x: program.model(2 * x), torch.zeros(4, 7), {"z": torch.zeros(1, 4, 2)})
+
+
+def test_flattened_and_transposed_images_are_shown_as_they_were() -> None:
+    program, z = LinearGaussian(2), torch.randn(1, 4, 2)
+
+    def transposed(x: Tensor) -> None:
+        program.model(x.mT.flatten(1))
+
+    flat = mean_images(program.model, torch.zeros(4, 7), {"z": z})
+    found = mean_images(lambda x: program.model(x.flatten(1)), torch.zeros(4, 7, 1), {"z": z})
+    torch.testing.assert_close(found, flat.reshape(4, 7, 1))
+    torch.testing.assert_close(mean_images(transposed, torch.zeros(4, 1, 7), {"z": z}), flat.reshape(4, 1, 7))

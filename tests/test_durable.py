@@ -15,7 +15,7 @@ from test_checkpoint import assert_same
 from test_fit import BATCHES, EPOCHS, Fixed
 from test_objectives import small_vae
 from test_resume import records, untimed
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.infer import (
     ELBO,
@@ -69,13 +69,35 @@ class Scaled(ELBO):
         return objective * self.factor, elbo
 
 
+class GradientTimes(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.saved_tensors[0], None
+
+
+class TimesGradient(nn.Module):
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, value: Tensor) -> Tensor:
+        return GradientTimes.apply(value, self.factor)
+
+
 def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Tensor]]:
     """Return a fit, and tensors that do harm in it when they are filled with what is not finite."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     vae, batches, objective = small_vae(), Hurt(), Scaled()
     weight, factor = vae.likelihood.net[0][0][0].weight, torch.ones(())
-    weight.register_hook(lambda gradient: gradient * factor)
+    vae.likelihood.net.append(TimesGradient(factor))
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.over(schedules.cosine, EPOCHS * BATCHES))
     svi = SVI(vae.model, vae.guide, optim, objective, graph=graph)
     harm = {"data": batches.shift, "loss": objective.factor, "gradient": factor, "weight": weight.detach()}

@@ -27,7 +27,9 @@ from pyro_vae.infer import (
     checkpoint,
     schedules,
 )
+from pyro_vae.infer.particles import draw_particles
 from pyro_vae.model import VAE
+from pyro_vae.trace import derive, reading
 
 EPOCHS, BATCHES, SIZE = 6, 4, 8
 
@@ -157,9 +159,9 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
 def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
-    for epoch, elbo in enumerate([-5.0, float("nan"), -6.0]):
+    for epoch, elbo in enumerate([-0.5, float("nan"), -6.0]):
         fit._watch(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0))
-    assert (fit.best_value, fit.best_epoch) == (-5.0, 0)
+    assert (fit.best_value, fit.best_epoch) == (-0.5, 0)
 
 
 class Bias:
@@ -267,7 +269,7 @@ def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
     normal = log_weights(standard.model, standard.guide, x, 40, seed=0)
     # The same draws: the weights differ by the ratio of the priors and nothing else.
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(derive(0, ""))
         z = standard.posterior(x).expand([40, len(x)]).sample()
     ratio = dist.StudentT(3.0, 0.0, 1.0).log_prob(z).sum(-1) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
     torch.testing.assert_close(found - normal, ratio.double(), rtol=1e-9, atol=1e-9)
@@ -333,7 +335,8 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
     for record in records:
         vae, again = new()
         again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch + 1}.pt"))
-        found = log_weights(vae.model, vae.guide, Fixed().valid, 1, seed=0).mean()
+        with reading(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
+            found = draw_particles(vae.model, vae.guide, Fixed().valid, 1).log_w.mean()
         assert float(found) == pytest.approx(record.valid_elbo, rel=1e-12)
 
     for record in records[1:]:

@@ -15,7 +15,7 @@ from pyro_vae import parts
 from pyro_vae.model import VAE, nets, posteriors
 from pyro_vae.model.pixels import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.trace import check_domain, is_density
+from pyro_vae.trace import check_domain, describe
 
 NAMES = sorted(parts.LIKELIHOODS)
 LEVELS = ("categorical", "logistic-mixture")
@@ -149,7 +149,7 @@ def test_a_likelihood_refuses_what_lies_outside_its_domain(name: str, outside: f
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_a_density_is_told_from_the_support(name: str) -> None:
     vae = vae_of(name)
-    assert is_density(vae.model, vae.guide, values_of(name, 1)) == (name in DENSITIES)
+    assert (describe(vae.model, vae.guide, values_of(name, 1)).observes == "density") == (name in DENSITIES)
 
 
 def vae_of(name: str) -> VAE:

@@ -45,11 +45,12 @@ def test_elbos_rise_with_the_family_and_stay_below_log_p() -> None:
         for p in vae.likelihood.parameters():
             p.add_(0.5 * torch.randn_like(p))
     found = local_elbos(vae.model, vae.guide, x, ["diagonal", "full", "flow"], num_samples=2000, seed=0)
-    truth = score(vae.model, vae.guide, x, 20_000, seed=0).log_likelihood
+    scores = score(vae.model, vae.guide, x, 20_000, seed=0)
+    error = np.sqrt(scores.relative_variance)
     means = [found[name].mean() for name in ("amortized", "diagonal", "full")]
     assert means[0] < means[1] < means[2] + 0.01
     for name in ("diagonal", "full", "flow"):
-        assert (found[name] < truth + 0.03).all()
+        assert (found[name] < scores.log_likelihood + 0.03 + 4 * error).all()
     assert all(p.grad is None for p in vae.parameters())
 
 

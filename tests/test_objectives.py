@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +16,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from test_densities import ConvProgram
 from torch import Tensor, nn
 
-from pyro_vae.infer import ELBO, IWAE, MeanFieldELBO, Objective, Renyi
+from pyro_vae.infer import ELBO, IWAE, BetaELBO, MeanFieldELBO, Objective, Renyi
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.standard import StandardNormal
 
@@ -156,18 +157,24 @@ def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
     assert ELBO().loss(model, guide, torch.zeros(3)).isfinite()  # its value is no matter of gradients
 
 
-def test_a_scaled_site_is_refused() -> None:
+@pytest.mark.parametrize("objective", [IWAE(3), Renyi(3)])
+def test_a_scale_of_one_site_is_refused_where_there_is_no_sum_over_sites(objective: Objective) -> None:
     program, x = LinearGaussian(1), torch.zeros(3, 7)
     half = poutine.scale(program.model, scale=0.5)
-    with pytest.raises(ValueError, match="Site 'z' is scaled"):
-        ELBO().loss(half, program.guide, x)
+    with pytest.raises(ValueError, match="has a scale of its own"):
+        objective.loss(half, program.guide, x)
 
-    def part(x: Tensor) -> None:
-        with pyro.plate("data", 30, subsample=torch.arange(3)):
-            pyro.sample("x", dist.Normal(0.0, 1.0).expand([7]).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="Site 'x' is scaled"):
-        ELBO().loss(part, lambda x: None, x)
+@pytest.mark.parametrize("objective", [ELBO(3), IWAE(3), BetaELBO(3, 2.0), MeanFieldELBO(3)])
+def test_a_scale_of_all_sites_multiplies_the_loss_and_not_the_elbo(objective: Objective) -> None:
+    vae, x = small_vae(), images(3)
+    both = [poutine.scale(program, scale=7.0) for program in (vae.model, vae.guide)]
+    pyro.set_rng_seed(1)
+    expected, elbo = objective.bounds(vae.model, vae.guide, x)
+    pyro.set_rng_seed(1)
+    found, same = objective.bounds(*both, x)
+    torch.testing.assert_close(found, 7 * expected)
+    torch.testing.assert_close(same, elbo)
 
 
 def test_grey_pixels_are_refused_before_the_first_step() -> None:
@@ -181,19 +188,29 @@ def test_no_particles_is_refused() -> None:
         IWAE(0)
 
 
-def test_a_global_latent_is_named() -> None:
-    program = BernoulliDecoder(1)
-
+def with_global(program: BernoulliDecoder) -> tuple[Any, Any]:
     def model(x: Tensor) -> None:
         pyro.sample("theta", dist.Normal(0.0, 1.0))
         program.model(x)
 
     def guide(x: Tensor) -> None:
-        pyro.sample("theta", dist.Normal(0.0, 1.0))
+        pyro.sample("theta", dist.Normal(0.5, 1.0))
         program.guide(x)
 
-    with pytest.raises(ValueError, match="Site 'theta' must stand in one data plate"):
-        ELBO().loss(model, guide, torch.zeros(3, 6))
+    return model, guide
+
+
+def test_a_global_latent_trains_as_in_stock_pyro() -> None:
+    programs, x = with_global(BernoulliDecoder(1)), torch.zeros(3, 6)
+    pyro.set_rng_seed(1)
+    expected = Trace_ELBO().loss(*programs, x)
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(float(ELBO().loss(*programs, x)), expected)
+
+
+def test_an_objective_of_each_image_names_a_global_latent() -> None:
+    with pytest.raises(ValueError, match="Site 'theta' is shared by all images"):
+        IWAE(2).loss(*with_global(BernoulliDecoder(1)), torch.zeros(3, 6))
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])

@@ -23,8 +23,7 @@ from pyro_vae.model import VAE, Tractable, nets, posteriors
 from pyro_vae.model.autoregressive import Autoregressive
 from pyro_vae.model.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.trace import check_domain, is_density, log_density
-from pyro_vae.trace.layout import needs_rows
+from pyro_vae.trace import Batch, check_domain, choose_layout, describe, log_density
 
 CHANNELS, FEATURES = 4, 2
 
@@ -157,7 +156,7 @@ def test_it_knows_its_domain() -> None:
     program = Tractable(net_of((2, 3)))
     x = all_images((2, 3))
     check_domain(program.model, program.guide, x)
-    assert not is_density(program.model, program.guide, x)
+    assert describe(program.model, program.guide, x).observes == "probability"
     x[3, 1, 1] = 0.5
     with pytest.raises(ValueError, match=r"observes 0\.5, outside the support of its Autoregressive: binarize"):
         check_domain(program.model, program.guide, x)
@@ -288,7 +287,7 @@ def test_the_evidence_of_a_pixelvae_against_quadrature() -> None:
 
 def test_a_pixelvae_takes_particles() -> None:
     vae, x = pixel_vae(), all_images((2, 2))
-    assert not needs_rows(vae.model, x, 3, {"z": torch.randn(3, 16, 1)})
+    assert choose_layout(vae.model, Batch(x), 3, {"z": torch.randn(3, 16, 1)}).kind == "particles"
 
 
 # By name

@@ -53,7 +53,7 @@ class Replay(Reader):
     def __init__(self, z: Tensor, log_q: Tensor) -> None:
         self.z, self.log_q = z, log_q
 
-    def draw(self, guide: Any, x: Tensor, num_samples: int) -> Any:
+    def draw(self, guide: Any, batch: Any, num_samples: int, layout: Any) -> Any:
         (z, self.z), (log_q, self.log_q) = (
             (values[:num_samples], values[num_samples:]) for values in (self.z, self.log_q)
         )
@@ -105,11 +105,11 @@ class Cramped(Reader):
     def __init__(self, most: int, error: RuntimeError) -> None:
         self.most, self.error, self.sizes = most, error, []
 
-    def log_density(self, program: Any, x: Tensor, values: Any) -> Any:
+    def log_density(self, program: Any, batch: Any, values: Any, layout: Any) -> Any:
         self.sizes.append(len(values["z"]))
         if self.sizes[-1] > self.most:
             raise self.error
-        return super().log_density(program, x, values)
+        return super().log_density(program, batch, values, layout)
 
 
 OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate")]

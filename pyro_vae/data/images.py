@@ -26,6 +26,11 @@ class Labels:
     valid: Tensor
     test: Tensor
 
+    def beside(self, split: str) -> Tensor:
+        """Return what a program is given beside the images of a split: (N,), or (N, F) where there are several."""
+        labels: Tensor = getattr(self, split)
+        return labels[:, 0] if len(self.names) == 1 else labels
+
     def of(self, name: str, split: str) -> Tensor:
         """Return the labels of one name (N,)."""
         return getattr(self, split)[:, self.names.index(name)]

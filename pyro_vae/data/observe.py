@@ -74,18 +74,22 @@ class Batches:
         batch_size: B; the last batch of an epoch may be smaller.
         seed: of the order.
         look: what the program observes of uint8 pixels.
+        labels: (N, ...) of the images, which a program that takes them is given beside them, or None.
 
     Raises:
         DataError: fewer images than one batch.
     """
 
-    def __init__(self, pixels: Tensor, batch_size: int, seed: int, look: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, pixels: Tensor, batch_size: int, seed: int, look: Callable[..., Tensor], labels: Tensor | None = None
+    ) -> None:
         if batch_size > len(pixels):
             raise DataError(f"A batch of {batch_size} is larger than the {len(pixels)} images: lower --batch-size.")
         self.pixels = pixels
         self.batch_size = batch_size
         self.seed = seed
         self.look = look
+        self.labels = labels
         self.num_images = len(pixels)
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
@@ -97,6 +101,7 @@ class Batches:
         order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
         yield from order.split(self.batch_size)
 
-    def observe(self, batch: Tensor) -> Tensor:
-        """Return what the program observes of the images at these places, float (B, *pixels)."""
-        return self.look(self.pixels[batch])
+    def observe(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the program observes of the images at these places, float (B, *pixels), with their labels."""
+        x = self.look(self.pixels[batch])
+        return x if self.labels is None else (x, self.labels[batch])

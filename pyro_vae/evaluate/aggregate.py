@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pyro_vae.trace import Program, draw, log_density, quietly
+from pyro_vae.trace import Batch, Data, Program, choose_layouts, draw, log_density, quietly
 
 Array = np.ndarray
 
@@ -40,7 +39,7 @@ class Surgery:
         return self.mutual_information + self.marginal_kl
 
 
-def surgery(model: Program, guide: Program, x: Tensor, *, seed: int | None = None) -> Surgery:
+def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> Surgery:
     """Split the rate of images into mutual information and marginal KL, from one draw of each posterior.
 
     Args:
@@ -52,20 +51,22 @@ def surgery(model: Program, guide: Program, x: Tensor, *, seed: int | None = Non
     Raises:
         ValueError: as `log_density`.
     """
-    number = len(x)
+    batch = Batch.of(x)
+    number = len(batch)
     at_once = max(1, _ROWS // number)
-    with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
-        values, log_q = draw(guide, x, 1)
+    with torch.no_grad(), quietly(model, guide, x=batch, seed=seed, purpose="surgery"):
+        values, log_q = draw(guide, batch, 1)
         if not values:  # nothing is coded, and nothing costs
             return Surgery(np.zeros(number), np.zeros(number))
-        sites = log_density(model, x, values)
+        sites = log_density(model, batch, values)
         log_prior = torch.stack([sites[name][0] for name in values]).sum(0)
         own = torch.stack(list(log_q.values())).sum(0)[0]
+        layout = choose_layouts(model, guide, batch, 2).guide
         aggregate = []
-        for chosen in torch.arange(number, device=x.device).split(at_once):
+        for chosen in torch.arange(number, device=batch.device).split(at_once):
             # Each chosen draw beside every image: (chosen, N).
             beside = {name: z[0, chosen].unsqueeze(1).expand(-1, number, *z.shape[2:]) for name, z in values.items()}
-            each = torch.stack(list(log_density(guide, x, beside).values())).sum(0)
+            each = torch.stack(list(log_density(guide, batch, beside, layout).values())).sum(0)
             aggregate.append(each.logsumexp(1) - math.log(number))
         log_aggregate = torch.cat(aggregate)
     return Surgery((own - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())

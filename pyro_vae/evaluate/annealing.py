@@ -20,11 +20,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from pyro_vae.evaluate.hmc import Kernels, Progress, Weighed
 from pyro_vae.evaluate.paths import SCHEDULES, STARTS, Path
-from pyro_vae.trace import Program, check_domain, quietly, simulate
+from pyro_vae.trace import Data, Program, check_domain, quietly, simulate
 
 Array = np.ndarray
 
@@ -114,7 +113,7 @@ class Bidirectional:
 def anneal(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     settings: Annealing,
     *,
     seed: int | None = None,
@@ -125,7 +124,8 @@ def anneal(
     Args:
         model: program of p(x, z), its latents continuous, in one data plate.
         guide: program of q(z|x).
-        x: images (B, ...) in the support of the observed site; K x B particles are decoded at once.
+        x: images (B, ...) in the support of the observed site, or the arguments of the programs; K x B particles are
+            decoded at once.
         settings: how to anneal.
         seed: of all noise; ``None`` takes fresh entropy.
         progress: wraps each iteration over temperatures, of the pilot and of the run: `tqdm` for one.
@@ -135,7 +135,7 @@ def anneal(
             plate.
     """
     check_domain(model, guide, x)
-    with quietly(model, guide, x=x, seed=seed):
+    with quietly(model, guide, x=x, seed=seed, purpose="anneal"):
         kernels = kernels_of(model, guide, x, settings, progress)
         return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
 
@@ -143,7 +143,7 @@ def anneal(
 def bidirectional(
     model: Program,
     guide: Program,
-    like: Tensor,
+    like: Data,
     settings: Annealing,
     *,
     seed: int | None = None,
@@ -157,7 +157,8 @@ def bidirectional(
     Args:
         model: as in `anneal`.
         guide: as in `anneal`.
-        like: images (B, ...), of which only number and shape count.
+        like: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
+            replaced.
         settings: how to anneal.
         seed: of all noise, the images included.
         progress: as in `anneal`.
@@ -165,7 +166,7 @@ def bidirectional(
     Raises:
         ValueError: as `anneal` and `simulate`.
     """
-    with quietly(model, guide, x=like, seed=seed):
+    with quietly(model, guide, x=like, seed=seed, purpose="bidirectional"):
         x, values = simulate(model, like)
         kernels = kernels_of(model, guide, x, settings, progress)
         exact = kernels.path.space.join(values).expand(settings.num_chains, -1, -1)
@@ -173,7 +174,7 @@ def bidirectional(
         return Bidirectional(forward, annealed(kernels.backward(exact, progress)))
 
 
-def kernels_of(model: Program, guide: Program, x: Tensor, settings: Annealing, progress: Progress) -> Kernels:
+def kernels_of(model: Program, guide: Program, x: Data, settings: Annealing, progress: Progress) -> Kernels:
     """Return kernels for images x, adapted in a pilot run and frozen."""
     path = Path(model, guide, x, settings.start, compiled=settings.compiled)
     kernels = Kernels(path, SCHEDULES[settings.schedule](settings.num_temperatures), settings.num_leapfrogs)

@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_vae.evaluate.diagnostics import psis
 from pyro_vae.evaluate.jackknife import jackknife
 from pyro_vae.evaluate.weights import Parts, log_weight_parts
-from pyro_vae.trace import Program, Reader
+from pyro_vae.trace import Data, Program, Reader
 
 Array = np.ndarray
 
@@ -101,7 +101,7 @@ class Scores:
 def score(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     num_samples: int,
     *,
     chunk: int | None = None,
@@ -113,7 +113,8 @@ def score(
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        x: images (B, ...); the caller batches, so that K x N weights never exist at once.
+        x: images (B, ...), a tuple of the programs' arguments, or a `Batch`; the caller batches, so that K x N weights
+            never exist at once.
         num_samples: K.
         chunk: as in `log_weight_parts`, like all that follows.
         seed: of the draws.

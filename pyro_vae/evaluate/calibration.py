@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, quietly, simulate
+from pyro_vae.trace import Data, Program, draw, quietly, simulate
 
 Array = np.ndarray
 
 
 def calibration_ranks(
-    model: Program, guide: Program, like: Tensor, num_samples: int = 99, *, seed: int | None = None
+    model: Program, guide: Program, like: Data, num_samples: int = 99, *, seed: int | None = None
 ) -> Array:
     """Rank the latents behind simulated images among draws from the guide.
 
@@ -35,12 +35,12 @@ def calibration_ranks(
     Raises:
         ValueError: as `simulate`, or the program has no latent site.
     """
-    with torch.no_grad(), quietly(model, guide, x=like, seed=seed):
+    with torch.no_grad(), quietly(model, guide, x=like, seed=seed, purpose="calibration"):
         x, exact = simulate(model, like)
         if not exact:
             raise ValueError("The program has no latent site: there is nothing to calibrate.")
         drawn, _ = draw(guide, x, num_samples)
-        ranks = [_ranks(exact[name][0], z).reshape(len(x), -1) for name, z in drawn.items()]
+        ranks = [_ranks(exact[name][0], z).reshape(len(exact[name][0]), -1) for name, z in drawn.items()]
     return torch.cat(ranks, 1).cpu().numpy()
 
 

@@ -5,17 +5,18 @@ The two differ: a draw adds the noise of single pixels to the mean, which is no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, reading, run
+from pyro_vae.trace import Batch, Data, Program, as_images, draw, image_site, reading, run
 
 Values = dict[str, Tensor]
 
 
-def prior_latents(model: Program, like: Tensor, seed: int | None = None) -> Values | None:
+def prior_latents(model: Program, like: Data, seed: int | None = None) -> Values | None:
     """Draw latents from the prior.
 
     Args:
@@ -26,20 +27,20 @@ def prior_latents(model: Program, like: Tensor, seed: int | None = None) -> Valu
     Returns:
         {site: (1, N, ...)}, empty without latents; None where the prior has no sampler, being improper.
     """
-    with torch.no_grad(), reading(model, x=like, seed=seed):
+    with torch.no_grad(), reading(model, x=like, seed=seed, purpose="prior latents"):
         try:
             return run(model, like).values
         except NotImplementedError:
             return None
 
 
-def posterior_latents(guide: Program, x: Tensor, seed: int | None = None) -> Values:
+def posterior_latents(guide: Program, x: Data, seed: int | None = None) -> Values:
     """Draw latents of images x (N, ...) from the posterior: {site: (1, N, ...)}."""
-    with torch.no_grad(), reading(guide, x=x, seed=seed):
+    with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="posterior latents"):
         return draw(guide, x, 1)[0]
 
 
-def mean_images(model: Program, like: Tensor, values: Values) -> Tensor | None:
+def mean_images(model: Program, like: Data, values: Values) -> Tensor | None:
     """Return the means of p(x|z) at latents {site: (1, N, ...)}, in the shape of `like` (N, ...).
 
     None where they have no closed form, as those of an autoregressive likelihood.
@@ -49,41 +50,41 @@ def mean_images(model: Program, like: Tensor, values: Values) -> Tensor | None:
     """
     with torch.no_grad(), reading(model, x=like, seed=0):
         try:
-            return _of_images(model, like, values).mean
+            return _of_images(model, like, values, lambda pixels: pixels.mean)
         except NotImplementedError:
             return None
 
 
-def drawn_images(model: Program, like: Tensor, values: Values, seed: int | None = None) -> Tensor:
+def drawn_images(model: Program, like: Data, values: Values, seed: int | None = None) -> Tensor:
     """Draw x from p(x|z) at latents {site: (1, N, ...)}, in the shape of `like` (N, ...).
 
     Raises:
         ValueError: as `mean_images`.
     """
-    with torch.no_grad(), reading(model, x=like, seed=seed):
-        return _of_images(model, like, values).sample().to(like.dtype).reshape(like.shape)
+    with torch.no_grad(), reading(model, x=like, seed=seed, purpose="pixels"):
+        return _of_images(model, like, values, lambda pixels: pixels.sample())
 
 
-def shown_images(model: Program, like: Tensor, values: Values, seed: int | None = None) -> tuple[Tensor, bool]:
+def shown_images(model: Program, like: Data, values: Values, seed: int | None = None) -> tuple[Tensor, bool]:
     """Return `mean_images`, or `drawn_images` where there is no mean, and whether they are means."""
     means = mean_images(model, like, values)
     return (drawn_images(model, like, values, seed), False) if means is None else (means, True)
 
 
-def completed_images(model: Program, x: Tensor, seen: int, seed: int | None = None) -> Tensor | None:
+def completed_images(model: Program, x: Data, seen: int, seed: int | None = None) -> Tensor | None:
     """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
 
     None where the program has latents, or pixels that are not drawn one after the other.
     """
-    with torch.no_grad(), reading(model, x=x, seed=seed):
-        complete = getattr(_of_images(model, x, {}), "complete", None)
-        return None if complete is None or run(model, x).values else complete(x, seen)
+    batch = Batch.of(x)
+    with torch.no_grad(), reading(model, x=batch, seed=seed, purpose="completion"):
+        result = run(model, batch)
+        (complete, *others) = (getattr(pixels, "complete", None) for pixels, _ in result.observed.values())
+        return None if complete is None or others or result.values else complete(batch.x, seen)
 
 
-def _of_images(model: Program, like: Tensor, values: Values) -> Any:
-    """Return the distribution of the observed site of the shape of `like`."""
-    for distribution, value in run(model, like, 1, values).observed.values():
-        if value.shape == like.shape:
-            return distribution
-    shape = tuple(like.shape)
-    raise ValueError(f"The program observes no site of the shape of x, {shape}: there is no image to show.")
+def _of_images(model: Program, like: Data, values: Values, of: Callable[[Any], Tensor]) -> Tensor:
+    """Return what a function makes of p(x|z), its mean or a draw, in the shape of x."""
+    batch = Batch.of(like)
+    name, index = image_site(model, batch, values)
+    return as_images(of(run(model, batch, 1, values).observed[name][0]), index, batch.x).to(batch.x.dtype)

@@ -67,7 +67,7 @@ def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
         classes: integers from 0 on (N,).
         seed: of weights and order; the caller's random streams stay as they are.
     """
-    with quietly(x=x, seed=seed), torch.enable_grad():
+    with quietly(x=x, seed=seed, purpose="features"), torch.enable_grad():
         net = Features(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
         optim = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, _STEPS)

@@ -61,7 +61,7 @@ def finetune(
     Raises:
         NoMeanError: the guide has no mean in closed form, or one that depends on no parameter.
     """
-    with quietly(guide, x=x, seed=seed):
+    with quietly(guide, x=x, seed=seed, purpose="finetune"):
         with torch.enable_grad():
             parameters = parameters_behind(_mean(guide, x[:1]))
         if not parameters:

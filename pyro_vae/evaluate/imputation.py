@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 
 from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of
 from pyro_vae.evaluate.hmc import Progress
-from pyro_vae.trace import Program, check_domain, quietly, run_at, seen
+from pyro_vae.trace import Batch, Data, Program, check_domain, draw, image_site, quietly, run_at, seen
 
 Array = np.ndarray
 
@@ -45,7 +45,7 @@ class Imputed:
 def impute(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     settings: Annealing,
     *,
     fill: Tensor,
@@ -68,29 +68,41 @@ def impute(
     Raises:
         ValueError: pixels are not independent given z, or as `anneal`.
     """
-    of_seen, filled = seen(model, guide, fill)
-    check_domain(of_seen, filled, x)
+    batch = Batch.of(x)
+    x = batch.x
+    gaps = x.isnan()
+    whole = batch.replaced(torch.where(gaps, fill, x))
+    name, order = _order(model, guide, whole, seed)
+    of_seen, filled = seen(model, guide, fill, order)
+    check_domain(of_seen, filled, batch)
     if truth is not None:
-        check_domain(model, guide, truth)
-    with quietly(model, guide, x=x, seed=seed), torch.no_grad():
-        kernels = kernels_of(of_seen, filled, x, settings, progress)
+        check_domain(model, guide, batch.replaced(truth))
+    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
+        kernels = kernels_of(of_seen, filled, batch, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
-        gaps = x.isnan()
-        (site,) = run_at(model, torch.where(gaps, fill, x), values).observed.values()
-        pixels: Any = site[0].base_dist
+        site = run_at(model, whole, values, kernels.path.layout)
+        back = order.flatten().argsort()
         shape = (settings.num_chains, *x.shape)
+
+        def of_pixels(quantity: Any) -> Tensor:
+            """Return a quantity of the site's elements as images (K, B, *pixels)."""
+            elements = site.per_image(name, lambda s: quantity(s["fn"].base_dist), extra=order.dim())
+            return elements.flatten(2)[..., back].reshape(shape)
+
         weights = shares.exp().to(x).view(*shares.shape, *[1] * (x.dim() - 1))
-        mean = (weights * pixels.mean.reshape(shape)).sum(0)
-        second = (weights * (pixels.variance + pixels.mean.square()).reshape(shape)).sum(0)
+        pixel_means = of_pixels(lambda pixels: pixels.mean)
+        mean = (weights * pixel_means).sum(0)
+        second = (weights * (of_pixels(lambda pixels: pixels.variance) + pixel_means.square())).sum(0)
         log_missing = None
         if truth is not None:
-            log_p = pixels.log_prob(truth.expand(shape).reshape(pixels.batch_shape)).reshape(shape)
-            log_p = torch.where(gaps, log_p, 0.0).double().flatten(2).sum(-1)
+            there = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
+            rows = there.repeat(settings.num_chains, *[1] * order.dim()) if site.layout.kind == "rows" else there
+            log_p = torch.where(gaps, of_pixels(lambda pixels: pixels.log_prob(rows)), 0.0).double().flatten(2).sum(-1)
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
         chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
-        drawn = pixels.sample().reshape(shape)[chosen].to(x)
+        drawn = of_pixels(lambda pixels: pixels.sample())[chosen].to(x)
         return Imputed(
             torch.where(gaps, mean, x).cpu().numpy(),
             torch.where(gaps, second - mean.square(), 0.0).cpu().numpy(),
@@ -98,3 +110,19 @@ def impute(
             annealed(result),
             log_missing,
         )
+
+
+def _order(model: Program, guide: Program, batch: Batch, seed: int | None) -> tuple[str, Tensor]:
+    """Return the observed site of the pixels, and which pixel of the flattened image each element of its event is.
+
+    Raises:
+        ValueError: there is none, or it is arranged otherwise than by images in its first dimension.
+    """
+    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
+        name, index = image_site(model, batch, draw(guide, batch, 1)[0])
+    size = batch.x[0].numel()
+    first = index[0]
+    offsets = torch.arange(len(batch), device=index.device).view(-1, *[1] * first.dim()) * size
+    if len(index) != len(batch) or not torch.equal(index, first + offsets):
+        raise ValueError(f"Site {name!r} does not hold an image in each row: no pixel of it can be imputed.")
+    return name, first

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Program, draw, reading, run
+from pyro_vae.trace import Batch, Data, Program, draw, reading, run
 
 _ACTIVE_VARIANCE = 0.01
 
@@ -28,39 +28,42 @@ class Moments(NamedTuple):
         return Moments(means, variances, moments[0].num_samples)
 
 
-def posterior_moments(guide: Program, x: Tensor, num_samples: int = 100, seed: int | None = None) -> Moments:
+def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int | None = None) -> Moments:
     """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S draws, sites flattened and joined."""
-    with torch.no_grad(), reading(guide, x=x, seed=seed):
+    with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="moments"):
         values, _ = draw(guide, x, num_samples)
     if not values:
-        empty = torch.empty(x.shape[0], 0)
+        empty = torch.empty(len(Batch.of(x)), 0)
         return Moments(empty, empty, num_samples)
-    z = torch.cat([value.flatten(2) if value.dim() > 2 else value.unsqueeze(2) for value in values.values()], 2)
+    z = torch.cat([value.reshape(*value.shape[:2], -1) for value in values.values()], 2)
     return Moments(z.double().mean(0), z.double().var(0), num_samples)
 
 
-def closed_mean(guide: Program, x: Tensor) -> Tensor | None:
+def closed_mean(guide: Program, x: Data) -> Tensor | None:
     """Return E_q[z|x] (N, units) of a guide of one latent site whose distribution says its mean, otherwise None.
 
     It keeps its gradients. Several sites have no such mean: that of a site which is drawn given another one is the mean
-    given that draw. To be called inside `reading`.
+    given that draw. Nor has a `Delta` that holds what has been drawn before. To be called inside `reading`.
     """
-    result = run(guide, x)
-    if len(names := list(result.values)) != 1:
+    batch = Batch.of(x)
+    result = run(guide, batch)
+    if len(names := result.drawn) != 1 or names != result.latents:
+        return None
+    if any(delta.log_density.any() for delta in result.deltas.values()):
         return None
     try:
         mean: Tensor = result.sites[names[0]]["fn"].mean
     except (NotImplementedError, AttributeError):
         return None
-    return mean.reshape(len(x), -1)
+    return mean.reshape(len(batch), -1)
 
 
-def posterior_means(guide: Program, x: Tensor, seed: int | None = None) -> Tensor:
+def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
     """Return E_q[z|x] (N, units), float64: exact where there is a `closed_mean`, otherwise of 100 draws.
 
     Means that are not finite, such as those of a categorical latent, are taken for none.
     """
-    with torch.no_grad(), reading(guide, x=x, seed=seed):
+    with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="means"):
         mean = closed_mean(guide, x)
     if mean is None or not mean.isfinite().all():
         return posterior_moments(guide, x, seed=seed).mean

@@ -22,7 +22,7 @@ from pyro_vae.evaluate.families import FAMILIES, Parameters
 from pyro_vae.evaluate.hmc import Progress
 from pyro_vae.evaluate.paths import Path
 from pyro_vae.evaluate.weights import log_weights
-from pyro_vae.trace import Program, quietly
+from pyro_vae.trace import Data, Program, quietly
 
 Array = np.ndarray
 
@@ -33,7 +33,7 @@ _LEARNING_RATE = 0.02
 def local_elbos(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     families: Sequence[str] = ("diagonal", "flow"),
     *,
     num_steps: int = 500,
@@ -64,7 +64,7 @@ def local_elbos(
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise ValueError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
     found = {"amortized": log_weights(model, guide, x, num_samples, seed=seed).mean(0).cpu().numpy()}
-    with quietly(model, guide, x=x, seed=seed):
+    with quietly(model, guide, x=x, seed=seed, purpose="local"):
         path = Path(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)

@@ -14,7 +14,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Graph, GraphError, Program, Run, Unconstrained, draw, log_density, run, run_pair
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    Graph,
+    GraphError,
+    Program,
+    Run,
+    Unconstrained,
+    choose_layout,
+    choose_layouts,
+    description,
+    draw,
+    log_density,
+    point_masses,
+    run,
+    run_pair,
+)
+from pyro_vae.trace.reading import seeded
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -58,47 +75,97 @@ class Point(NamedTuple):
 
 
 class Path:
-    """The path of a program for images x, read inside `trace.reading`.
+    """The path of a program for a batch of images, read inside `trace.reading`.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        x: images (B, ...).
+        batch: images (B, ...), or the arguments of the programs.
         start: one of `STARTS`, what f_0 is.
         compiled: evaluate by a compiled graph. What cannot be compiled runs as it is, and a line of the log says why.
 
     Raises:
-        ValueError: a latent site is discrete, there is none, or as `run_pair`.
+        ValueError: a latent site is discrete, shared by all images or a point mass, there is none, the guide has no
+            density at given values, or as `run_pair`.
     """
 
-    def __init__(self, model: Program, guide: Program, x: Tensor, start: str, *, compiled: bool = False) -> None:
-        self.model, self.guide, self.x, self.start = model, guide, x, start
+    def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
+        self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
         self._graph = Graph(self._ends, model, guide) if compiled else None
+        self._compared = False
         with torch.no_grad():
-            p, _ = run_pair(model, guide, x, 1)
+            p, q = run_pair(model, guide, self.batch, 1)
             if not p.values:
                 raise ValueError(
                     "The program has no latent site: its log p(x) is known, and there is nothing to anneal."
                 )
+            described = description(p, q, point_masses(guide, self.batch, q))
+            if described.why_not_per_image:
+                raise ValueError(described.why_not_per_image)
+            if described.lacks_latent:
+                raise ValueError(f"There is nothing to anneal: {described.lacks}.")
             self.space = Unconstrained(p)
             self._check_supports(p)
+            layouts = choose_layouts(model, guide, self.batch, 2)
+            self.layout = layouts.model
+            self.guide_layout = layouts.guide
+            if start == "guide":
+                self._check_guide(q)
 
     def _check_supports(self, p: Run) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
         u = self.space.join(p.values)
-        other = Unconstrained(run(self.model, self.x, 1)).split(u)[0]
+        other = Unconstrained(run(self.model, self.batch, 1)).split(u)[0]
         for name, value in p.values.items():
             if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
                 raise ValueError(
                     f"The support of latent site {name!r} moves with other latents: it cannot be annealed."
                 )
 
+    def _check_guide(self, q: Run) -> None:
+        """Refuse a guide that is no fixed density: one of auxiliary draws, or that draws other noise at every call."""
+        scores = []
+        for seed in (0, 1):
+            with seeded(self.batch.x, seed):
+                try:
+                    scores.append(torch.stack(list(log_density(self.guide, self.batch, q.values).values())).sum(0))
+                except (KeyError, NotImplementedError) as error:
+                    raise ValueError(
+                        f"The guide has no density at values that it has not drawn ({type(error).__name__}): anneal "
+                        'from the prior, start="prior".'
+                    ) from error
+        if not torch.allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4):
+            raise ValueError(
+                "The density of the guide changes from call to call, by noise that is none of its sites (a denoising "
+                'encoder, functional dropout): anneal from the prior, start="prior".'
+            )
+
     def draw(self, num_samples: int) -> Tensor:
-        """Draw u (K, B, D) from f_0."""
+        """Draw u (K, B, D) from f_0.
+
+        Raises:
+            ValueError: a draw lies so near the edge of its support that the precision of the program does not hold it.
+        """
         with torch.no_grad():
             if self.start == "guide":
-                return self.space.join(draw(self.guide, self.x, num_samples)[0])
-            return self.space.join(run(self.model, self.x, num_samples).values)
+                values = draw(self.guide, self.batch, num_samples, self.guide_layout)[0]
+            else:
+                layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
+                values = run(self.model, self.batch, num_samples, layout=layout).values
+            u = self.space.join(values)
+            self._check_round_trip(values, u)
+            return u
+
+    def _check_round_trip(self, values: dict[str, Tensor], u: Tensor) -> None:
+        """Hold the density at u against that at the values which u came from."""
+        before = sum(log_density(self.model, self.batch, values, self.layout).values())
+        after = sum(log_density(self.model, self.batch, self.space.split(u)[0], self.layout).values())
+        change = torch.as_tensor(before - after).abs() - 1e-4 * torch.as_tensor(before).abs()
+        if not (u.isfinite().all() and (change <= 1e-2).all()):
+            raise ValueError(
+                "Latents lie so near the edge of their support that their precision does not hold them: build the "
+                "program in float64, torch.set_default_dtype(torch.float64), to anneal it."
+            )
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) (K, B) in nats, differentiable."""
@@ -108,14 +175,15 @@ class Path:
     def _scored(self, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Return the latents at u, the densities of the model's sites there, and the Jacobian."""
         values, log_det = self.space.split(u)
-        return values, log_density(self.model, self.x, values), log_det
+        return values, log_density(self.model, self.batch, values, self.layout), log_det
 
     def at(self, u: Tensor) -> Point:
         """Evaluate both ends of the path at u."""
         u = u.detach()
         if self._graph is not None:
             try:
-                ends: Any = self._graph(u)[1]
+                ends: Any = (self._graph if self._compared else self._graph.compare)(u)[1]
+                self._compared = True
                 return Point(u, *ends)
             except GraphError as error:
                 self._graph = None
@@ -129,7 +197,7 @@ class Path:
             values, sites, log_det = self._scored(u)
             log_joint = sum(sites.values()) + log_det
             if self.start == "guide":
-                log_start = sum(log_density(self.guide, self.x, values).values()) + log_det
+                log_start = sum(log_density(self.guide, self.batch, values, self.guide_layout).values()) + log_det
             else:
                 log_start = sum(sites[name] for name in values) + log_det
             (start_gradient,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)

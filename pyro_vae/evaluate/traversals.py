@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate.decoding import Values, posterior_latents, shown_images
-from pyro_vae.trace import Program
+from pyro_vae.trace import Batch, Data, Program
 
 
-def decoded(model: Program, guide: Program, x: Tensor, units: Tensor, seed: int | None = None) -> tuple[Tensor, bool]:
+def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, bool]:
     """Return the images at latents.
 
     Args:
@@ -27,10 +27,11 @@ def decoded(model: Program, guide: Program, x: Tensor, units: Tensor, seed: int 
         Means of p(x|z), or draws where there is no closed form, (..., *pixels), and whether they are means.
     """
     rows = units.flatten(0, -2)
-    like = x[:1].expand(len(rows), *x.shape[1:])
-    values = _sites(rows, posterior_latents(guide, x[:1], seed=0))
+    batch = Batch.of(x)
+    like = batch.expand(len(rows))
+    values = _sites(rows, posterior_latents(guide, batch[:1], seed=0))
     images, are_means = shown_images(model, like, values, seed)
-    return images.reshape(*units.shape[:-1], *x.shape[1:]), are_means
+    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), are_means
 
 
 def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
@@ -59,7 +60,7 @@ def interpolated(first: Tensor, second: Tensor, steps: int) -> Tensor:
 
 
 def most_visible(
-    model: Program, guide: Program, x: Tensor, base: Tensor, low: Tensor, high: Tensor, number: int
+    model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, number: int
 ) -> Tensor:
     """Return the units whose move from low to high changes the image most, in squared error, the first most.
 

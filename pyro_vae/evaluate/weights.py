@@ -12,16 +12,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.evaluate.independence import check_independence
 from pyro_vae.trace import (
+    Batch,
+    Data,
+    Description,
+    Layout,
     Program,
     Reader,
+    Run,
     check_support,
-    is_deterministic,
+    choose_layouts,
+    description,
     is_out_of_memory,
-    no_density,
+    outside_prior,
+    point_masses,
     quietly,
-    run_at,
+    run_pair,
 )
+from pyro_vae.trace.reading import fork_rng
 
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
 # cache on a CPU, and enough work for every multiprocessor of a GPU. The chunk does not change what is drawn.
@@ -58,24 +67,42 @@ class Parts(NamedTuple):
 def log_weights(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     num_samples: int,
     *,
     chunk: int | None = None,
     seed: int | None = None,
     reader: Reader | None = None,
+    shared: str | None = None,
 ) -> Tensor:
     """Return log importance weights (K, B) of K draws from the guide, float64, in nats.
 
     See `log_weight_parts`, of which this is the sum.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        x: as in `log_weight_parts`, like what is not named here.
+        num_samples: K.
+        chunk: particles scored at once.
+        seed: of the draws.
+        reader: how the programs are read.
+        shared: ``"sampled"`` for a program with latents that all images share (global ones): they are drawn with the
+            others, and the weights are joint ones of the batch, (K,), whose log-mean estimates log p(x_1, ..., x_B).
+
+    Raises:
+        ValueError: as `log_weight_parts`.
     """
-    return log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader).log_weights
+    if shared not in (None, "sampled"):
+        raise ValueError(f"shared is {shared!r}; choose 'sampled' or None.")
+    parts = _parts(model, guide, x, num_samples, chunk, seed, reader, joint=shared is not None)
+    return parts.log_weights if shared is None else parts.log_weights.sum(1)
 
 
 def log_weight_parts(
     model: Program,
     guide: Program,
-    x: Tensor,
+    x: Data,
     num_samples: int,
     *,
     chunk: int | None = None,
@@ -85,12 +112,13 @@ def log_weight_parts(
     """Draw K particles per image and score them; no parameter, random stream or store entry changes.
 
     The modules behind the programs are read in evaluation mode. Site densities are evaluated in the
-    precision of the network and summed in float64.
+    precision of the network and summed in float64, without scales and without factors.
 
     Args:
-        model: program of p(x, z); its sites stand in one data plate.
+        model: program of p(x, z).
         guide: program of q(z|x).
-        x: images (B, ...), in the support of the observed site.
+        x: images (B, ...), in the support of the observed site; or a tuple of the programs' positional arguments, or a
+            `Batch` of those and keyword arguments.
         num_samples: K.
         chunk: particles scored at once (None: as many as free memory allows); it is halved where memory runs out after
             all. It changes no weight.
@@ -98,46 +126,90 @@ def log_weight_parts(
         reader: how the programs are read; a `CompiledReader`, kept from batch to batch, for many images.
 
     Raises:
-        ValueError: K or the chunk is below 1, x is empty, not finite or outside the support, a site stands outside
-            the data plate, or model and guide do not have the same latent sites.
+        ValueError: K or the chunk is below 1, x is empty, not finite or outside the support, no plate has the size of
+            the batch, a latent is shared by all images, model and guide do not have the same latent sites, or what the
+            programs say of one image depends on those beside it.
     """
+    return _parts(model, guide, x, num_samples, chunk, seed, reader, joint=False)
+
+
+def _parts(
+    model: Program,
+    guide: Program,
+    x: Data,
+    num_samples: int,
+    chunk: int | None,
+    seed: int | None,
+    reader: Reader | None,
+    *,
+    joint: bool,
+) -> Parts:
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1.")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1.")
-    if len(x) == 0:
+    batch = Batch.of(x)
+    if len(batch) == 0:
         raise ValueError("x holds no image.")
-    if not x.isfinite().all():
-        image = int((~x.isfinite()).reshape(len(x), -1).any(1).nonzero()[0])
-        raise ValueError(f"x is not finite in image {image}; remove or repair it.")
-    rows = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // len(x))
+    rows = max(1, _ROWS.get(batch.device.type, _ROWS["cpu"]) // len(batch))
     block = rows * -(-_LEAST_BLOCK // rows)
-    scorer = _Scorer(model, x, reader or Reader(), chunk or min(rows, _room(x)))
+    reader = reader or Reader()
+    reader.start()
     parts: list[tuple[Tensor, ...]] = []
-    with torch.no_grad(), quietly(model, guide, x=x, seed=seed):
-        for start in range(0, num_samples, block):
-            size = min(block, num_samples - start)
-            values, log_q = scorer.reader.draw(guide, x, size)
-            if not start:
-                first = {name: value[:1] for name, value in values.items()}
-                p, q = run_at(model, x, first), run_at(guide, x, first)
-                check_support(p)
-                lack = no_density(p, q)
-                if is_deterministic(q):  # one particle is all of them
-                    parts += scorer.score(first, {name: value[:1] for name, value in log_q.items()}, 1)
-                    break
-            parts += scorer.score(values, log_q, size)
+    lacks: str | None = None
+    with torch.no_grad(), quietly(model, guide, x=batch, seed=seed):
+        described, first = _checked(model, guide, batch, joint=joint)
+        # Where all particles are the same, one is all of them.
+        drawn = 1 if described.deterministic else num_samples
+        layouts = choose_layouts(model, guide, batch, drawn)
+        scorer = _Scorer(model, batch, reader, layouts.model, chunk or min(rows, _room(batch.x)))
+        for start in range(0, drawn, block):
+            size = min(block, drawn - start)
+            values, log_q = reader.draw(guide, batch, size, layouts.guide)
+            found = list(scorer.score(values, log_q, size))
+            lacks = lacks or _outside(first, values, torch.cat([log_prior for _, log_prior, _ in found]))
+            parts += found
     log_p, log_prior, log_guide = (torch.cat(column).expand(num_samples, -1) for column in zip(*parts, strict=True))
-    if lack and lack.of_latent:
+    _check_finite(batch.x, log_p, log_prior, log_guide)
+    if described.lacks_latent:
         log_prior = log_guide = torch.full_like(log_p, torch.nan)
-    return Parts(log_p, log_prior, log_guide, lack.reason if lack else None)
+    return Parts(log_p, log_prior, log_guide, described.lacks or lacks)
+
+
+def _checked(model: Program, guide: Program, batch: Batch, *, joint: bool) -> tuple[Description, Run]:
+    """Describe the programs, refuse what has no weights, and return a run of the model beside."""
+    with fork_rng(batch.x):
+        p, q = run_pair(model, guide, batch, 1)
+        check_support(p)
+        described = description(p, q, point_masses(guide, batch, q))
+        if not joint and described.why_not_per_image:
+            raise ValueError(described.why_not_per_image)
+        if not joint:
+            check_independence(model, guide, batch, p, q)
+    return described, p
+
+
+def _outside(p: Run, values: Values, log_prior: Tensor) -> str | None:
+    """Say why draws outside the support of the prior have no weight, unless their density there says 0 by itself."""
+    outside, name = outside_prior(p, values)
+    if (outside.to(log_prior.device) & (log_prior != -torch.inf)).any():
+        return f"the guide draws {name!r} outside the support of its prior"
+    return None
+
+
+def _check_finite(x: Tensor, *terms: Tensor) -> None:
+    """Refuse an image that is not finite, unless the program knows how to score it, as one of missing values does."""
+    bad = ~x.isfinite().reshape(len(x), -1).all(1) if x.is_floating_point() else torch.zeros(len(x), dtype=torch.bool)
+    unscored = ~torch.stack([term.isfinite().all(0) for term in terms]).all(0)
+    if (wrong := bad.to(unscored.device) & unscored).any():
+        raise ValueError(f"x is not finite in image {int(wrong.nonzero()[0])}; remove or repair it.")
 
 
 class _Scorer:
     """Scores what has been drawn, in chunks that are halved where memory runs out."""
 
-    def __init__(self, model: Program, x: Tensor, reader: Reader, chunk: int) -> None:
-        self.model, self.x, self.reader, self.chunk = model, x, reader, chunk
+    def __init__(self, model: Program, batch: Batch, reader: Reader, layout: Layout, chunk: int) -> None:
+        self.model, self.batch, self.reader, self.layout, self.chunk = model, batch, reader, layout, chunk
 
     def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield log p(x|z), log p(z) and log q(z|x) of K particles (K, B, ...) chunk by chunk."""
@@ -146,16 +218,17 @@ class _Scorer:
             size = min(self.chunk, num_samples - start)
             here = slice(start, start + size)
             try:
-                sites = self.reader.log_density(self.model, self.x, {name: z[here] for name, z in values.items()})
+                given = {name: z[here] for name, z in values.items()}
+                sites = self.reader.log_density(self.model, self.batch, given, self.layout)
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
                 self.chunk = size // 2
                 continue
-            shape = (size, len(self.x))
+            shape = (size, len(self.batch))
             latent = [sites.pop(name) for name in values]
             guide = [value[here] for value in log_q.values()]
-            yield tuple(_total(terms, shape, self.x) for terms in (list(sites.values()), latent, guide))
+            yield tuple(_total(terms, shape, self.batch.x) for terms in (list(sites.values()), latent, guide))
             start += size
 
 
@@ -163,7 +236,7 @@ def _room(x: Tensor) -> int:
     """Return how many particles of images x (B, ...) may be scored at once in half of the free memory."""
     if x.device.type == "cuda":
         free = torch.cuda.mem_get_info(x.device)[0]
-    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         return 2**31

@@ -5,8 +5,11 @@ The ELBO beside them stays the true one, image by image.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions import Independent, Normal
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_vae.infer.objectives import BetaELBO, Objective, nonnegative
@@ -35,14 +38,28 @@ class FreeBits(Objective):
         return particles.log_likelihood.mean(0) - rate
 
     def _rate(self, particles: Particles, name: str) -> Tensor:
-        sites = [run.sites[name] for run in (particles.q, particles.p)]
-        q, p = (site["fn"] for site in sites)
+        q, p = (run.sites[name]["fn"] for run in (particles.q, particles.p))
         if all(isinstance(fn, Independent) and len(fn.event_shape) == 1 for fn in (q, p)):
-            # Each at its own value: the two may be laid out differently, and their means over the batch are not.
-            means = [site["fn"].base_dist.log_prob(site["value"]).double().flatten(0, -2).mean(0) for site in sites]
+            means = [run.per_image(name, _of_units, extra=1).mean((0, 1)) for run in (particles.q, particles.p)]
             return (means[0] - means[1]).clamp(min=self.floor).sum()
         together = (particles.log_q[name] - particles.log_p[name]).mean()
         return together.clamp(min=self.floor * q.event_shape.numel())
+
+
+def refuse_masks(particles: Particles, name: str) -> None:
+    """Refuse a latent some of whose images are masked, where an objective holds all images of a batch together.
+
+    Raises:
+        ValueError: names the site.
+    """
+    if any(run.sites[name]["mask"] is not None for run in (particles.p, particles.q)):
+        raise ValueError(f"Site {name!r} is masked, and this objective takes all images of a batch together: use elbo.")
+
+
+def _of_units(site: Any) -> Tensor:
+    """Return the log-density of each unit of a site, masked as the site is."""
+    mask = site["mask"].unsqueeze(-1) if isinstance(site["mask"], Tensor) else site["mask"]
+    return scale_and_mask(site["fn"].base_dist.log_prob(site["value"]), 1.0, mask).double()
 
 
 class BetaTCVAE(BetaELBO):
@@ -63,6 +80,8 @@ class BetaTCVAE(BetaELBO):
         ValueError: at the first use, where the posterior is not a factorised Gaussian of one latent site.
     """
 
+    weighs_sites = False
+
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0, *, num_images: int) -> None:
         super().__init__(num_particles, beta, warmup_steps)
         self.num_images = num_images
@@ -76,16 +95,18 @@ class BetaTCVAE(BetaELBO):
     def total_correlation(self, particles: Particles) -> Tensor:
         """Estimate log q(z) - sum_u log q(z_u) at every particle, (K, B)."""
         sites = particles.q.sites
-        (q, *others) = (sites[name]["fn"] for name in particles.q.values)
+        (q, *others) = (sites[name]["fn"] for name in particles.q.drawn)
         if others or not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1):
             raise ValueError(
                 "The total correlation is of one latent site with a factorised Gaussian posterior: use --posterior "
                 "meanfield."
             )
-        (z,) = particles.q.values.values()
-        num_samples, batch_size = z.shape[:2]
+        ((name, z),) = particles.q.values.items()
+        refuse_masks(particles, name)
+        batch_size = z.shape[1]
         # The posteriors are the same for all particles: those of the first are enough.
-        loc, scale = (p.reshape(num_samples, batch_size, -1)[0].double() for p in (q.base_dist.loc, q.base_dist.scale))
+        loc = particles.q.per_image(name, lambda site: site["fn"].base_dist.loc, extra=1)[0].double()
+        scale = particles.q.per_image(name, lambda site: site["fn"].base_dist.scale, extra=1)[0].double()
         log_shares = self.log_shares(batch_size).to(z.device)
         units = Normal(loc, scale).log_prob(z.double().unsqueeze(2))  # (K, B, B, D): each z under each posterior
         joint = (units.sum(-1) + log_shares).logsumexp(2)

@@ -9,17 +9,46 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pyro_vae.trace import Batch, Data
+
 
 class Batches(Protocol):
     """What a fit is fed: the batches of each epoch, a function of the epoch's number."""
 
-    num_images: int
+    def __call__(self, epoch: int) -> Iterable[Data]:
+        """Return the batches of one epoch, in whatever form `observe` takes them."""
 
-    def __call__(self, epoch: int) -> Iterable[Tensor]:
-        """Return the batches (B, ...) of one epoch, in whatever form `observe` takes them."""
+    @property
+    def observe(self) -> Any:
+        """What makes of a batch what the program is called with; None where that is the batch itself."""
 
-    def observe(self, batch: Tensor) -> Tensor:
-        """Return the images x (B, ...) of a batch as the program sees them."""
+
+class Loader:
+    """Batches of any iterable that can be gone through again, a `torch.utils.data.DataLoader` for one.
+
+    A shuffled one has another order each time, so that a fit which is resumed in the middle of an epoch sees other
+    images than the one that was stopped.
+
+    Args:
+        batches: tensors x (B, ...), or tuples or lists of the arguments of the program, or a `Batch` each.
+
+    Raises:
+        TypeError: it is no iterable, or an iterator, which can be gone through only once.
+    """
+
+    observe = None
+
+    def __init__(self, batches: Iterable[Data]) -> None:
+        if not hasattr(batches, "__iter__") or hasattr(batches, "__next__") or isinstance(batches, torch.Tensor):
+            kind = type(batches).__name__
+            raise TypeError(
+                f"Fit takes batches from a DataLoader, a list of batches, or data.Batches, and this is of type {kind}."
+            )
+        self.batches = batches
+
+    def __call__(self, epoch: int) -> Iterable[Data]:
+        """Return the batches of an epoch, in the order of the iterable."""
+        return (Batch.of(batch) for batch in self.batches)
 
 
 @dataclass(frozen=True)
@@ -44,9 +73,10 @@ class Epoch:
 
 @dataclass
 class Begun:
-    """The epoch that has begun: how many batches, and what has been summed over them, in nats and seconds."""
+    """The epoch that has begun: how many batches and images, and what is summed over them, in nats and seconds."""
 
     batches: int = 0
+    images: int = 0
     objective: Tensor = field(default_factory=lambda: torch.zeros(()))
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0

@@ -19,9 +19,15 @@ class STL(ELBO):
     Roeder, Wu, Duvenaud, "Sticking the Landing", NeurIPS 2017 (https://arxiv.org/abs/1703.09194).
     """
 
+    scores_again = True
+
     def objective(self, particles: Particles) -> Tensor:
         """Return the ELBO, whose gradient leaves out the score of the guide."""
-        return super().objective(particles).detach() + _nothing(_without_score(particles).mean(0))
+        value = super().objective(particles)
+        if not torch.is_grad_enabled():
+            return value
+        without_score = particles.weighed + particles.score_again(particles.guide, weighed=True)
+        return value.detach() + _nothing(without_score.mean(0))
 
 
 class DReG(IWAE):
@@ -31,6 +37,8 @@ class DReG(IWAE):
     2019 (https://arxiv.org/abs/1810.04152).
     """
 
+    scores_again = True
+
     def objective(self, particles: Particles) -> Tensor:
         """Return the bound; with normalised weights w, its gradient is that of w^2 log w + (w - w^2) log p(x, z)."""
         value = super().objective(particles)
@@ -38,15 +46,9 @@ class DReG(IWAE):
             return value
         w = particles.log_w.detach().softmax(0)
         model = particles.score_again(particles.model)
-        surrogate = (w.square() * _without_score(particles) + (w - w.square()) * model).sum(0)
+        without_score = particles.log_w + particles.score_again(particles.guide)
+        surrogate = (w.square() * without_score + (w - w.square()) * model).sum(0)
         return value.detach() + _nothing(surrogate)
-
-
-def _without_score(particles: Particles) -> Tensor:
-    """Return log w (K, B), whose gradient reaches the guide's parameters through z alone."""
-    if not torch.is_grad_enabled():
-        return particles.log_w
-    return particles.log_w + particles.score_again(particles.guide)
 
 
 def _nothing(term: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -14,12 +14,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.infer.epochs import Batches, Begun, Epoch
-from pyro_vae.infer.parameters import State, load_parameters, parameters, roots
+from pyro_vae.infer.epochs import Batches, Begun, Epoch, Loader
+from pyro_vae.infer.parameters import State, load_parameters, parameters
 from pyro_vae.infer.particles import draw_particles
 from pyro_vae.infer.streams import set_streams, streams
 from pyro_vae.infer.svi import SVI, NonFiniteError
-from pyro_vae.trace import is_out_of_memory, no_density, reading
+from pyro_vae.trace import Batch, Data, is_out_of_memory, reading
+from pyro_vae.trace.reading import fork_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -40,9 +41,11 @@ class Fit:
 
     Args:
         driver: the SVI that takes the steps.
-        batches: the training images.
+        batches: the training images: any iterable of batches, such as a `torch.utils.data.DataLoader`, where a batch is
+            a tensor x (B, ...), a tuple or list of the program's arguments, or a `Batch`; or a function of the epoch's
+            number that returns one (`data.Batches`).
         epochs: number of epochs in all.
-        valid: validation images (N, ...) as the program sees them; their ELBO is estimated after each epoch
+        valid: validation images as the program sees them, a batch of any size; their ELBO is estimated after each epoch
             with one particle and the same noise every time.
         patience: stop after this many epochs without a better validation ELBO and return to the parameters
             of the best; 0 never stops. Where there is no ELBO it is the distortion that counts.
@@ -57,19 +60,19 @@ class Fit:
     def __init__(
         self,
         driver: SVI,
-        batches: Batches,
+        batches: Batches | Iterable[Data],
         epochs: int,
         *,
-        valid: Tensor | None = None,
+        valid: Data | None = None,
         patience: int = 0,
         seed: int = 0,
     ) -> None:
         if patience and valid is None:
             raise ValueError("patience needs validation images: pass valid, or patience=0.")
         self.svi = driver
-        self.batches = batches
+        self.batches: Any = batches if hasattr(batches, "observe") else Loader(batches)
         self.epochs = epochs
-        self.valid = valid
+        self.valid = None if valid is None else Batch.of(valid)
         self.patience = patience
         self.seed = seed
         self.epoch = 0  # how many are done
@@ -163,8 +166,10 @@ class Fit:
                 _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then, now)
         self._publish()
 
-    def _some_images(self) -> Tensor:
-        return self.batches.observe(next(iter(self.batches(0))))
+    def _some_images(self) -> Batch:
+        with fork_rng(torch.empty(0)):  # which a shuffled loader draws from
+            batch = next(iter(self.batches(0)))
+            return Batch.of(batch if self.batches.observe is None else self.batches.observe(batch))
 
     def _publish(self) -> None:
         store = pyro.get_param_store()
@@ -174,8 +179,10 @@ class Fit:
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
         """Take the steps that remain of an epoch; return whether all are taken."""
-        for root in roots(self.svi.model, self.svi.guide):
+        for root in self.svi.modules:
             root.train()
+        if self.svi.recorded:
+            self.svi.recorded.compare_soon()
         begun = self._begun
         started, before = time.perf_counter(), begun.seconds
         for batch in islice(self.batches(self.epoch), begun.batches, None):
@@ -183,13 +190,14 @@ class Fit:
                 begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
             begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
             begun.batches += 1
+            begun.images += len(batch)
             begun.seconds = before + time.perf_counter() - started
             if pause():
                 return False
         return True
 
     @contextmanager
-    def _named(self, batch: Tensor | None = None) -> Iterator[None]:
+    def _named(self, batch: Any = None) -> Iterator[None]:
         """Say of an error in which batch of which epoch it is."""
         try:
             yield
@@ -197,6 +205,13 @@ class Fit:
             number = error.step - (self.svi.steps - self._begun.batches)
             error.add_note(f"That is batch {number} of epoch {self.epoch}.")
             raise
+        except ValueError as error:
+            if batch is None or len(batch) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"Batch {self._begun.batches} of epoch {self.epoch} holds one image, of which BatchNorm has no "
+                "statistics: choose a --batch-size that leaves no batch of one."
+            ) from error
         except RuntimeError as error:
             if batch is None or not is_out_of_memory(error):
                 raise
@@ -211,7 +226,7 @@ class Fit:
         started = time.perf_counter()
         with self._named():
             self.svi.check()  # waits for the device, so that the seconds are those of the epoch
-        num_images = self.batches.num_images
+        num_images = begun.images
         valid_elbo, valid_distortion = (None, None) if self.valid is None else self._validate(self.valid)
         elbo = float(begun.elbo) / num_images
         record = Epoch(
@@ -231,16 +246,22 @@ class Fit:
             load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
         return record
 
-    def _validate(self, valid: Tensor) -> tuple[float | None, float]:
+    def _validate(self, valid: Batch) -> tuple[float | None, float]:
         """Return the ELBO, if there is one, and the distortion of the validation images."""
         model, guide = self.svi.model, self.svi.guide
+        described, elbo, distortion = None, 0.0, 0.0
         # Where a fit diverges, this may be the first to see it: it is NaN then, and the next step says so.
-        with torch.no_grad(), pyro.validation_enabled(False), reading(model, guide, x=valid, seed=self.seed):
-            batches = [draw_particles(model, guide, x, 1) for x in valid.split(_VALID_BATCH)]
-        lacking = no_density(batches[0].p, batches[0].q)
-        elbo = float(torch.stack([batch.log_w.sum() for batch in batches]).sum()) / len(valid)
-        distortion = -float(torch.stack([batch.log_likelihood.sum() for batch in batches]).sum()) / len(valid)
-        return None if lacking else elbo, distortion
+        with (
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            reading(model, guide, x=valid, seed=self.seed, purpose="validation"),
+        ):
+            for batch in valid.split(_VALID_BATCH):
+                particles = draw_particles(model, guide, batch, 1, described=described)
+                described = particles.described
+                elbo += float(particles.log_w.sum()) / len(valid)
+                distortion -= float(particles.log_likelihood.sum()) / len(valid)
+        return None if described is None or described.lacks else elbo, distortion
 
     def _watch(self, record: Epoch) -> None:
         if not self.patience or record.valid_distortion is None:
@@ -249,7 +270,7 @@ class Fit:
         if not value > self.best_value:
             return
         self.best_value, self.best_epoch = value, record.epoch
-        values = parameters(self.svi.model, self.svi.guide, self.svi.optim.params)
+        values = parameters(self.svi.modules, self.svi.optim.params)
         self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)
 
 

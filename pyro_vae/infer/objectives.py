@@ -16,28 +16,39 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.infer.known import Known
 from pyro_vae.infer.particles import Particles, draw_particles
-from pyro_vae.trace import Program
+from pyro_vae.trace import Batch, Program
 
 
 class Objective(Trace_ELBO):
     """A pathwise objective that takes the place of `pyro.infer.Trace_ELBO` in any `pyro.infer.SVI`.
 
-    Every sample site of model and guide stands in one data plate of size ``x.shape[0]`` at dim -1, so that
-    each image has a bound of its own.
+    The images of a batch stand in one data plate, so that each has a bound of its own. Scales of `poutine.scale` and of
+    mini-batch plates weigh the terms of the loss as in stock Pyro; the ELBO beside it stays the true one. Factors, and
+    what a guide observes, are added to the loss and are no densities.
 
     Args:
         num_particles: K.
     """
 
+    weighs_sites = False
+    """Whether each site may have a scale of its own, which multiplies its term; otherwise all have one in common."""
+    scores_again = False
+    """Whether the programs are scored a second time at the same particles."""
+    one_layout = False
+    """Whether the distributions of model and guide are compared with each other, and so must have one layout."""
+
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles is {num_particles}; it must be at least 1.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
+        self.known = Known()
 
     @abstractmethod
     def objective(self, particles: Particles) -> Tensor:
@@ -46,22 +57,53 @@ class Objective(Trace_ELBO):
     def at_step(self, step: int) -> None:
         """Prepare for a step; its number counts from 0."""
 
-    def bounds(self, model: Program, guide: Program, x: Tensor) -> tuple[Tensor, Tensor]:
+    def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Estimate the objective and the ELBO of each image from the same particles.
 
         Args:
             model: program of p(x, z).
             guide: program of q(z|x).
-            x: images, (B, ...).
+            *args: of the programs, or one `Batch`.
+            **kwargs: of the programs.
 
         Returns:
             (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient, and is NaN where there is none.
 
         Raises:
-            ValueError: as `draw_particles`.
+            ValueError: as `draw_particles`; or the sites have scales, or latents that all images share, of which this
+                objective cannot make a bound of each image.
         """
-        particles = draw_particles(model, guide, x, self.num_particles)
-        return self.objective(particles), particles.elbo
+        batch = args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
+        number = self.num_particles
+        fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
+        particles = draw_particles(
+            model, guide, batch, number, layouts=fact.layouts, described=fact.described, again=self.scores_again
+        )
+        fact.described = particles.described
+        if self.weighs_sites:
+            objective = self.objective(particles)
+        else:
+            objective = self._common_scale(particles) * self.objective(particles)
+        if particles.of_p.losses or particles.of_q.losses:
+            objective = objective + particles.losses.mean(0)
+        return objective, particles.elbo
+
+    def _common_scale(self, particles: Particles) -> float:
+        """Return the one scale of all sites, as of a mini-batch plate; refuse what has no bound of each image."""
+        name = type(self).__name__
+        if shared := particles.described.shared:
+            raise ValueError(
+                f"Site {shared[0]!r} is shared by all images, which {name} cannot bound one by one: use ELBO."
+            )
+        p, q = particles.p, particles.q
+        sites = [(n, s) for run in (p, q) for n, s in run.sites.items() if n in particles.log_p or n in particles.log_q]
+        for site_name, site in sites:
+            if isinstance(site["scale"], Tensor) or site["scale"] != sites[0][1]["scale"]:
+                raise ValueError(
+                    f"Site {site_name!r} has a scale of its own, and {name} is no sum over sites: use ELBO, or "
+                    "BetaELBO for a weight of the rate."
+                )
+        return float(sites[0][1]["scale"]) if sites else 1.0
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return minus the objective, summed over the batch, in nats; differentiable."""
@@ -85,9 +127,11 @@ class ELBO(Objective):
     Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
     """
 
+    weighs_sites = True
+
     def objective(self, particles: Particles) -> Tensor:
         """Return the mean over particles."""
-        return particles.log_w.mean(0)
+        return particles.weighed.mean(0)
 
 
 class IWAE(Objective):
@@ -137,6 +181,8 @@ class BetaELBO(Objective):
         warmup_steps: steps over which it rises; 0 starts at its value.
     """
 
+    weighs_sites = True
+
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__(num_particles)
         self.final_beta = nonnegative("beta", beta)
@@ -152,7 +198,7 @@ class BetaELBO(Objective):
     def objective(self, particles: Particles) -> Tensor:
         """Return minus distortion and beta times the rate, averaged over particles."""
         self.beta = self.beta.to(particles.x.device)
-        return (particles.log_likelihood - self.beta * particles.log_ratio).mean(0)
+        return (particles.weighed_likelihood - self.beta * particles.weighed_ratio).mean(0)
 
 
 class MeanFieldELBO(Objective):
@@ -163,18 +209,30 @@ class MeanFieldELBO(Objective):
             whose divergence depends on what is drawn. Nothing falls back to Monte Carlo.
     """
 
+    weighs_sites = True
+    one_layout = True
+
     def objective(self, particles: Particles) -> Tensor:
-        """Return the expected log-likelihood minus the divergence."""
-        if len(particles.q.values) != 1:
-            raise ValueError(f"The analytic KL is of one latent site, and this program has {len(particles.q.values)}.")
-        (name,) = particles.q.values
-        q, p = particles.q.sites[name]["fn"], particles.p.sites[name]["fn"]
-        try:
-            divergence = kl_divergence(q, p)
-        except NotImplementedError as error:
-            kinds = " and ".join(type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
-            raise ValueError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
-        return (particles.log_likelihood - divergence.double()).mean(0)
+        """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
+        drawn, latents = particles.q.drawn, particles.q.latents
+        if len(drawn) != 1 or drawn != latents:
+            raise ValueError(f"The analytic KL is of one latent site, and this program has {len(drawn)}.")
+        (name,) = latents
+        delta = particles.q.deltas.get(name)
+        if delta is not None and not particles.described.lacks_latent:
+            raise ValueError(f"{name!r} is a Delta that holds a draw, whose KL has no closed form; use elbo.")
+        priors = {id(site): prior for site, prior in zip(particles.q.each(name), particles.p.each(name), strict=True)}
+
+        def divergence(site: Any) -> Tensor:
+            q, p = site["fn"], priors[id(site)]["fn"]
+            try:
+                value = kl_divergence(q, p)
+            except NotImplementedError as error:
+                kinds = " and ".join(type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
+                raise ValueError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
+            return scale_and_mask(value, site["scale"], site["mask"]).double()
+
+        return (particles.weighed_likelihood - particles.q.per_image(name, divergence)).mean(0)
 
 
 def nonnegative(what: str, value: float) -> float:

@@ -3,22 +3,21 @@ r"""The fitted values of a program: what a checkpoint holds of it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.trace import Program, run_pair
+from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, run_pair
 from pyro_vae.trace.reading import evaluation_mode, fork_rng, modules
 
 State = dict[str, Any]
 
 
-def roots(model: Program, guide: Program) -> list[torch.nn.Module]:
-    """Return the modules behind a model and its guide, each once."""
+def roots(model: Program, guide: Program) -> list[nn.Module]:
+    """Return the modules that a model and its guide refer to, each once; others may run as well."""
     return list(dict.fromkeys([*modules(model), *modules(guide)]))
 
 
@@ -28,13 +27,17 @@ def unconstrained(name: str) -> Tensor:
     return value.unconstrained()
 
 
-def capture(model: Program, guide: Program, backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+def canonical(name: str) -> str:
+    """Return the one name of a parameter that goes by several, as tied weights do."""
+    return str(pyro.get_param_store().param_name(unconstrained(name)))
+
+
+def capture(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Take the gradients of a program's first step, and refuse one of which some part would silently not train.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        backward: runs both, and leaves the gradients of the loss, which it returns.
+        modules: that are known to belong to it.
+        backward: runs model and guide, and leaves the gradients of the loss, which it returns.
 
     Returns:
         The loss, and the tensors that have been captured.
@@ -43,9 +46,7 @@ def capture(model: Program, guide: Program, backward: Callable[[], Tensor]) -> t
         ValueError: no parameter is captured, or one that has a gradient is not; the gradients are taken back then.
     """
     own = [
-        (f"{type(root).__name__}.{name}", p, p.grad is None)
-        for root in roots(model, guide)
-        for name, p in root.named_parameters()
+        (f"{type(root).__name__}.{name}", p, p.grad is None) for root in modules for name, p in root.named_parameters()
     ]
     with poutine.trace(param_only=True) as trace:
         loss = backward()
@@ -64,46 +65,60 @@ def capture(model: Program, guide: Program, backward: Callable[[], Tensor]) -> t
     return loss, list(captured.values())
 
 
-def parameters(model: Program, guide: Program, names: Iterable[str]) -> State:
+def parameters(modules: Iterable[nn.Module], names: Iterable[str]) -> State:
     """Return the values of a fitted program.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
+        modules: those that belong to it, outermost ones.
         names: of its parameters in the param store.
 
     Returns:
         {"params": by name, "modules": state dicts of the modules, buffers included}.
     """
     named = {name: unconstrained(name).detach() for name in names}
-    return {"params": named, "modules": [root.state_dict() for root in roots(model, guide)]}
+    return {"params": named, "modules": [root.state_dict() for root in modules]}
 
 
-def load_parameters(model: Program, guide: Program, state: State, x: Tensor) -> None:
+def load_parameters(model: Program, guide: Program, state: State, batch: Data) -> list[nn.Module]:
     """Write `parameters` back into a program and the param store.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
         state: what `parameters` returned, of a program of the same names and shapes.
-        x: images (B, ...); one run at them enters the parameters and their constraints in the store.
+        batch: what a step takes; one run enters the parameters and their constraints in the store, and shows which
+            modules belong to the program.
+
+    Returns:
+        These modules, outermost ones.
 
     Raises:
         ValueError: names or shapes differ; nothing has been changed then.
     """
+    batch = Batch.of(batch)
     # What the parameters are now may be what a fit goes back from, and of no distribution.
-    with torch.no_grad(), fork_rng(x), evaluation_mode(model, guide), pyro.validation_enabled(False):
-        nodes = poutine.trace(partial(run_pair, model, guide), param_only=True).get_trace(x, 1).nodes
-    targets = _targets(model, guide, state, {name for name, node in nodes.items() if node["type"] == "param"})
+    with (
+        torch.no_grad(),
+        fork_rng(batch.x),
+        evaluation_mode(model, guide),
+        pyro.validation_enabled(False),
+        ModulesThatRun() as ran,
+        poutine.trace(param_only=True) as trace,
+    ):
+        run_pair(model, guide, batch, 1)
+    known = ran.outermost(roots(model, guide))
+    nodes: dict[str, Any] = trace.trace.nodes
+    targets = _targets(known, state, {canonical(name) for name, node in nodes.items() if node["type"] == "param"})
     with torch.no_grad():
         for target, value in targets:
             target.copy_(value)
+    return known
 
 
-def _targets(model: Program, guide: Program, state: State, found: set[str]) -> list[tuple[Tensor, Tensor]]:
+def _targets(modules: list[nn.Module], state: State, found: set[str]) -> list[tuple[Tensor, Tensor]]:
     """Return each tensor of a program with its value in a state, of which nothing is taken on trust."""
     params, tables = (state.get(part) if isinstance(state, dict) else None for part in ("params", "modules"))
-    own = [root.state_dict() for root in roots(model, guide)]
+    own = [root.state_dict() for root in modules]
     if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
         raise ValueError("The state is not that of a program, or of another one.")
     pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained(name) for name in found}, params)]

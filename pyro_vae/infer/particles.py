@@ -9,78 +9,160 @@ import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.trace import Program, Run, check_support, no_normalization, run_at, run_pair
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    Description,
+    Layouts,
+    Program,
+    Run,
+    SharedNoise,
+    Terms,
+    check_support,
+    description,
+    point_masses,
+    run_again,
+    run_pair,
+)
 
 
 @dataclass(frozen=True)
 class Particles:
-    """Particles z_k ~ q(z|x) of B images, scored by model and guide; all terms (K, B), float64, in nats."""
+    """Particles z_k ~ q(z|x) of B images, scored by model and guide; all terms (K, B), float64, in nats.
+
+    `described` says what the program is, from the first time that it was drawn from.
+    """
 
     model: Program
     guide: Program
-    x: Tensor
+    batch: Batch
     p: Run
     q: Run
-    log_p: dict[str, Tensor]
-    log_q: dict[str, Tensor]
+    of_p: Terms
+    of_q: Terms
+    described: Description
+    noise: tuple[SharedNoise, SharedNoise] | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The images (B, ...)."""
+        return self.batch.x
+
+    @property
+    def log_p(self) -> dict[str, Tensor]:
+        """Log-densities of the model's sites, unscaled."""
+        return self.of_p.densities
+
+    @property
+    def log_q(self) -> dict[str, Tensor]:
+        """Log-densities of the guide's sites, unscaled."""
+        return self.of_q.densities
 
     @cached_property
     def log_w(self) -> Tensor:
         """Log importance weights, log p(x, z) - log q(z|x); a point mass and an improper prior add nothing."""
-        return sum(self.log_p.values()) - torch.as_tensor(sum(self.log_q.values()))
+        return _total(self.log_p) - _total(self.log_q)
+
+    @property
+    def weighed(self) -> Tensor:
+        """The same with each site's term times its scale, as stock `Trace_ELBO` has it."""
+        return _total(self.of_p.weighed) - _total(self.of_q.weighed)
+
+    @property
+    def losses(self) -> Tensor:
+        """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
+        return _total(self.of_p.losses) - _total(self.of_q.losses)
 
     @property
     def elbo(self) -> Tensor:
-        """The ELBO of each image (B,), without gradient; NaN of a program that has no log weights."""
+        """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
         value = self.log_w.detach().mean(0)
-        if no_normalization(self.p, self.q):
-            return torch.full_like(value, torch.nan)
-        for delta in self.q.deltas.values():  # a point mass where it has no density of its own; in a graph, no branch
-            value = value.masked_fill(~delta.log_density.any(), torch.nan)
-        return value
+        return torch.full_like(value, torch.nan) if self.described.lacks else value
 
     @property
     def log_likelihood(self) -> Tensor:
         """The observed sites' terms, log p(x|z)."""
-        return torch.as_tensor(sum(value for name, value in self.log_p.items() if name not in self.log_q))
+        return self._observed(self.of_p.densities)
 
     @property
-    def log_ratio(self) -> Tensor:
-        """The latent sites' terms, log q(z|x) - log p(z): the rate, in expectation."""
-        return torch.as_tensor(sum(value - self.log_p[name] for name, value in self.log_q.items()))
+    def weighed_likelihood(self) -> Tensor:
+        """The same, each term times the scale of its site."""
+        return self._observed(self.of_p.weighed)
 
-    def score_again(self, program: Program) -> Tensor:
-        """Score the model or the guide at the same z, through which no gradient flows: the sum of its sites."""
+    @property
+    def weighed_ratio(self) -> Tensor:
+        """The latent sites' terms, log q(z|x) - log p(z), times their scales: the rate, in expectation."""
+        return _total(self.of_q.weighed) - _total({name: self.of_p.weighed[name] for name in self.q.latents})
+
+    def _observed(self, terms: dict[str, Tensor]) -> Tensor:
+        return _total({name: value for name, value in terms.items() if name not in self.q.latents})
+
+    def score_again(self, program: Program, *, weighed: bool = False) -> Tensor:
+        """Score the model or the guide at the same z, through which no gradient flows: the sum of its terms.
+
+        Raises:
+            ValueError: it has no density at given values, as a flow without an inverse.
+        """
+        which = int(program == self.guide)
+        run = (self.p, self.q)[which]
         values = {name: value.detach() for name, value in self.q.values.items()}
-        return torch.as_tensor(sum(run_at(program, self.x, values).log_probs().values()))
+        try:
+            again = run_again(program, self.batch, values, run, self.noise[which] if self.noise else None)
+            terms = again.terms(guide=bool(which))
+        except (KeyError, NotImplementedError) as error:
+            raise ValueError(
+                f"{type(error).__name__} where a program is scored again at the values that it has drawn: stl and dreg "
+                "need invertible transforms; use elbo or iwae."
+            ) from error
+        return _total(terms.weighed if weighed else terms.densities)
 
 
-def draw_particles(model: Program, guide: Program, x: Tensor, num_samples: int) -> Particles:
+def draw_particles(
+    model: Program,
+    guide: Program,
+    batch: Data,
+    num_samples: int,
+    *,
+    layouts: Layouts | None = None,
+    described: Description | None = None,
+    again: bool = False,
+) -> Particles:
     """Draw and score K particles of each image with pathwise gradients.
 
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        batch: what they are called with.
+        num_samples: K.
+        layouts: how they are run, where that is known.
+        described: what they are, where that is known.
+        again: whether the programs will be scored a second time, under the same noise.
+
     Raises:
-        ValueError: a latent site has no reparameterized gradient, is scaled, is missing on one side, or stands
-            outside the data plate; where Pyro's validation is on, data outside their support.
+        ValueError: a latent site has no reparameterized gradient or is missing on one side, or as `run_pair`; where
+            Pyro's validation is on, data outside their support.
     """
-    p, q = run_pair(model, guide, x, num_samples)
-    _check_sites(p, q)
-    # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
-    log_p = p.log_probs()
-    return Particles(model, guide, x, p, q, log_p, q.log_probs())
-
-
-def _check_sites(p: Run, q: Run) -> None:
-    for name, site in (*p.sites.items(), *q.sites.items()):
-        if isinstance(site["scale"], Tensor) or site["scale"] != 1:
-            raise ValueError(
-                f"Site {name!r} is scaled, and bounds of each image know no scale: remove poutine.scale, and give "
-                "the data plate the size of the batch, x.shape[0]."
-            )
-    for name in q.values:
-        kind = q.sites[name]["fn"]
-        if torch.is_grad_enabled() and not kind.has_rsample:
-            raise ValueError(
-                f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; use one that has."
-            )
+    batch = Batch.of(batch)
+    noise = (SharedNoise(), SharedNoise()) if again else None
+    p, q = run_pair(model, guide, batch, num_samples, layouts, noise)
+    _check_gradients(q)
     if is_validation_enabled():
         check_support(p)
+    described = described or description(p, q, point_masses(guide, batch, q))
+    # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
+    of_p = p.terms()
+    return Particles(model, guide, batch, p, q, of_p, q.terms(guide=True), described, noise)
+
+
+def _check_gradients(q: Run) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for name, site in q.sites.items():
+        kind = site["fn"]
+        if not kind.has_rsample and (name in q.drawn or q.is_factor(name)):
+            remedy = "pass has_rsample=True to pyro.factor" if q.is_factor(name) else "use one that has"
+            raise ValueError(f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; {remedy}.")
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.as_tensor(sum(terms.values()))

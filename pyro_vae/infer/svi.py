@@ -7,15 +7,16 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
 
 from pyro_vae.infer.capture import Capture
 from pyro_vae.infer.objectives import Objective
 from pyro_vae.infer.optim import Optim
-from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, unconstrained
+from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.infer.recorded import Observe, RecordedStep
-from pyro_vae.trace import Program
+from pyro_vae.trace import Batch, Data, ModulesThatRun, Program
 
 
 class NonFiniteError(FloatingPointError):
@@ -39,31 +40,42 @@ class SVI(pyro.infer.SVI):
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        optim: one torch optimizer over all parameters.
+        optim: an `Optim`, or one of `pyro.optim`, whose place is then taken by one torch optimizer of its kind over all
+            parameters.
         loss: an `Objective`, or any Pyro ELBO of a single loss.
         graph: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of the
-            size of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as it
-            is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) must be
-            a tensor changed in place, since numbers of Python are frozen. None runs the program at every step.
+            form of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as it
+            is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) is best
+            a tensor: a number that changes makes a record of its own necessary, and one that changes often none at all.
+            None runs the program at every step.
         precision: of the matrix products of a step, one of `PRECISIONS`.
+
+    Raises:
+        ValueError: the optimizer cannot be adopted, or `graph` has no effect.
     """
 
     def __init__(
         self,
         model: Program,
         guide: Program,
-        optim: Optim,
+        optim: PyroOptim,
         loss: ELBO,
         *,
         graph: str | None = None,
         precision: str = "float32",
     ) -> None:
-        super().__init__(model, guide, optim, loss)
+        super().__init__(model, guide, Optim.adopt(optim), loss)
         self.precision = precision
         self.objective = loss
+        self.modules: list[nn.Module] = roots(model, guide)  # with what runs in the first step, whatever holds it
         self.recorded: RecordedStep | None = None
-        if graph is not None and isinstance(loss, Objective):
-            self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled")
+        if graph not in (None, "recorded", "compiled"):
+            raise ValueError(f"graph is {graph!r}; choose 'recorded', 'compiled' or None.")
+        if graph is not None:
+            if not isinstance(loss, Objective):
+                kind = type(loss).__name__
+                raise ValueError(f"graph={graph!r} records objectives of pyro_vae, and {kind} is none: leave it out.")
+            self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._capture: Capture | None = None
@@ -76,8 +88,9 @@ class SVI(pyro.infer.SVI):
         """Take one gradient step.
 
         Args:
-            *args: of the program, ``x``.
-            observe: makes x of args, where these are something else; it belongs to the step, and is recorded with it.
+            *args: of the program, or one `Batch`.
+            observe: makes a batch of the arguments, where these are something else; it belongs to the step, and is
+                recorded with it.
             **kwargs: of the program.
 
         Returns:
@@ -87,17 +100,28 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or a gradient is not finite; the weights have not changed.
             ValueError: the first step captures no parameter, or one that has a gradient is not captured.
         """
-        if isinstance(self.objective, Objective):
-            self.objective.at_step(self.steps)
         self._number.fill_(self.steps)
         with PRECISIONS[self.precision]():
-            found = self._by_graph(observe, args) if self.recorded and not kwargs else None
-            if found is None:
-                loss = self._by_pyro(*(args if observe is None else (observe(*args),)), **kwargs)
+            if isinstance(self.objective, Objective):
+                loss = self._by_objective(observe, *args, **kwargs)
+            elif observe is None:
+                loss = self._by_pyro(*args, **kwargs)
             else:
-                loss, self.elbo = found
+                batch = Batch.of(observe(*args, **kwargs))
+                loss = self._by_pyro(*batch.args, **batch.kwargs)
         self.optim.advance()
         self.steps += 1
+        return loss
+
+    def _by_objective(self, observe: Observe | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a step under an objective of ours, by its record where that takes it."""
+        assert isinstance(self.objective, Objective)
+        self.objective.at_step(self.steps)
+        batch = args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
+        found = self._by_graph(observe, batch) if self.recorded else None
+        if found is None:
+            return self._by_pyro(batch if observe is None else Batch.of(batch.call(observe)))
+        loss, self.elbo = found
         return loss
 
     def check(self) -> None:
@@ -117,17 +141,17 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: as `check`.
         """
         self.check()
-        values = parameters(self.model, self.guide, self.optim.params)
+        values = parameters(self.modules, self.optim.params)
         sizes = self.recorded.sizes if self.recorded else None
         return {"steps": self.steps, "recorded_sizes": sizes, **values, **self.optim.get_state()}
 
-    def load_state_dict(self, state: State, x: Tensor) -> None:
-        """Restore `state_dict`; x (B, ...) is what a step takes, from which the parameters are known.
+    def load_state_dict(self, state: State, batch: Data) -> None:
+        """Restore `state_dict`; the batch is what a step takes, from which the parameters are known.
 
         Raises:
             ValueError: as `load_parameters`.
         """
-        load_parameters(self.model, self.guide, state, x)
+        self.modules = load_parameters(self.model, self.guide, state, batch)
         for name in state["params"]:  # in the order in which the optimizer took them on
             if name not in self.optim.params:
                 self.optim.add([unconstrained(name)])
@@ -137,22 +161,25 @@ class SVI(pyro.infer.SVI):
             self.recorded.sizes = state["recorded_sizes"]
         self._names = set(pyro.get_param_store().keys())
         self._capture = None  # of tensors that have been replaced
-        self._number, self._failed_step = (torch.tensor(value, device=x.device) for value in (self.steps, -1))
+        device = Batch.of(batch).device
+        self._number, self._failed_step = (torch.tensor(value, device=device) for value in (self.steps, -1))
 
-    def _by_graph(self, observe: Observe | None, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+    def _by_graph(self, observe: Observe | None, batch: Batch) -> tuple[Tensor, ...] | None:
         """Take a step by its record; None where that is left to Pyro."""
         assert self.recorded is not None
-        if not self.recorded.takes(observe, args):
+        if not self.recorded.takes(observe, batch):
             return None
-        if not (args[0].is_cuda and self.recorded.compiled and self._skips()):
-            return self._replay(*args)
+        captures = batch.x.is_cuda and self.recorded.compiled and self._skips()
+        if not captures or self.recorded.compares:  # a comparison waits for the device, which no capture can
+            return self._replay(batch)
+        tensors, build, _ = batch.flatten()
         if self._capture is None:
-            self._capture = Capture(self._replay, self.recorded.key)
-        return self._capture(*args)
+            self._capture = Capture(lambda *inputs: self._replay(build(list(inputs))), self.recorded.key)
+        return self._capture(*tensors)
 
-    def _replay(self, *args: Tensor) -> tuple[Tensor, ...] | None:
+    def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
         assert self.recorded is not None
-        outcome = self.recorded(*args)
+        outcome = self.recorded(batch)
         if outcome is None:
             return None
         self._admit()
@@ -207,7 +234,9 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss, captured = capture(self.model, self.guide, lambda: self._backward(*args, **kwargs))
+        with ModulesThatRun() as ran:
+            loss, captured = capture(self.modules, lambda: self._backward(*args, **kwargs))
+        self.modules = ran.outermost(self.modules)
         self.optim.add(captured)
         self._names = set(pyro.get_param_store().keys())
         return loss

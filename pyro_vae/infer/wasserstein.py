@@ -18,9 +18,12 @@ Two-Sample Test", JMLR 13 (2012).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pyro_vae.infer.coupled import refuse_masks
 from pyro_vae.infer.objectives import Objective, nonnegative
 from pyro_vae.infer.particles import Particles
 
@@ -78,17 +81,23 @@ class WAE(Objective):
         ((name, z),) = particles.q.values.items()
         if z.shape[1] == 1:
             return torch.zeros((), dtype=torch.float64, device=z.device)
+        refuse_masks(particles, name)
         prior = particles.p.sites[name]["fn"]
         try:
-            draws = prior.rsample() if prior.has_rsample else prior.sample()
+            draws = particles.p.per_image(name, _draws, extra=prior.event_dim)
         except NotImplementedError as error:
             raise ValueError(
                 f"The prior of {name!r} ({type(prior).__name__}) has no sampler, and the codes are held against its "
                 "draws: give the program a proper prior."
             ) from error
-        # A site may be laid out in rows; as particles its values are (K, B, ...).
         codes, draws = (values.reshape(*z.shape[:2], -1) for values in (z, draws))
         return mmd(codes, draws).mean()
+
+
+def _draws(site: Any) -> Tensor:
+    fn = site["fn"]
+    draws: Tensor = fn.rsample() if fn.has_rsample else fn.sample()
+    return draws
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from pyro_vae.report.factors import factor_table, measure_factors
 from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_slack
 from pyro_vae.report.probing import Labelled, measure_probe, probe_table, write_probe
-from pyro_vae.report.results import measure, table, write_bounds, write_results
+from pyro_vae.report.results import measure, rehearse, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, versions
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "measure_slack",
     "plots",
     "probe_table",
+    "rehearse",
     "sampling",
     "speed",
     "systems",

@@ -15,6 +15,7 @@ from pyro_vae.evaluate import decoded, disentanglement, posterior_means, travers
 from pyro_vae.report import pictures
 from pyro_vae.report.names import shown
 from pyro_vae.report.results import Program, codes
+from pyro_vae.trace import Batch, Data
 
 _NUM_VALUES = 10  # of a traversal
 _TAIL = 0.01  # of the codes, on either side of where it goes
@@ -28,7 +29,7 @@ _SCORES = {
 
 
 def measure_factors(
-    program: Program, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], names: Sequence[str], seed: int
+    program: Program, train: tuple[Data, Tensor], test: tuple[Data, Tensor], names: Sequence[str], seed: int
 ) -> tuple[dict[str, Any], Figure]:
     """Score the posterior means of images against their factors, and traverse the best unit of each.
 
@@ -58,7 +59,8 @@ def measure_factors(
         **{name: matrix.tolist() for name, matrix in vars(found).items()},
         "seconds": time.perf_counter() - start,
     }
-    return numbers, _traversals(program, test[0][:1], np.concatenate([half[0] for half in halves]), numbers, seed)
+    codes_of_both = np.concatenate([half[0] for half in halves])
+    return numbers, _traversals(program, Batch.of(test[0])[:1], codes_of_both, numbers, seed)
 
 
 def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -79,7 +81,7 @@ def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _traversals(program: Program, x: Tensor, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
+def _traversals(program: Program, x: Data, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
     """Draw for each factor one image (1, ...) as its unit goes through the range of the codes of images (N, units)."""
     base = posterior_means(program.guide, x, seed)[0]
     low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.evaluate import Annealed, Annealing, Bidirectional, anneal, bidirectional, local_elbos, standard_error
 from pyro_vae.report.results import IMAGES_AT_ONCE, Program
+from pyro_vae.trace import Batch, Data, derive
 
 PerImage = dict[str, np.ndarray]
 
 
-def measure_annealing(program: Program, x: Tensor, settings: Annealing, seed: int) -> tuple[PerImage, dict[str, Any]]:
+def measure_annealing(program: Program, x: Data, settings: Annealing, seed: int) -> tuple[PerImage, dict[str, Any]]:
     """Anneal test images, and as many images of the model's own from both sides.
 
     Args:
@@ -31,10 +31,10 @@ def measure_annealing(program: Program, x: Tensor, settings: Annealing, seed: in
     start = time.perf_counter()
     bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
     found, both = [], []
-    for number, images in enumerate(x.split(IMAGES_AT_ONCE)):
+    for number, images in enumerate(Batch.of(x).split(IMAGES_AT_ONCE)):
         arguments = (program.model, program.guide, images, settings)
-        found.append(anneal(*arguments, seed=seed + number, progress=bar))
-        both.append(bidirectional(*arguments, seed=seed + number, progress=bar))
+        found.append(anneal(*arguments, seed=derive(seed, "batch", number), progress=bar))
+        both.append(bidirectional(*arguments, seed=derive(seed, "batch", number), progress=bar))
     annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
     per_image = {
         "log_likelihood": annealed.lower,
@@ -56,12 +56,14 @@ def measure_annealing(program: Program, x: Tensor, settings: Annealing, seed: in
     return per_image, {k: v if v == v else None for k, v in numbers.items()}
 
 
-def measure_slack(program: Program, x: Tensor, num_steps: int, seed: int) -> tuple[PerImage, dict[str, Any]]:
+def measure_slack(program: Program, x: Data, num_steps: int, seed: int) -> tuple[PerImage, dict[str, Any]]:
     """Optimise a posterior for each test image (N, ...); return the ELBOs (N,) and their means, in nats."""
     bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
     batches = [
-        local_elbos(program.model, program.guide, images, num_steps=num_steps, seed=seed + number, progress=bar)
-        for number, images in enumerate(x.split(IMAGES_AT_ONCE))
+        local_elbos(
+            program.model, program.guide, images, num_steps=num_steps, seed=derive(seed, "batch", number), progress=bar
+        )
+        for number, images in enumerate(Batch.of(x).split(IMAGES_AT_ONCE))
     ]
     per_image = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     numbers: dict[str, Any] = {"num_steps": num_steps}

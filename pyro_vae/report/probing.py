@@ -26,6 +26,7 @@ from pyro_vae.report import plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.results import Program, codes
+from pyro_vae.trace import Batch, Data, derive
 from pyro_vae.trace.reading import scoped_store
 
 _LOG = logging.getLogger("pyro_vae")
@@ -33,14 +34,19 @@ _FINETUNED_SUBSETS = 5
 
 
 class Labelled(NamedTuple):
-    """Images (N, ...) as the program observes them, and their classes (N,)."""
+    """Images (N, ...) as the program observes them, beside its other arguments if it has any; and classes (N,)."""
 
-    x: Tensor
+    x: Data
     classes: np.ndarray
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images alone."""
+        return Batch.of(self.x).x
 
 
 def write_probe(
-    folder: Folder, program: Program, untrained: Program, x: Mapping[str, Tensor], labels: Any, seed: int
+    folder: Folder, program: Program, untrained: Program, x: Mapping[str, Data], labels: Any, seed: int
 ) -> tuple[list[dict[str, Any]] | None, dict[str, str]]:
     """Probe a program and write the figure, where there is something to predict.
 
@@ -57,6 +63,8 @@ def write_probe(
     """
     if labels is None:
         return None, {"probe": "the images have no labels"}
+    if isinstance(x["train"], Batch):
+        return None, {"probe": "the program is given the labels"}
     name = labels.names[0]
     train, test = (Labelled(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
@@ -84,7 +92,7 @@ def measure_probe(
     subsets = labelled_subsets(train.classes, seed)
     bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
     classes = (train.classes, test.classes)
-    rows = probe(_features(program, train.x, test.x, seed), classes, subsets, bar)
+    rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
     few = {number: places[:_FINETUNED_SUBSETS] for number, places in subsets.items()}
     try:
         rows += _finetuned("fitted encoder", program, train, test, few, seed)
@@ -122,7 +130,7 @@ def _finetuned(
     rows = []
     for number, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
         predictions = [
-            finetune(program.guide, train.x[own], train.classes[own], test.x, seed=seed + draw)
+            finetune(program.guide, train.pixels[own], train.classes[own], test.pixels, seed=derive(seed, "draw", draw))
             for draw, own in enumerate(draws)
         ]
         correct = np.array(predictions) == test.classes

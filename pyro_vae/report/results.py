@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,24 +32,24 @@ from pyro_vae.report import pictures, plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import versions
-from pyro_vae.trace import CompiledReader, Reader
+from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, image_site, quietly
 
 _LOG = logging.getLogger("pyro_vae")
 
 IMAGES_AT_ONCE = 100
 _AGGREGATED_IMAGES = 1000
-_SHOWN_IMAGES, _SHOWN_SAMPLES = 20, 100
+_SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
 Program = Any
 
 
 def measure(
-    program: Program, x: Tensor, num_samples: int, *, density: bool, seed: int, compiled: bool = False
+    program: Program, x: Data, num_samples: int, *, density: bool, seed: int, compiled: bool = False
 ) -> tuple[Scores, dict[str, Any]]:
     """Score test images and summarise them.
 
     Args:
         program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them.
+        x: test images (N, ...) as the program observes them, or a `Batch` of these and the program's other arguments.
         num_samples: K of the importance-sampled log-likelihood.
         density: whether x is observed under a density over dequantized pixels.
         seed: of the draws.
@@ -59,40 +59,90 @@ def measure(
         The scores of all images, and the summary with the seconds it took.
     """
     start = time.perf_counter()
-    batches = tqdm(x.split(IMAGES_AT_ONCE), desc="log p(x)", unit="batch", disable=None, leave=False)
+    batch = Batch.of(x)
+    parts = list(batch.split(IMAGES_AT_ONCE))
     reader = CompiledReader() if compiled else Reader()
     scores = Scores.concatenate(
-        score(program.model, program.guide, images, num_samples, seed=seed + number, reader=reader)
-        for number, images in enumerate(batches)
+        score(program.model, program.guide, images, num_samples, seed=derive(seed, "batch", number), reader=reader)
+        for number, images in enumerate(tqdm(parts, desc="log p(x)", unit="batch", disable=None, leave=False))
     )
     moments = Moments.concatenate(
-        posterior_moments(program.guide, images, seed=seed) for images in x.split(IMAGES_AT_ONCE)
+        posterior_moments(program.guide, images, seed=derive(seed, "batch", number))
+        for number, images in enumerate(parts)
     )
-    numbers = summary(scores, active_units(moments), x[0].numel(), density=density)
+    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density)
     more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
     if numbers["rate"] is not None:
-        parts = surgery(program.model, program.guide, x[:_AGGREGATED_IMAGES], seed=seed)
-        more["mutual_information"] = float(parts.mutual_information.mean())
-        more["marginal_kl"] = float(parts.marginal_kl.mean())
-    more["squared_error"] = _squared_error(program, x, seed)
+        split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
+        more["mutual_information"] = float(split.mutual_information.mean())
+        more["marginal_kl"] = float(split.marginal_kl.mean())
+    if as_it_is := shows_x(program, parts[0]):
+        more["squared_error"] = _squared_error(program, parts, seed)
     numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
+    if not as_it_is:
+        more["squared_error"] = None
+        unknown = ["squared_error"] + (["bits_per_dim"] if density else [])  # of a probability the unit does not matter
+        numbers |= dict.fromkeys(unknown[1:])
+        numbers["reasons"] |= dict.fromkeys(unknown, "the program observes something else than x, in a unit of its own")
     return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
-def codes(program: Program, x: Tensor, seed: int) -> Tensor:
+def rehearse(program: Program, x: Data, *, density: bool) -> None:
+    """Ask of an untrained program all that is asked of a fitted one, on a few images.
+
+    Raises:
+        ValueError: whatever it cannot do, and what would otherwise end the run after it has been trained.
+    """
+    some = Batch.of(x)[:2]
+    measure(program, some, 2, density=density, seed=0)
+    if shows_x(program, some):
+        pictured(program, some, posterior_latents(program.guide, some, 0), 0)
+
+
+def shows_x(program: Program, x: Data) -> bool:
+    """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
+    values = posterior_latents(program.guide, x, 0)
+    with torch.no_grad(), quietly(program.model, x=x, seed=0):
+        try:
+            image_site(program.model, x, values)
+        except ValueError:
+            return False
+    return True
+
+
+def codes(program: Program, x: Data, seed: int) -> Tensor:
     """Return the posterior means (N, units), float64, of images x (N, ...)."""
-    return torch.cat([posterior_means(program.guide, images, seed) for images in x.split(IMAGES_AT_ONCE)])
+    parts = enumerate(Batch.of(x).split(IMAGES_AT_ONCE))
+    return torch.cat([posterior_means(program.guide, images, derive(seed, "batch", n)) for n, images in parts])
 
 
-def _squared_error(program: Program, x: Tensor, seed: int) -> float | None:
+def _squared_error(program: Program, parts: Sequence[Batch], seed: int) -> float | None:
     """Return the squared error of reconstructed images, summed over pixels, mean over images."""
     total = 0.0
-    for images in x.split(IMAGES_AT_ONCE):
-        means = mean_images(program.model, images, posterior_latents(program.guide, images, seed))
+    for number, images in enumerate(parts):
+        values = posterior_latents(program.guide, images, derive(seed, "batch", number))
+        means = mean_images(program.model, images, values)
         if means is None:
             return None
-        total += float((images - means).double().square().sum())
-    return total / len(x)
+        total += float((images.x - means).double().square().sum())
+    return total / sum(map(len, parts))
+
+
+def class_rows(x: Data, columns: int) -> Batch:
+    """Return a batch to draw with a row of so many images for each class of the labels beside x.
+
+    Where nothing stands beside x it is the first image throughout, as many rows as columns.
+    """
+    batch = Batch.of(x)
+    beside = [
+        leaf for leaf in (*batch.args, *batch.kwargs.values()) if isinstance(leaf, Tensor) and leaf is not batch.x
+    ]
+    rows = [leaf for leaf in beside if leaf.dim() and len(leaf) == len(batch) and not leaf.is_floating_point()]
+    if not rows:
+        return batch.expand(columns * columns)
+    classes = rows[0].reshape(len(batch), -1)[:, 0]
+    first = [int((classes == each).nonzero()[0]) for each in classes.unique()]  # an image of each class
+    return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
 
 
 def _reason(name: str, scores: Scores) -> str:
@@ -101,14 +151,18 @@ def _reason(name: str, scores: Scores) -> str:
     return scores.reason or "the rate is not finite"
 
 
-def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, seed: int) -> None:
+def write_results(folder: Folder, program: Program, x: Data, scores: Scores, seed: int) -> None:
     """Write the per-image scores and the figures that show a program at work."""
     folder.write_scores(scores)
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
-    some, like = x[:_SHOWN_IMAGES], x[:1].expand(_SHOWN_SAMPLES, *x.shape[1:])
+    batch = Batch.of(x)
+    some, like = batch[:_SHOWN_IMAGES], class_rows(batch, _SHOWN_COLUMNS)
+    if not shows_x(program, some):
+        _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
+        return
     if values := posterior_latents(program.guide, some, seed):
         shown, _ = pictured(program, some, values, seed)
-        folder.save_figure("reconstructions", pictures.reconstructions(some, shown))
+        folder.save_figure("reconstructions", pictures.reconstructions(some.x, shown))
     latents = prior_latents(program.model, like, seed)
     if latents is None:
         _LOG.info("The prior is improper: there are no prior samples.")
@@ -118,7 +172,7 @@ def write_results(folder: Folder, program: Program, x: Tensor, scores: Scores, s
     folder.save_figure("prior_samples", pictures.image_grid(shown, what + where))
 
 
-def pictured(program: Program, like: Tensor, values: dict[str, Tensor], seed: int) -> tuple[Tensor, str]:
+def pictured(program: Program, like: Data, values: dict[str, Tensor], seed: int) -> tuple[Tensor, str]:
     """Return what to show of p(x|z) at latents, (N, ...), and what it is: the means, or draws where there are none."""
     images, are_means = shown_images(program.model, like, values, seed)
     if are_means:

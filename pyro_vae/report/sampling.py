@@ -30,20 +30,21 @@ from pyro_vae.evaluate import (
 from pyro_vae.evaluate.decoding import Values
 from pyro_vae.report import pictures
 from pyro_vae.report.folder import Folder
-from pyro_vae.report.results import codes
+from pyro_vae.report.results import class_rows, codes
+from pyro_vae.trace import Batch, Data
 
 _LOG = logging.getLogger("pyro_vae")
 
 Program = Any
-_PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 64, 10, 10, 11, 20, 15
+_PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 8, 10, 10, 11, 20, 15
 _TAIL = 0.01  # of the codes, on either side of where a traversal goes
 _ZOOM = 3  # pixels of an animation for each of an image
 _ANNEALING = Annealing(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 
-def write_prior(folder: Folder, program: Program, x: Tensor, seed: int) -> None:
+def write_prior(folder: Folder, program: Program, x: Data, seed: int) -> None:
     """Write prior.png: images that the program generates; nothing where it has no prior."""
-    like = x[:1].expand(_PRIOR, *x.shape[1:])
+    like = class_rows(x, _PRIOR)
     values = prior_latents(program.model, like, seed)
     if values is None:
         _LOG.info("The prior is improper: there are no prior samples.")
@@ -52,18 +53,18 @@ def write_prior(folder: Folder, program: Program, x: Tensor, seed: int) -> None:
     folder.save_figure("prior", pictures.side_by_side(_mean_and_draw(program, like, values, seed), title))
 
 
-def write_reconstructions(folder: Folder, program: Program, x: Tensor, seed: int) -> None:
+def write_reconstructions(folder: Folder, program: Program, x: Data, seed: int) -> None:
     """Write reconstructions.png: test images, and what comes of a draw from their posterior."""
-    some = x[:_IMAGES]
+    some = Batch.of(x)[:_IMAGES]
     values = posterior_latents(program.guide, some, seed)
     if not values:
         _LOG.info("Without latents nothing is reconstructed.")
         return
-    shown = {"test images": some, **_mean_and_draw(program, some, values, seed)}
+    shown = {"test images": some.x, **_mean_and_draw(program, some, values, seed)}
     folder.save_figure("reconstructions", pictures.rows(shown, "reconstructions, z from q(z|x)"))
 
 
-def write_latents(folder: Folder, program: Program, x: Tensor, classes: np.ndarray | None, seed: int) -> None:
+def write_latents(folder: Folder, program: Program, x: Data, classes: np.ndarray | None, seed: int) -> None:
     """Write traversals.png and .gif, interpolations.png, and of two units manifold.png and codes.png.
 
     Args:
@@ -101,7 +102,7 @@ def write_latents(folder: Folder, program: Program, x: Tensor, classes: np.ndarr
         )
 
 
-def write_completions(folder: Folder, program: Program, x: Tensor, lacking: str | None, seed: int) -> None:
+def write_completions(folder: Folder, program: Program, x: Data, lacking: str | None, seed: int) -> None:
     """Write completions.png: test images whose lower half is missing, and what the program makes of the upper one.
 
     Args:
@@ -114,26 +115,30 @@ def write_completions(folder: Folder, program: Program, x: Tensor, lacking: str 
     if lacking:
         _LOG.info("Nothing is completed: %s.", lacking)
         return
-    some = x[:_IMAGES].clone()
+    batch = Batch.of(x)
+    truth = batch[:_IMAGES]
+    some = truth.x.clone()
     some[:, some.shape[1] // 2 :] = torch.nan
     seen = some[0].numel() // some.shape[1] * (some.shape[1] // 2)
-    exact = completed_images(program.model, x[:_IMAGES], seen, seed)
+    exact = completed_images(program.model, truth, seen, seed)
     if exact is not None:
         found = {"draw": exact}
     else:
         bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
         try:
-            imputed = impute(program.model, program.guide, some, _ANNEALING, fill=x.mean(0), seed=seed, progress=bar)
+            holes = truth.replaced(some)
+            fill = batch.x.mean(0)
+            imputed = impute(program.model, program.guide, holes, _ANNEALING, fill=fill, seed=seed, progress=bar)
         except ValueError as error:
             _LOG.info("Nothing is completed: %s", error)
             return
         found = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
-    shown = {"seen": some.nan_to_num(0.5), **found, "truth": x[:_IMAGES]}
+    shown = {"seen": some.nan_to_num(0.5), **found, "truth": truth.x}
     rows = {name: images.cpu() for name, images in shown.items()}
     folder.save_figure("completions", pictures.rows(rows, "the lower half, given the upper one"))
 
 
-def _mean_and_draw(program: Program, like: Tensor, values: Values, seed: int) -> dict[str, Tensor]:
+def _mean_and_draw(program: Program, like: Data, values: Values, seed: int) -> dict[str, Tensor]:
     """Return the means of p(x|z), where they are known, and draws, by what they are called."""
     means = mean_images(program.model, like, values)
     of = "p(x|z)" if values else "p(x)"
@@ -141,9 +146,9 @@ def _mean_and_draw(program: Program, like: Tensor, values: Values, seed: int) ->
     return shown | {f"draw from {of}": drawn_images(program.model, like, values, seed)}
 
 
-def _prior_units(program: Program, x: Tensor, seed: int, means: Tensor) -> Tensor:
+def _prior_units(program: Program, x: Data, seed: int, means: Tensor) -> Tensor:
     """Return draws of two units from the prior (N, 2), or the codes of images where there is none."""
-    values = prior_latents(program.model, x[:1].expand(5000, *x.shape[1:]), seed)
+    values = prior_latents(program.model, Batch.of(x).expand(5000), seed)
     return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
 
 

@@ -25,6 +25,7 @@ from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.probing import Labelled
 from pyro_vae.report.results import IMAGES_AT_ONCE, Program, codes
+from pyro_vae.trace import Batch, Data, derive
 
 _FEW_LABELS = 100
 _PICTURES = ("prior_samples", "reconstructions")  # of a run, the first that it has
@@ -47,12 +48,13 @@ def measure_system(
         Accuracy of logistic regression on posterior means with 100 and with all labels, with standard errors; Frechet
         distance of samples to test images, and that of as many training images; None where there is no such thing.
     """
-    reference = net.features(test.x)
+    reference = net.features(test.pixels)
     some = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
+    training = net.features(train.pixels[some.to(train.pixels.device)])
     numbers: dict[str, Any] = {
         "frechet": None,
-        "frechet_of_training_images": frechet_distance(net.features(train.x[some.to(train.x.device)]), reference),
-        "feature_accuracy": net.accuracy(test.x, torch.as_tensor(test.classes, device=test.x.device)),
+        "frechet_of_training_images": frechet_distance(training, reference),
+        "feature_accuracy": net.accuracy(test.pixels, torch.as_tensor(test.classes, device=test.pixels.device)),
     }
     samples = generated(program, test.x, seed, means=lossy)
     if samples is not None:
@@ -68,7 +70,7 @@ def measure_system(
     return numbers
 
 
-def generated(program: Program, like: Tensor, seed: int, *, means: bool) -> Tensor | None:
+def generated(program: Program, like: Data, seed: int, *, means: bool) -> Tensor | None:
     """Return images (N, ...) that a program generates, or None where it has no prior.
 
     Args:
@@ -78,11 +80,12 @@ def generated(program: Program, like: Tensor, seed: int, *, means: bool) -> Tens
         means: whether means of p(x|z) stand for draws.
     """
     batches = []
-    for number, part in enumerate(like.split(IMAGES_AT_ONCE)):
-        values = prior_latents(program.model, part, seed + number)
+    for number, part in enumerate(Batch.of(like).split(IMAGES_AT_ONCE)):
+        own = derive(seed, "batch", number)
+        values = prior_latents(program.model, part, own)
         if values is None:
             return None
-        arguments = program.model, part, values, seed + number
+        arguments = program.model, part, values, own
         batches.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
     return torch.cat(batches)
 

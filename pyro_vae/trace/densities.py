@@ -1,88 +1,134 @@
 r"""Draws and per-site log-densities of K particles, read from any Pyro program.
 
-A program is a callable of x (B, ...) whose sample sites all stand in one data plate of size B at dim -1.
-Reading K particles means running it once for values of shape (K, B, ...) and collecting, for every site s,
+A program is a callable of a batch of B images, most of whose sample sites stand in one data plate of that size.
+Reading K particles means running it for values of shape (K, B, ...) and collecting, for every site s,
 
     log p_s(value_s | parents)    (K, B), float64, in nats, unscaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
-import torch
 from torch import Tensor
 
-from pyro_vae.trace.layout import needs_rows
-from pyro_vae.trace.reading import Program
-from pyro_vae.trace.running import Run, in_particles, lay_out, run_laid_out
+from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly
+from pyro_vae.trace.noise import SharedNoise
+from pyro_vae.trace.plates import Layout
+from pyro_vae.trace.running import Run, Values, run_laid_out
 
 
-def run(program: Program, x: Tensor, num_samples: int = 1, values: Mapping[str, Tensor] | None = None) -> Run:
+def run(
+    program: Program,
+    batch: Data,
+    num_samples: int = 1,
+    values: Values | None = None,
+    layout: Layout | None = None,
+) -> Run:
     """Run a program for K particles.
 
     Args:
-        program: a model or a guide, called as ``program(x)``.
-        x: images, (B, ...).
+        program: a model or a guide.
+        batch: what it is called with: x (B, ...), a tuple of arguments, or a `Batch`.
         num_samples: K.
         values: latents held at given values, {site: (K, B, ...)}; the others are sampled.
+        layout: how, where `choose_layout` has been asked before.
 
     Raises:
-        ValueError: a value has no site in the program, or a site stands outside the data plate.
+        ValueError: a value has no site in the program, or no plate has the size of the batch.
     """
-    rows = needs_rows(program, x, num_samples, values)
-    return run_laid_out(program, x, num_samples, lay_out(values or {}, rows), rows=rows)
+    batch = Batch.of(batch)
+    if layout is None or num_samples == 1:
+        layout = choose_layout(program, batch, num_samples, values, layout and layout.data)
+    return run_laid_out(program, batch, num_samples, layout, values or {})
 
 
-def run_at(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> Run:
+def run_at(program: Program, batch: Data, values: Mapping[str, Tensor], layout: Layout | None = None) -> Run:
     """Run a program at given values of all its latents, {site: (K, B, ...)}; K = 1 where it has none.
 
     Raises:
         ValueError: a latent site has no value, or as `run`.
     """
     num_samples = next(iter(values.values())).shape[0] if values else 1
-    return _complete(run(program, x, num_samples, values), values)
+    return _complete(run(program, batch, num_samples, values, layout), values)
 
 
-def run_pair(model: Program, guide: Program, x: Tensor, num_samples: int) -> tuple[Run, Run]:
+def run_pair(
+    model: Program,
+    guide: Program,
+    batch: Data,
+    num_samples: int,
+    layouts: Layouts | None = None,
+    noise: tuple[SharedNoise, SharedNoise] | None = None,
+) -> tuple[Run, Run]:
     """Run a guide for K particles and the model at the values it has drawn; return (model, guide).
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        batch: what they are called with.
+        num_samples: K.
+        layouts: how, where `choose_layouts` has been asked before.
+        noise: keeps the noise of the model and that of the guide beside their sites, for `run_again`.
 
     Raises:
         ValueError: model and guide do not have the same latent sites, or as `run`.
     """
-    q = _run_guide(guide, x, num_samples)
-    values = q.values
-    num_samples = num_samples if values else 1
-    rows = needs_rows(model, x, num_samples, values)
-    # Where the layouts agree the model takes the very tensors of the guide, not views of them: gradients then
-    # add up in the order of stock Pyro, and come out with its bits.
-    same = all(in_particles(site) != rows for site in q.sites.values())
-    given = {name: q.sites[name]["value"] for name in values} if same else lay_out(values, rows)
-    return _complete(run_laid_out(model, x, num_samples, given, rows=rows), values), q
+    batch = Batch.of(batch)
+    keep_p, keep_q = (part.keep() for part in noise) if noise else (nullcontext(), nullcontext())
+    layouts = layouts or choose_layouts(model, guide, batch, num_samples)
+    if num_samples == 1:
+        p, q = run_plainly(model, guide, batch, (keep_p, keep_q))
+    else:
+        with keep_q:
+            q = run_laid_out(guide, batch, num_samples, layouts.guide, {})
+        with keep_p:
+            p = _run_model(model, batch, q, layouts.model)
+    if missing := sorted(name for name in q.latents if name not in p.sites):
+        raise ValueError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
+    return _complete(p, dict.fromkeys(q.latents)), q
 
 
-def draw(guide: Program, x: Tensor, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _run_model(model: Program, batch: Batch, q: Run, layout: Layout) -> Run:
+    """Run a model at what a guide has drawn: at its very tensors where the layouts agree, not at views of them."""
+    if not q.latents:
+        return run_laid_out(model, batch, 1, layout._replace(kind="plain"), {}, q.native())
+    if len(q.traces) == 1 and (q.layout.kind, q.layout.nesting) == (layout.kind, layout.nesting):
+        return run_laid_out(model, batch, q.num_samples, layout, {}, q.native())
+    return run_laid_out(model, batch, q.num_samples, layout, q.values)
+
+
+def draw(
+    guide: Program, batch: Data, num_samples: int, layout: Layout | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw K particles from a guide.
 
     Args:
         guide: a program of latent sites, q(z|x).
-        x: images, (B, ...).
+        batch: what it is called with.
         num_samples: K.
+        layout: as in `run`.
 
     Returns:
-        ({site: value (K, B, ...)}, {site: log q (K, B)}), log q in nats and float64.
+        ({latent site: value (K, B, ...)}, {site: log q (K, B)}), log q in nats and float64; it may have auxiliary
+        sites more.
     """
-    result = _run_guide(guide, x, num_samples)
-    return result.values, result.log_probs()
+    result = run(guide, batch, num_samples, layout=layout)
+    return result.values, result.terms(guide=True).densities
 
 
-def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def log_density(
+    program: Program, batch: Data, values: Mapping[str, Tensor], layout: Layout | None = None
+) -> dict[str, Tensor]:
     """Score a program at given latents, observed sites included.
 
     Args:
         program: a model, or a guide that is to be scored at values it has not drawn.
-        x: images, (B, ...).
+        batch: what it is called with.
         values: {latent site: (K, B, ...)}, every latent site of the program. Without latents K is 1.
+        layout: as in `run`.
 
     Returns:
         {site: log-density (K, B)} in nats, float64, differentiable in the values and the parameters.
@@ -90,42 +136,22 @@ def log_density(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> di
     Raises:
         ValueError: as `run_at`.
     """
-    return run_at(program, x, values).log_probs()
+    return run_at(program, batch, values, layout).log_probs()
 
 
-def simulate(model: Program, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw images from a model, with the latents behind them: an exact draw of the posterior of each.
-
-    Args:
-        model: program of p(x, z) with one observed site, which observes x itself.
-        like: images (B, ...), of which only number and shape count.
-
-    Returns:
-        (x (B, ...), {latent site: (1, B, ...)}).
-
-    Raises:
-        ValueError: the model observes several sites or none, or what it observes is not its argument x.
-    """
-    with torch.no_grad():
-        result = run(model, like)
-        if len(result.observed) != 1:
-            raise ValueError(f"Images are simulated at one observed site, and the model has {len(result.observed)}.")
-        ((name, (distribution, value)),) = result.observed.items()
-        x = distribution.sample().to(value.dtype).reshape(like.shape) if value.numel() == like.numel() else like
-        again = run(model, x, 1, result.values).observed[name][1]
-    if again.numel() != x.numel() or not torch.equal(again.reshape(x.shape), x):
-        raise ValueError(f"Site {name!r} does not observe the argument x of the model: no image can be simulated.")
-    return x, result.values
+def run_again(program: Program, batch: Batch, values: Values, first: Run, noise: SharedNoise | None) -> Run:
+    """Run a program again at given values of its latents, in the layout and under the noise of its first run."""
+    with nullcontext() if noise is None else noise.give():
+        again = run_laid_out(program, batch, first.num_samples, first.layout, values, first.subsamples())
+    return _complete(again, values)
 
 
-def _run_guide(guide: Program, x: Tensor, num_samples: int) -> Run:
-    result = run(guide, x, num_samples)
-    if result.observed:
-        raise ValueError(f"The guide observes site {next(iter(result.observed))!r}; a guide only samples.")
-    return result
-
-
-def _complete(result: Run, values: Mapping[str, Tensor]) -> Run:
-    if free := sorted(result.values.keys() - values.keys()):
+def _complete(result: Run, values: Collection[str]) -> Run:
+    if values and (auxiliary := sorted(set(result.drawn) - set(result.latents))):
+        raise ValueError(
+            f"The guide draws its latents through the auxiliary site {auxiliary[0]!r}: it has no density at values "
+            "that it has not drawn."
+        )
+    if free := sorted(set(result.latents) - set(values)):
         raise ValueError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
     return result

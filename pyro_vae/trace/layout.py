@@ -1,119 +1,212 @@
-r"""Which layout a program takes: found by a probe, remembered for the program.
+r"""Which layout a program takes: found by comparing numbers, at the values and on the data at hand.
 
 A net that cannot take leading dimensions (``view(x.shape[0], ...)``, ``unflatten``, ``BatchNorm2d``) raises under a
-particle plate, and one that mixes them (``softmax(1)``) is silently wrong. So the probe compares numbers: the
-particle layout is used where it reproduces the rows, with all parameters moved from their present values, since a
-decoder that starts at zero would hide what its inputs go through.
+particle plate, and one that mixes them (``softmax(1)``) is silently wrong there. A program that is closed over the
+labels of its batch cannot be run on repeated rows. One particle at a time is what every program supports: so a few
+particles are read singly, and the first of particles and rows that has the same densities is taken. Where neither can
+be run, or neither has the same densities, K particles are K runs.
+
+Nothing is remembered here, since weights move: a gate that starts at zero hides what its inputs go through. Who reads
+the same program many times passes the layout along.
 """
 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.trace.reading import Program, evaluation_mode, fork_rng, modules, owner, scoped_store
-from pyro_vae.trace.running import Run, lay_out, run_laid_out
+from pyro_vae.trace.batch import Batch, Program
+from pyro_vae.trace.elements import element
+from pyro_vae.trace.memory import is_out_of_memory
+from pyro_vae.trace.noise import SharedNoise
+from pyro_vae.trace.plates import DataPlate, Layout, number_of_plates, plates_of, to_particles
+from pyro_vae.trace.reading import evaluation_mode, fork_rng, scoped_store, seeded
+from pyro_vae.trace.running import Run, Values, run_laid_out
 
 _LOG = logging.getLogger("pyro_vae")
-# (K, B) of two probes: a net whose width is one of them, by coincidence, is not fooled by the other.
-_PROBES = ((2, 5), (3, 7))
+_COMPARED = 2  # particles
 
-# What is known of each program: by the id of its owner, for as long as that lives.
-_known: dict[int, dict[Any, str | None]] = {}
+Keep = AbstractContextManager[Any]
 
 
-def needs_rows(program: Program, x: Tensor, num_samples: int, values: Mapping[str, Tensor] | None) -> bool:
-    """Decide the layout of a program, once while its modules stay the same; one particle is rows anyway.
+class Layouts(NamedTuple):
+    """Those of a model and of its guide."""
+
+    model: Layout
+    guide: Layout
+
+
+def choose_layout(
+    program: Program, batch: Batch, num_samples: int, values: Values | None = None, data: DataPlate | None = None
+) -> Layout:
+    """Choose how K particles of a program are run; one particle is run as it is.
 
     Args:
         program: a model or a guide.
-        x: images, (B, ...).
+        batch: what it is called with.
         num_samples: K.
-        values: its latents, {site: (K, B, ...)}, where it is scored and does not sample them.
+        values: its latents, {site: (K, B, ...)}, where they are given and not sampled.
+        data: the plate of the images, where it is known.
+
+    Raises:
+        ValueError: one particle of the program cannot be read; as `run_laid_out`.
+    """
+    plain = Layout("plain", data)
+    if num_samples == 1:
+        return plain
+    with _looking(batch, program):
+        parts = [{name: z[k : k + 1] for name, z in (values or {}).items()} for k in range(_COMPARED)]
+        first = run_laid_out(program, batch, 1, plain, parts[0])  # which may set up what is made once
+        noise = SharedNoise()
+        with noise.keep():
+            runs = [first, run_laid_out(program, batch, 1, plain, parts[1])]
+        held = {name: torch.cat([run.values_of([name])[name] for run in runs]) for name in first.drawn}
+        nesting = number_of_plates(first.sites.values())
+        layouts = [Layout(kind, first.frame.data, nesting) for kind in ("particles", "rows", "singly")]
+        if not held:
+            return plain._replace(data=first.frame.data)
+        if noise:  # which particles would share
+            return _chosen(program, layouts[-1], "it draws noise beside its sites")
+        return _first_that_agrees(program, batch, layouts, held)
+
+
+def choose_layouts(
+    model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool = False
+) -> Layouts:
+    """Choose how K particles are drawn from a guide and scored by a model, which names the plate of the images.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        batch: what they are called with.
+        num_samples: K.
+        one_layout: whether both must be run alike; then both are run as the slower one has to be.
     """
     if num_samples == 1:
-        return True
-    known = _memory(owner(program))
-    parts = tuple((id(part), type(part)) for root in modules(program) for part in root.modules())
-    key = (getattr(program, "__func__", None), parts)
-    if key not in known:
-        try:
-            reason = _why_rows(program, x, values or {})
-        except Exception:  # noqa: BLE001 -- it cannot be run as rows of other images; nothing is learned from that
-            return False
-        known[key] = reason
-        if reason is not None:
-            name = getattr(program, "__qualname__", repr(program))
-            _LOG.info("%s does not take particles (%s): they are read as repeated rows.", name, reason)
-    return known[key] is not None
+        return Layouts(Layout("plain"), Layout("plain"))
+    with _looking(batch, model, guide):
+        pairs = [run_plainly(model, guide, batch) for _ in range(_COMPARED)]
+    values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
+    data = pairs[0][0].frame.data
+    sites = [site for run in pairs[0] for site in run.sites.values()]
+    nesting, plates = number_of_plates(sites), [plate for site in sites for plate in plates_of(site)]
+    of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
+    of_guide = choose_layout(guide, batch, num_samples, None, data)
+    # What a plate draws of a data set is one draw for both programs, in one layout.
+    one_layout = one_layout or any(plate.full_size not in (None, plate.size) for plate in plates)
+    if one_layout and of_model.kind != of_guide.kind and values:
+        slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
+        # Rows that one of them takes need not suit the other, which has been found to take particles.
+        slower = "singly" if slower == "rows" and not _rows_suit(model, guide, batch, values, of_guide) else slower
+        of_model, of_guide = of_model._replace(kind=slower), of_guide._replace(kind=slower)
+    return Layouts(of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting))
 
 
-def _memory(program_owner: Any) -> dict[Any, str | None]:
-    key = id(program_owner)
-    if key not in _known:
-        try:
-            weakref.finalize(program_owner, _known.pop, key, None).atexit = False
-        except TypeError:  # it cannot be watched, so it is not remembered
-            return {}
-        _known[key] = {}
-    return _known[key]
+def _rows_suit(model: Program, guide: Program, batch: Batch, values: Values, layout: Layout) -> bool:
+    """Whether both programs have the densities of single runs as rows."""
+    rows = layout._replace(kind="rows")
+    single = layout._replace(kind="singly")
+    with _looking(batch, model, guide):
+        return all(_first_that_agrees(each, batch, [rows, single], values).kind == "rows" for each in (model, guide))
 
 
-def _why_rows(program: Program, x: Tensor, values: Mapping[str, Tensor]) -> str | None:
-    """Say why the particle layout does not reproduce the rows, or None; raise where the rows cannot be run."""
-    for num_samples, num_images in _PROBES:
-        few = torch.arange(num_images, device=x.device) % x.shape[0]
-        images = x[few]
-        with (
-            torch.no_grad(),
-            fork_rng(x),
-            evaluation_mode(program),
-            pyro.validation_enabled(False),
-            scoped_store(),
-        ):
-            given = {name: z[torch.arange(num_samples, device=z.device) % len(z)][:, few] for name, z in values.items()}
-            # Once as it stands, so that its parameters are in the store, those of each image at the size of the probe.
-            run_laid_out(program, images, 1, lay_out({name: z[:1] for name, z in given.items()}, rows=True), rows=True)
-            with _moved(program):
-                if not values:
-                    given = run_laid_out(program, images, num_samples, {}, rows=True).values
-                rows = _numbers(run_laid_out(program, images, num_samples, lay_out(given, rows=True), rows=True))
-                try:
-                    particles = _numbers(run_laid_out(program, images, num_samples, given, rows=False))
-                except Exception as error:  # noqa: BLE001 -- a stranger's net may fail in any way; rows then serve
-                    return type(error).__name__
-        for name, expected in rows.items():
-            if not ((particles[name] - expected).abs() <= 1e-3 + 1e-5 * expected.abs()).all():
-                return "its densities would change"
-    return None
+def run_plainly(
+    model: Program, guide: Program, batch: Batch, keep: tuple[Keep, Keep] = (nullcontext(), nullcontext())
+) -> tuple[Run, Run]:
+    """Run a guide for one particle and the model at its very tensors, as stock Pyro does; return (model, guide).
 
-
-def _numbers(result: Run) -> dict[str, Tensor]:
-    """Return what the layouts must agree on: the densities, and where a `Delta` lies, which may have none."""
-    return result.log_probs() | result.places
+    Gradients then add up in the order of stock Pyro, and come out with its bits.
+    """
+    with keep[1]:
+        q = run_laid_out(guide, batch, 1, Layout("plain"), {}, guess=True)
+    with keep[0]:
+        p = run_laid_out(model, batch, 1, Layout("plain"), {}, q.native())
+    return p, q.in_plate(p.frame.data)
 
 
 @contextmanager
-def _moved(program: Program) -> Iterator[None]:
-    """Move every parameter of a program by a random amount, and back.
-
-    The tensors' data are exchanged, not written to, so that a graph which holds them stays valid.
-    """
-    store: Any = pyro.get_param_store()
-    params = {id(p): p for root in modules(program) for p in root.parameters()}
-    params |= {id(p): p for p in (store[name].unconstrained() for name in store)}
-    before = [(p, p.data) for p in params.values() if p.is_floating_point()]
-    try:
-        for p, data in before:
-            p.data = data + 0.1 * (data.abs().mean() + 0.1) * torch.randn_like(data)
+def _looking(batch: Batch, *programs: Program) -> Iterator[None]:
+    """Run programs in evaluation mode, without leaving a mark."""
+    with (
+        torch.no_grad(),
+        fork_rng(batch.x),
+        evaluation_mode(*programs),
+        pyro.validation_enabled(False),
+        scoped_store(),
+    ):
         yield
-    finally:
-        for p, data in before:
-            p.data = data
+
+
+def _first_that_agrees(program: Program, batch: Batch, layouts: list[Layout], held: Values) -> Layout:
+    """Return the first layout that has the densities of single runs at given values."""
+    reason = None
+    try:
+        right = [_numbers(program, batch, 1, layouts[0], {n: z[k : k + 1] for n, z in held.items()}) for k in range(2)]
+        expected = {name: torch.cat([part[name] for part in right]) for name in right[0]}
+    except Exception as error:  # noqa: BLE001 -- a flow without an inverse, for one: nothing can be compared
+        return _chosen(program, layouts[-1], _in_short(error))
+    for layout in layouts[:-1]:
+        try:
+            found = _numbers(program, batch, _COMPARED, layout, held)
+        except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
+            reason = reason or _in_short(error)
+            continue
+        if all(_agree(found[name], expected[name]) for name in expected):
+            return _chosen(program, layout, reason)
+        reason = reason or "its densities would change"
+    return _chosen(program, layouts[-1], reason)
+
+
+def _numbers(program: Program, batch: Batch, num_samples: int, layout: Layout, held: Values) -> dict[str, Tensor]:
+    """Return what the layouts must agree on: the densities, and where a `Delta` lies; always on the same noise."""
+    if num_samples == 1:
+        layout = layout._replace(kind="plain")
+    with seeded(batch.x, 0):
+        run = run_laid_out(program, batch, num_samples, layout, held)
+    terms = run.terms()
+    numbers = {name: value for name, value in (terms.densities | terms.losses).items() if name not in run.deltas}
+    for name in run.deltas:
+        numbers[name] = run.joined(name, lambda site: to_particles(_place(site), site, run.frame))
+    return numbers
+
+
+def _place(site: Mapping[str, object]) -> Tensor:
+    """Return where a `Delta` lies, in the shape of its value."""
+    value: Tensor = site["value"]  # type: ignore[assignment]
+    place: Tensor = element(site["fn"])[0].v
+    return place.reshape(value.shape) if place.numel() == value.numel() else place.expand(value.shape)
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results are the same but for rounding in the precision of the default dtype."""
+    small = torch.finfo(torch.get_default_dtype()).eps
+    return found.shape == expected.shape and torch.allclose(
+        found.double(), expected.double(), rtol=100 * small, atol=1e4 * small, equal_nan=True
+    )
+
+
+def _chosen(program: Program, layout: Layout, reason: str | None) -> Layout:
+    if layout.kind != "particles":
+        how = "as repeated rows" if layout.kind == "rows" else "one at a time"
+        name = getattr(program, "__qualname__", repr(program))
+        _say(f"{name} does not take particles ({reason}): they are read {how}.")
+    return layout._replace(reason=reason)
+
+
+@cache
+def _say(line: str) -> None:
+    """Log a line once: layouts are chosen again and again."""
+    _LOG.info(line)
+
+
+def _in_short(error: Exception) -> str:
+    if is_out_of_memory(error):
+        raise error
+    return type(error).__name__

@@ -14,30 +14,40 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
-from pyro_vae.trace.reading import Program
+from pyro_vae.trace.batch import Batch, Program
 
 
-def seen(model: Program, guide: Program, fill: Tensor) -> tuple[Program, Program]:
+def seen(model: Program, guide: Program, fill: Tensor, order: Tensor | None = None) -> tuple[Program, Program]:
     """Return model and guide of images whose missing pixels are NaN.
 
     Args:
-        model: program of p(x, z), whose observed site has independent pixels and the shape of x.
+        model: program of p(x, z), with an observed site of independent pixels.
         guide: program of q(z|x).
         fill: what stands in the gaps, of the shape of an image, where the likelihood is smooth: the mean image, for
             one. It makes a better or a worse guide, and changes no p(x_seen).
+        order: which pixel of the flattened image each element of that site's event is; None where it has the shape of
+            an image.
 
     Returns:
         Two programs of x (B, ...). The model raises ValueError where pixels are not independent given z.
     """
 
-    def of_seen(x: Tensor) -> Any:
-        with _Seen(~x.isnan()):
-            return model(torch.where(x.isnan(), fill, x))
+    def of_seen(*args: Any, **kwargs: Any) -> Any:
+        batch = Batch(*args, **kwargs)
+        mask = ~batch.x.isnan()
+        if order is not None:
+            mask = mask.flatten(1)[:, order.flatten()].reshape(len(mask), *order.shape)
+        with _Seen(mask):
+            return _filled(batch, fill).call(model)
 
-    def filled(x: Tensor) -> Any:
-        return guide(torch.where(x.isnan(), fill, x))
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        return _filled(Batch(*args, **kwargs), fill).call(guide)
 
     return of_seen, filled
+
+
+def _filled(batch: Batch, fill: Tensor) -> Batch:
+    return batch.replaced(torch.where(batch.x.isnan(), fill, batch.x))
 
 
 class _Seen(Messenger):

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-Program = Callable[..., Any]
+from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.seeds import derive
 
 _EMPTY_CELL = CellType()
 
@@ -61,14 +65,58 @@ def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int
         _collect(part, found, seen, depth - 1)
 
 
+class ModulesThatRun:
+    """Collects the modules that run inside the context, in their order, whatever holds them.
+
+    A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
+    on all modules does not.
+
+    Args:
+        on_first: called with each module before it runs for the first time.
+    """
+
+    def __init__(self, on_first: Callable[[nn.Module], None] | None = None) -> None:
+        self.on_first = on_first
+        self.found: dict[nn.Module, None] = {}
+
+    def __enter__(self) -> ModulesThatRun:
+        self._handle = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    @torch.compiler.disable
+    def _note(self, module: nn.Module, _: Any) -> None:
+        if module not in self.found:
+            self.found[module] = None
+            if self.on_first is not None:
+                self.on_first(module)
+
+    def outermost(self, known: Iterable[nn.Module] = ()) -> list[nn.Module]:
+        """Return the modules known and those found that are no part of another, in this order."""
+        every = list(dict.fromkeys([*known, *self.found]))
+        inner = {part for root in every for part in root.modules() if part is not root}
+        return [root for root in every if root not in inner]
+
+
 @contextmanager
 def evaluation_mode(*programs: Program) -> Iterator[None]:
-    """Switch every module behind the programs to ``eval()``, each submodule back to its own mode after."""
-    modes = {part: part.training for program in programs for root in modules(program) for part in root.modules()}
+    """Switch every module behind the programs, or that runs inside, to ``eval()``; each part back to its mode after."""
+    modes: dict[nn.Module, bool] = {}
+
+    def switch(root: nn.Module) -> None:
+        for part in root.modules():
+            if part not in modes:
+                modes[part] = part.training
+                part.training = False
+
     try:
-        for part in modes:
-            part.training = False
-        yield
+        for program in programs:
+            for root in modules(program):
+                switch(root)
+        with ModulesThatRun(switch):
+            yield
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -87,6 +135,38 @@ def fork_rng(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(x: Tensor, seed: int | None) -> Iterator[None]:
+    """Fork the random streams and seed those of torch on the CPU and on the device of x; None takes fresh entropy."""
+    with fork_rng(x):
+        # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
+        generator = torch.default_generator
+        seed = generator.seed() if seed is None else seed
+        generator.manual_seed(seed)
+        if x.device.type == "cuda":
+            torch.cuda.default_generators[x.device.index or 0].manual_seed(seed)
+        yield
+
+
+class _KeptFlags(Messenger):
+    """Gives tensors that programs hand to `pyro.param`, which makes them require gradients, their own flags back."""
+
+    def __enter__(self) -> Any:
+        self.flags: dict[int, tuple[Tensor, bool]] = {}
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        for tensor, flag in self.flags.values():
+            if tensor.is_leaf:
+                tensor.requires_grad_(flag)
+        return super().__exit__(*error)
+
+    def _pyro_param(self, msg: Message) -> None:
+        value = next(iter(msg["args"]), None)
+        if isinstance(value, Tensor) and str(msg["name"]) not in pyro.get_param_store():
+            self.flags.setdefault(id(value), (value, value.requires_grad))
+
+
+@contextmanager
 def scoped_store() -> Iterator[None]:
     """Give the param store back as it is now: parameters that appear inside are not in it."""
     store = pyro.get_param_store()
@@ -101,7 +181,7 @@ def scoped_store() -> Iterator[None]:
 
 
 @contextmanager
-def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[None]:
+def reading(*programs: Program, x: Data, seed: int | None = None, purpose: str = "") -> Iterator[None]:
     """Read programs: no parameter, module mode, param store entry or random stream of torch changes.
 
     The param store is scoped to a copy of its present state: an empty scope would score a program that
@@ -109,24 +189,20 @@ def reading(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[
 
     Args:
         programs: models and guides that are read inside the context.
-        x: a tensor on the device where they run.
+        x: a batch on the device where they run.
         seed: seed of the draws inside; ``None`` takes fresh entropy.
+        purpose: what the draws are for. Draws of two purposes share no noise, whatever the seeds.
     """
     with ExitStack() as stack:
-        stack.enter_context(fork_rng(x))
-        # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
-        generator = torch.default_generator
-        seed = generator.seed() if seed is None else seed
-        generator.manual_seed(seed)
-        if x.device.type == "cuda":
-            torch.cuda.default_generators[x.device.index or 0].manual_seed(seed)
+        stack.enter_context(seeded(Batch.of(x).x, derive(seed, purpose)))
         stack.enter_context(scoped_store())
+        stack.enter_context(_KeptFlags())
         stack.enter_context(evaluation_mode(*programs))
         yield
 
 
 @contextmanager
-def quietly(*programs: Program, x: Tensor, seed: int | None = None) -> Iterator[None]:
+def quietly(*programs: Program, x: Data, seed: int | None = None, purpose: str = "") -> Iterator[None]:
     """Read programs without Pyro's validation, which would check every draw and every density again."""
-    with reading(*programs, x=x, seed=seed), pyro.validation_enabled(False):
+    with reading(*programs, x=x, seed=seed, purpose=purpose), pyro.validation_enabled(False):
         yield

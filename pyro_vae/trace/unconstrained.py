@@ -31,6 +31,7 @@ class _Site:
     name: str
     transform: Transform
     shape: torch.Size  # of an unconstrained value, without (K, B)
+    dtype: torch.dtype  # of the program's values
 
     @property
     def size(self) -> int:
@@ -38,7 +39,10 @@ class _Site:
 
 
 class Unconstrained:
-    """The map between values {site: (K, B, ...)} and vectors u (K, B, D).
+    """The map between values {site: (K, B, ...)} and vectors u (K, B, D), float64.
+
+    The map itself is taken in float64: near the edge of a simplex, float32 would lose the sticks that are left. The
+    values are of the precision of the program.
 
     Args:
         result: a run of the program whose supports count, the model. Supports are those of this run: they may depend
@@ -56,12 +60,12 @@ class Unconstrained:
                 raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
             transform: Any = biject_to(support)
             with torch.no_grad():
-                shape = transform.inv(value[:1]).shape[2:]
-            self.sites.append(_Site(name, transform, shape))
+                shape = transform.inv(value[:1].double()).shape[2:]
+            self.sites.append(_Site(name, transform, shape, value.dtype))
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return u (K, B, D) of values {site: (K, B, ...)}."""
-        parts = [site.transform.inv(values[site.name]) for site in self.sites]
+        parts = [site.transform.inv(values[site.name].double()) for site in self.sites]
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
 
     def split(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -70,7 +74,8 @@ class Unconstrained:
         log_det = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         for site, part in zip(self.sites, u.split([site.size for site in self.sites], 2), strict=True):
             part = part.reshape(*u.shape[:2], *site.shape)
-            values[site.name] = site.transform(part)
-            terms = site.transform.log_abs_det_jacobian(part, values[site.name])
+            value = site.transform(part)
+            terms = site.transform.log_abs_det_jacobian(part, value)
             log_det = log_det + terms.double().reshape(*u.shape[:2], -1).sum(-1)
+            values[site.name] = value.to(site.dtype)
         return values, log_det

@@ -1,0 +1,58 @@
+r"""Whether what a program says of one image depends on the images beside it.
+
+Batch statistics in the forward pass make it so, BatchNorm in training mode for one: then p(x_i | z) is no density of
+image i, and a bound on log p(x) of it means nothing.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_vae.trace import Batch, Program, Run
+from pyro_vae.trace.plates import Layout
+from pyro_vae.trace.reading import seeded
+from pyro_vae.trace.running import run_laid_out
+
+
+def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: Run) -> None:
+    """Refuse programs whose densities of the first image change with the other images, at a batch of the same size.
+
+    The other rows become copies of the first, images and latents alike. A program that cannot be run so, or scored at
+    given values, is let through: nothing is found out of it.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        batch: what they are called with.
+        p: a run of the model for one particle.
+        q: a run of the guide for one particle.
+
+    Raises:
+        ValueError: names the program and the site.
+    """
+    if len(batch) == 1:
+        return
+    copies = batch.map_rows(_copied)
+    values = q.values
+    alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
+    layout = Layout("plain", p.frame.data)
+    for what, program in (("model", model), ("guide", guide)):
+        scores = []
+        for images, latents in ((batch, values), (copies, alike)):
+            try:
+                with seeded(batch.x, 0):  # noise of its own is the same for the first image
+                    scores.append(run_laid_out(program, images, 1, layout, latents).log_probs())
+            except Exception:  # noqa: BLE001 -- any program may fail in its own way
+                return
+        for name, before in scores[0].items():
+            change = (scores[1][name][0, 0] - before[0, 0]).abs()
+            if change > 1e-3 * (1 + before[0, 0].abs()):
+                raise ValueError(
+                    f"The {what} scores an image at site {name!r} by the images beside it (the first one changes by "
+                    f"{float(change):.3g} nats with the others): batch statistics are no density of one image. Put "
+                    "BatchNorm into evaluation mode with running statistics."
+                )
+
+
+def _copied(rows: Tensor) -> Tensor:
+    return rows[:1].expand_as(rows).contiguous()

@@ -1,0 +1,53 @@
+r"""What an objective knows of the programs that it is asked for again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from pyro_vae.trace import Batch, Description, Layouts, Program, choose_layouts
+
+
+@dataclass
+class Fact:
+    """What is known of a model and a guide at one batch size: how particles are run, and what the programs are."""
+
+    layouts: Layouts | None = None
+    described: Description | None = None
+    uses: int = 0
+
+
+@dataclass
+class Known:
+    """Facts of programs, found out anew at uses 1, 2, 4, 8, ..., since weights move.
+
+    A decoder whose gate starts at zero shows only later that it mixes particles. While a graph is recorded nothing is
+    found out: the run before has done that.
+    """
+
+    is_cache: ClassVar[bool] = True  # no record of a step goes stale with it
+    facts: dict[Any, Fact] = field(default_factory=dict)
+
+    def of(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
+        """Return the fact of a model and a guide for K particles of batches of this size."""
+        key = model, guide, len(batch)
+        try:
+            fact = self.facts.setdefault(key, Fact())
+        except TypeError:  # a program that cannot be hashed is not remembered
+            fact = Fact()
+        if get_proxy_mode() is not None:
+            return fact
+        fact.uses += 1
+        if fact.uses & (fact.uses - 1) == 0:
+            fact.described = None
+            if num_samples > 1:
+                with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
+                    fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout)
+        return fact
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: facts are found out again."""
+        return {"facts": {}}

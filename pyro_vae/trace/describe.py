@@ -1,0 +1,233 @@
+r"""What a program is, found out once: its sites and their roles, its plates, what it observes, and what it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro.distributions import ImproperUniform, Unit
+from torch import Tensor
+
+from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.densities import run, run_pair
+from pyro_vae.trace.elements import element, is_normalized, of_elements, support_of, unmixed
+from pyro_vae.trace.plates import event_size, plates_of
+from pyro_vae.trace.reading import fork_rng, reading, scoped_store
+from pyro_vae.trace.running import Run, Values
+
+
+class SiteInfo(NamedTuple):
+    """A sample site: its role, the class of its elements' distribution, its plates from outside in, its event shape.
+
+    Roles are ``latent``, ``observed``, ``auxiliary`` (drawn by the guide alone), ``unobserved`` (what an `obs_mask`
+    leaves out, drawn by the model alone) and ``loss``: a `pyro.factor`, what a guide observes, or an observation whose
+    distribution says that it is not normalized.
+    """
+
+    role: str
+    kind: str
+    plates: tuple[str, ...]
+    event_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model and its guide from one run of both.
+
+    Args:
+        model: its sites by name.
+        guide: its sites by name.
+        data_plate: name of the plate of the images.
+        observes: ``density`` where something is observed under a density over the reals, ``loss`` where something is
+            observed under a loss that is no distribution, ``probability`` otherwise.
+        lacks: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
+        lacks_latent: whether that is because of a latent, so that there is no rate either.
+        deterministic: whether every particle of the guide is the same.
+        shared: latents outside the data plate: an image has no log weight of its own then.
+        losses: sites that are terms of the loss and no densities.
+    """
+
+    model: dict[str, SiteInfo]
+    guide: dict[str, SiteInfo]
+    data_plate: str
+    observes: str
+    lacks: str | None
+    lacks_latent: bool
+    deterministic: bool
+    shared: tuple[str, ...]
+    losses: tuple[str, ...]
+
+    @property
+    def why_not_per_image(self) -> str | None:
+        """Why an image has no log weight of its own though the batch may have one, or None."""
+        if not self.shared:
+            return None
+        return (
+            f"Site {self.shared[0]!r} stands outside the data plate {self.data_plate!r} and is shared by all images, "
+            "none of which has a log weight of its own then: "
+            'log_weights(..., shared="sampled") gives that of the batch.'
+        )
+
+
+def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) -> Description:
+    """Describe a model and its guide by one run of both, which leaves no mark.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        batch: what they are called with.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `run_pair`.
+    """
+    with torch.no_grad(), reading(model, guide, x=batch, seed=seed, purpose="describe"):
+        p, q = run_pair(model, guide, batch, 1)
+        return description(p, q, point_masses(guide, batch, q))
+
+
+def description(p: Run, q: Run, point_masses: tuple[str, ...]) -> Description:
+    """Describe a program by a run of its model, one of its guide, and the latter's `point_masses`."""
+    lacks = _lacks_latent(p, q, point_masses)
+    loss = _lacks_normalization(p)
+    pixels = [element(fn)[0] for fn, _ in p.observed.values()]
+    real = any(is_normalized(pixel) and not unmixed(support_of(pixel)).is_discrete for pixel in pixels)
+    loss_only = any(not is_normalized(pixel) for pixel in pixels)
+    losses = [name for name in p.sites if p.is_loss(name, guide=False)]
+    losses += [name for name in q.sites if q.is_loss(name, guide=True)]
+    return Description(
+        model={name: _info(p, name, guide=False) for name in p.sites},
+        guide={name: _info(q, name, guide=True) for name in q.sites},
+        data_plate=p.frame.data.name,
+        observes="density" if real else "loss" if loss_only else "probability",
+        lacks=lacks or loss,
+        lacks_latent=lacks is not None,
+        deterministic=set(q.drawn) == set(point_masses),
+        shared=tuple(dict.fromkeys([*p.shared, *q.shared])),
+        losses=tuple(losses),
+    )
+
+
+def point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:
+    """Return the latents of a guide that are point masses: a `Delta` without a density of its own.
+
+    A `Delta` with a ``log_density`` holds what has been drawn before, and the density of that. One without holds a draw
+    too where it is made of auxiliary sites, which have the density (as in Pyro's AutoContinuous guides): then it moves
+    from draw to draw.
+
+    Args:
+        guide: program of q(z|x).
+        batch: what it is called with.
+        q: a run of the guide.
+    """
+    bare = tuple(name for name, delta in q.deltas.items() if not delta.log_density.any())
+    if not bare or len(q.drawn) == len(q.latents):
+        return bare
+    with torch.no_grad(), fork_rng(Batch.of(batch).x), scoped_store(), pyro.validation_enabled(False):
+        again = run(guide, batch, layout=q.layout._replace(kind="plain")).values
+    return tuple(name for name in bare if torch.equal(again[name], q.values[name][:1]))
+
+
+def _info(run: Run, name: str, *, guide: bool) -> SiteInfo:
+    site = run.sites[name]
+    fn = element(site["fn"])[0]
+    if run.is_loss(name, guide=guide) or (site["is_observed"] and not is_normalized(fn)):
+        role = "loss"
+    elif site["is_observed"]:
+        role = "observed"
+    elif name in run.latents:
+        role = "latent"
+    else:
+        role = "auxiliary" if name in run.drawn else "unobserved"
+    return SiteInfo(role, type(fn).__name__, tuple(p.name for p in plates_of(site)), tuple(site["fn"].event_shape))
+
+
+def _lacks_latent(p: Run, q: Run, point_masses: tuple[str, ...]) -> str | None:
+    if point_masses:
+        return f"the posterior of {point_masses[0]!r} is a point mass, which has no density"
+    moved = [name for name, delta in q.deltas.items() if not delta.log_density.any()]
+    auxiliary = [name for name in q.drawn if name not in q.latents]
+    if moved and auxiliary and len(moved) == len(q.latents):
+        drawn, used = (sum(event_size(q.sites[name]) for name in names) for names in (auxiliary, moved))
+        if drawn != used:
+            return f"{drawn} auxiliary draws make {used} latents, of which {moved[0]!r} then has no density"
+    for name in q.latents:
+        if name in p.sites and isinstance(element(p.sites[name]["fn"])[0], ImproperUniform):
+            return f"the prior of {name!r} is improper, no distribution"
+    return None
+
+
+def _lacks_normalization(p: Run) -> str | None:
+    for name, (distribution, _) in p.observed.items():
+        if not is_normalized(element(distribution)[0]):
+            return f"the loss of {name!r} is not normalized, and no log-likelihood"
+    for name, site in p.sites.items():
+        if isinstance(site["fn"], Unit):
+            return f"the factor {name!r} of the model is not normalized, and no log-likelihood"
+    return None
+
+
+def check_support(result: Run) -> None:
+    """Refuse data that an observed site cannot have produced, such as grey pixels under a Bernoulli.
+
+    Raises:
+        ValueError: names the site, a value that lies outside, and the distribution.
+    """
+    for name, (distribution, value) in result.observed.items():
+        # The support of an image counts only as a whole; that of one pixel says which value it was.
+        pixel, masks = element(distribution)
+        masks = [*masks, *_site_masks(result, name, pixel)]
+        whole = support_of(pixel)
+        single = of_elements(whole)
+        inside = single.check(value)
+        for mask in masks:
+            inside = inside | ~mask[(..., *[None] * (whole.event_dim - single.event_dim))].to(value.device)
+        if not inside.all():
+            first = value.expand(*inside.shape, *value.shape[inside.dim() :])[~inside].flatten()[0].item()
+            raise ValueError(
+                f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
+                "binarize the images or choose a likelihood of their domain."
+            )
+
+
+def outside_prior(p: Run, values: Values) -> tuple[Tensor, str]:
+    """Say which particles a guide has drawn outside the support of the prior, where few densities say that they are 0.
+
+    Args:
+        p: a run of the model, whose supports count.
+        values: what the guide has drawn, {site: (K, B, ...)}.
+
+    Returns:
+        Whether each particle lies outside (K, B), and the name of a site of which it does.
+    """
+    outside, where = torch.zeros((), dtype=torch.bool), ""
+    for name, value in values.items():
+        try:
+            inside = support_of(p.sites[name]["fn"]).check(value)
+        except (NotImplementedError, RuntimeError):  # a support that says nothing, or moves with other latents
+            continue
+        if not inside.all():
+            outside = outside.to(inside.device) | ~inside.reshape(*value.shape[:2], -1).all(-1)
+            where = name
+    return outside, where
+
+
+def _site_masks(result: Run, name: str, pixel: object) -> list[Tensor]:
+    """Return the mask of `poutine.mask` or `obs_mask` at a site, with the dimensions of its elements."""
+    site = result.sites[name]
+    if site["mask"] is None:
+        return []
+    extra = site["fn"].event_dim - len(getattr(pixel, "event_shape", ()))
+    return [torch.as_tensor(site["mask"])[(..., *[None] * extra)]]
+
+
+def check_domain(model: Program, guide: Program, batch: Data) -> None:
+    """Refuse a program that cannot have produced a batch, before anything is trained on it.
+
+    Raises:
+        ValueError: as `check_support`.
+    """
+    with torch.no_grad(), reading(model, guide, x=batch, seed=0), pyro.validation_enabled(False):
+        check_support(run_pair(model, guide, batch, 1)[0])

@@ -1,0 +1,236 @@
+r"""Which plate holds the images, and how a site's batch dimensions map to (K, B, ...).
+
+A value of a site has the shape (plates..., event...), where each plate has a dimension of its own, counted from the
+right. Read as particles there is one more plate to the left of all others:
+
+    plain        (T, B, D)        one run: T steps of time inside the data plate, B images, D of the event
+    rows         (T, K*B, D)      the particles as rows of one larger batch
+    particles    (K, T, B, D)     the particles in a plate of their own
+
+Callers see (K, B, T, D) whatever the layout. A site outside the data plate is shared by all images: (K, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pyro.distributions import Unit
+from torch import Tensor
+
+PARTICLES = "_particles"
+Site = Mapping[str, Any]
+
+
+class DataPlate(NamedTuple):
+    """The plate of the images: its name, its dimension, and the number of images in the whole data set."""
+
+    name: str
+    dim: int
+    full_size: int
+
+
+class Layout(NamedTuple):
+    """How K particles of a program are run.
+
+    `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows`` and ``singly`` (K plain runs);
+    `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles.
+    """
+
+    kind: str
+    data: DataPlate | None = None
+    nesting: int = 1
+    reason: str | None = None
+
+    @property
+    def particle_dim(self) -> int:
+        """The dimension of the particle plate, to the left of all others."""
+        return -self.nesting - 1
+
+
+class Frame(NamedTuple):
+    """How one run is laid out: the layout of its tensors, K, B, and the plate of the images."""
+
+    kind: str
+    particle_dim: int
+    num_samples: int
+    batch_size: int
+    data: DataPlate
+
+    @property
+    def rows(self) -> int:
+        """Size of the data plate."""
+        return self.num_samples * self.batch_size if self.kind == "rows" else self.batch_size
+
+
+def plates_of(site: Site) -> list[Any]:
+    """Return the vectorized plates around a site, that of the particles left out."""
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
+
+
+def find_data_plate(sites: Iterable[Site], size: int, *, guess: bool = False) -> DataPlate:
+    """Find the plate of the images: the one that the observed sites share, or the latent ones where none is observed.
+
+    Several plates may have the size of the batch. Then it is the one in which latents stand too, since a plate of
+    pixels or time steps inside it holds observations alone.
+
+    Args:
+        sites: of a program.
+        size: of the batch.
+        guess: whether a program may have none, or several of that size, since another one decides.
+
+    Raises:
+        ValueError: no plate has the size of the batch, or several have it and nothing tells them apart.
+    """
+    proper = [site for site in sites if not isinstance(site["fn"], Unit)]
+    latent = [site for site in proper if not site["is_observed"]]
+    observed = [site for site in proper if site["is_observed"]]
+    anchors = [site for site in observed if plates_of(site)] or observed or latent
+    names = _names(anchors, size, every=True) or _names(anchors, size, every=False)
+    if len(names) > 1:
+        of_latents = _names(latent, size, every=False)
+        names = [name for name in names if name in of_latents] or names
+    if not anchors or (guess and not names):
+        return DataPlate("", 0, size)  # a dimension that no plate has: all is shared
+    if len(names) > 1 and not guess:
+        raise ValueError(
+            f"The plates {' and '.join(map(repr, names))} both have the size of the batch, {size}, and nothing tells "
+            "which of them holds the images: use another batch size."
+        )
+    if not names:
+        raise ValueError(_no_data_plate(anchors, size))
+    frame = next(frame for site in anchors for frame in plates_of(site) if frame.name == names[0])
+    return DataPlate(frame.name, frame.dim, max(frame.full_size or 0, size))
+
+
+def _names(sites: list[Site], size: int, *, every: bool) -> list[str]:
+    """Return the names of the plates of a size, or of no size, around every one or any of the sites."""
+    each = [[frame.name for frame in plates_of(site) if frame.size in (size, -1)] for site in sites]
+    names = list(dict.fromkeys(name for found in each for name in found))
+    return [name for name in names if not every or all(name in found for found in each)]
+
+
+def _no_data_plate(anchors: list[Site], size: int) -> str:
+    for frame in (frame for site in anchors for frame in plates_of(site)):
+        if frame.full_size == size and frame.size != size:
+            return (
+                f"Plate {frame.name!r} draws {frame.size} of the {size} rows of x by itself: pass batches instead, and "
+                "write subsample_size=len(x) in the plate."
+            )
+    return outside_data_plate(anchors[0], size)
+
+
+def outside_data_plate(site: Site, size: int) -> str:
+    """Return the message about a site that does not stand in the data plate."""
+    found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates_of(site)) or "none"
+    return (
+        f"Site {site['name']!r} must stand in one data plate of size {size}, found {found}: write "
+        "`with pyro.plate('data', x.shape[0])` around it."
+    )
+
+
+def in_data_plate(site: Site, frame: Frame) -> bool:
+    """Whether a site has a row for each image; one that has not is shared by all of them.
+
+    The plate counts, not its size. A guide may give it another name than the model: then it is the plate in its
+    dimension that has no size of its own.
+    """
+    plates = plates_of(site)
+    if any(plate.name == frame.data.name for plate in plates):
+        return True
+    return any(plate.dim == frame.data.dim and plate.size in (frame.rows, -1) for plate in plates)
+
+
+def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:
+    """Sum a quantity of a site over the plates inside the data plate.
+
+    Args:
+        tensor: of the batch shape of the site, followed by `extra` dimensions.
+        site: where it comes from.
+        frame: how the run was laid out.
+        extra: dimensions that stay, at the right.
+
+    Returns:
+        (K, B, *extra), or (K, *extra) for a site that all images share.
+
+    Raises:
+        ValueError: the shape is not that of the plates around the site.
+    """
+    plates = plates_of(site)
+    batch = tensor.dim() - extra
+    kept = []
+    if frame.kind == "particles":
+        kept.append(batch + frame.particle_dim)
+    if local := in_data_plate(site, frame):
+        kept.append(batch + frame.data.dim)
+        if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
+            raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+    known = {*kept, *(batch + plate.dim for plate in plates)}
+    if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
+        raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+    if others := [axis for axis in range(batch) if axis not in kept]:
+        tensor = tensor.sum(others)
+    if frame.kind == "rows" and local:
+        return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
+    return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
+
+
+def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
+    dims = {plate.dim: plate.size for plate in plates_of(site)}
+    if frame.kind == "particles":
+        dims[frame.particle_dim] = frame.num_samples
+    allowed = tuple(dims.get(dim, 1) for dim in range(min(dims, default=0), 0))
+    return (
+        f"The log-densities of site {site['name']!r} have shape {tuple(shape)}, and its plates are {allowed}: "
+        "dimensions outside of the plates belong to the event, so write .to_event(n); each image needs its own row."
+    )
+
+
+def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
+    """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
+    event = site["fn"].event_dim
+    own = sorted(plate.dim for plate in plates_of(site))
+    local = in_data_plate(site, frame)
+    kept = ([frame.particle_dim] if frame.kind == "particles" else []) + own
+    batch = value.dim() - event
+    if local and batch + frame.data.dim < 0:
+        raise ValueError(_wrong_shape(site, value.shape[:batch], frame))
+    if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
+        value = value.squeeze(gaps)
+    first = int(frame.kind == "particles")
+    if local and (place := first + own.index(frame.data.dim)) != first:
+        value = value.movedim(place, first)
+    if frame.kind == "rows":
+        return value.unflatten(0, (frame.num_samples, frame.batch_size))
+    return value if frame.kind == "particles" else value.unsqueeze(0)
+
+
+def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
+    """Return the value of a site from what `to_particles` gives: its inverse."""
+    own = sorted(plate.dim for plate in plates_of(site))
+    local = in_data_plate(site, frame)
+    if frame.kind == "rows":
+        if not local:
+            raise ValueError(f"Site {site['name']!r} is shared by all images, and rows have no shared particles.")
+        value = value.flatten(0, 1)
+    elif frame.kind == "plain":
+        value = value[0]
+    first = int(frame.kind == "particles")
+    if local and (place := first + own.index(frame.data.dim)) != first:
+        value = value.movedim(first, place)
+    dims = ([frame.particle_dim] if frame.kind == "particles" else []) + own
+    for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
+        if dim not in dims:
+            value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
+    return value
+
+
+def number_of_plates(sites: Iterable[Site]) -> int:
+    """Return how far to the left the plates of a program reach, at least 1."""
+    return max((-plate.dim for site in sites for plate in plates_of(site)), default=1) or 1
+
+
+def event_size(site: Site) -> int:
+    """Return how many numbers a site has for each row."""
+    return math.prod(site["fn"].event_shape)
