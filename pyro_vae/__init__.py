@@ -10,7 +10,8 @@ E[log (1/K) sum_k w_k], and importance sampling estimates log p(x) = log E[w]:
 from pyro_vae.evaluate import log_weights, score
 from pyro_vae.infer import ELBO, IWAE, SVI, Fit, Optim
 from pyro_vae.model import VAE
+from pyro_vae.trace import Batch
 
 __version__ = "0.1.0"
 
-__all__ = ["ELBO", "IWAE", "SVI", "VAE", "Fit", "Optim", "log_weights", "score"]
+__all__ = ["ELBO", "IWAE", "SVI", "VAE", "Batch", "Fit", "Optim", "log_weights", "score"]

@@ -22,7 +22,7 @@ from pyro_vae.evaluate.families import FAMILIES, Parameters
 from pyro_vae.evaluate.hmc import Progress
 from pyro_vae.evaluate.paths import Path
 from pyro_vae.evaluate.weights import log_weights
-from pyro_vae.trace import Data, Program, quietly
+from pyro_vae.trace import Data, Program, derive, quietly
 
 Array = np.ndarray
 
@@ -63,7 +63,9 @@ def local_elbos(
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise ValueError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
-    found = {"amortized": log_weights(model, guide, x, num_samples, seed=seed).mean(0).cpu().numpy()}
+    found = {
+        "amortized": log_weights(model, guide, x, num_samples, seed=derive(seed, "amortized")).mean(0).cpu().numpy()
+    }
     with quietly(model, guide, x=x, seed=seed, purpose="local"):
         path = Path(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)

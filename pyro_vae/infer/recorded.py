@@ -62,7 +62,7 @@ class RecordedStep:
         self._observe: Observe | None = None
         self._build: Any = None
         self._graph: Graph | None = None
-        self._refused = False
+        self._refused = self._said = False
         self._calls = 0
         self._compared_at = 0
         self._soon = False
@@ -84,11 +84,16 @@ class RecordedStep:
             self.sizes, self._form = sizes, form
             return False
         self._form = form if self._form is None else self._form
+        if sizes != self.sizes or form != self._form:
+            if len(sizes) == len(self.sizes) and form != self._form and not self._said:
+                self._said = True
+                _LOG.info("A step whose arguments in Python are other ones than the first step's is run by Pyro.")
+            return False
         if self._graph is None or observe != self._observe:
             self._observe, self._build = observe, build
             self._graph = Graph(self._loss_and_gradients, self.model, self.guide, self.objective, **self.options)
             self._calls = 0
-        return sizes == self.sizes and form == self._form
+        return True
 
     def compare_soon(self) -> None:
         """Compare the graph with the program at the next call, unless that has been done a short time ago."""

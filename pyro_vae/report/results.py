@@ -32,7 +32,7 @@ from pyro_vae.report import pictures, plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import versions
-from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, image_site, quietly
+from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, describe, image_site, quietly
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -76,14 +76,16 @@ def measure(
         split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
         more["mutual_information"] = float(split.mutual_information.mean())
         more["marginal_kl"] = float(split.marginal_kl.mean())
+    described = describe(program.model, program.guide, parts[0])
+    observed = [name for name, site in described.model.items() if site.role == "observed"]
     if as_it_is := shows_x(program, parts[0]):
         more["squared_error"] = _squared_error(program, parts, seed)
     numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
     if not as_it_is:
-        more["squared_error"] = None
-        unknown = ["squared_error"] + (["bits_per_dim"] if density else [])  # of a probability the unit does not matter
-        numbers |= dict.fromkeys(unknown[1:])
-        numbers["reasons"] |= dict.fromkeys(unknown, "the program observes something else than x, in a unit of its own")
+        numbers["reasons"]["squared_error"] = _OTHER_UNIT
+    if (density and not as_it_is) or (as_it_is and len(observed) > 1):
+        numbers["bits_per_dim"] = None
+        numbers["reasons"]["bits_per_dim"] = _OTHER_UNIT if not as_it_is else "the program observes more than x"
     return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
@@ -108,6 +110,9 @@ def shows_x(program: Program, x: Data) -> bool:
         except ValueError:
             return False
     return True
+
+
+_OTHER_UNIT = "the program observes something else than x, in a unit of its own"
 
 
 def codes(program: Program, x: Data, seed: int) -> Tensor:

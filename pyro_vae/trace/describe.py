@@ -2,7 +2,7 @@ r"""What a program is, found out once: its sites and their roles, its plates, wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pyro
@@ -16,6 +16,7 @@ from pyro_vae.trace.elements import element, is_normalized, of_elements, support
 from pyro_vae.trace.plates import event_size, plates_of
 from pyro_vae.trace.reading import fork_rng, reading, scoped_store
 from pyro_vae.trace.running import Run, Values
+from pyro_vae.trace.simulate import image_site
 
 
 class SiteInfo(NamedTuple):
@@ -40,8 +41,8 @@ class Description:
         model: its sites by name.
         guide: its sites by name.
         data_plate: name of the plate of the images.
-        observes: ``density`` where something is observed under a density over the reals, ``loss`` where something is
-            observed under a loss that is no distribution, ``probability`` otherwise.
+        observes: ``density`` where x is observed under a density over the reals, ``loss`` where under a loss that is no
+            distribution, ``probability`` otherwise; where no site holds x as it is, every observed site counts.
         lacks: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
         lacks_latent: whether that is because of a latent, so that there is no rate either.
         deterministic: whether every particle of the guide is the same.
@@ -85,29 +86,38 @@ def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) 
     """
     with torch.no_grad(), reading(model, guide, x=batch, seed=seed, purpose="describe"):
         p, q = run_pair(model, guide, batch, 1)
-        return description(p, q, point_masses(guide, batch, q))
+        try:
+            pixels = [image_site(model, batch, q.values)[0]]
+        except ValueError:
+            pixels = list(p.observed)
+        return replace(description(p, q, point_masses(guide, batch, q)), observes=_observes(p, pixels))
 
 
 def description(p: Run, q: Run, point_masses: tuple[str, ...]) -> Description:
     """Describe a program by a run of its model, one of its guide, and the latter's `point_masses`."""
     lacks = _lacks_latent(p, q, point_masses)
     loss = _lacks_normalization(p)
-    pixels = [element(fn)[0] for fn, _ in p.observed.values()]
-    real = any(is_normalized(pixel) and not unmixed(support_of(pixel)).is_discrete for pixel in pixels)
-    loss_only = any(not is_normalized(pixel) for pixel in pixels)
     losses = [name for name in p.sites if p.is_loss(name, guide=False)]
     losses += [name for name in q.sites if q.is_loss(name, guide=True)]
     return Description(
         model={name: _info(p, name, guide=False) for name in p.sites},
         guide={name: _info(q, name, guide=True) for name in q.sites},
         data_plate=p.frame.data.name,
-        observes="density" if real else "loss" if loss_only else "probability",
+        observes=_observes(p, list(p.observed)),
         lacks=lacks or loss,
         lacks_latent=lacks is not None,
         deterministic=set(q.drawn) == set(point_masses),
         shared=tuple(dict.fromkeys([*p.shared, *q.shared])),
         losses=tuple(losses),
     )
+
+
+def _observes(p: Run, names: list[str]) -> str:
+    """Say what some of the observed sites of a model are."""
+    pixels = [element(p.observed[name][0])[0] for name in names]
+    if any(is_normalized(pixel) and not unmixed(support_of(pixel)).is_discrete for pixel in pixels):
+        return "density"
+    return "probability" if all(map(is_normalized, pixels)) else "loss"
 
 
 def point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:

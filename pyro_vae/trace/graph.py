@@ -88,7 +88,7 @@ class Graph:
         record = self._recorded(inputs)
         found = []
         for function in (
-            lambda *inputs: self.function(*inputs)[1],
+            lambda *inputs: self.function(*_copies(inputs))[1],
             lambda *inputs: record.run(*inputs, *record.read()),
         ):
             with fork_rng(_some(inputs)), pyro.validation_enabled(False), self._left_as_it_was(), torch.no_grad():
@@ -142,10 +142,12 @@ class Graph:
         with fork_rng(_some(inputs)), pyro.validation_enabled(False):
             with self._left_as_it_was():
                 try:
+                    # Copies each time: a transform knows the very tensor that it had last, and would put its inverse
+                    # into the record as a constant.
                     with ModulesThatRun() as ran:
-                        tensors(*inputs)  # what is done once (the choice of the layout, a cache) is not in the record
+                        tensors(*_copies(inputs))  # what is done once (the layout, a cache) is not in the record
                     self._watch(ran)
-                    graph = make_fx(strictly)(*inputs)
+                    graph = make_fx(strictly)(*_copies(inputs))
                 except GraphError:
                     raise
                 except Exception as error:
@@ -240,6 +242,10 @@ class _Record(NamedTuple):
     def read(self) -> list[Tensor]:
         """Return what it reads from outside, as that is now."""
         return [t if slot is None else slot.read() for t, slot in zip(self.outside, self.slots, strict=True)]
+
+
+def _copies(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [tensor.clone() for tensor in tensors]
 
 
 def _some(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -98,7 +98,7 @@ def choose_layouts(
     sites = [site for run in pairs[0] for site in run.sites.values()]
     nesting, plates = number_of_plates(sites), [plate for site in sites for plate in plates_of(site)]
     of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
-    of_guide = choose_layout(guide, batch, num_samples, None, data)
+    of_guide = choose_layout(guide, batch, num_samples, None, pairs[0][1].frame.data)
     # What a plate draws of a data set is one draw for both programs, in one layout.
     one_layout = one_layout or any(plate.full_size not in (None, plate.size) for plate in plates)
     if one_layout and of_model.kind != of_guide.kind and values:
@@ -128,7 +128,7 @@ def run_plainly(
         q = run_laid_out(guide, batch, 1, Layout("plain"), {}, guess=True)
     with keep[0]:
         p = run_laid_out(model, batch, 1, Layout("plain"), {}, q.native())
-    return p, q.in_plate(p.frame.data)
+    return p, q.beside(p)
 
 
 @contextmanager

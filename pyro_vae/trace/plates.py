@@ -24,11 +24,15 @@ Site = Mapping[str, Any]
 
 
 class DataPlate(NamedTuple):
-    """The plate of the images: its name, its dimension, and the number of images in the whole data set."""
+    """The plate of the images: its name, its dimension, and the number of images in the whole data set.
+
+    A guide may give it `others`, names of its own.
+    """
 
     name: str
     dim: int
     full_size: int
+    others: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -133,13 +137,25 @@ def outside_data_plate(site: Site, size: int) -> str:
 def in_data_plate(site: Site, frame: Frame) -> bool:
     """Whether a site has a row for each image; one that has not is shared by all of them.
 
-    The plate counts, not its size. A guide may give it another name than the model: then it is the plate in its
-    dimension that has no size of its own.
+    The plate counts, not its size: a global latent may have a plate that is as long as the batch.
     """
-    plates = plates_of(site)
-    if any(plate.name == frame.data.name for plate in plates):
-        return True
-    return any(plate.dim == frame.data.dim and plate.size in (frame.rows, -1) for plate in plates)
+    return any(plate.name == frame.data.name or plate.name in frame.data.others for plate in plates_of(site))
+
+
+def names_in_guide(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
+    """Return the data plate of a model with the names that its guide has for it.
+
+    They are those of the plates, in its dimension, around latents that stand in the data plate in the model.
+    """
+    data = model.data
+    names = [
+        plate.name
+        for name, site in of_guide.items()
+        if name in of_model and in_data_plate(of_model[name], model)
+        for plate in plates_of(site)
+        if plate.dim == data.dim and plate.name != data.name
+    ]
+    return data._replace(others=tuple(dict.fromkeys(names)))
 
 
 def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:

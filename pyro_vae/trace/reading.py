@@ -161,7 +161,7 @@ class _KeptFlags(Messenger):
         return super().__exit__(*error)
 
     def _pyro_param(self, msg: Message) -> None:
-        value = next(iter(msg["args"]), None)
+        value = msg["args"][1] if len(msg["args"]) > 1 else msg["kwargs"].get("init_tensor")
         if isinstance(value, Tensor) and str(msg["name"]) not in pyro.get_param_store():
             self.flags.setdefault(id(value), (value, value.requires_grad))
 

@@ -36,8 +36,16 @@ def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., 
 
 
 def freeze_places(record: GraphModule) -> None:
-    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes."""
+    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes.
+
+    Raises:
+        GraphError: the mask depends on the images or on what is drawn.
+    """
     for number, node in enumerate(list(record.graph.nodes)):
+        if node.target is torch.ops.aten.index.Tensor:  # by a mask the record has the number of its true entries
+            for index in node.args[1]:
+                if index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8):
+                    _value(record, index)
         if node.target is torch.ops.aten.nonzero.default:
             name = f"places_{number}"
             record.register_buffer(name, _value(record, node))
@@ -53,6 +61,8 @@ def _value(record: GraphModule, node: Node) -> Any:
     if node.op == "placeholder":
         raise GraphError("its shapes depend on the images")
     assert callable(node.target)
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise GraphError("its shapes depend on what is drawn")
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n))
     return node.target(*args, **kwargs)
 

@@ -30,6 +30,7 @@ from pyro_vae.trace.plates import (
     find_data_plate,
     from_particles,
     in_data_plate,
+    names_in_guide,
     outside_data_plate,
     per_image,
     plates_of,
@@ -122,8 +123,9 @@ class Run:
         """Return the tensors of the latents as they are in the trace, with the subsamples."""
         return self.subsamples() | {name: self.sites[name]["value"] for name in self.latents}
 
-    def in_plate(self, data: DataPlate) -> Run:
-        """Return the run with another plate for that of the images: a model says which it is, a guide may not."""
+    def beside(self, model: Run) -> Run:
+        """Return the run of a guide with the plate of the images that a run of its model has found."""
+        data = names_in_guide(model.frame, model.sites, self.sites)
         return Run(self.traces, self.frame._replace(data=data), self.layout._replace(data=data))
 
     def is_factor(self, name: str) -> bool:
