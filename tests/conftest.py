@@ -28,6 +28,7 @@ HOST = {
     "test_config",
     "test_data",
     "test_files",
+    "test_foreign_scripts",
     "test_history",
     "test_hostile",
     "test_killed",

@@ -821,3 +821,19 @@ def test_latents_in_a_plate_of_time_are_read_with_the_images_first() -> None:
     w = (log_w - log_w.amax(0)).exp()
     error = w.std(0) / w.mean(0) / math.sqrt(len(w))
     assert ((log_w.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 3e-6
+
+
+def test_observations_in_two_plates_of_the_size_of_the_batch_are_no_images() -> None:
+    """Nothing says that the rows of one belong to those of the other; the batch has a joint weight all the same."""
+    program, y, x = LinearGaussian(2), torch.randn(4), LinearGaussian(2).simulate(4)
+
+    def model(x: Tensor) -> None:
+        program.model(x)
+        with pyro.plate("again", 4):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="Site 'y' stands outside the data plate 'data'"):
+        score(model, program.guide, x, 5)
+    found = log_weights(model, program.guide, x, 5, seed=0, shared="sampled")
+    expected = program.log_evidence(x).sum() + dist.Normal(0.0, 1.0).log_prob(y).sum()
+    torch.testing.assert_close(found, expected.expand(5))

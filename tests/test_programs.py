@@ -105,7 +105,7 @@ def test_a_program_of_ones_own_is_fitted_and_scored(
         ("missing.py:factory", ["no Python file", "missing.py"]),
         ("mine.py:nothing", ["defines no function 'nothing'"]),
         ("mine.py:empty", ["has no model(x)"]),
-        ("mine.py:globally", ["Site 'theta' must stand in one data plate"]),
+        ("mine.py:globally", ["no latent site 'theta'"]),
     ],
 )
 def test_a_program_that_cannot_be_used_is_refused(

@@ -51,6 +51,7 @@ class Replay(Reader):
     """Draws what has been drawn: the next of given latents (K, B, D), as many as are asked for."""
 
     def __init__(self, z: Tensor, log_q: Tensor) -> None:
+        super().__init__()
         self.z, self.log_q = z, log_q
 
     def draw(self, guide: Any, batch: Any, num_samples: int, layout: Any) -> Any:
@@ -103,6 +104,7 @@ class Cramped(Reader):
     """Runs out of memory, in the words of a device or of the CPU, whenever more than so many particles are scored."""
 
     def __init__(self, most: int, error: RuntimeError) -> None:
+        super().__init__()
         self.most, self.error, self.sizes = most, error, []
 
     def log_density(self, program: Any, batch: Any, values: Any, layout: Any) -> Any:

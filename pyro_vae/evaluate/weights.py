@@ -158,7 +158,7 @@ def _parts(
     parts: list[tuple[Tensor, ...]] = []
     lacks: str | None = None
     with torch.no_grad(), quietly(model, guide, x=batch, seed=seed):
-        described, first = _checked(model, guide, batch, joint=joint)
+        described, first = _checked(model, guide, batch, reader, joint=joint)
         # Where all particles are the same, one is all of them.
         drawn = 1 if described.deterministic else num_samples
         layouts = choose_layouts(model, guide, batch, drawn)
@@ -176,7 +176,7 @@ def _parts(
     return Parts(log_p, log_prior, log_guide, described.lacks or lacks)
 
 
-def _checked(model: Program, guide: Program, batch: Batch, *, joint: bool) -> tuple[Description, Run]:
+def _checked(model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool) -> tuple[Description, Run]:
     """Describe the programs, refuse what has no weights, and return a run of the model beside."""
     with fork_rng(batch.x):
         p, q = run_pair(model, guide, batch, 1)
@@ -184,8 +184,9 @@ def _checked(model: Program, guide: Program, batch: Batch, *, joint: bool) -> tu
         described = description(p, q, point_masses(guide, batch, q))
         if not joint and described.why_not_per_image:
             raise ValueError(described.why_not_per_image)
-        if not joint:
+        if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
             check_independence(model, guide, batch, p, q)
+            reader.checked.add((model, guide))
     return described, p
 
 

@@ -98,6 +98,8 @@ class Batch:
         Raises:
             TypeError: an argument is neither a tensor nor hashable.
         """
+        if len(self.args) == 1 and self.args[0] is self.x and not self.kwargs:  # the usual one, at every step
+            return [self.x], _alone, None
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         others = tuple((index, leaf) for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
@@ -111,6 +113,10 @@ class Batch:
             return Batch(*args, **kwargs)
 
         return [leaves[index] for index in places], build, (structure, others)
+
+
+def _alone(tensors: list[Tensor]) -> Batch:
+    return Batch(*tensors)
 
 
 Data: TypeAlias = "Tensor | Batch | tuple[Any, ...] | list[Any]"

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.densities import run, run_pair
 from pyro_vae.trace.elements import element, is_normalized, of_elements, support_of, unmixed
-from pyro_vae.trace.plates import event_size, plates_of
+from pyro_vae.trace.plates import event_size, in_data_plate, plates_of
 from pyro_vae.trace.reading import fork_rng, reading, scoped_store
 from pyro_vae.trace.running import Run, Values
 from pyro_vae.trace.simulate import image_site
@@ -46,7 +46,7 @@ class Description:
         lacks: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
         lacks_latent: whether that is because of a latent, so that there is no rate either.
         deterministic: whether every particle of the guide is the same.
-        shared: latents outside the data plate: an image has no log weight of its own then.
+        shared: sites outside the data plate, latent or observed: an image has no log weight of its own then.
         losses: sites that are terms of the loss and no densities.
     """
 
@@ -67,8 +67,8 @@ class Description:
             return None
         return (
             f"Site {self.shared[0]!r} stands outside the data plate {self.data_plate!r} and is shared by all images, "
-            "none of which has a log weight of its own then: "
-            'log_weights(..., shared="sampled") gives that of the batch.'
+            "none of which has a log weight of its own then: put sites of single images into one plate object, or take "
+            'the weight of the whole batch, log_weights(..., shared="sampled").'
         )
 
 
@@ -107,9 +107,17 @@ def description(p: Run, q: Run, point_masses: tuple[str, ...]) -> Description:
         lacks=lacks or loss,
         lacks_latent=lacks is not None,
         deterministic=set(q.drawn) == set(point_masses),
-        shared=tuple(dict.fromkeys([*p.shared, *q.shared])),
+        shared=tuple(dict.fromkeys([*p.shared, *q.shared, *_observed_outside(p)])),
         losses=tuple(losses),
     )
+
+
+def _observed_outside(p: Run) -> list[str]:
+    """Return the observed sites outside the data plate, among them those of a second plate of its size.
+
+    Nothing says whose rows such a plate holds, so that an image is given no part of them.
+    """
+    return [name for name in p.observed if not in_data_plate(p.sites[name], p.frame)]
 
 
 def _observes(p: Run, names: list[str]) -> str:

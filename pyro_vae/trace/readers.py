@@ -18,7 +18,10 @@ _LOG = logging.getLogger("pyro_vae")
 
 
 class Reader:
-    """Reads programs as Pyro runs them."""
+    """Reads programs as Pyro runs them; kept from batch to batch, it remembers what has been checked once."""
+
+    def __init__(self) -> None:
+        self.checked: set[Any] = set()
 
     def start(self) -> None:
         """Prepare for a batch of images."""
@@ -45,6 +48,7 @@ class CompiledReader(Reader):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._graphs: dict[Any, tuple[Graph, Any]] = {}
         self._refused: set[Any] = set()
         self._compared: set[Any] = set()  # for the present batch
