@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pyro_vae.trace import Batch, Data, Program, choose_layouts, draw, log_density, quietly
+from pyro_vae.trace import Batch, Data, Program, choose_layouts, draw, log_density, quietly, refuse_whole_batch
 
 Array = np.ndarray
 
@@ -52,6 +52,7 @@ def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None)
         ValueError: as `log_density`.
     """
     batch = Batch.of(x)
+    refuse_whole_batch(model, guide, batch)
     number = len(batch)
     at_once = max(1, _ROWS // number)
     with torch.no_grad(), quietly(model, guide, x=batch, seed=seed, purpose="surgery"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Data, Program, draw, quietly, simulate
+from pyro_vae.trace import Data, Program, draw, quietly, refuse_whole_batch, simulate
 
 Array = np.ndarray
 
@@ -35,6 +35,7 @@ def calibration_ranks(
     Raises:
         ValueError: as `simulate`, or the program has no latent site.
     """
+    refuse_whole_batch(model, guide, like)
     with torch.no_grad(), quietly(model, guide, x=like, seed=seed, purpose="calibration"):
         x, exact = simulate(model, like)
         if not exact:

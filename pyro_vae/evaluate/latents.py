@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Batch, Data, Program, draw, reading, run
+from pyro_vae.trace import Batch, Data, Program, Run, reading, run
+from pyro_vae.trace.plates import to_particles
 
 _ACTIVE_VARIANCE = 0.01
 
@@ -31,12 +32,24 @@ class Moments(NamedTuple):
 def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int | None = None) -> Moments:
     """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S draws, sites flattened and joined."""
     with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="moments"):
-        values, _ = draw(guide, x, num_samples)
+        result = run(guide, x, num_samples)
+        refuse_shared(result)
+        values = result.values
     if not values:
         empty = torch.empty(len(Batch.of(x)), 0)
         return Moments(empty, empty, num_samples)
     z = torch.cat([value.reshape(*value.shape[:2], -1) for value in values.values()], 2)
     return Moments(z.double().mean(0), z.double().var(0), num_samples)
+
+
+def refuse_shared(result: Run) -> None:
+    """Refuse a guide with latents that all images share: they are no units of one image.
+
+    Raises:
+        ValueError: names the site.
+    """
+    if result.shared:
+        raise ValueError(f"Site {result.shared[0]!r} is shared by all images: it is no latent unit of one of them.")
 
 
 def closed_mean(guide: Program, x: Data) -> Tensor | None:
@@ -55,7 +68,9 @@ def closed_mean(guide: Program, x: Data) -> Tensor | None:
         mean: Tensor = result.sites[names[0]]["fn"].mean
     except (NotImplementedError, AttributeError):
         return None
-    return mean.reshape(len(batch), -1)
+    site = result.sites[names[0]]
+    refuse_shared(result)
+    return to_particles(mean.expand_as(site["value"]), site, result.frame).reshape(len(batch), -1)
 
 
 def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_vae.trace import (
     Data,
     Description,
     Layout,
+    Layouts,
     Program,
     Reader,
     Run,
@@ -158,10 +159,10 @@ def _parts(
     parts: list[tuple[Tensor, ...]] = []
     lacks: str | None = None
     with torch.no_grad(), quietly(model, guide, x=batch, seed=seed):
-        described, first = _checked(model, guide, batch, reader, joint=joint)
+        described, first, plain = _checked(model, guide, batch, reader, joint=joint)
         # Where all particles are the same, one is all of them.
         drawn = 1 if described.deterministic else num_samples
-        layouts = choose_layouts(model, guide, batch, drawn)
+        layouts = choose_layouts(model, guide, batch, drawn) if drawn > 1 else plain
         scorer = _Scorer(model, batch, reader, layouts.model, chunk or min(rows, _room(batch.x)))
         for start in range(0, drawn, block):
             size = min(block, drawn - start)
@@ -176,8 +177,10 @@ def _parts(
     return Parts(log_p, log_prior, log_guide, described.lacks or lacks)
 
 
-def _checked(model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool) -> tuple[Description, Run]:
-    """Describe the programs, refuse what has no weights, and return a run of the model beside."""
+def _checked(
+    model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool
+) -> tuple[Description, Run, Layouts]:
+    """Describe the programs, refuse what has no weights, and return a run of the model and plain layouts beside."""
     with fork_rng(batch.x):
         p, q = run_pair(model, guide, batch, 1)
         check_support(p)
@@ -187,7 +190,7 @@ def _checked(model: Program, guide: Program, batch: Batch, reader: Reader, *, jo
         if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
             check_independence(model, guide, batch, p, q)
             reader.checked.add((model, guide))
-    return described, p
+    return described, p, Layouts(Layout("plain", p.frame.data), Layout("plain", q.frame.data))
 
 
 def _outside(p: Run, values: Values, log_prior: Tensor) -> str | None:

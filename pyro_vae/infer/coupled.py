@@ -34,7 +34,9 @@ class FreeBits(Objective):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the floored rate of the batch."""
-        rate = sum(self._rate(particles, name) for name in particles.q.values)
+        if particles.q.drawn != particles.q.latents:
+            raise ValueError("The guide draws through auxiliary sites, whose rate is that of no unit: use elbo.")
+        rate = sum(self._rate(particles, name) for name in particles.q.latents)
         return particles.log_likelihood.mean(0) - rate
 
     def _rate(self, particles: Particles, name: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_vae.trace import Batch, Description, Layouts, Program, choose_layouts
+from pyro_vae.trace.surroundings import Surroundings
 
 
 @dataclass
@@ -18,11 +19,27 @@ class Fact:
     layouts: Layouts | None = None
     described: Description | None = None
     uses: int = 0
+    _surroundings: Surroundings | None = None
+    _state: int = 0
+
+    def has_changed(self, model: Program, guide: Program, num_samples: int) -> bool:
+        """Whether other numbers are around the programs than when last asked; of one particle nothing depends on it."""
+        if num_samples == 1:
+            return False
+        if self._surroundings is None:
+            try:
+                self._surroundings = Surroundings([model, guide])
+            except OverflowError:  # too much to watch: found out every time
+                return True
+        before, self._state = self._state, self._surroundings.state()
+        return before != self._state
 
 
 @dataclass
 class Known:
-    """Facts of programs, found out anew at uses 1, 2, 4, 8, ..., since weights move.
+    """Facts of programs, one for each form of their arguments.
+
+    They are found out anew at uses 1, 2, 4, 8, ..., since weights move, and where numbers around the programs change.
 
     A decoder whose gate starts at zero shows only later that it mixes particles. While a graph is recorded nothing is
     found out: the run before has done that.
@@ -32,20 +49,23 @@ class Known:
     facts: dict[Any, Fact] = field(default_factory=dict)
 
     def of(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
-        """Return the fact of a model and a guide for K particles of batches of this size."""
-        key = model, guide, len(batch)
+        """Return the fact of a model and a guide for K particles of batches of this form."""
         try:
+            tensors, _, form = batch.flatten()
+            key = model, guide, form, tuple(tensor.shape for tensor in tensors)
             fact = self.facts.setdefault(key, Fact())
-        except TypeError:  # a program that cannot be hashed is not remembered
+        except TypeError:  # a program or an argument that cannot be hashed is not remembered
             fact = Fact()
         if get_proxy_mode() is not None:
             return fact
         fact.uses += 1
-        if fact.uses & (fact.uses - 1) == 0:
+        if fact.uses & (fact.uses - 1) == 0 or fact.has_changed(model, guide, num_samples):
             fact.described = None
             if num_samples > 1:
                 with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
-                    fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout)
+                    fact.layouts = choose_layouts(
+                        model, guide, batch, num_samples, one_layout=one_layout, as_trained=True
+                    )
         return fact
 
     def __getstate__(self) -> dict[str, Any]:

@@ -214,6 +214,8 @@ class MeanFieldELBO(Objective):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
+        if shared := particles.described.shared:
+            raise ValueError(f"Site {shared[0]!r} is shared by all images, which have no analytic KL each; use elbo.")
         drawn, latents = particles.q.drawn, particles.q.latents
         if len(drawn) != 1 or drawn != latents:
             raise ValueError(f"The analytic KL is of one latent site, and this program has {len(drawn)}.")

@@ -90,6 +90,8 @@ class Optim(PyroOptim):
         new = {name: named[name] for name in sorted(named) if self.params.get(name) is not named[name]}
         if self.optimizer is not None and not new:
             return
+        for name in new.keys() & self.params.keys():  # the store has been loaded or cleared: the old one trains no more
+            self._drop(self.params[name])
         self.params |= new
         optimizer = self.constructor(list(new.values()), **(self.arguments | self._on_device(new.values())))
         if self.optimizer is not None:
@@ -99,6 +101,12 @@ class Optim(PyroOptim):
         self.optimizer = optimizer
         if (schedule := self.schedule) is not None:
             self.scheduler = LambdaLR(self.optimizer, lambda step: self.scale * schedule(step))
+
+    def _drop(self, param: Tensor) -> None:
+        if self.optimizer is not None:
+            group = self.optimizer.param_groups[0]
+            group["params"] = [p for p in group["params"] if p is not param]
+            self.optimizer.state.pop(param, None)
 
     def _on_device(self, params: Iterable[Tensor]) -> State:
         """Return what keeps a fused optimizer on a CUDA device, learning rate included: such a step can be captured."""

@@ -76,8 +76,15 @@ class Particles:
     @property
     def elbo(self) -> Tensor:
         """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
+        if self.described.lacks:
+            return torch.full_like(self.log_w[0], torch.nan).detach()
         value = self.log_w.detach().mean(0)
-        return torch.full_like(value, torch.nan) if self.described.lacks else value
+        # Of what all images share, a batch has the part of its images in the data set.
+        rest = 1 - self.p.batch_size / self.p.frame.data.full_size
+        for name in self.described.shared if rest else ():
+            for terms, sign in ((self.log_p, rest), (self.log_q, -rest)):
+                value = value - sign * terms[name].detach().mean(0) if name in terms else value
+        return value
 
     @property
     def log_likelihood(self) -> Tensor:

@@ -18,8 +18,9 @@ _LOG = logging.getLogger("pyro_vae")
 
 Observe = Callable[..., Any]
 
-# Calls after which a record is compared with the program once in an epoch: of shorter epochs not in every one.
-_LEAST_CALLS = 100
+# Calls after which a record is compared with the program once in an epoch (of shorter epochs not in every one), and
+# calls after which it is compared in any case.
+_LEAST_CALLS, _MOST_CALLS = 100, 1000
 # Relative differences that rounding may make: of products in bfloat16, and otherwise as a graph has them.
 _TOLERANCES = {"bf16": 0.02}
 
@@ -38,8 +39,8 @@ class Outcome(NamedTuple):
 class RecordedStep:
     """The graph of a step, for batches of one form; others, such as the last of an epoch, are left to the caller.
 
-    At its calls 2, 4, 8, ..., and after `compare_soon`, the graph is compared with the program on the batch at hand and
-    the same noise, and given up where the two differ.
+    At its calls 2, 4, 8, ..., after a thousand others, and after `compare_soon`, the graph is compared with the program
+    on the batch at hand and the same noise, and given up where the two differ.
 
     Args:
         model: program of p(x, z).
@@ -91,7 +92,8 @@ class RecordedStep:
             return False
         if self._graph is None or observe != self._observe:
             self._observe, self._build = observe, build
-            self._graph = Graph(self._loss_and_gradients, self.model, self.guide, self.objective, **self.options)
+            around = (self.model, self.guide, self.objective, *batch.others())
+            self._graph = Graph(self._loss_and_gradients, *around, **self.options)
             self._calls = 0
         return True
 
@@ -103,7 +105,7 @@ class RecordedStep:
     def compares(self) -> bool:
         """Whether the next call compares the graph with the program."""
         calls = self._calls + 1
-        return self._soon or (calls > 1 and calls & (calls - 1) == 0)
+        return self._soon or (calls > 1 and calls & (calls - 1) == 0) or calls - self._compared_at > _MOST_CALLS
 
     def __call__(self, batch: Batch) -> Outcome | None:
         """Compute a step that `takes` has agreed to; None where it cannot be recorded after all."""

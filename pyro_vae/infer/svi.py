@@ -16,7 +16,7 @@ from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.infer.recorded import Observe, RecordedStep
-from pyro_vae.trace import Batch, Data, ModulesThatRun, Program
+from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, stored_ids
 
 
 class NonFiniteError(FloatingPointError):
@@ -82,7 +82,7 @@ class SVI(pyro.infer.SVI):
         # On the device of the loss, in place, so that a captured step reads and writes them.
         self._number = torch.tensor(0)
         self._failed_step = torch.tensor(-1)
-        self._names: set[str] = set()  # in the param store when the optimizer last looked
+        self._stored: dict[str, int] = {}  # in the param store when the optimizer last looked
 
     def step(self, *args: Any, observe: Observe | None = None, **kwargs: Any) -> Tensor:
         """Take one gradient step.
@@ -190,7 +190,7 @@ class SVI(pyro.infer.SVI):
 
     def _by_pyro(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step by running the program."""
-        loss = self._backward(*args, **kwargs) if self._names else self._first_backward(*args, **kwargs)
+        loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
         self._number = self._number.to(loss.device)
         self._failed_step = self._failed_step.to(loss.device)
         self._admit()  # before the gate, which has to see the gradients of newcomers
@@ -200,11 +200,10 @@ class SVI(pyro.infer.SVI):
         return loss
 
     def _admit(self) -> None:
-        """Take on parameters that have appeared in the store, perhaps unfrozen."""
-        store = pyro.get_param_store()
-        if len(store) != len(self._names):
-            self.optim.add(unconstrained(name) for name in store.keys() - self._names)
-            self._names = set(store.keys())
+        """Take on parameters that have appeared in the store, perhaps unfrozen, or in the place of others."""
+        if (present := stored_ids()) != self._stored:
+            self.optim.add(unconstrained(name) for name, key in present.items() if self._stored.get(name) != key)
+            self._stored = present
 
     def _update(self, finite: Tensor) -> None:
         """Move the weights by their gradients, unless these or the loss are not finite."""
@@ -238,7 +237,7 @@ class SVI(pyro.infer.SVI):
             loss, captured = capture(self.modules, lambda: self._backward(*args, **kwargs))
         self.modules = ran.outermost(self.modules)
         self.optim.add(captured)
-        self._names = set(pyro.get_param_store().keys())
+        self._stored = stored_ids()
         return loss
 
     def _clear(self) -> None:

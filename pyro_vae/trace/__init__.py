@@ -11,6 +11,7 @@ from pyro_vae.trace.describe import (
     description,
     outside_prior,
     point_masses,
+    refuse_whole_batch,
 )
 from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
@@ -19,7 +20,7 @@ from pyro_vae.trace.missing import seen
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.readers import CompiledReader, Reader
-from pyro_vae.trace.reading import ModulesThatRun, quietly, reading
+from pyro_vae.trace.reading import ModulesThatRun, quietly, reading, stored_ids
 from pyro_vae.trace.records import GraphError
 from pyro_vae.trace.running import Run, Terms
 from pyro_vae.trace.seeds import derive
@@ -61,10 +62,12 @@ __all__ = [
     "point_masses",
     "quietly",
     "reading",
+    "refuse_whole_batch",
     "run",
     "run_again",
     "run_at",
     "run_pair",
     "seen",
     "simulate",
+    "stored_ids",
 ]

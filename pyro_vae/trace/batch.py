@@ -92,6 +92,10 @@ class Batch:
         """Yield the images in batches of a size, of which the last may be smaller."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
+    def others(self) -> list[Any]:
+        """Return the arguments that are no tensors, such as an object of settings."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if not isinstance(leaf, Tensor)]
+
     def flatten(self) -> tuple[list[Tensor], Callable[[list[Tensor]], Batch], Any]:
         """Return the tensors, a function that builds the batch of others in their places, and all else, hashable.
 

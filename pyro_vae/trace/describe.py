@@ -93,6 +93,16 @@ def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) 
         return replace(description(p, q, point_masses(guide, batch, q)), observes=_observes(p, pixels))
 
 
+def refuse_whole_batch(model: Program, guide: Program, batch: Data) -> None:
+    """Refuse a program of which one image has no numbers of its own.
+
+    Raises:
+        ValueError: names the site that all images share.
+    """
+    if reason := describe(model, guide, batch).why_not_per_image:
+        raise ValueError(reason)
+
+
 def description(p: Run, q: Run, point_masses: tuple[str, ...]) -> Description:
     """Describe a program by a run of its model, one of its guide, and the latter's `point_masses`."""
     lacks = _lacks_latent(p, q, point_masses)
@@ -182,6 +192,11 @@ def _lacks_normalization(p: Run) -> str | None:
         if not is_normalized(element(distribution)[0]):
             return f"the loss of {name!r} is not normalized, and no log-likelihood"
     for name, site in p.sites.items():
+        for plate in plates_of(site):
+            if plate.name != p.frame.data.name and plate.full_size not in (None, plate.size):
+                return (
+                    f"plate {plate.name!r} draws {plate.size} of {plate.full_size} at site {name!r}: a part of log p(x)"
+                )
         if isinstance(site["fn"], Unit):
             return f"the factor {name!r} of the model is not normalized, and no log-likelihood"
     return None
@@ -225,6 +240,8 @@ def outside_prior(p: Run, values: Values) -> tuple[Tensor, str]:
         try:
             inside = support_of(p.sites[name]["fn"]).check(value)
         except (NotImplementedError, RuntimeError):  # a support that says nothing, or moves with other latents
+            continue
+        if inside.shape[:2] != value.shape[:2] or len(plates_of(p.sites[name])) > 1:  # bounds of each step of time
             continue
         if not inside.all():
             outside = outside.to(inside.device) | ~inside.reshape(*value.shape[:2], -1).all(-1)

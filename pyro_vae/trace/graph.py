@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.leaving import refuse_to_leave_torch
 from pyro_vae.trace.memory import is_out_of_memory
-from pyro_vae.trace.reading import ModulesThatRun, fork_rng
+from pyro_vae.trace.reading import ModulesThatRun, fork_rng, stored_ids
 from pyro_vae.trace.records import GraphError, Tensors, compiled_record, freeze_places, lift
 from pyro_vae.trace.surroundings import Slot, Surroundings, is_plain
 
@@ -101,7 +101,7 @@ class Graph:
     def key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return what Python may have decided by."""
         state = self._surroundings.state() if self._surroundings else None
-        return state, tuple([(x.shape, x.dtype, x.device) for x in inputs])
+        return state, tuple(stored_ids().values()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
 
     def captured_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return what a captured graph of such inputs stands on: its key, its tensors, and how often the host wrote."""
@@ -115,7 +115,7 @@ class Graph:
             if self._surroundings is None:
                 self._surroundings = Surroundings(self._programs)
             key = self.key(inputs)
-            if key not in self._records:
+            if key not in self._records or self._records[key].is_stale():
                 record = self._record(inputs)
                 key = self.key(inputs)  # the modules that ran are watched from now on
                 self._records[key] = record
@@ -154,14 +154,16 @@ class Graph:
                     if is_out_of_memory(error):
                         raise
                     raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
-            freeze_places(graph)
+            frozen = freeze_places(graph)
             outside = lift(graph)
             _refuse_hooks(outside)
             run: Callable[..., Tensors] = graph
             if self.compiled:
                 run = self._compile(graph, inputs, outside)
         places = self._surroundings.places()
-        return _Record(known, run, outside, [places.get(id(tensor)) for tensor in outside])
+        slots = [places.get(id(tensor)) for tensor in outside]
+        masks = [(tensor, places.get(id(tensor)), tensor.clone()) for tensor in frozen]
+        return _Record(known, run, outside, slots, masks)
 
     def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
         """Compile a record, and hold what the compiler has made against it: compilers have errors, too."""
@@ -209,22 +211,30 @@ class Graph:
         """Take back what running the function does beside its results, and refuse what it does in Python."""
         surroundings = self._surroundings
         assert surroundings is not None
-        buffers = [(buffer, buffer.clone()) for buffer in self._buffers()]
-        streams = random.getstate(), np.random.get_state()
         values = surroundings.values()
+        # Buffers, and whatever else holds numbers of its own: a moving average in an attribute, for one.
+        tensors = [value for value in values if isinstance(value, Tensor) and not value.requires_grad]
+        before = [(tensor, tensor.clone()) for tensor in {id(t): t for t in (*self._buffers(), *tensors)}.values()]
+        lists = surroundings.lists()
+        streams = random.getstate(), np.random.get_state()
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for tensor, value in before:
+                    tensor.copy_(value)
             drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))  # the caller puts them back
             changed = surroundings.changed(values)
-            counted = [(slot, old) for slot, old in changed if is_plain(slot.read()) and is_plain(old)]
+            counted = [(slot, old) for slot, old in changed if _is_kept(slot.read(), old)]
             for slot, old in counted:
                 slot.write(old)
+            grown = [things for things, length in lists if len(things) > length]
+            for things, length in lists:
+                del things[length:]
         if drawn:
             raise GraphError("it draws random numbers from NumPy or Python, which a graph would freeze")
+        if grown:
+            raise GraphError("a list of the program grows from call to call, which a graph would not do")
         for slot, _ in counted:
             raise GraphError(f"{slot.name} changes from call to call, which a graph would freeze; make it a tensor")
         for slot, _ in changed:
@@ -238,10 +248,25 @@ class _Record(NamedTuple):
     run: Callable[..., Tensors]
     outside: list[Tensor]  # what it read when it was made, kept alive
     slots: list[Slot | None]  # where some of them stand that may be exchanged
+    masks: list[tuple[Tensor, Slot | None, Tensor]]  # what decided shapes, where it stands, and its values
+
+    def is_stale(self) -> bool:
+        """Whether a mask is another one than that which decided the shapes of the record."""
+        return any(not torch.equal(t if slot is None else slot.read(), old) for t, slot, old in self.masks)
 
     def read(self) -> list[Tensor]:
         """Return what it reads from outside, as that is now."""
         return [t if slot is None else slot.read() for t, slot in zip(self.outside, self.slots, strict=True)]
+
+
+def _is_kept(new: Any, old: Any) -> bool:
+    """Whether a value in the place of another is kept from call to call: a counter, or a tensor that is rebound.
+
+    What was nothing before is a cache.
+    """
+    if isinstance(new, Tensor) and isinstance(old, Tensor):
+        return True
+    return is_plain(new) and is_plain(old)
 
 
 def _copies(tensors: tuple[Tensor, ...]) -> list[Tensor]:

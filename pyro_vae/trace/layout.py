@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import element
@@ -78,7 +79,13 @@ def choose_layout(
 
 
 def choose_layouts(
-    model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool = False
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    num_samples: int,
+    *,
+    one_layout: bool = False,
+    as_trained: bool = False,
 ) -> Layouts:
     """Choose how K particles are drawn from a guide and scored by a model, which names the plate of the images.
 
@@ -88,17 +95,23 @@ def choose_layouts(
         batch: what they are called with.
         num_samples: K.
         one_layout: whether both must be run alike; then both are run as the slower one has to be.
+        as_trained: whether they will be run in the modes in which their modules are: a BatchNorm that trains takes the
+            statistics of one particle at a time, as in stock Pyro.
     """
     if num_samples == 1:
         return Layouts(Layout("plain"), Layout("plain"))
-    with _looking(batch, model, guide):
+    with _looking(batch, model, guide) as kept:
         pairs = [run_plainly(model, guide, batch) for _ in range(_COMPARED)]
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
-    data = pairs[0][0].frame.data
+    data, names = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
     nesting, plates = number_of_plates(sites), [plate for site in sites for plate in plates_of(site)]
     of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
-    of_guide = choose_layout(guide, batch, num_samples, None, pairs[0][1].frame.data)
+    of_guide = choose_layout(guide, batch, num_samples, None, names)
+    if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
+        single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
+        of_guide = single._replace(data=names)
+        return Layouts(_chosen(model, single, single.reason), _chosen(guide, of_guide, single.reason))
     # What a plate draws of a data set is one draw for both programs, in one layout.
     one_layout = one_layout or any(plate.full_size not in (None, plate.size) for plate in plates)
     if one_layout and of_model.kind != of_guide.kind and values:
@@ -132,16 +145,16 @@ def run_plainly(
 
 
 @contextmanager
-def _looking(batch: Batch, *programs: Program) -> Iterator[None]:
+def _looking(batch: Batch, *programs: Program) -> Iterator[Any]:
     """Run programs in evaluation mode, without leaving a mark."""
     with (
         torch.no_grad(),
         fork_rng(batch.x),
-        evaluation_mode(*programs),
+        evaluation_mode(*programs) as kept,
         pyro.validation_enabled(False),
         scoped_store(),
     ):
-        yield
+        yield kept
 
 
 def _first_that_agrees(program: Program, batch: Batch, layouts: list[Layout], held: Values) -> Layout:

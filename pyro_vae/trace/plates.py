@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from pyro.distributions import Unit
 from torch import Tensor
 
@@ -73,28 +74,28 @@ def plates_of(site: Site) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
 
 
-def find_data_plate(sites: Iterable[Site], size: int, *, guess: bool = False) -> DataPlate:
+def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) -> DataPlate:
     """Find the plate of the images: the one that the observed sites share, or the latent ones where none is observed.
 
-    Several plates may have the size of the batch. Then it is the one in which latents stand too, since a plate of
-    pixels or time steps inside it holds observations alone.
+    Several plates may have the size of the batch, as one of pixels or time steps inside that of the images. Then it is
+    the one whose rows hold the elements of the rows of x.
 
     Args:
         sites: of a program.
-        size: of the batch.
+        x: (B, ...), what the program is called with.
         guess: whether a program may have none, or several of that size, since another one decides.
 
     Raises:
         ValueError: no plate has the size of the batch, or several have it and nothing tells them apart.
     """
+    size = len(x)
     proper = [site for site in sites if not isinstance(site["fn"], Unit)]
     latent = [site for site in proper if not site["is_observed"]]
     observed = [site for site in proper if site["is_observed"]]
     anchors = [site for site in observed if plates_of(site)] or observed or latent
     names = _names(anchors, size, every=True) or _names(anchors, size, every=False)
     if len(names) > 1:
-        of_latents = _names(latent, size, every=False)
-        names = [name for name in names if name in of_latents] or names
+        names = [name for name in names if any(_holds_rows(site, name, x) for site in observed)] or names
     if not anchors or (guess and not names):
         return DataPlate("", 0, size)  # a dimension that no plate has: all is shared
     if len(names) > 1 and not guess:
@@ -113,6 +114,16 @@ def _names(sites: list[Site], size: int, *, every: bool) -> list[str]:
     each = [[frame.name for frame in plates_of(site) if frame.size in (size, -1)] for site in sites]
     names = list(dict.fromkeys(name for found in each for name in found))
     return [name for name in names if not every or all(name in found for found in each)]
+
+
+def _holds_rows(site: Site, name: str, x: Tensor) -> bool:
+    """Whether the rows of a site along a plate hold the elements of the rows of x, in any order."""
+    value, dims = site["value"], [plate.dim for plate in plates_of(site) if plate.name == name]
+    axis = value.dim() - site["fn"].event_dim + dims[0] if dims else -1
+    if axis < 0 or value.numel() != x.numel() or value.shape[axis] != len(x):
+        return False
+    rows = value.movedim(axis, 0).reshape(len(x), -1)
+    return torch.equal(rows.sort(1).values, x.reshape(len(x), -1).sort(1).values.to(rows))
 
 
 def _no_data_plate(anchors: list[Site], size: int) -> str:

@@ -106,7 +106,7 @@ class CompiledReader(Reader):
             def of_tensors(*inputs: Tensor) -> Any:
                 return function(build(list(inputs[:number])), list(inputs[number:]))
 
-            self._graphs[key] = Graph(of_tensors, program), form
+            self._graphs[key] = Graph(of_tensors, program, *batch.others()), form
         graph, compiled = self._graphs[key]
         if form != compiled:
             return None

@@ -101,14 +101,17 @@ class ModulesThatRun:
 
 
 @contextmanager
-def evaluation_mode(*programs: Program) -> Iterator[None]:
-    """Switch every module behind the programs, or that runs inside, to ``eval()``; each part back to its mode after."""
-    modes: dict[nn.Module, bool] = {}
+def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
+    """Switch every module behind the programs, or that runs inside, to ``eval()``; each is as it was after.
+
+    Yields the modules switched, with what they were.
+    """
+    kept: dict[nn.Module, _Kept] = {}
 
     def switch(root: nn.Module) -> None:
         for part in root.modules():
-            if part not in modes:
-                modes[part] = part.training
+            if part not in kept:
+                kept[part] = _Kept(part)
                 part.training = False
 
     try:
@@ -116,10 +119,27 @@ def evaluation_mode(*programs: Program) -> Iterator[None]:
             for root in modules(program):
                 switch(root)
         with ModulesThatRun(switch):
-            yield
+            yield kept
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        for each in kept.values():
+            each.restore()
+
+
+class _Kept:
+    """A module as it was: its mode, its numbers in Python, and its buffers, which a forward pass may move."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        table = vars(module).items()
+        self.numbers = {name: value for name, value in table if isinstance(value, (bool, int, float, str))}
+        self.buffers = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
+
+    def restore(self) -> None:
+        vars(self.module).update(self.numbers)
+        with torch.no_grad():
+            for buffer, before in self.buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 @contextmanager
@@ -164,6 +184,12 @@ class _KeptFlags(Messenger):
         value = msg["args"][1] if len(msg["args"]) > 1 else msg["kwargs"].get("init_tensor")
         if isinstance(value, Tensor) and str(msg["name"]) not in pyro.get_param_store():
             self.flags.setdefault(id(value), (value, value.requires_grad))
+
+
+def stored_ids() -> dict[str, int]:
+    """Return the identity of the tensor that is trained under each name of the param store."""
+    store: Any = pyro.get_param_store()
+    return {name: id(tensor) for name, tensor in store._params.items()}
 
 
 @contextmanager

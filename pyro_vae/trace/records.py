@@ -35,35 +35,43 @@ def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., 
         log.setLevel(level)
 
 
-def freeze_places(record: GraphModule) -> None:
+def freeze_places(record: GraphModule) -> list[Tensor]:
     """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes.
+
+    Returns:
+        The tensors that the masks are made of, which must stay as they are.
 
     Raises:
         GraphError: the mask depends on the images or on what is drawn.
     """
+    read: dict[int, Tensor] = {}
     for number, node in enumerate(list(record.graph.nodes)):
         if node.target is torch.ops.aten.index.Tensor:  # by a mask the record has the number of its true entries
             for index in node.args[1]:
                 if index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8):
-                    _value(record, index)
+                    _value(record, index, read)
         if node.target is torch.ops.aten.nonzero.default:
             name = f"places_{number}"
-            record.register_buffer(name, _value(record, node))
+            record.register_buffer(name, _value(record, node, read))
             with record.graph.inserting_before(node):
                 node.replace_all_uses_with(record.graph.get_attr(name))
     record.graph.eliminate_dead_code()
+    return list(read.values())
 
 
-def _value(record: GraphModule, node: Node) -> Any:
-    """Return the value of a node that depends on no input."""
+def _value(record: GraphModule, node: Node, read: dict[int, Tensor]) -> Any:
+    """Return the value of a node that depends on no input, and note the tensors that it is made of."""
     if node.op == "get_attr":
-        return getattr(record, str(node.target))
+        value = getattr(record, str(node.target))
+        if isinstance(value, Tensor):
+            read[id(value)] = value
+        return value
     if node.op == "placeholder":
         raise GraphError("its shapes depend on the images")
     assert callable(node.target)
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise GraphError("its shapes depend on what is drawn")
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n))
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n, read))
     return node.target(*args, **kwargs)
 
 
@@ -75,6 +83,8 @@ def lift(record: GraphModule) -> list[Tensor]:
     outside: list[Tensor] = []
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(record, node.target)
+        if not isinstance(tensor, Tensor):
+            raise GraphError(f"it uses a {type(tensor).__name__}, which is no tensor")
         if id(tensor) not in places:
             with graph.inserting_after(behind):
                 behind = places[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")

@@ -59,6 +59,7 @@ class Run:
     traces: tuple[poutine.Trace, ...]
     frame: Frame  # of each trace
     layout: Layout
+    held: frozenset[str] = frozenset()  # latents at given values
 
     @property
     def num_samples(self) -> int:
@@ -126,7 +127,7 @@ class Run:
     def beside(self, model: Run) -> Run:
         """Return the run of a guide with the plate of the images that a run of its model has found."""
         data = names_in_guide(model.frame, model.sites, self.sites)
-        return Run(self.traces, self.frame._replace(data=data), self.layout._replace(data=data))
+        return Run(self.traces, self.frame._replace(data=data), self.layout._replace(data=data), self.held)
 
     def is_factor(self, name: str) -> bool:
         """Whether a site is a `pyro.factor`."""
@@ -148,7 +149,7 @@ class Run:
             else:
                 # In the precision of the network, as in stock Pyro: so gradients come out with its bits.
                 scaled = [term * s["scale"] for term, s in zip(plain, self.each(name), strict=True)]
-                density, weighed = self._spread(name, plain, full=True), self._spread(name, scaled)
+                density, weighed = self._spread(name, plain), self._spread(name, scaled)
             if self.is_loss(name, guide=guide):
                 terms.losses[name] = weighed
             else:
@@ -164,8 +165,12 @@ class Run:
         return self.joined(name, lambda site: per_image(of(site), site, self.frame, extra))
 
     def _is_unobserved(self, name: str) -> bool:
+        """Whether a site is what an `obs_mask` leaves out, and the model alone draws."""
         stem = name.removesuffix("_unobserved")
-        return stem != name and stem in self.traces[0].nodes and f"{stem}_observed" in self.sites
+        if stem == name or name in self.held or f"{stem}_observed" not in self.sites:
+            return False
+        whole: Any = self.traces[0].nodes.get(stem, {})
+        return bool(whole.get("infer", {}).get("_deterministic"))
 
     def each(self, name: str) -> list[Site]:
         """Return a site of every trace."""
@@ -176,21 +181,14 @@ class Run:
         parts = [of(site) for site in self.each(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _spread(self, name: str, terms: list[Tensor], *, full: bool = False) -> Tensor:
-        """Return terms of a site as (K, B), float64; what all images share is divided among them.
-
-        Args:
-            name: of the site.
-            terms: of each trace, of its batch shape.
-            full: whether a shared term is divided among the images of the whole data set and not those of the batch.
-        """
+    def _spread(self, name: str, terms: list[Tensor]) -> Tensor:
+        """Return terms of a site, of each trace, as (K, B), float64; what all images share is divided among them."""
         parts = []
         for term, site in zip(terms, self.each(name), strict=True):
             # Pyro's improper prior scores on the CPU, wherever its values are.
             part = per_image(term.to(site["value"].device, torch.float64), site, self.frame)
             if part.dim() == 1:
-                number = self.frame.data.full_size if full else self.batch_size
-                part = (part / number).unsqueeze(1).expand(-1, self.batch_size)
+                part = (part / self.batch_size).unsqueeze(1).expand(-1, self.batch_size)
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -264,10 +262,10 @@ def run_laid_out(
             for site in run.sites.values():  # at once, since a flow without an inverse knows its last draw alone
                 site["log_prob"] = log_prob(site)  # type: ignore[index]
             runs.append(run)
-        return Run(tuple(run.traces[0] for run in runs), runs[0].frame, layout)
+        return Run(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
     rows = layout.kind == "rows"
     called = batch.repeat(num_samples) if rows else batch
-    held = _Held(given, native or {}, layout, num_samples, len(batch))
+    held = _Held(given, native or {}, layout, num_samples, batch.x)
     with _SampleSites() as tracer, held, _explained(called.x):
         if layout.kind == "particles":
             with pyro.plate(PARTICLES, num_samples, dim=layout.particle_dim):
@@ -276,10 +274,10 @@ def run_laid_out(
             called.call(program)
     trace = tracer.trace
     sites = proper_sites(trace)
-    data = layout.data or find_data_plate(sites.values(), len(called), guess=guess)
+    data = layout.data or find_data_plate(sites.values(), called.x, guess=guess)
     frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data)
     _check_latents(sites, given, frame)
-    return Run((trace,), frame, layout._replace(data=data))
+    return Run((trace,), frame, layout._replace(data=data), frozenset(held.used))
 
 
 @contextmanager
@@ -309,10 +307,11 @@ def _check_latents(sites: Mapping[str, Site], given: Values, frame: Frame) -> No
 class _Held(Messenger):
     """Holds latents at given values, brought into the layout of the run; plates choose no subsample of their own."""
 
-    def __init__(self, given: Values, native: Values, layout: Layout, num_samples: int, batch_size: int) -> None:
+    def __init__(self, given: Values, native: Values, layout: Layout, num_samples: int, x: Tensor) -> None:
         super().__init__()
         self.given, self.native = given, native
-        self.layout, self.num_samples, self.batch_size = layout, num_samples, batch_size
+        self.layout, self.num_samples, self.x = layout, num_samples, x
+        self.used: set[str] = set()
 
     def _pyro_sample(self, msg: Message) -> None:
         name = str(msg["name"])
@@ -322,19 +321,20 @@ class _Held(Messenger):
             value = self.native[name]
         elif name in self.given:
             site: Any = msg
-            data = self.layout.data or _only_plate(site, self.batch_size)
-            frame = Frame(self.layout.kind, self.layout.particle_dim, self.num_samples, self.batch_size, data)
+            data = self.layout.data or _only_plate(site, self.x)
+            frame = Frame(self.layout.kind, self.layout.particle_dim, self.num_samples, len(self.x), data)
             value = from_particles(self.given[name], site, frame)
         else:
             return
         msg["value"], msg["done"] = value, True
+        self.used.add(name)
 
 
-def _only_plate(site: Site, size: int) -> DataPlate:
+def _only_plate(site: Site, x: Tensor) -> DataPlate:
     """Guess the data plate from one latent site, where a program is scored of which nothing is known yet."""
-    if not any(plate.size in (size, -1) for plate in plates_of(site)):
-        return DataPlate("", 0, size)  # shared by all images
-    return find_data_plate([site], size)
+    if not any(plate.size in (len(x), -1) for plate in plates_of(site)):
+        return DataPlate("", 0, len(x))  # shared by all images
+    return find_data_plate([site], x)
 
 
 class _SampleSites(TraceMessenger):

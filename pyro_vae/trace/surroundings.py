@@ -13,11 +13,13 @@ What the walk cannot see (files, C extensions, very large containers) is left to
 from __future__ import annotations
 
 import operator
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -60,6 +62,7 @@ class Surroundings:
         slots: list[Slot] = []
         self.modules: dict[nn.Module, None] = {}
         self._containers: list[Any] = []
+        self._arrays: list[np.ndarray] = []
         kept: dict[int, Any] = {}  # alive, so that no other object takes an id
         waiting: list[tuple[Any, str]] = [(root, type(root).__name__) for root in reversed(self._roots)]
         while waiting:
@@ -71,8 +74,9 @@ class Surroundings:
                 self.modules[thing] = None
             if getattr(thing, "is_cache", False) is True:
                 continue
-            if isinstance(thing, (dict, list)):
-                self._containers.append(thing)
+            self._containers += _containers(thing)
+            if isinstance(thing, np.ndarray) and thing.size <= _LARGEST:
+                self._arrays.append(thing)
             found = [slot for slot in _contents(thing, name) if (id(slot.container), slot.key) not in self._ignored]
             slots += found
             waiting += [(_read(slot), slot.name) for slot in found]
@@ -85,15 +89,18 @@ class Surroundings:
         self.slots = of_dicts + self._others
         self._values = self.values()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._lengths, self._flags = self._forms()
-        state = tuple(map(_frozen, self._values)), self._lengths, self._flags
+        self._present = self._forms()
+        counts = Counter(id(tensor) for tensor in self._tensors)
+        # A tensor in two places cannot be exchanged in one of them alone: it counts by its identity.
+        twice = [tensor_id for tensor_id, count in counts.items() if count > 1]
+        state = tuple(map(_frozen, self._values)), self._present, tuple(twice)
         self._state = self._states.setdefault(state, len(self._states))
 
     def state(self) -> int:
         """Return a number for all that a record freezes; calls with one number may share a record."""
         # The same objects hold the same numbers, and what containers hold are slots of their own. So nothing is hashed
         # while nothing has changed.
-        same = all(map(operator.is_, self.values(), self._values)) and (self._lengths, self._flags) == self._forms()
+        same = all(map(operator.is_, self.values(), self._values)) and self._present == self._forms()
         if not same:
             self.last_change = next((slot.name for slot, _ in self.changed(self._values)), self.last_change)
             self.scan()
@@ -125,12 +132,22 @@ class Surroundings:
         """Watch a slot no longer: the program keeps there what it has computed last."""
         self._ignored.add((id(slot.container), slot.key))
 
-    def _forms(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        return tuple(map(len, self._containers)), tuple([t.requires_grad for t in self._tensors])
+    def _forms(self) -> Any:
+        """Return what changes while the objects stay: sizes, classes, flags of tensors, and numbers in small arrays."""
+        return (
+            tuple(map(len, self._containers)),
+            tuple(map(type, self.modules)),
+            tuple([tensor.requires_grad for tensor in self._tensors]),
+            tuple([array.tobytes() for array in self._arrays]),
+        )
+
+    def lists(self) -> list[tuple[Any, int]]:
+        """Return the lists among them, with their lengths."""
+        return [(container, len(container)) for container in self._containers if isinstance(container, list)]
 
 
 class Slot(NamedTuple):
-    """A place that holds a value: a key of a dictionary, an index of a sequence, or a cell."""
+    """A place that holds a value: a key of a dictionary, an index of a sequence, a cell, or an attribute in a slot."""
 
     container: Any
     key: Any
@@ -144,8 +161,10 @@ class Slot(NamedTuple):
         """Put a value there, where that is possible."""
         if isinstance(self.container, CellType):
             self.container.cell_contents = value
-        elif isinstance(self.container, (dict, list)):
+        elif isinstance(self.container, (dict, list, deque)):
             self.container[self.key] = value
+        elif isinstance(self.key, str) and not isinstance(self.container, Mapping):
+            setattr(self.container, self.key, value)
 
 
 def _read(slot: Slot) -> Any:
@@ -157,7 +176,9 @@ def _read(slot: Slot) -> Any:
             return container.cell_contents
         except ValueError:  # empty
             return _GONE
-    return container[key] if key < len(container) else _GONE
+    if isinstance(container, (list, tuple, deque)):
+        return container[key] if key < len(container) else _GONE
+    return getattr(container, key, _GONE)
 
 
 def is_plain(value: Any) -> bool:
@@ -178,6 +199,18 @@ def _frozen(value: Any, every_tensor: bool = False) -> Any:
     return id(value)
 
 
+def _containers(thing: Any) -> list[Any]:
+    """Return what an object holds its contents in, whose length tells of new ones: also attributes and hooks."""
+    if isinstance(thing, nn.Module):
+        hooks = (thing._forward_hooks, thing._forward_pre_hooks, thing._backward_hooks)
+        return [thing._parameters, thing._buffers, thing._modules, *hooks, vars(thing)]
+    if isinstance(thing, (dict, list, set, frozenset, deque)):
+        return [thing]
+    if isinstance(thing, (Tensor, type, FunctionType, ModuleType)) or not _has_state(thing):
+        return []
+    return [vars(thing)] if hasattr(thing, "__dict__") else []
+
+
 def _contents(thing: Any, name: str) -> Iterator[Slot]:
     """Yield the slots of an object."""
     if isinstance(thing, nn.Module):
@@ -189,7 +222,12 @@ def _contents(thing: Any, name: str) -> Iterator[Slot]:
     elif isinstance(thing, Tensor):
         return
     elif isinstance(thing, partial):
-        yield from _sequence((thing.func, *thing.args, *thing.keywords.values()), "partial")
+        yield from _sequence((thing.func, *thing.args), "partial")
+        yield from (Slot(thing.keywords, key, f"{key} of a partial") for key in thing.keywords)
+    elif isinstance(thing, property):
+        yield from _sequence((thing.fget,), name)
+    elif isinstance(thing, (staticmethod, classmethod)):
+        yield from _sequence((thing.__func__,), name)
     elif isinstance(thing, MethodType):
         yield from _sequence((thing.__self__, thing.__func__), name)
     elif isinstance(thing, FunctionType):
@@ -199,7 +237,7 @@ def _contents(thing: Any, name: str) -> Iterator[Slot]:
     elif isinstance(thing, Mapping):
         if len(thing) <= _LARGEST:
             yield from (Slot(thing, key, f"{name}[{key!r}]") for key in thing)
-    elif isinstance(thing, (list, tuple)):
+    elif isinstance(thing, (list, tuple, deque)):
         if len(thing) <= _LARGEST:
             yield from _sequence(thing, name)
     elif isinstance(thing, type):
@@ -216,6 +254,11 @@ def _sequence(things: Any, name: str) -> Iterator[Slot]:
 def _attributes(thing: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
     table = getattr(thing, "__dict__", {})
     yield from (Slot(table, key, f"{name}.{key}") for key in table if key not in left_out and key not in _CACHES)
+    for base in type(thing).__mro__:
+        slots = () if _is_library(base.__module__) else base.__dict__.get("__slots__", ())
+        for key in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(thing, key) and key not in ("__dict__", "__weakref__"):
+                yield Slot(thing, key, f"{name}.{key}")
 
 
 def _of_class(kind: type) -> Iterator[Slot]:
@@ -224,7 +267,8 @@ def _of_class(kind: type) -> Iterator[Slot]:
         if not _is_library(base.__module__):
             table = vars(base)
             for key, value in table.items():
-                if not key.startswith("__") and not isinstance(value, (property, classmethod, staticmethod)):
+                # Of the names that Python gives meaning to, methods alone.
+                if isinstance(value, FunctionType) or not key.startswith("__"):
                     yield Slot(table, key, f"{base.__name__}.{key}")
 
 
@@ -234,7 +278,8 @@ def _of_function(function: FunctionType) -> Iterator[Slot]:
     name = function.__qualname__
     for cell, variable in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
         yield Slot(cell, 0, f"{variable} of {name}")
-    yield from _sequence(function.__defaults__ or (), f"a default of {name}")
+    if function.__defaults__:
+        yield Slot(function, "__defaults__", f"the defaults of {name}")
     if function.__kwdefaults__:
         yield from (Slot(function.__kwdefaults__, key, f"{key} of {name}") for key in function.__kwdefaults__)
     if _is_library(function.__module__ or ""):
@@ -263,7 +308,9 @@ def _has_state(thing: Any) -> bool:
     if isinstance(thing, (Messenger, torch.distributions.Distribution, torch.distributions.Transform)):
         return True
     module = type(thing).__module__
-    return hasattr(thing, "__dict__") and (not _is_library(module) or module.startswith("pyro_vae."))
+    if _is_library(module) and not module.startswith("pyro_vae."):
+        return False
+    return hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__")
 
 
 def _is_library(module: str) -> bool:

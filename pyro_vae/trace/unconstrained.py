@@ -60,7 +60,13 @@ class Unconstrained:
                 raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
             transform: Any = biject_to(support)
             with torch.no_grad():
-                shape = transform.inv(value[:1].double()).shape[2:]
+                try:
+                    shape = transform.inv(value[:1].double()).shape[2:]
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"The support of latent site {name!r} differs along a plate inside that of the images: it "
+                        "cannot be annealed."
+                    ) from error
             self.sites.append(_Site(name, transform, shape, value.dtype))
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
