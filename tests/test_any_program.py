@@ -179,6 +179,171 @@ def test_what_no_watch_sees_is_found_by_the_comparison(caplog: pytest.LogCapture
     assert "other numbers than its record" in caplog.text
 
 
+class Bounds:
+    """State in every place that Python has for it."""
+
+    __slots__ = ("shift",)
+
+    def __init__(self) -> None:
+        self.shift = 0.0
+
+
+SLOTTED, ARRAY, QUEUE = Bounds(), np.zeros(3), [0.0]
+
+
+class Elsewhere(Small):
+    default = 0.0
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.read = read
+
+    @property
+    def by_property(self) -> float:
+        return BIAS["logits"]
+
+    @staticmethod
+    def by_static() -> float:
+        return BIAS["logits"]
+
+    def logits(self, z: Tensor) -> Tensor:
+        return self.dec(z) + self.read(self)
+
+
+def fill_array(program: Elsewhere, value: float) -> None:
+    ARRAY[:] = value
+
+
+def hook(program: Elsewhere, value: float) -> None:
+    if value:
+        program.dec.register_forward_hook(lambda net, inputs, output: output + value)
+
+
+PLACES = {
+    "an attribute that shadows one of the class": (lambda p: p.default, lambda p, v: setattr(p, "default", v)),
+    "an attribute that comes later": (lambda p: getattr(p, "late", 0.0), lambda p, v: setattr(p, "late", v)),
+    "a property": (lambda p: p.by_property, lambda p, v: BIAS.update(logits=v)),
+    "a static method": (lambda p: p.by_static(), lambda p, v: BIAS.update(logits=v)),
+    "a slot": (lambda p: SLOTTED.shift, lambda p, v: setattr(SLOTTED, "shift", v)),
+    "an array": (lambda p: float(ARRAY[0]), fill_array),
+    "a list": (lambda p: QUEUE[0], lambda p, v: QUEUE.__setitem__(0, v)),
+    "a hook of a module": (lambda p: 0.0, hook),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_record_is_made_anew_wherever_a_number_changes(name: str) -> None:
+    """The change comes at step 9, long before the comparison at the sixteenth call."""
+    read, write = PLACES[name]
+    losses = []
+    for graph in (None, "recorded"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = Elsewhere(read)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        taken = []
+        for step in range(14):
+            write(program, 2.0 if step == 9 else 0.0) if step in (0, 9) else None
+            taken.append(float(svi.step(binary(5, 6))))
+        write(program, 0.0)
+        losses.append(taken)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
+class Averaged(Small):
+    """Keeps an average of its codes, in an attribute or a buffer, and counts its calls."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls, self.log, self.average = how, 0, [], torch.zeros(())
+
+    def logits(self, z: Tensor) -> Tensor:
+        if self.how == "in place":
+            self.average.mul_(0.9).add_(0.1 * z.detach().mean())
+        elif self.how == "rebound":
+            self.average = 0.9 * self.average + 0.1 * z.detach().mean()
+        elif self.how == "counted":
+            self.calls += 1
+        else:
+            self.log.append(1)
+        return self.dec(z) + self.average + 0.1 * self.calls + 0.1 * len(self.log)
+
+
+@pytest.mark.parametrize("how", ["in place", "rebound", "counted", "listed"])
+def test_state_of_a_program_moves_as_under_stock_pyro(how: str) -> None:
+    """By recording, comparing, looking and scoring it is left as it was."""
+    losses = []
+    for graph in (None, "recorded"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = Averaged(how)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        losses.append([float(svi.step(binary(5, 6))) for _ in range(12)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    if how == "counted":
+        before = program.calls
+        assert before == 12
+        score(program.model, program.guide, binary(4, 6), 20)
+        describe(program.model, program.guide, binary(4, 6))
+        assert program.calls == before
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+@pytest.mark.parametrize("change", ["set", "clear"])
+def test_a_store_that_is_replaced_trains_on(change: str, graph: str | None) -> None:
+    """As in stock Pyro, whose optimizer is of the tensor and starts anew with another one."""
+
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(m, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    ends = []
+    for ours in (False, True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi: Any = (
+            SVI(model, guide, adam(), ELBO(), graph=graph)
+            if ours
+            else pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        )
+        for step in range(30):
+            if step == 10 and change == "set":
+                pyro.get_param_store()["m"] = torch.tensor(3.0)
+            elif step == 10:
+                pyro.clear_param_store()
+            svi.step(torch.full((5,), 1.0))
+        ends.append(float(pyro.param("m").detach()))
+    assert ends[1] == pytest.approx(ends[0], rel=1e-9)
+
+
+def test_layouts_are_those_of_the_form_of_a_call() -> None:
+    """A branch that mixes particles, taken from the 64th use on, by an argument and by an attribute."""
+    program = Small()
+
+    def model(x: Tensor, mix: bool = False) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            z = torch.softmax(3 * z, dim=1) if mix else z
+            pyro.sample("x", dist.Bernoulli(logits=5 * program.dec(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor, mix: bool = False) -> None:
+        program.guide(x)
+
+    x, objective = binary(5, 6), IWAE(3)
+    for _ in range(64):
+        objective.bounds(model, guide, x)
+    (fact,) = objective.known.facts.values()
+    assert fact.layouts.model.kind == "particles"
+    objective.bounds(model, guide, x, mix=True)
+    assert [fact.layouts.model.kind for fact in objective.known.facts.values()] == ["particles", "rows"]
+
+
 def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
     program, calls = Small(), []
     program.dec.weight.register_hook(lambda gradient: calls.append(1))
@@ -837,3 +1002,96 @@ def test_observations_in_two_plates_of_the_size_of_the_batch_are_no_images() -> 
     found = log_weights(model, program.guide, x, 5, seed=0, shared="sampled")
     expected = program.log_evidence(x).sum() + dist.Normal(0.0, 1.0).log_prob(y).sum()
     torch.testing.assert_close(found, expected.expand(5))
+
+
+def test_an_obs_mask_whose_rest_the_guide_draws_counts_on_both_sides() -> None:
+    seen = torch.tensor([True, False, True, False])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 1.0))
+            with poutine.mask(mask=~seen):
+                pyro.sample("x_unobserved", dist.Normal(z, 1.5))
+
+    x = torch.randn(4)
+    for objective, stock in ((ELBO(), Trace_ELBO()),):
+        pyro.set_rng_seed(1)
+        expected = stock.loss(model, guide, x)
+        pyro.set_rng_seed(1)
+        assert float(objective.loss(model, guide, x)) == pytest.approx(expected)
+    found = log_weights(model, guide, x, 20_000, seed=0)
+    truth = torch.where(seen, dist.Normal(0.0, math.sqrt(2)).log_prob(x), 0.0)
+    w = (found - found.amax(0)).exp()
+    error = w.std(0) / w.mean(0) / math.sqrt(len(w))
+    assert ((found.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 2e-6
+
+
+def test_means_of_latents_with_a_plate_to_the_left_belong_to_their_images() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("time", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x.T, 1e-9))
+
+    x = torch.arange(6.0).reshape(3, 2)
+    torch.testing.assert_close(posterior_means(guide, x, seed=0), x.double())
+
+
+def test_a_part_of_the_pixels_drawn_by_a_plate_is_no_likelihood() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("pixels", 10, subsample_size=2, dim=-2) as rows:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
+
+    assert "plate 'pixels' draws 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
+
+
+def test_batch_statistics_in_training_are_those_of_one_particle() -> None:
+    """As many images as features, where three dimensions would pass for two; the statistics are as in stock Pyro."""
+    norm = nn.BatchNorm1d(4, momentum=0.0)
+    program = LinearGaussian(4)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            loc = (3 * norm(z)) @ program.weight.T
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    x = program.simulate(4)
+    pyro.set_rng_seed(1)
+    ours = torch.stack([ELBO(2).loss(model, program.guide, x) for _ in range(300)])
+    stock = torch.tensor([Trace_ELBO(num_particles=2).loss(model, program.guide, x) for _ in range(300)])
+    error = float((ours.var() + stock.var()).sqrt()) / math.sqrt(300)
+    assert abs(float(ours.mean() - stock.mean())) < 5 * error  # false alarms 6e-7
+
+
+def test_a_guide_may_call_the_plate_of_the_images_by_another_name() -> None:
+    program, x = LinearGaussian(2), LinearGaussian(2).simulate(4)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(program.posterior_mean(x), scale_tril=program.scale_tril))
+
+    torch.testing.assert_close(log_weights(program.model, guide, x, 5), program.log_evidence(x).expand(5, 4))
+
+
+def test_a_vocabulary_as_long_as_the_batch_is_no_batch() -> None:
+    program, table = LinearGaussian(2), torch.randn(4, 7)
+
+    def model(x: Tensor, table: Tensor) -> None:
+        program.model(x - table.sum(0))
+
+    def guide(x: Tensor, table: Tensor) -> None:
+        program.guide(x - table.sum(0))
+
+    x = program.simulate(4)
+    expected = program.log_evidence(x - table.sum(0)).expand(3, 4)
+    torch.testing.assert_close(log_weights(model, guide, (x, table), 3), expected)

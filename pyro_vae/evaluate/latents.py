@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.trace import Batch, Data, Program, Run, reading, run
-from pyro_vae.trace.plates import to_particles
+from pyro_vae.trace.shapes import to_particles
 
 _ACTIVE_VARIANCE = 0.01
 

@@ -11,7 +11,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, run_pair
-from pyro_vae.trace.reading import evaluation_mode, fork_rng, modules
+from pyro_vae.trace.modes import evaluation_mode, modules
+from pyro_vae.trace.reading import fork_rng
 
 State = dict[str, Any]
 

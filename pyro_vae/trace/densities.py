@@ -17,7 +17,8 @@ from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
-from pyro_vae.trace.running import Run, Values, run_laid_out
+from pyro_vae.trace.running import run_laid_out
+from pyro_vae.trace.runs import Run, Values
 
 
 def run(

@@ -28,9 +28,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.leaving import refuse_to_leave_torch
 from pyro_vae.trace.memory import is_out_of_memory
-from pyro_vae.trace.reading import ModulesThatRun, fork_rng, stored_ids
+from pyro_vae.trace.modes import ModulesThatRun
+from pyro_vae.trace.reading import fork_rng, stored_ids
 from pyro_vae.trace.records import GraphError, Tensors, compiled_record, freeze_places, lift
-from pyro_vae.trace.surroundings import Slot, Surroundings, is_plain
+from pyro_vae.trace.slots import Slot, is_plain
+from pyro_vae.trace.surroundings import Surroundings
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -216,6 +218,7 @@ class Graph:
         tensors = [value for value in values if isinstance(value, Tensor) and not value.requires_grad]
         before = [(tensor, tensor.clone()) for tensor in {id(t): t for t in (*self._buffers(), *tensors)}.values()]
         lists = surroundings.lists()
+        generators = [(value, value.get_state()) for value in values if isinstance(value, torch.Generator)]
         streams = random.getstate(), np.random.get_state()
         try:
             yield
@@ -223,6 +226,8 @@ class Graph:
             with torch.no_grad():
                 for tensor, value in before:
                     tensor.copy_(value)
+            for generator, state in generators:
+                generator.set_state(state)
             drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))  # the caller puts them back
             changed = surroundings.changed(values)
             counted = [(slot, old) for slot, old in changed if _is_kept(slot.read(), old)]

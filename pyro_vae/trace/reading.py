@@ -3,10 +3,8 @@ r"""Reading a program without leaving a mark on it."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,132 +12,11 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.seeds import derive
-
-_EMPTY_CELL = CellType()
-
-
-def owner(program: Program) -> Any:
-    """Return the object a bound method belongs to, or the callable itself."""
-    return getattr(program, "__self__", program)
-
-
-def modules(program: Program) -> list[nn.Module]:
-    """Return the outermost modules behind a program, in the order they are found.
-
-    They are looked for in the owner of a bound method and its attributes, in the arguments of a
-    `functools.partial`, and in the closure and the globals that a function names.
-    """
-    found: dict[int, nn.Module] = {}
-    _collect(program, found, set(), depth=4)
-    inner = {id(part) for root in found.values() for part in root.modules() if part is not root}
-    return [root for key, root in found.items() if key not in inner]
-
-
-def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
-    if id(thing) in seen or depth < 0:
-        return
-    seen.add(id(thing))
-    inside: Iterable[Any] = ()
-    if isinstance(thing, nn.Module):
-        found[id(thing)] = thing
-    elif isinstance(thing, partial):
-        inside = (thing.func, *thing.args, *thing.keywords.values())
-    elif isinstance(thing, MethodType):
-        inside = (thing.__self__, thing.__func__)
-    elif isinstance(thing, FunctionType):
-        cells = (cell.cell_contents for cell in thing.__closure__ or () if cell != _EMPTY_CELL)
-        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
-        inside = (*cells, *(value for value in named if isinstance(value, nn.Module)))
-    elif isinstance(thing, Mapping):
-        inside = thing.values()
-    elif isinstance(thing, (list, tuple)):
-        inside = thing
-    elif not isinstance(thing, (type, ModuleType, Tensor)):
-        inside = getattr(thing, "__dict__", {}).values()
-    for part in inside:
-        _collect(part, found, seen, depth - 1)
-
-
-class ModulesThatRun:
-    """Collects the modules that run inside the context, in their order, whatever holds them.
-
-    A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
-    on all modules does not.
-
-    Args:
-        on_first: called with each module before it runs for the first time.
-    """
-
-    def __init__(self, on_first: Callable[[nn.Module], None] | None = None) -> None:
-        self.on_first = on_first
-        self.found: dict[nn.Module, None] = {}
-
-    def __enter__(self) -> ModulesThatRun:
-        self._handle = register_module_forward_pre_hook(self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._handle.remove()
-
-    @torch.compiler.disable
-    def _note(self, module: nn.Module, _: Any) -> None:
-        if module not in self.found:
-            self.found[module] = None
-            if self.on_first is not None:
-                self.on_first(module)
-
-    def outermost(self, known: Iterable[nn.Module] = ()) -> list[nn.Module]:
-        """Return the modules known and those found that are no part of another, in this order."""
-        every = list(dict.fromkeys([*known, *self.found]))
-        inner = {part for root in every for part in root.modules() if part is not root}
-        return [root for root in every if root not in inner]
-
-
-@contextmanager
-def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
-    """Switch every module behind the programs, or that runs inside, to ``eval()``; each is as it was after.
-
-    Yields the modules switched, with what they were.
-    """
-    kept: dict[nn.Module, _Kept] = {}
-
-    def switch(root: nn.Module) -> None:
-        for part in root.modules():
-            if part not in kept:
-                kept[part] = _Kept(part)
-                part.training = False
-
-    try:
-        for program in programs:
-            for root in modules(program):
-                switch(root)
-        with ModulesThatRun(switch):
-            yield kept
-    finally:
-        for each in kept.values():
-            each.restore()
-
-
-class _Kept:
-    """A module as it was: its mode, its numbers in Python, and its buffers, which a forward pass may move."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.training = module, module.training
-        table = vars(module).items()
-        self.numbers = {name: value for name, value in table if isinstance(value, (bool, int, float, str))}
-        self.buffers = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
-
-    def restore(self) -> None:
-        vars(self.module).update(self.numbers)
-        with torch.no_grad():
-            for buffer, before in self.buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pyro_vae.trace.densities import run
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.reading import fork_rng
-from pyro_vae.trace.running import Run, Values, log_prob, run_laid_out
+from pyro_vae.trace.running import run_laid_out
+from pyro_vae.trace.runs import Run, Values, log_prob
 
 _EXACT = 2**24  # whole numbers that float32 tells apart
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from pyro_vae.trace.elements import support_of, unmixed
-from pyro_vae.trace.running import Run
+from pyro_vae.trace.runs import Run
 
 
 def _where(distribution: Any) -> Any:

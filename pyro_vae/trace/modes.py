@@ -1,0 +1,158 @@
+r"""The modules behind a program, and the modes in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_vae.trace.batch import Program
+
+_EMPTY_CELL = CellType()
+
+
+def owner(program: Program) -> Any:
+    """Return the object a bound method belongs to, or the callable itself."""
+    return getattr(program, "__self__", program)
+
+
+def modules(program: Program) -> list[nn.Module]:
+    """Return the outermost modules behind a program, in the order they are found.
+
+    They are looked for in the owner of a bound method and its attributes, in the arguments of a
+    `functools.partial`, and in the closure and the globals that a function names.
+    """
+    found: dict[int, nn.Module] = {}
+    _collect(program, found, set(), depth=4)
+    inner = {id(part) for root in found.values() for part in root.modules() if part is not root}
+    return [root for key, root in found.items() if key not in inner]
+
+
+def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
+    if id(thing) in seen or depth < 0:
+        return
+    seen.add(id(thing))
+    inside: Iterable[Any] = ()
+    if isinstance(thing, nn.Module):
+        found[id(thing)] = thing
+    elif isinstance(thing, partial):
+        inside = (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, MethodType):
+        inside = (thing.__self__, thing.__func__)
+    elif isinstance(thing, FunctionType):
+        cells = (cell.cell_contents for cell in thing.__closure__ or () if cell != _EMPTY_CELL)
+        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+        inside = (*cells, *(value for value in named if isinstance(value, nn.Module)))
+    elif isinstance(thing, Mapping):
+        inside = thing.values()
+    elif isinstance(thing, (list, tuple)):
+        inside = thing
+    elif not isinstance(thing, (type, ModuleType, Tensor)):
+        inside = getattr(thing, "__dict__", {}).values()
+    for part in inside:
+        _collect(part, found, seen, depth - 1)
+
+
+class ModulesThatRun:
+    """Collects the modules that run inside the context, in their order, whatever holds them.
+
+    A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
+    on all modules does not.
+
+    Args:
+        on_first: called with each module before it runs for the first time.
+    """
+
+    def __init__(self, on_first: Callable[[nn.Module], None] | None = None) -> None:
+        self.on_first = on_first
+        self.found: dict[nn.Module, None] = {}
+
+    def __enter__(self) -> ModulesThatRun:
+        self._handle = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    @torch.compiler.disable
+    def _note(self, module: nn.Module, _: Any) -> None:
+        if module not in self.found and not isinstance(module, GraphModule):  # a record is no part of a program
+            self.found[module] = None
+            if self.on_first is not None:
+                self.on_first(module)
+
+    def outermost(self, known: Iterable[nn.Module] = ()) -> list[nn.Module]:
+        """Return the modules known and those found that are no part of another, in this order."""
+        every = list(dict.fromkeys([*known, *self.found]))
+        inner = {part for root in every for part in root.modules() if part is not root}
+        return [root for root in every if root not in inner]
+
+
+@contextmanager
+def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
+    """Switch every module behind the programs, or that runs inside, to ``eval()``; each is as it was after.
+
+    Yields the modules switched, with what they were.
+    """
+    kept: dict[nn.Module, _Kept] = {}
+    owners = [_Numbers(owner(program)) for program in programs]
+
+    def switch(root: nn.Module) -> None:
+        for part in root.modules():
+            if part not in kept:
+                kept[part] = _Kept(part)
+                part.training = False
+
+    try:
+        for program in programs:
+            for root in modules(program):
+                switch(root)
+        with ModulesThatRun(switch):
+            yield kept
+    finally:
+        for each in (*owners, *kept.values()):
+            each.restore()
+
+
+class _Numbers:
+    """The numbers of an object in Python, and its generators, as they were."""
+
+    def __init__(self, thing: Any) -> None:
+        self.table: dict[str, Any] = vars(thing) if hasattr(thing, "__dict__") and not callable(thing) else {}
+        if isinstance(thing, nn.Module):
+            self.table = vars(thing)
+        self.numbers = {name: v for name, v in self.table.items() if isinstance(v, (bool, int, float, str))}
+        self.names = set(self.table)
+        generators = [value for value in self.table.values() if isinstance(value, torch.Generator)]
+        self.generators = [(generator, generator.get_state()) for generator in generators]
+
+    def restore(self) -> None:
+        for name in self.table.keys() - self.names:  # a counter that shadows one of the class
+            if isinstance(self.table[name], (bool, int, float, str)):
+                del self.table[name]
+        self.table.update(self.numbers)
+        for generator, state in self.generators:
+            generator.set_state(state)
+
+
+class _Kept(_Numbers):
+    """A module as it was: its mode, its numbers in Python, and its buffers, which a forward pass may move."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        self.training = module.training
+        self.buffers = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
+
+    def restore(self) -> None:
+        super().restore()
+        with torch.no_grad():
+            for buffer, before in self.buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

@@ -1,0 +1,115 @@
+r"""How a site's batch dimensions map to (K, B, ...).
+
+A value of a site has the shape (plates..., event...), where each plate has a dimension of its own, counted from the
+right. Read as particles there is one more plate to the left of all others:
+
+    plain        (T, B, D)        one run: T steps of time inside the data plate, B images, D of the event
+    rows         (T, K*B, D)      the particles as rows of one larger batch
+    particles    (K, T, B, D)     the particles in a plate of their own
+
+Callers see (K, B, T, D) whatever the layout. A site outside the data plate is shared by all images: (K, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae.trace.plates import Frame, Site, in_data_plate, plates_of
+
+
+def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:
+    """Sum a quantity of a site over the plates inside the data plate.
+
+    Args:
+        tensor: of the batch shape of the site, followed by `extra` dimensions.
+        site: where it comes from.
+        frame: how the run was laid out.
+        extra: dimensions that stay, at the right.
+
+    Returns:
+        (K, B, *extra), or (K, *extra) for a site that all images share.
+
+    Raises:
+        ValueError: the shape is not that of the plates around the site.
+    """
+    plates = plates_of(site)
+    batch = tensor.dim() - extra
+    kept = []
+    if frame.kind == "particles":
+        kept.append(batch + frame.particle_dim)
+    if local := in_data_plate(site, frame):
+        kept.append(batch + frame.data.dim)
+        if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
+            raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+    known = {*kept, *(batch + plate.dim for plate in plates)}
+    if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
+        raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+    if others := [axis for axis in range(batch) if axis not in kept]:
+        tensor = tensor.sum(others)
+    if frame.kind == "rows" and local:
+        return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
+    return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
+
+
+def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
+    dims = {plate.dim: plate.size for plate in plates_of(site)}
+    if frame.kind == "particles":
+        dims[frame.particle_dim] = frame.num_samples
+    allowed = tuple(dims.get(dim, 1) for dim in range(min(dims, default=0), 0))
+    return (
+        f"The log-densities of site {site['name']!r} have shape {tuple(shape)}, and its plates are {allowed}: "
+        "dimensions outside of the plates belong to the event, so write .to_event(n); each image needs its own row."
+    )
+
+
+def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
+    """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
+    event = site["fn"].event_dim
+    own = sorted(plate.dim for plate in plates_of(site))
+    local = in_data_plate(site, frame)
+    kept = ([frame.particle_dim] if frame.kind == "particles" else []) + own
+    batch = value.dim() - event
+    if local and batch + frame.data.dim < 0:
+        raise ValueError(_wrong_shape(site, value.shape[:batch], frame))
+    if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
+        value = value.squeeze(gaps)
+    first = int(frame.kind == "particles")
+    if local and (place := first + own.index(frame.data.dim)) != first:
+        value = value.movedim(place, first)
+    if frame.kind == "rows":
+        return value.unflatten(0, (frame.num_samples, frame.batch_size))
+    return value if frame.kind == "particles" else value.unsqueeze(0)
+
+
+def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
+    """Return the value of a site from what `to_particles` gives: its inverse."""
+    own = sorted(plate.dim for plate in plates_of(site))
+    local = in_data_plate(site, frame)
+    if frame.kind == "rows":
+        if not local:
+            raise ValueError(f"Site {site['name']!r} is shared by all images, and rows have no shared particles.")
+        value = value.flatten(0, 1)
+    elif frame.kind == "plain":
+        value = value[0]
+    first = int(frame.kind == "particles")
+    if local and (place := first + own.index(frame.data.dim)) != first:
+        value = value.movedim(first, place)
+    dims = ([frame.particle_dim] if frame.kind == "particles" else []) + own
+    for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
+        if dim not in dims:
+            value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
+    return value
+
+
+def number_of_plates(sites: Iterable[Site]) -> int:
+    """Return how far to the left the plates of a program reach, at least 1."""
+    return max((-plate.dim for site in sites for plate in plates_of(site)), default=1) or 1
+
+
+def event_size(site: Site) -> int:
+    """Return how many numbers a site has for each row."""
+    return math.prod(site["fn"].event_shape)

@@ -1,0 +1,189 @@
+r"""The places in which Python objects hold values, and those of what a program can reach."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+# Libraries whose functions and classes hold no state of a program. Their modules, handlers and distributions are
+# objects that do, and are walked.
+_LIBRARIES = {
+    "torch", "pyro", "numpy", "scipy", "zuko", "math", "random", "functools", "itertools", "collections", "typing",
+    "builtins", "logging", "warnings", "contextlib", "dataclasses", "abc", "enum", "os", "sys", "pathlib", "weakref",
+    "types", "threading", "tqdm", "pytest", "_pytest", "pyro_vae",
+}  # fmt: skip
+_MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
+# Attributes in which Pyro keeps what it has computed last.
+_CACHES = {"_intermediates_cache", "_inv", "__dict__"}
+LARGEST = 1000  # contents of one container that are watched
+GONE = object()
+
+
+class Slot(NamedTuple):
+    """A place that holds a value: a key of a dictionary, an index of a sequence, a cell, or an attribute in a slot."""
+
+    container: Any
+    key: Any
+    name: str
+
+    def read(self) -> Any:
+        """Return what stands there now."""
+        return read(self)
+
+    def write(self, value: Any) -> None:
+        """Put a value there, where that is possible."""
+        if isinstance(self.container, CellType):
+            self.container.cell_contents = value
+        elif isinstance(self.container, (dict, list, deque)):
+            self.container[self.key] = value
+        elif isinstance(self.key, str) and not isinstance(self.container, Mapping):
+            setattr(self.container, self.key, value)
+
+
+def read(slot: Slot) -> Any:
+    """Return what stands in a slot now."""
+    container, key = slot.container, slot.key
+    if isinstance(container, Mapping):
+        return container.get(key, GONE)
+    if isinstance(container, CellType):
+        try:
+            return container.cell_contents
+        except ValueError:  # empty
+            return GONE
+    if isinstance(container, (list, tuple, deque)):
+        return container[key] if key < len(container) else GONE
+    return getattr(container, key, GONE)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a word or nothing, which a record freezes."""
+    return isinstance(value, _PLAIN)
+
+
+def containers(thing: Any) -> list[Any]:
+    """Return what an object holds its contents in, whose length tells of new ones: also attributes and hooks."""
+    if isinstance(thing, nn.Module):
+        hooks = (thing._forward_hooks, thing._forward_pre_hooks, thing._backward_hooks)
+        return [thing._parameters, thing._buffers, thing._modules, *hooks, vars(thing)]
+    if isinstance(thing, (dict, list, set, frozenset, deque)):
+        return [thing]
+    if isinstance(thing, (Tensor, type, FunctionType, ModuleType)) or not _has_state(thing):
+        return []
+    return [vars(thing)] if hasattr(thing, "__dict__") else []
+
+
+def contents(thing: Any, name: str) -> Iterator[Slot]:
+    """Yield the slots of an object."""
+    if isinstance(thing, nn.Module):
+        own = type(thing).__name__
+        for table in (thing._parameters, thing._buffers, thing._modules):
+            yield from (Slot(table, key, f"{own}.{key}") for key in table)
+        yield from _attributes(thing, own, _MODULE_INTERNALS)
+        yield from _of_class(type(thing))
+    elif isinstance(thing, Tensor):
+        return
+    elif isinstance(thing, partial):
+        yield from _sequence((thing.func, *thing.args), "partial")
+        yield from (Slot(thing.keywords, key, f"{key} of a partial") for key in thing.keywords)
+    elif isinstance(thing, property):
+        yield from _sequence((thing.fget,), name)
+    elif isinstance(thing, (staticmethod, classmethod)):
+        yield from _sequence((thing.__func__,), name)
+    elif isinstance(thing, MethodType):
+        yield from _sequence((thing.__self__, thing.__func__), name)
+    elif isinstance(thing, FunctionType):
+        yield from _of_function(thing)
+    elif isinstance(thing, CellType):
+        yield Slot(thing, 0, name)
+    elif isinstance(thing, Mapping):
+        if len(thing) <= LARGEST:
+            yield from (Slot(thing, key, f"{name}[{key!r}]") for key in thing)
+    elif isinstance(thing, (list, tuple, deque)):
+        if len(thing) <= LARGEST:
+            yield from _sequence(thing, name)
+    elif isinstance(thing, type):
+        yield from _of_class(thing)
+    elif _has_state(thing):
+        yield from _attributes(thing, type(thing).__name__, set())
+        yield from _of_class(type(thing))
+
+
+def _sequence(things: Any, name: str) -> Iterator[Slot]:
+    return (Slot(things, index, name) for index in range(len(things)))
+
+
+def _attributes(thing: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
+    table = getattr(thing, "__dict__", {})
+    cached = "_cached" if isinstance(thing, torch.distributions.Transform) else None  # what it has computed last
+    for key in table:
+        if key not in left_out and key not in _CACHES and not (cached and key.startswith(cached)):
+            yield Slot(table, key, f"{name}.{key}")
+    for base in type(thing).__mro__:
+        slots = () if _is_library(base.__module__) else base.__dict__.get("__slots__", ())
+        for key in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(thing, key) and key not in ("__dict__", "__weakref__"):
+                yield Slot(thing, key, f"{name}.{key}")
+
+
+def _of_class(kind: type) -> Iterator[Slot]:
+    """Yield class attributes and methods of classes that are no library's."""
+    for base in kind.__mro__:
+        if not _is_library(base.__module__):
+            table = vars(base)
+            for key, value in table.items():
+                # Of the names that Python gives meaning to, methods alone.
+                if isinstance(value, FunctionType) or not key.startswith("__"):
+                    yield Slot(table, key, f"{base.__name__}.{key}")
+
+
+def _of_function(function: FunctionType) -> Iterator[Slot]:
+    if _is_library(function.__module__ or "") and not function.__closure__:
+        return
+    name = function.__qualname__
+    for cell, variable in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
+        yield Slot(cell, 0, f"{variable} of {name}")
+    if function.__defaults__:
+        yield Slot(function, "__defaults__", f"the defaults of {name}")
+    if function.__kwdefaults__:
+        yield from (Slot(function.__kwdefaults__, key, f"{key} of {name}") for key in function.__kwdefaults__)
+    if _is_library(function.__module__ or ""):
+        return
+    names = list(_names(function.__code__))
+    for variable in names:
+        value = function.__globals__.get(variable, GONE)
+        if value is GONE or isinstance(value, BuiltinFunctionType):
+            continue
+        if isinstance(value, ModuleType):
+            if not _is_library(value.__name__):
+                table = vars(value)
+                yield from (Slot(table, n, f"{variable}.{n}") for n in names if n in table)
+        else:
+            yield Slot(function.__globals__, variable, f"the global {variable}")
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _has_state(thing: Any) -> bool:
+    if isinstance(thing, (Messenger, torch.distributions.Distribution, torch.distributions.Transform)):
+        return True
+    module = type(thing).__module__
+    if _is_library(module) and not module.startswith("pyro_vae."):
+        return False
+    return hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__")
+
+
+def _is_library(module: str) -> bool:
+    return module.split(".")[0] in _LIBRARIES
