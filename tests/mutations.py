@@ -104,7 +104,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dropout is left on while a program is read",
-        "pyro_vae/trace/reading.py",
+        "pyro_vae/trace/modes.py",
         "part.training = False",
         "part.training = part.training",
         ("tests/test_densities.py::test_functions_are_read_in_evaluation_mode",),

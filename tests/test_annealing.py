@@ -178,18 +178,21 @@ def test_an_angle_is_annealed_around_one_turn() -> None:
 
 
 def test_a_support_that_moves_with_another_latent_is_refused() -> None:
-    def program(x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
-            pyro.sample("place", dist.Uniform(torch.zeros_like(width), width))
+    def latents() -> None:
+        width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
+        pyro.sample("place", dist.Uniform(torch.zeros_like(width), width))
 
     def model(x: Tensor) -> None:
-        program(x)
-        with pyro.plate("images", x.shape[0]):
+        with pyro.plate("data", x.shape[0]):
+            latents()
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            latents()
+
     with pytest.raises(ValueError, match="'place' moves with other latents"):
-        anneal(model, program, torch.zeros(3), Annealing())
+        anneal(model, guide, torch.zeros(3), Annealing())
 
 
 def test_a_mixture_of_each_unit_is_annealed() -> None:

@@ -12,6 +12,7 @@ from pyro_vae.trace import Batch, Program, Run
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.reading import seeded
 from pyro_vae.trace.running import run_laid_out
+from pyro_vae.trace.runs import Values
 
 
 def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: Run) -> None:
@@ -38,25 +39,31 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
     images = batch.replaced(_copied(batch.x))
     for what, program, run in (("model", model, p), ("guide", guide, q)):
-        scores = []
-        for called, latents in ((batch, values), (batch, values), (copies, alike), (images, alike)):
-            try:
-                with seeded(batch.x, 0):  # noise of its own is the same for the first image
-                    layout = Layout("plain", run.frame.data)
-                    scores.append(run_laid_out(program, called, 1, layout, latents).log_probs())
-            except Exception:  # noqa: BLE001 -- any program may fail in its own way
-                return
-        for name in scores[0]:
-            first = [score[name][0, 0] for score in scores]
-            if first[1] != first[0]:  # it changes from call to call
-                return
-            change = min((later - first[0]).abs() for later in first[2:])
-            if change > 1e-3 * (1 + first[0].abs()):
-                raise ValueError(
-                    f"The {what} scores an image at site {name!r} by the images beside it (the first one changes by "
-                    f"{float(change):.3g} nats with the others): batch statistics are no density of one image. Put "
-                    "BatchNorm into evaluation mode with running statistics."
-                )
+        layout = Layout("plain", run.frame.data)
+
+        def of_first(called: Batch, latents: Values, program: Program = program, layout: Layout = layout) -> Values:
+            with seeded(batch.x, 0):  # noise of its own is the same for the first image
+                terms = run_laid_out(program, called, 1, layout, latents).log_probs()
+            return {name: term[0, 0] for name, term in terms.items()}
+
+        try:
+            before = of_first(batch, values)
+            if not (name := _changed(before, of_first(copies, alike))):
+                continue
+            # Not where it changes from call to call, nor where only what stands beside x has made the difference.
+            if _changed(before, of_first(batch, values)) or not (name := _changed(before, of_first(images, alike))):
+                continue
+        except Exception:  # noqa: BLE001 -- any program may fail in its own way
+            return
+        raise ValueError(
+            f"The {what} scores an image at site {name!r} by the images beside it: what depends on the other images of "
+            "a batch is no density of one. Give BatchNorm running statistics and put it into evaluation mode."
+        )
+
+
+def _changed(before: Values, after: Values) -> str | None:
+    """Return the first site whose density has changed by more than rounding."""
+    return next((n for n, term in before.items() if (after[n] - term).abs() > 1e-3 * (1 + term.abs())), None)
 
 
 def _copied(rows: Tensor) -> Tensor:
