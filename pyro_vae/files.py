@@ -31,6 +31,11 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def without_folder(program: str) -> str:
+    """Return what tells a program in a file, path/to/file.py:factory, wherever the file lies: its factory."""
+    return "".join(program.rpartition(":")[1:])
+
+
 def is_unfinished(path: Path) -> bool:
     """Return whether a file is one that is being written, or was when a kill came."""
     return path.name.startswith(_UNFINISHED)

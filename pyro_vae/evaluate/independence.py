@@ -6,6 +6,8 @@ image i, and a bound on log p(x) of it means nothing.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from pyro_vae.trace import Batch, Program, Run
@@ -39,13 +41,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
     images = batch.replaced(_copied(batch.x))
     for what, program, run in (("model", model, p), ("guide", guide, q)):
-        layout = Layout("plain", run.frame.data)
-
-        def of_first(called: Batch, latents: Values, program: Program = program, layout: Layout = layout) -> Values:
-            with seeded(batch.x, 0):  # noise of its own is the same for the first image
-                terms = run_laid_out(program, called, 1, layout, latents).log_probs()
-            return {name: term[0, 0] for name, term in terms.items()}
-
+        of_first = partial(_of_first, program, Layout("plain", run.frame.data))
         try:
             before = of_first(batch, values)
             if not (name := _changed(before, of_first(copies, alike))):
@@ -59,6 +55,13 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
             f"The {what} scores an image at site {name!r} by the images beside it: what depends on the other images of "
             "a batch is no density of one. Give BatchNorm running statistics and put it into evaluation mode."
         )
+
+
+def _of_first(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
+    """Score the first image at each site; noise of the program's own is the same at every call."""
+    with seeded(batch.x, 0):
+        terms = run_laid_out(program, batch, 1, layout, latents).log_probs()
+    return {name: term[0, 0] for name, term in terms.items()}
 
 
 def _changed(before: Values, after: Values) -> str | None:

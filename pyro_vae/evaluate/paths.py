@@ -27,7 +27,6 @@ from pyro_vae.trace import (
     description,
     draw,
     log_density,
-    point_masses,
     run,
     run_pair,
 )
@@ -99,7 +98,7 @@ class Path:
                 raise ValueError(
                     "The program has no latent site: its log p(x) is known, and there is nothing to anneal."
                 )
-            described = description(p, q, point_masses(guide, self.batch, q))
+            described = description(guide, self.batch, p, q)
             if described.why_not_per_image:
                 raise ValueError(described.why_not_per_image)
             if described.lacks_latent:

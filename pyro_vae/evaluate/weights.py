@@ -27,7 +27,6 @@ from pyro_vae.trace import (
     description,
     is_out_of_memory,
     outside_prior,
-    point_masses,
     quietly,
     run_pair,
 )
@@ -184,7 +183,7 @@ def _checked(
     with fork_rng(batch.x):
         p, q = run_pair(model, guide, batch, 1)
         check_support(p)
-        described = description(p, q, point_masses(guide, batch, q))
+        described = description(guide, batch, p, q)
         if not joint and described.why_not_per_image:
             raise ValueError(described.why_not_per_image)
         if not joint and len(batch) > 1 and (model, guide) not in reader.checked:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.files import remove_unfinished
+from pyro_vae.files import remove_unfinished, without_folder
 from pyro_vae.infer import checkpoint
 from pyro_vae.infer.checkpoint import CheckpointError, State
 
@@ -116,4 +116,4 @@ class History:
 def _look(run: Mapping[str, Any], key: str) -> str:
     """Return what a value of a run looks like, of a program in a file without the path."""
     value = run.get(key)
-    return repr("".join(value.rpartition(":")[1:]) if key == "program" and isinstance(value, str) else value)
+    return repr(without_folder(value) if key == "program" and isinstance(value, str) else value)

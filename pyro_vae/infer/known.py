@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_vae.trace import Batch, Description, Layouts, Program, choose_layouts
@@ -62,12 +61,9 @@ class Known:
         if fact.uses & (fact.uses - 1) == 0 or fact.has_changed(model, guide, num_samples):
             fact.described = None
             if num_samples > 1:
-                with torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
-                    fact.layouts = choose_layouts(
-                        model, guide, batch, num_samples, one_layout=one_layout, as_trained=True
-                    )
+                fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout, as_trained=True)
         return fact
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: facts are found out again."""
+        """Return nothing, for copies and pickles of an objective: facts are found out again."""
         return {"facts": {}}

@@ -73,7 +73,7 @@ class Objective(Trace_ELBO):
             ValueError: as `draw_particles`; or the sites have scales, or latents that all images share, of which this
                 objective cannot make a bound of each image.
         """
-        batch = args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
+        batch = Batch.called_with(*args, **kwargs)
         number = self.num_particles
         fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
         particles = draw_particles(

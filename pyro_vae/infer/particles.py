@@ -20,7 +20,6 @@ from pyro_vae.trace import (
     Terms,
     check_support,
     description,
-    point_masses,
     run_again,
     run_pair,
 )
@@ -155,7 +154,7 @@ def draw_particles(
     _check_gradients(q)
     if is_validation_enabled():
         check_support(p)
-    described = described or description(p, q, point_masses(guide, batch, q))
+    described = described or description(guide, batch, p, q)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
     of_p = p.terms()
     return Particles(model, guide, batch, p, q, of_p, q.terms(guide=True), described, noise)

@@ -117,7 +117,7 @@ class SVI(pyro.infer.SVI):
         """Take a step under an objective of ours, by its record where that takes it."""
         assert isinstance(self.objective, Objective)
         self.objective.at_step(self.steps)
-        batch = args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
+        batch = Batch.called_with(*args, **kwargs)
         found = self._by_graph(observe, batch) if self.recorded else None
         if found is None:
             return self._by_pyro(batch if observe is None else Batch.of(batch.call(observe)))

@@ -32,7 +32,7 @@ from pyro_vae.report import pictures, plots
 from pyro_vae.report.folder import Folder
 from pyro_vae.report.names import shown
 from pyro_vae.report.run import versions
-from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, describe, image_site, quietly
+from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, describe
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -78,7 +78,7 @@ def measure(
         more["marginal_kl"] = float(split.marginal_kl.mean())
     described = describe(program.model, program.guide, parts[0])
     observed = [name for name, site in described.model.items() if site.role == "observed"]
-    if as_it_is := shows_x(program, parts[0]):
+    if as_it_is := described.image is not None:
         more["squared_error"] = _squared_error(program, parts, seed)
     numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
     if not as_it_is:
@@ -103,13 +103,7 @@ def rehearse(program: Program, x: Data, *, density: bool) -> None:
 
 def shows_x(program: Program, x: Data) -> bool:
     """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
-    values = posterior_latents(program.guide, x, 0)
-    with torch.no_grad(), quietly(program.model, x=x, seed=0):
-        try:
-            image_site(program.model, x, values)
-        except ValueError:
-            return False
-    return True
+    return describe(program.model, program.guide, x).image is not None
 
 
 _OTHER_UNIT = "the program observes something else than x, in a unit of its own"

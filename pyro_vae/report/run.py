@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.files import is_unfinished
+from pyro_vae.files import is_unfinished, without_folder
 from pyro_vae.report.folder import LOCK, Folder, RunFolderError
 
 _OURS = (
@@ -169,7 +169,7 @@ class RunFolder(Folder):
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without the path in path/to/file.py:factory, where its program is in a file."""
     return {
-        key: "".join(value.rpartition(":")[1:]) if key == "program" and isinstance(value, str) else value
+        key: without_folder(value) if key == "program" and isinstance(value, str) else value
         for key, value in config.items()
     }
 

@@ -2,7 +2,7 @@
 
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.densities import draw, log_density, run, run_again, run_at, run_pair
-from pyro_vae.trace.describe import Description, SiteInfo, describe, description, point_masses, refuse_whole_batch
+from pyro_vae.trace.describe import Description, SiteInfo, describe, description, refuse_whole_batch
 from pyro_vae.trace.graph import Graph
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
 from pyro_vae.trace.memory import is_out_of_memory
@@ -15,7 +15,7 @@ from pyro_vae.trace.reading import quietly, reading, stored_ids
 from pyro_vae.trace.records import GraphError
 from pyro_vae.trace.runs import Run, Terms
 from pyro_vae.trace.seeds import derive
-from pyro_vae.trace.simulate import as_images, elements_of_x, image_site, observes_x, simulate
+from pyro_vae.trace.simulate import as_images, elements_of_x, image_site, simulate
 from pyro_vae.trace.support import check_domain, check_support, outside_prior
 from pyro_vae.trace.unconstrained import Unconstrained
 
@@ -49,9 +49,7 @@ __all__ = [
     "image_site",
     "is_out_of_memory",
     "log_density",
-    "observes_x",
     "outside_prior",
-    "point_masses",
     "quietly",
     "reading",
     "refuse_whole_batch",

@@ -44,6 +44,11 @@ class Batch:
             return batch
         return Batch(*batch) if isinstance(batch, (tuple, list)) else Batch(batch)
 
+    @staticmethod
+    def called_with(*args: Any, **kwargs: Any) -> Batch:
+        """Return the batch of a call: its arguments, or the one `Batch` that it was given."""
+        return args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
+
     def __len__(self) -> int:
         return len(self.x)
 

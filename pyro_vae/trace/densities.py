@@ -79,17 +79,17 @@ def run_pair(
     """
     batch = Batch.of(batch)
     keep_p, keep_q = (part.keep() for part in noise) if noise else (nullcontext(), nullcontext())
-    layouts = layouts or choose_layouts(model, guide, batch, num_samples)
     if num_samples == 1:
         p, q = run_plainly(model, guide, batch, (keep_p, keep_q))
     else:
+        layouts = layouts or choose_layouts(model, guide, batch, num_samples)
         with keep_q:
             q = run_laid_out(guide, batch, num_samples, layouts.guide, {})
         with keep_p:
             p = _run_model(model, batch, q, layouts.model)
     if missing := sorted(name for name in q.latents if name not in p.sites):
         raise ValueError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
-    return _complete(p, dict.fromkeys(q.latents)), q
+    return _complete(p, q.latents), q
 
 
 def _run_model(model: Program, batch: Batch, q: Run, layout: Layout) -> Run:

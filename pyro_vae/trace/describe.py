@@ -48,6 +48,7 @@ class Description:
         deterministic: whether every particle of the guide is the same.
         shared: sites outside the data plate, latent or observed: an image has no log weight of its own then.
         losses: sites that are terms of the loss and no densities.
+        image: the observed site that holds x as it is, where `describe` has found one.
     """
 
     model: dict[str, SiteInfo]
@@ -59,6 +60,7 @@ class Description:
     deterministic: bool
     shared: tuple[str, ...]
     losses: tuple[str, ...]
+    image: str | None = None
 
     @property
     def why_not_per_image(self) -> str | None:
@@ -86,11 +88,12 @@ def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) 
     """
     with torch.no_grad(), reading(model, guide, x=batch, seed=seed, purpose="describe"):
         p, q = run_pair(model, guide, batch, 1)
+        described = description(guide, batch, p, q)
         try:
-            pixels = [image_site(model, batch, q.values)[0]]
+            image = image_site(model, batch, q.values)[0]
         except ValueError:
-            pixels = list(p.observed)
-        return replace(description(p, q, point_masses(guide, batch, q)), observes=_observes(p, pixels))
+            return described
+        return replace(described, image=image, observes=_observes(p, [image]))
 
 
 def refuse_whole_batch(model: Program, guide: Program, batch: Data) -> None:
@@ -103,8 +106,9 @@ def refuse_whole_batch(model: Program, guide: Program, batch: Data) -> None:
         raise ValueError(reason)
 
 
-def description(p: Run, q: Run, point_masses: tuple[str, ...]) -> Description:
-    """Describe a program by a run of its model, one of its guide, and the latter's `point_masses`."""
+def description(guide: Program, batch: Data, p: Run, q: Run) -> Description:
+    """Describe a program by a run of its model and one of its guide, for a batch."""
+    point_masses = _point_masses(guide, batch, q)
     lacks = _lacks_latent(p, q, point_masses)
     loss = _lacks_normalization(p)
     losses = [name for name in p.sites if p.is_loss(name, guide=False)]
@@ -138,7 +142,7 @@ def _observes(p: Run, names: list[str]) -> str:
     return "probability" if all(map(is_normalized, pixels)) else "loss"
 
 
-def point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:
+def _point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:
     """Return the latents of a guide that are point masses: a `Delta` without a density of its own.
 
     A `Delta` with a ``log_density`` holds what has been drawn before, and the density of that. One without holds a draw

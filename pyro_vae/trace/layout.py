@@ -109,12 +109,13 @@ def choose_layouts(
     data, names = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
     nesting, plates = number_of_plates(sites), [plate for site in sites for plate in plates_of(site)]
-    of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
-    of_guide = choose_layout(guide, batch, num_samples, None, names)
     if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
         single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
-        of_guide = single._replace(data=names)
-        return Layouts(_chosen(model, single, single.reason), _chosen(guide, of_guide, single.reason))
+        return Layouts(
+            _chosen(model, single, single.reason), _chosen(guide, single._replace(data=names), single.reason)
+        )
+    of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
+    of_guide = choose_layout(guide, batch, num_samples, None, names)
     # What a plate draws of a data set is one draw for both programs, in one layout.
     one_layout = one_layout or any(plate.full_size not in (None, plate.size) for plate in plates)
     if one_layout and of_model.kind != of_guide.kind and values:

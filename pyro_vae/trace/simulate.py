@@ -71,13 +71,6 @@ def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values)
     return found
 
 
-def observes_x(model: Program, batch: Data) -> bool:
-    """Whether what a model observes holds every element of x once, as it is, so that its densities are those of x."""
-    where = elements_of_x(model, batch).values()
-    held = torch.cat([index.flatten() for index in where]) if where else torch.empty(0)
-    return held.numel() == held.unique().numel() == Batch.of(batch).x.numel()
-
-
 def image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
     """Return the one observed site that holds every element of x, and its `elements_of_x`.
 
@@ -121,7 +114,8 @@ def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
     alone = isinstance(like, Tensor)
     like = Batch.of(like)
     where = elements_of_x(model, like)
-    if not observes_x(model, like):
+    held = torch.cat([index.flatten() for index in where.values()]) if where else torch.empty(0)
+    if not held.numel() == held.unique().numel() == like.x.numel():
         raise ValueError(
             "The observed sites of the model do not hold each element of its argument x once, as it is: no image can "
             "be simulated."

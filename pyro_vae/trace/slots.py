@@ -36,7 +36,17 @@ class Slot(NamedTuple):
 
     def read(self) -> Any:
         """Return what stands there now."""
-        return read(self)
+        container, key = self.container, self.key
+        if isinstance(container, Mapping):
+            return container.get(key, GONE)
+        if isinstance(container, CellType):
+            try:
+                return container.cell_contents
+            except ValueError:  # empty
+                return GONE
+        if isinstance(container, (list, tuple, deque)):
+            return container[key] if key < len(container) else GONE
+        return getattr(container, key, GONE)
 
     def write(self, value: Any) -> None:
         """Put a value there, where that is possible."""
@@ -46,21 +56,6 @@ class Slot(NamedTuple):
             self.container[self.key] = value
         elif isinstance(self.key, str) and not isinstance(self.container, Mapping):
             setattr(self.container, self.key, value)
-
-
-def read(slot: Slot) -> Any:
-    """Return what stands in a slot now."""
-    container, key = slot.container, slot.key
-    if isinstance(container, Mapping):
-        return container.get(key, GONE)
-    if isinstance(container, CellType):
-        try:
-            return container.cell_contents
-        except ValueError:  # empty
-            return GONE
-    if isinstance(container, (list, tuple, deque)):
-        return container[key] if key < len(container) else GONE
-    return getattr(container, key, GONE)
 
 
 def is_plain(value: Any) -> bool:

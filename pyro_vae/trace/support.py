@@ -2,7 +2,6 @@ r"""The domain of data and latents, read off the supports of what a program obse
 
 from __future__ import annotations
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from pyro_vae.trace.batch import Data, Program
 from pyro_vae.trace.densities import run_pair
 from pyro_vae.trace.elements import element, of_elements, support_of
 from pyro_vae.trace.plates import plates_of
-from pyro_vae.trace.reading import reading
+from pyro_vae.trace.reading import quietly
 from pyro_vae.trace.runs import Run, Values
 
 
@@ -76,5 +75,5 @@ def check_domain(model: Program, guide: Program, batch: Data) -> None:
     Raises:
         ValueError: as `check_support`.
     """
-    with torch.no_grad(), reading(model, guide, x=batch, seed=0), pyro.validation_enabled(False):
+    with torch.no_grad(), quietly(model, guide, x=batch, seed=0):
         check_support(run_pair(model, guide, batch, 1)[0])

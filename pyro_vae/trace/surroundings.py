@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pyro_vae.trace.slots import GONE, LARGEST, Slot, containers, contents, is_plain, read
+from pyro_vae.trace.slots import GONE, LARGEST, Slot, containers, contents, is_plain
 
 _MOST = 50_000
 
@@ -64,7 +64,7 @@ class Surroundings:
                 self._arrays.append(thing)
             found = [slot for slot in contents(thing, name) if (id(slot.container), slot.key) not in self._ignored]
             slots += found
-            waiting += [(read(slot), slot.name) for slot in found]
+            waiting += [(slot.read(), slot.name) for slot in found]
             if len(slots) > _MOST:
                 raise OverflowError(f"it reaches more than {_MOST} values of Python")
         self._kept = kept
@@ -98,7 +98,7 @@ class Surroundings:
 
     def values(self) -> list[Any]:
         """Return what every slot holds."""
-        return [get(key, GONE) for get, key in self._getters] + [read(slot) for slot in self._others]
+        return [get(key, GONE) for get, key in self._getters] + [slot.read() for slot in self._others]
 
     def changed(self, before: list[Any]) -> list[tuple[Slot, Any]]:
         """Return the slots that hold another number or object than before, with what they held."""
