@@ -65,6 +65,8 @@ class Particles:
     @property
     def weighed(self) -> Tensor:
         """The same with each site's term times its scale, as stock `Trace_ELBO` has it."""
+        if not (self.of_p.scaled or self.of_q.scaled):
+            return self.log_w
         return _total(self.of_p.weighed) - _total(self.of_q.weighed)
 
     @property
@@ -171,4 +173,5 @@ def _check_gradients(q: Run) -> None:
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
-    return torch.as_tensor(sum(terms.values()))
+    values = list(terms.values())
+    return sum(values[1:], values[0]) if values else torch.tensor(0)  # from the first: adding it to 0 is an operation

@@ -38,6 +38,11 @@ class Terms(NamedTuple):
     weighed: dict[str, Tensor]
     losses: dict[str, Tensor]
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a density has a scale."""
+        return any(self.weighed[name] is not density for name, density in self.densities.items())
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

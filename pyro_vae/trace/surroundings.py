@@ -69,9 +69,13 @@ class Surroundings:
                 raise OverflowError(f"it reaches more than {_MOST} values of Python")
         self._kept = kept
         of_dicts = [slot for slot in slots if isinstance(slot.container, Mapping)]
+        of_tuples = [slot for slot in slots if isinstance(slot.container, tuple)]
         self._getters = [(slot.container.get, slot.key) for slot in of_dicts]
-        self._others = [slot for slot in slots if not isinstance(slot.container, Mapping)]
-        self.slots = of_dicts + self._others
+        self._others = [slot for slot in slots if not isinstance(slot.container, (Mapping, tuple))]
+        self._constant = [slot.read() for slot in of_tuples]
+        self.slots = of_dicts + self._others + of_tuples
+        self._empty = [container for container in self._containers if not container]
+        self._filled = [container for container in self._containers if container]
         self._values = self.values()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._present = self._forms()
@@ -98,7 +102,8 @@ class Surroundings:
 
     def values(self) -> list[Any]:
         """Return what every slot holds."""
-        return [get(key, GONE) for get, key in self._getters] + [slot.read() for slot in self._others]
+        read = [get(key, GONE) for get, key in self._getters] + [slot.read() for slot in self._others]
+        return read + self._constant
 
     def changed(self, before: list[Any]) -> list[tuple[Slot, Any]]:
         """Return the slots that hold another number or object than before, with what they held."""
@@ -120,7 +125,8 @@ class Surroundings:
     def _forms(self) -> Any:
         """Return what changes while the objects stay: sizes, classes, flags of tensors, and numbers in small arrays."""
         return (
-            tuple(map(len, self._containers)),
+            any(self._empty),  # most of them are, and this is the fastest way to ask
+            tuple(map(len, self._filled)),
             tuple(map(type, self.modules)),
             tuple([tensor.requires_grad for tensor in self._tensors]),
             tuple([array.tobytes() for array in self._arrays]),
