@@ -66,7 +66,7 @@ def impute(
         progress: as in `anneal`.
 
     Raises:
-        ValueError: pixels are not independent given z, or as `anneal`.
+        ValueError: pixels are not independent given z, a latent is summed out, or as `anneal`.
     """
     batch = Batch.of(x)
     x = batch.x
@@ -83,6 +83,10 @@ def impute(
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
         site = run_at(model, whole, values, kernels.path.layout)
+        if site.summed:
+            raise ValueError(
+                f"Site {site.summed[0]!r} is summed out: pixels are imputed where the guide draws every latent."
+            )
         back = order.flatten().argsort()
         shape = (settings.num_chains, *x.shape)
 

@@ -36,7 +36,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
     if len(batch) == 1:
         return
     copies = batch.map_rows(_copied)
-    values = q.values
+    values = q.values | p.values_of(p.summed)  # at the first of their values
     alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
     images = batch.replaced(_copied(batch.x))

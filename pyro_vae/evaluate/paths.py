@@ -114,7 +114,7 @@ class Path:
     def _check_supports(self, p: Run) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
         u = self.space.join(p.values)
-        other = Unconstrained(run(self.model, self.batch, 1)).split(u)[0]
+        other = Unconstrained(run(self.model, self.batch, 1), p.latents).split(u)[0]
         for name, value in p.values.items():
             if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
                 raise ValueError(
@@ -150,7 +150,8 @@ class Path:
                 values = draw(self.guide, self.batch, num_samples, self.guide_layout)[0]
             else:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
-                values = run(self.model, self.batch, num_samples, layout=layout).values
+                drawn = run(self.model, self.batch, num_samples, layout=layout)
+                values = drawn.values_of([site.name for site in self.space.sites])
             u = self.space.join(values)
             self._check_round_trip(values, u)
             return u

@@ -30,6 +30,7 @@ from pyro_vae.trace import (
     quietly,
     run_pair,
 )
+from pyro_vae.trace.enumeration import number_of_states
 from pyro_vae.trace.reading import fork_rng
 
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
@@ -162,7 +163,8 @@ def _parts(
         # Where all particles are the same, one is all of them.
         drawn = 1 if described.deterministic else num_samples
         layouts = choose_layouts(model, guide, batch, drawn) if drawn > 1 else plain
-        scorer = _Scorer(model, batch, reader, layouts.model, chunk or min(rows, _room(batch.x)))
+        states = number_of_states(layouts.model.summed)  # each particle is scored at every one of them
+        scorer = _Scorer(model, batch, reader, layouts.model, chunk or max(1, min(rows, _room(batch.x)) // states))
         for start in range(0, drawn, block):
             size = min(block, drawn - start)
             values, log_q = reader.draw(guide, batch, size, layouts.guide)
@@ -189,7 +191,7 @@ def _checked(
         if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
             check_independence(model, guide, batch, p, q)
             reader.checked.add((model, guide))
-    return described, p, Layouts(Layout("plain", p.frame.data), Layout("plain", q.frame.data))
+    return described, p, Layouts(p.layout if p.summed else Layout("plain", p.frame.data), Layout("plain", q.frame.data))
 
 
 def _outside(p: Run, values: Values, log_prior: Tensor) -> str | None:

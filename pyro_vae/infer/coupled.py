@@ -28,6 +28,8 @@ class FreeBits(Objective):
         floor: nats of each unit.
     """
 
+    reads_prior = True
+
     def __init__(self, num_particles: int = 1, floor: float = 0.5) -> None:
         super().__init__(num_particles)
         self.floor = nonnegative("The floor", floor)

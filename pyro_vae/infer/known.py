@@ -23,7 +23,7 @@ class Fact:
 
     def has_changed(self, model: Program, guide: Program, num_samples: int) -> bool:
         """Whether other numbers are around the programs than when last asked; of one particle nothing depends on it."""
-        if num_samples == 1:
+        if num_samples == 1 and not self.layouts:
             return False
         if self._surroundings is None:
             try:
@@ -60,7 +60,7 @@ class Known:
         fact.uses += 1
         if fact.uses & (fact.uses - 1) == 0 or fact.has_changed(model, guide, num_samples):
             fact.described = None
-            if num_samples > 1:
+            if num_samples > 1 or fact.layouts:
                 fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout, as_trained=True)
         return fact
 

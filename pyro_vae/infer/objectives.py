@@ -23,7 +23,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae.infer.known import Known
 from pyro_vae.infer.particles import Particles, draw_particles
-from pyro_vae.trace import Batch, Program
+from pyro_vae.trace import Batch, Layouts, Program
 
 
 class Objective(Trace_ELBO):
@@ -41,6 +41,8 @@ class Objective(Trace_ELBO):
     """Whether each site may have a scale of its own, which multiplies its term; otherwise all have one in common."""
     scores_again = False
     """Whether the programs are scored a second time at the same particles."""
+    reads_prior = False
+    """Whether the distribution of a latent in the model is read, beside its density."""
     one_layout = False
     """Whether the distributions of model and guide are compared with each other, and so must have one layout."""
 
@@ -80,6 +82,13 @@ class Objective(Trace_ELBO):
             model, guide, batch, number, layouts=fact.layouts, described=fact.described, again=self.scores_again
         )
         fact.described = particles.described
+        if particles.p.summed:
+            fact.layouts = Layouts(particles.p.layout, particles.q.layout)
+            if self.reads_prior:
+                raise ValueError(
+                    f"Site {particles.p.summed[0]!r} is summed out, and {type(self).__name__} needs the prior of the "
+                    "other latents as one distribution: use ELBO."
+                )
         if self.weighs_sites:
             objective = self.objective(particles)
         else:
@@ -210,6 +219,7 @@ class MeanFieldELBO(Objective):
     """
 
     weighs_sites = True
+    reads_prior = True
     one_layout = True
 
     def objective(self, particles: Particles) -> Tensor:

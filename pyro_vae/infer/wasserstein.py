@@ -65,6 +65,8 @@ class WAE(Objective):
         ValueError: at the first use, where a program has several latent sites, or the prior has no sampler.
     """
 
+    reads_prior = True
+
     def __init__(self, num_particles: int = 1, weight: float = 100.0) -> None:
         super().__init__(num_particles)
         self.weight = nonnegative("The weight", weight)

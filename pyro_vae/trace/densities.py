@@ -14,9 +14,10 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.enumeration import at_every_state, check_sizes, summed_sites
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly
 from pyro_vae.trace.noise import SharedNoise
-from pyro_vae.trace.plates import Layout
+from pyro_vae.trace.plates import PARTICLES, Layout
 from pyro_vae.trace.running import run_laid_out
 from pyro_vae.trace.runs import Run, Values
 
@@ -47,13 +48,24 @@ def run(
 
 
 def run_at(program: Program, batch: Data, values: Mapping[str, Tensor], layout: Layout | None = None) -> Run:
-    """Run a program at given values of all its latents, {site: (K, B, ...)}; K = 1 where it has none.
+    """Run a program at given values of its latents, {site: (K, B, ...)}; K = 1 where it has none.
+
+    Discrete ones without a value are summed out.
 
     Raises:
-        ValueError: a latent site has no value, or as `run`.
+        ValueError: a latent site has no value and cannot be summed out, or as `run`.
     """
+    batch = Batch.of(batch)
+    if layout is not None and layout.summed:
+        return _complete(_run_summed(program, batch, values, layout), values)
     num_samples = next(iter(values.values())).shape[0] if values else 1
-    return _complete(run(program, batch, num_samples, values, layout), values)
+    result = run(program, batch, num_samples, values, layout)
+    if set(result.latents) <= set(values):
+        return _complete(result, values)
+    summed = summed_sites(result, values)
+    two = {name: value[:1].expand(2, *value.shape[1:]) for name, value in values.items()}
+    layout = choose_layout(program, batch, 2, two, result.frame.data)
+    return _complete(_run_summed(program, batch, values, layout._replace(summed=summed)), values)
 
 
 def run_pair(
@@ -78,14 +90,18 @@ def run_pair(
         ValueError: model and guide do not have the same latent sites, or as `run`.
     """
     batch = Batch.of(batch)
-    keep_p, keep_q = (part.keep() for part in noise) if noise else (nullcontext(), nullcontext())
-    if num_samples == 1:
-        p, q = run_plainly(model, guide, batch, (keep_p, keep_q))
+    keep_p, keep_q = (nullcontext if part is None else part.keep for part in noise or (None, None))
+    if num_samples == 1 and not (layouts and layouts.model.summed):
+        p, q = run_plainly(model, guide, batch, (keep_p(), keep_q()))
+        if set(p.latents) - set(q.latents):
+            layouts = choose_layouts(model, guide, batch, 1, as_trained=True)
+            with keep_p():
+                p = _run_summed(model, batch, q.values, layouts.model, q.subsamples())
     else:
         layouts = layouts or choose_layouts(model, guide, batch, num_samples)
-        with keep_q:
+        with keep_q():
             q = run_laid_out(guide, batch, num_samples, layouts.guide, {})
-        with keep_p:
+        with keep_p():
             p = _run_model(model, batch, q, layouts.model)
     if missing := sorted(name for name in q.latents if name not in p.sites):
         raise ValueError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
@@ -94,11 +110,26 @@ def run_pair(
 
 def _run_model(model: Program, batch: Batch, q: Run, layout: Layout) -> Run:
     """Run a model at what a guide has drawn: at its very tensors where the layouts agree, not at views of them."""
+    if layout.summed:
+        return _run_summed(model, batch, q.values, layout, q.subsamples())
     if not q.latents:
         return run_laid_out(model, batch, 1, layout._replace(kind="plain"), {}, q.native())
     if len(q.traces) == 1 and (q.layout.kind, q.layout.nesting) == (layout.kind, layout.nesting):
         return run_laid_out(model, batch, q.num_samples, layout, {}, q.native())
     return run_laid_out(model, batch, q.num_samples, layout, q.values)
+
+
+def _run_summed(
+    program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None
+) -> Run:
+    """Run a program at given latents and at every joint value of those that its layout sums out."""
+    everywhere = at_every_state(layout.summed, values, batch.x)
+    number = next(iter(everywhere.values())).shape[0]
+    of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
+    native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
+    result = run_laid_out(program, batch, number, layout, everywhere, native)
+    check_sizes(result)
+    return result
 
 
 def draw(
@@ -143,7 +174,10 @@ def log_density(
 def run_again(program: Program, batch: Batch, values: Values, first: Run, noise: SharedNoise | None) -> Run:
     """Run a program again at given values of its latents, in the layout and under the noise of its first run."""
     with nullcontext() if noise is None else noise.give():
-        again = run_laid_out(program, batch, first.num_samples, first.layout, values, first.subsamples())
+        if first.summed:
+            again = _run_summed(program, batch, values, first.layout, first.subsamples())
+        else:
+            again = run_laid_out(program, batch, first.num_samples, first.layout, values, first.subsamples())
     return _complete(again, values)
 
 

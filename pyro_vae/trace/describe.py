@@ -22,9 +22,9 @@ from pyro_vae.trace.simulate import image_site
 class SiteInfo(NamedTuple):
     """A sample site: its role, the class of its elements' distribution, its plates from outside in, its event shape.
 
-    Roles are ``latent``, ``observed``, ``auxiliary`` (drawn by the guide alone), ``unobserved`` (what an `obs_mask`
-    leaves out, drawn by the model alone) and ``loss``: a `pyro.factor`, what a guide observes, or an observation whose
-    distribution says that it is not normalized.
+    Roles are ``latent``, ``observed``, ``summed out`` (a discrete latent that the guide does not draw), ``auxiliary``
+    (drawn by the guide alone), ``unobserved`` (what an `obs_mask` leaves out, drawn by the model alone) and ``loss``: a
+    `pyro.factor`, what a guide observes, or an observation whose distribution says that it is not normalized.
     """
 
     role: str
@@ -171,6 +171,8 @@ def _info(run: Run, name: str, *, guide: bool) -> SiteInfo:
         role = "observed"
     elif name in run.latents:
         role = "latent"
+    elif name in run.summed:
+        role = "summed out"
     else:
         role = "auxiliary" if name in run.drawn else "unobserved"
     return SiteInfo(role, type(fn).__name__, tuple(p.name for p in plates_of(site)), tuple(site["fn"].event_shape))

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import element
+from pyro_vae.trace.enumeration import summed_sites
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.noise import SharedNoise
@@ -101,10 +102,12 @@ def choose_layouts(
         as_trained: whether they will be run in the modes in which their modules are: a BatchNorm that trains takes the
             statistics of one particle at a time, as in stock Pyro.
     """
-    if num_samples == 1:
-        return Layouts(Layout("plain"), Layout("plain"))
     with _looking(batch, model, guide) as kept:
-        pairs = [run_plainly(model, guide, batch) for _ in range(_COMPARED)]
+        pairs = [run_plainly(model, guide, batch)]
+        summed = summed_sites(pairs[0][0], pairs[0][1].latents)
+        if num_samples == 1 and not summed:
+            return Layouts(Layout("plain"), Layout("plain"))
+        pairs += [run_plainly(model, guide, batch) for _ in range(_COMPARED - 1)]
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
     data, names = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
@@ -112,12 +115,18 @@ def choose_layouts(
     if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
         single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
         return Layouts(
-            _chosen(model, single, single.reason), _chosen(guide, single._replace(data=names), single.reason)
+            _chosen(model, single._replace(summed=summed), single.reason),
+            _chosen(guide, single._replace(data=names), single.reason),
         )
-    of_model = choose_layout(model, batch, num_samples, values, data) if values else Layout("plain", data)
+    repeated = values or summed
+    of_model = choose_layout(model, batch, _COMPARED, values, data) if repeated else Layout("plain", data)
+    of_model = of_model._replace(summed=summed)
     of_guide = choose_layout(guide, batch, num_samples, None, names)
     # What a plate draws of a data set is one draw for both programs, in one layout.
-    one_layout = one_layout or any(plate.full_size not in (None, plate.size) for plate in plates)
+    subsampled = any(plate.full_size not in (None, plate.size) for plate in plates)
+    if summed and subsampled and of_model.kind == "rows":
+        of_model = of_model._replace(kind="singly")  # where each run takes the draw as it is
+    one_layout = one_layout or subsampled
     if one_layout and of_model.kind != of_guide.kind and values:
         slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
         # Rows that one of them takes need not suit the other, which has been found to take particles.

@@ -33,7 +33,8 @@ class SharedNoise:
 
     @contextmanager
     def keep(self) -> Iterator[None]:
-        """Keep the results of random operations that are not the draws of sample sites."""
+        """Keep the results of random operations that are not the draws of sample sites, and no earlier ones."""
+        self._kept.clear()
         with _Keep(self._kept) as mode, _Draws(mode):
             yield
 

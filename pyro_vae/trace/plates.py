@@ -13,6 +13,8 @@ import torch
 from pyro.distributions import Unit
 from torch import Tensor
 
+from pyro_vae.trace.enumeration import Finite
+
 PARTICLES = "_particles"
 Site = Mapping[str, Any]
 
@@ -33,13 +35,15 @@ class Layout(NamedTuple):
     """How K particles of a program are run.
 
     `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows`` and ``singly`` (K plain runs);
-    `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles.
+    `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles;
+    `summed` are the sites that are summed out, at whose values the particles are repeated.
     """
 
     kind: str
     data: DataPlate | None = None
     nesting: int = 1
     reason: str | None = None
+    summed: tuple[Finite, ...] = ()
 
     @property
     def particle_dim(self) -> int:

@@ -2,6 +2,7 @@ r"""What one run of a program leaves: its sites, their values and their log-dens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.trace.elements import element
+from pyro_vae.trace.enumeration import number_of_states, sum_out
 from pyro_vae.trace.plates import (
     Frame,
     Layout,
@@ -55,8 +57,8 @@ class Run:
 
     @property
     def num_samples(self) -> int:
-        """K."""
-        return len(self.traces) * self.frame.num_samples
+        """K, each of which is run at every value of what is summed out."""
+        return len(self.traces) * self.frame.num_samples // number_of_states(self.layout.summed)
 
     @property
     def batch_size(self) -> int:
@@ -73,10 +75,19 @@ class Run:
         """Names of the latent sites: drawn, neither auxiliary nor the unobserved half of an `obs_mask`."""
         return [name for name in self.drawn if not self.sites[name]["infer"].get("is_auxiliary")]
 
+    @property
+    def summed(self) -> list[str]:
+        """Names of the latents that are summed out, and stand at every one of their values."""
+        return [site.name for site in self.layout.summed]
+
     @cached_property
     def drawn(self) -> list[str]:
         """Names of the sites that are drawn, auxiliary ones included."""
-        return [name for name, site in self.sites.items() if not site["is_observed"] and not self._is_unobserved(name)]
+        return [
+            name
+            for name, site in self.sites.items()
+            if not (site["is_observed"] or self._is_unobserved(name) or name in self.summed)
+        ]
 
     @property
     def shared(self) -> list[str]:
@@ -90,7 +101,8 @@ class Run:
 
     def values_of(self, names: list[str]) -> dict[str, Tensor]:
         """Return the values of some sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
-        return {name: self.joined(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
+        values = {name: self.joined(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
+        return {name: value[: self.num_samples] for name, value in values.items()} if self.summed else values
 
     @property
     def deltas(self) -> dict[str, Delta]:
@@ -136,6 +148,8 @@ class Run:
             if self._is_unobserved(name):
                 continue  # drawn from the model itself: its density cancels
             plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.each(name)]
+            if name in self.summed:
+                plain = [self._spread_over_values(name, *pair) for pair in zip(plain, self.each(name), strict=True)]
             if is_unit(site["scale"]):
                 density = weighed = self._spread(name, plain)
             else:
@@ -146,7 +160,42 @@ class Run:
                 terms.losses[name] = weighed
             else:
                 terms.densities[name], terms.weighed[name] = density, weighed
-        return terms
+        return self._summed_out(terms) if self.summed else terms
+
+    def _spread_over_values(self, name: str, term: Tensor, site: Site) -> Tensor:
+        """Give the values of a summed site one share each where it is masked: there is nothing to sum over."""
+        if site["mask"] is None:
+            return term
+        of_element = next(finite.of_element for finite in self.layout.summed if finite.name == name)
+        size = of_element ** (math.prod(site["fn"].event_shape) // math.prod(element(site["fn"])[0].event_shape))
+        return torch.where(torch.as_tensor(site["mask"], device=term.device), term, -math.log(size))
+
+    def _summed_out(self, terms: Terms) -> Terms:
+        """Sum the densities over the values of what is summed out.
+
+        Raises:
+            ValueError: scales or factors, of which no sum makes a density.
+        """
+        first = self.summed[0]
+        if terms.losses:
+            raise ValueError(
+                f"Site {first!r} is summed out, and {next(iter(terms.losses))!r} is no density that could be: draw "
+                f"{first!r} in the guide."
+            )
+        scales = [self.sites[name]["scale"] for name in terms.densities]
+        if any(scale is not scales[0] and (isinstance(scale, Tensor) or scale != scales[0]) for scale in scales):
+            raise ValueError(
+                f"Site {first!r} is summed out of sites with different scales: give all the same, or draw it in the "
+                "guide."
+            )
+        densities = sum_out(terms.densities, [*self.latents, *self.summed], self.layout.summed)
+        if is_unit(scales[0]):
+            return Terms(densities, dict(densities), {})
+        if isinstance(scales[0], Tensor) and scales[0].numel() > 1:
+            raise ValueError(
+                f"Site {first!r} is summed out, and its scale has a number for each image: use one number."
+            )
+        return Terms(densities, {name: density * scales[0] for name, density in densities.items()}, {})
 
     def log_probs(self) -> dict[str, Tensor]:
         """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""

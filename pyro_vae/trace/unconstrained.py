@@ -6,7 +6,7 @@ A site with support S has z_s = T_s(u_s) with T_s = biject_to(S), and densities 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,15 @@ class Unconstrained:
         result: a run of the program whose supports count, the model. Supports are those of this run: they may depend
             on the image, not on other latents.
 
+        names: its latents that count; all where None.
+
     Raises:
         ValueError: a latent site is discrete; names it.
     """
 
-    def __init__(self, result: Run) -> None:
+    def __init__(self, result: Run, names: Collection[str] | None = None) -> None:
         self.sites: list[_Site] = []
-        for name, value in result.values.items():
+        for name, value in result.values_of(result.latents if names is None else list(names)).items():
             support = _where(result.sites[name]["fn"])
             if support.is_discrete:
                 raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
