@@ -94,28 +94,31 @@ class Path:
         self._compared = False
         with torch.no_grad():
             p, q = run_pair(model, guide, self.batch, 1)
-            if not p.values:
+            enumerated = q.layout.enumerated  # summed out, like what the guide does not draw
+            self.names = [name for name in p.latents if name not in [site.name for site in enumerated]]
+            if not self.names:
                 raise ValueError(
-                    "The program has no latent site: its log p(x) is known, and there is nothing to anneal."
+                    "The program has no latent site that is drawn: its log p(x) is known, and there is nothing to "
+                    "anneal."
                 )
             described = description(guide, self.batch, p, q)
             if described.why_not_per_image:
                 raise ValueError(described.why_not_per_image)
             if described.lacks_latent:
                 raise ValueError(f"There is nothing to anneal: {described.lacks}.")
-            self.space = Unconstrained(p)
+            self.space = Unconstrained(p, self.names)
             self._check_supports(p)
             layouts = choose_layouts(model, guide, self.batch, 2)
-            self.layout = layouts.model
-            self.guide_layout = layouts.guide
+            self.layout = layouts.model._replace(summed=layouts.model.summed + enumerated)
+            self.guide_layout = layouts.guide._replace(summed=enumerated, enumerated=())
             if start == "guide":
                 self._check_guide(q)
 
     def _check_supports(self, p: Run) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
-        u = self.space.join(p.values)
-        other = Unconstrained(run(self.model, self.batch, 1), p.latents).split(u)[0]
-        for name, value in p.values.items():
+        u = self.space.join(p.values_of(self.names))
+        other = Unconstrained(run(self.model, self.batch, 1), self.names).split(u)[0]
+        for name, value in p.values_of(self.names).items():
             if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
                 raise ValueError(
                     f"The support of latent site {name!r} moves with other latents: it cannot be annealed."
@@ -127,7 +130,8 @@ class Path:
         for seed in (0, 1):
             with seeded(self.batch.x, seed):
                 try:
-                    scores.append(torch.stack(list(log_density(self.guide, self.batch, q.values).values())).sum(0))
+                    values = {name: value[:1] for name, value in q.values_of(self.names).items()}
+                    scores.append(torch.stack(list(log_density(self.guide, self.batch, values).values())).sum(0))
                 except (KeyError, NotImplementedError) as error:
                     raise ValueError(
                         f"The guide has no density at values that it has not drawn ({type(error).__name__}): anneal "
@@ -147,11 +151,13 @@ class Path:
         """
         with torch.no_grad():
             if self.start == "guide":
-                values = draw(self.guide, self.batch, num_samples, self.guide_layout)[0]
+                layout = self.guide_layout._replace(summed=())
+                values = draw(self.guide, self.batch, num_samples, layout)[0]
+                values = {name: values[name] for name in self.names}
             else:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
                 drawn = run(self.model, self.batch, num_samples, layout=layout)
-                values = drawn.values_of([site.name for site in self.space.sites])
+                values = drawn.values_of(self.names)
             u = self.space.join(values)
             self._check_round_trip(values, u)
             return u

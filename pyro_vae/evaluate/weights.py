@@ -5,6 +5,7 @@ log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),    z_k ~ q(z|x),    in nats.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -163,14 +164,17 @@ def _parts(
         # Where all particles are the same, one is all of them.
         drawn = 1 if described.deterministic else num_samples
         layouts = choose_layouts(model, guide, batch, drawn) if drawn > 1 else plain
-        states = number_of_states(layouts.model.summed)  # each particle is scored at every one of them
-        scorer = _Scorer(model, batch, reader, layouts.model, chunk or max(1, min(rows, _room(batch.x)) // states))
+        summed = number_of_states(layouts.model.summed)  # each particle is scored at every one of them
+        scorer = _Scorer(model, batch, reader, layouts.model, chunk or max(1, min(rows, _room(batch.x)) // summed))
+        enumerated = [site.name for site in layouts.guide.enumerated]
+        states = number_of_states(layouts.guide.enumerated)
         for start in range(0, drawn, block):
             size = min(block, drawn - start)
             values, log_q = reader.draw(guide, batch, size, layouts.guide)
-            found = list(scorer.score(values, log_q, size))
+            log_q = {name: term for name, term in log_q.items() if name not in enumerated}
+            found = list(scorer.score(values, log_q, size * states))
             lacks = lacks or _outside(first, values, torch.cat([log_prior for _, log_prior, _ in found]))
-            parts += found
+            parts += [_over_states(found, states)] if enumerated else found
     log_p, log_prior, log_guide = (torch.cat(column).expand(num_samples, -1) for column in zip(*parts, strict=True))
     _check_finite(batch.x, log_p, log_prior, log_guide)
     if described.lacks_latent:
@@ -191,7 +195,23 @@ def _checked(
         if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
             check_independence(model, guide, batch, p, q)
             reader.checked.add((model, guide))
-    return described, p, Layouts(p.layout if p.summed else Layout("plain", p.frame.data), Layout("plain", q.frame.data))
+    return described, p, Layouts(p.layout, q.layout)
+
+
+def _over_states(chunks: list[tuple[Tensor, ...]], states: int) -> tuple[Tensor, ...]:
+    """Sum the weights over what the guide enumerates: the parts of log sum_y w_y, (K, B) of (S * K, B) each.
+
+    With the shares r_y of the values in the sum, it is the sum of E_r[log p(x|z,y)], E_r[log p(z,y)] and
+    -E_r[log q(z|x,y) + log r_y]: the parts of a guide whose q(y|x) is the best there is, r.
+    """
+    log_p, log_prior, log_guide = (torch.cat(column).unflatten(0, (states, -1)) for column in zip(*chunks, strict=True))
+    log_w = log_p + log_prior - log_guide
+    total = log_w.logsumexp(0)
+    # Of values that are all impossible each has a share, so that the sum stays minus infinity.
+    log_shares = torch.where(total == -torch.inf, -math.log(states), log_w - total)
+    shares = log_shares.exp()
+    terms = (log_p, log_prior, log_guide + log_shares)
+    return tuple(torch.where(shares > 0, shares * term, 0.0).sum(0) for term in terms)
 
 
 def _outside(p: Run, values: Values, log_prior: Tensor) -> str | None:

@@ -82,13 +82,10 @@ class Objective(Trace_ELBO):
             model, guide, batch, number, layouts=fact.layouts, described=fact.described, again=self.scores_again
         )
         fact.described = particles.described
-        if particles.p.summed:
-            fact.layouts = Layouts(particles.p.layout, particles.q.layout)
-            if self.reads_prior:
-                raise ValueError(
-                    f"Site {particles.p.summed[0]!r} is summed out, and {type(self).__name__} needs the prior of the "
-                    "other latents as one distribution: use ELBO."
-                )
+        layouts = Layouts(particles.p.layout, particles.q.layout)
+        if layouts.repeat:
+            fact.layouts = layouts
+            self._check_summed(particles)
         if self.weighs_sites:
             objective = self.objective(particles)
         else:
@@ -96,6 +93,16 @@ class Objective(Trace_ELBO):
         if particles.of_p.losses or particles.of_q.losses:
             objective = objective + particles.losses.mean(0)
         return objective, particles.elbo
+
+    def _check_summed(self, particles: Particles) -> None:
+        """Refuse what is no sum over the values of a discrete latent.
+
+        Raises:
+            ValueError: names the site and the objective.
+        """
+        (name, *_) = (*particles.p.summed, *particles.enumerated)
+        if self.reads_prior or (self.scores_again and particles.enumerated):
+            raise ValueError(f"Site {name!r} is summed out, which {type(self).__name__} cannot do: use ELBO or IWAE.")
 
     def _common_scale(self, particles: Particles) -> float:
         """Return the one scale of all sites, as of a mini-batch plate; refuse what has no bound of each image."""

@@ -23,6 +23,7 @@ from pyro_vae.trace import (
     run_again,
     run_pair,
 )
+from pyro_vae.trace.enumeration import number_of_states
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,54 @@ class Particles:
 
     @cached_property
     def log_w(self) -> Tensor:
-        """Log importance weights, log p(x, z) - log q(z|x); a point mass and an improper prior add nothing."""
+        """Log importance weights, log p(x, z) - log q(z|x); a point mass and an improper prior add nothing.
+
+        What the guide enumerates is summed out of them.
+        """
+        if not self.enumerated:
+            return self._log_ratio
+        drawn = {name: term for name, term in self.log_q.items() if name not in self.enumerated}
+        return self._of_states(_total(self.log_p) - _total(drawn)).logsumexp(0)
+
+    @cached_property
+    def _log_ratio(self) -> Tensor:
         return _total(self.log_p) - _total(self.log_q)
 
     @property
     def weighed(self) -> Tensor:
-        """The same with each site's term times its scale, as stock `Trace_ELBO` has it."""
+        """The terms of the ELBO, each times the scale of its site, as stock `Trace_ELBO` has it."""
         if not (self.of_p.scaled or self.of_q.scaled):
-            return self.log_w
-        return _total(self.of_p.weighed) - _total(self.of_q.weighed)
+            return self._expected(self._log_ratio)
+        return self._expected(_total(self.of_p.weighed) - _total(self.of_q.weighed))
 
     @property
     def losses(self) -> Tensor:
         """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
-        return _total(self.of_p.losses) - _total(self.of_q.losses)
+        return self._expected(_total(self.of_p.losses) - _total(self.of_q.losses))
+
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the sites that the guide enumerates."""
+        return [site.name for site in self.q.layout.enumerated]
+
+    def _of_states(self, value: Tensor) -> Tensor:
+        """Return a quantity of every particle, (S * K, B), as (S, K, B)."""
+        return value.unflatten(0, (number_of_states(self.q.layout.enumerated), -1))
+
+    def _expected(self, value: Tensor) -> Tensor:
+        """Return the mean over what the guide enumerates, under its own probabilities: (K, B) of (S * K, B)."""
+        if not self.enumerated:
+            return value
+        shares = self._of_states(_total({name: self.log_q[name] for name in self.enumerated})).exp()
+        possible = shares > 0  # what has no probability counts for nothing, and may have no finite term
+        return (shares * torch.where(possible, self._of_states(value), 0.0)).sum(0)
 
     @property
     def elbo(self) -> Tensor:
         """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
         if self.described.lacks:
             return torch.full_like(self.log_w[0], torch.nan).detach()
-        value = self.log_w.detach().mean(0)
+        value = self._expected(self._log_ratio).detach().mean(0)
         # Of what all images share, a batch has the part of its images in the data set.
         rest = 1 - self.p.batch_size / self.p.frame.data.full_size
         for name in self.described.shared if rest else ():
@@ -100,10 +128,11 @@ class Particles:
     @property
     def weighed_ratio(self) -> Tensor:
         """The latent sites' terms, log q(z|x) - log p(z), times their scales: the rate, in expectation."""
-        return _total(self.of_q.weighed) - _total({name: self.of_p.weighed[name] for name in self.q.latents})
+        of_p = {name: self.of_p.weighed[name] for name in self.q.latents}
+        return self._expected(_total(self.of_q.weighed) - _total(of_p))
 
     def _observed(self, terms: dict[str, Tensor]) -> Tensor:
-        return _total({name: value for name, value in terms.items() if name not in self.q.latents})
+        return self._expected(_total({name: value for name, value in terms.items() if name not in self.q.latents}))
 
     def score_again(self, program: Program, *, weighed: bool = False) -> Tensor:
         """Score the model or the guide at the same z, through which no gradient flows: the sum of its terms.
@@ -165,10 +194,15 @@ def draw_particles(
 def _check_gradients(q: Run) -> None:
     if not torch.is_grad_enabled():
         return
+    enumerated = [site.name for site in q.layout.enumerated]
     for name, site in q.sites.items():
         kind = site["fn"]
+        if name in enumerated:
+            continue
         if not kind.has_rsample and (name in q.drawn or q.is_factor(name)):
             remedy = "pass has_rsample=True to pyro.factor" if q.is_factor(name) else "use one that has"
+            if getattr(kind, "has_enumerate_support", False):
+                remedy = 'mark it infer={"enumerate": "parallel"} to have it summed over'
             raise ValueError(f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; {remedy}.")
 
 

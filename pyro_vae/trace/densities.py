@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Data, Program
-from pyro_vae.trace.enumeration import at_every_state, check_sizes, summed_sites
+from pyro_vae.trace.enumeration import at_every_state, check_sizes, enumerated_sites, number_of_states, summed_sites
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import PARTICLES, Layout
@@ -91,21 +91,29 @@ def run_pair(
     """
     batch = Batch.of(batch)
     keep_p, keep_q = (nullcontext if part is None else part.keep for part in noise or (None, None))
-    if num_samples == 1 and not (layouts and layouts.model.summed):
+    if num_samples == 1 and not (layouts and layouts.repeat):
         p, q = run_plainly(model, guide, batch, (keep_p(), keep_q()))
-        if set(p.latents) - set(q.latents):
-            layouts = choose_layouts(model, guide, batch, 1, as_trained=True)
-            with keep_p():
-                p = _run_summed(model, batch, q.values, layouts.model, q.subsamples())
+        if set(p.latents) - set(q.latents) or enumerated_sites(q):
+            return run_pair(model, guide, batch, 1, choose_layouts(model, guide, batch, 1, as_trained=True), noise)
     else:
         layouts = layouts or choose_layouts(model, guide, batch, num_samples)
         with keep_q():
-            q = run_laid_out(guide, batch, num_samples, layouts.guide, {})
+            q = run_guide(guide, batch, num_samples, layouts.guide)
         with keep_p():
             p = _run_model(model, batch, q, layouts.model)
     if missing := sorted(name for name in q.latents if name not in p.sites):
         raise ValueError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
     return _complete(p, q.latents), q
+
+
+def run_guide(guide: Program, batch: Batch, num_samples: int, layout: Layout) -> Run:
+    """Run a guide for K particles, at each of the S joint values of what it enumerates: S * K particles, K inside S."""
+    if not layout.enumerated:
+        return run_laid_out(guide, batch, num_samples, layout, {})
+    given = at_every_state(layout.enumerated, {}, num_samples, batch.x)
+    result = run_laid_out(guide, batch, num_samples * number_of_states(layout.enumerated), layout, given)
+    check_sizes(result)
+    return result
 
 
 def _run_model(model: Program, batch: Batch, q: Run, layout: Layout) -> Run:
@@ -123,7 +131,8 @@ def _run_summed(
     program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None
 ) -> Run:
     """Run a program at given latents and at every joint value of those that its layout sums out."""
-    everywhere = at_every_state(layout.summed, values, batch.x)
+    num_samples = next(iter(values.values())).shape[0] if values else 1
+    everywhere = at_every_state(layout.summed, values, num_samples, batch.x)
     number = next(iter(everywhere.values())).shape[0]
     of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
     native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
@@ -145,9 +154,12 @@ def draw(
 
     Returns:
         ({latent site: value (K, B, ...)}, {site: log q (K, B)}), log q in nats and float64; it may have auxiliary
-        sites more.
+        sites more. With a layout that enumerates sites, they are S * K particles.
     """
-    result = run(guide, batch, num_samples, layout=layout)
+    if layout is not None and layout.enumerated:
+        result = run_guide(guide, Batch.of(batch), num_samples, layout)
+    else:
+        result = run(guide, batch, num_samples, layout=layout)
     return result.values, result.terms(guide=True).densities
 
 

@@ -1,4 +1,4 @@
-r"""Discrete latents that no guide draws, summed out exactly.
+r"""Discrete latents, summed out exactly.
 
 A latent c with a finite support is run at each of its S joint values, beside the K particles of z, as S * K particles
 of the model; then
@@ -7,6 +7,10 @@ of the model; then
 
 The terms of single sites are those of the summed-out program, log p(z_1), log p(z_2 | z_1), log p(x | z), ..., latents
 first: each is the difference of two such sums, so that they add up to the whole.
+
+A guide that enumerates y (``infer={"enumerate": "parallel"}``) draws z at each of its values, as S * K particles, and
+
+    log w = log sum_y p(x, z_y, y) / q(z_y | x, y),    ELBO = E sum_y q(y|x) log [p(x, z_y, y) / q(z_y, y | x)].
 """
 
 from __future__ import annotations
@@ -87,19 +91,40 @@ def summed_sites(result: Run, given: Collection[str]) -> tuple[Finite, ...]:
     """
     found = []
     for name in (name for name in result.latents if name not in given):
-        site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
+        site = _of_run(result, name)
         if site is None:
             raise ValueError(
                 f"Latent site {name!r} of the program has no value: the guide does not sample it, and its support is "
                 "not finite, so that it cannot be summed out."
             )
-        if name in result.shared:
-            raise ValueError(
-                f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
-            )
         found.append(site)
     number_of_states(found)
     return tuple(found)
+
+
+def enumerated_sites(result: Run) -> tuple[Finite, ...]:
+    """Return the latents of a guide that are marked ``infer={"enumerate": ...}``, from a run of one particle.
+
+    Raises:
+        ValueError: as `summed_sites`.
+    """
+    found = []
+    for name in (name for name in result.latents if result.sites[name]["infer"].get("enumerate")):
+        site = _of_run(result, name)
+        if site is None:
+            raise ValueError(f"Guide site {name!r} is marked to be enumerated, and its support is not finite.")
+        found.append(site)
+    number_of_states(found)
+    return tuple(found)
+
+
+def _of_run(result: Run, name: str) -> Finite | None:
+    site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
+    if site is not None and name in result.shared:
+        raise ValueError(
+            f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
+        )
+    return site
 
 
 def number_of_states(sites: Iterable[Finite]) -> int:
@@ -113,16 +138,17 @@ def number_of_states(sites: Iterable[Finite]) -> int:
     if number > LARGEST:
         names = " and ".join(repr(site.name) for site in sites)
         raise ValueError(
-            f"The guide does not draw {names}, with {number} joint values for each image; at most {LARGEST} are summed "
-            "out: draw some of them in the guide."
+            f"{names} would be summed out, with {number} joint values for each image and at most {LARGEST} allowed: "
+            "draw some of them in the guide."
         )
     return number
 
 
-def at_every_state(sites: Collection[Finite], values: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+def at_every_state(
+    sites: Collection[Finite], values: Mapping[str, Tensor], num_samples: int, x: Tensor
+) -> dict[str, Tensor]:
     """Return latents (K, B, ...) beside every joint value of the others, {site: (S * K, B, ...)}, K inside S."""
     states = number_of_states(sites)
-    num_samples = next(iter(values.values())).shape[0] if values else 1
     found = {name: value.repeat(states, *[1] * (value.dim() - 1)) for name, value in values.items()}
     inner = states
     for site in sites:
@@ -168,7 +194,7 @@ def check_sizes(result: Run) -> None:
     Raises:
         ValueError: names the site.
     """
-    for site in result.layout.summed:
+    for site in (*result.layout.summed, *result.layout.enumerated):
         for each in result.each(site.name):
             support = _support(each["fn"])
             if support is None or support.numel() != len(site.numbers):

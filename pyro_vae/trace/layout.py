@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import summed_sites
+from pyro_vae.trace.enumeration import enumerated_sites, summed_sites
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.noise import SharedNoise
@@ -46,6 +46,11 @@ class Layouts(NamedTuple):
 
     model: Layout
     guide: Layout
+
+    @property
+    def repeat(self) -> bool:
+        """Whether particles are repeated at the values of what is summed out or enumerated."""
+        return bool(self.model.summed or self.guide.enumerated)
 
 
 def choose_layout(
@@ -104,8 +109,8 @@ def choose_layouts(
     """
     with _looking(batch, model, guide) as kept:
         pairs = [run_plainly(model, guide, batch)]
-        summed = summed_sites(pairs[0][0], pairs[0][1].latents)
-        if num_samples == 1 and not summed:
+        summed, enumerated = summed_sites(pairs[0][0], pairs[0][1].latents), enumerated_sites(pairs[0][1])
+        if num_samples == 1 and not summed and not enumerated:
             return Layouts(Layout("plain"), Layout("plain"))
         pairs += [run_plainly(model, guide, batch) for _ in range(_COMPARED - 1)]
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
@@ -116,12 +121,13 @@ def choose_layouts(
         single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
         return Layouts(
             _chosen(model, single._replace(summed=summed), single.reason),
-            _chosen(guide, single._replace(data=names), single.reason),
+            _chosen(guide, single._replace(data=names, enumerated=enumerated), single.reason),
         )
     repeated = values or summed
     of_model = choose_layout(model, batch, _COMPARED, values, data) if repeated else Layout("plain", data)
     of_model = of_model._replace(summed=summed)
-    of_guide = choose_layout(guide, batch, num_samples, None, names)
+    of_guide = choose_layout(guide, batch, _COMPARED if enumerated else num_samples, None, names)
+    of_guide = of_guide._replace(enumerated=enumerated)
     # What a plate draws of a data set is one draw for both programs, in one layout.
     subsampled = any(plate.full_size not in (None, plate.size) for plate in plates)
     if summed and subsampled and of_model.kind == "rows":

@@ -36,7 +36,8 @@ class Layout(NamedTuple):
 
     `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows`` and ``singly`` (K plain runs);
     `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles;
-    `summed` are the sites that are summed out, at whose values the particles are repeated.
+    `summed` are latents that the guide does not draw, `enumerated` those that it enumerates: at their joint values the
+    particles are repeated.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Layout(NamedTuple):
     nesting: int = 1
     reason: str | None = None
     summed: tuple[Finite, ...] = ()
+    enumerated: tuple[Finite, ...] = ()
 
     @property
     def particle_dim(self) -> int:
