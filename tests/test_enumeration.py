@@ -16,10 +16,10 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
-from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts
+from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, BetaELBO, DReG, FreeBits, MeanFieldELBO, Objective
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import CompiledReader, describe, log_density
+from pyro_vae.trace import Batch, CompiledReader, choose_layouts, describe, log_density
 
 
 def no_latents(x: Tensor) -> None:
@@ -173,6 +173,10 @@ def test_random_programs_equal_the_sum_over_all_values(seed: int) -> None:
     sites = log_density(program.model, program.data, program.latents)
     assert set(sites) == {*program.latents, "x", "y"}
     right = program.by_hand()
+    layout = choose_layouts(program.model, program.guide, Batch(*program.data), 2).model
+    for kind in ("states", "particles", "rows", "singly"):
+        again = log_density(program.model, program.data, program.latents, layout._replace(kind=kind))
+        torch.testing.assert_close(again, sites, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sum(sites.values()), right.double(), rtol=1e-12, atol=1e-12)
     of_latents = sum(sites[name] for name in program.latents)
     torch.testing.assert_close(of_latents, program.by_hand(observed=False).double(), rtol=1e-12, atol=1e-12)
@@ -508,6 +512,38 @@ def test_annealing_sums_over_what_the_guide_enumerates() -> None:
         found = anneal(program.model, program.guide, x, Annealing(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         assert ((torch.as_tensor(found.lower) - right).abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_the_posterior_of_a_class_is_exact_where_the_weights_are(one_hot: bool) -> None:
+    program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
+    (probs,) = posterior_probs(program.model, program.guide, x, 3, seed=0).values()
+    torch.testing.assert_close(probs, program.log_joint(x).softmax(1).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_posterior_of_each_discrete_latent_is_that_by_hand() -> None:
+    shares, logits = torch.tensor([0.5, 0.2, 0.3]), torch.tensor([-1.0, 0.5, 2.0])
+    loc = torch.tensor([[0.0, 1.0], [-1.0, 2.0], [3.0, 0.5]])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(shares))
+            d = pyro.sample("d", dist.Bernoulli(logits=logits[c]))
+            pyro.sample("x", dist.Normal(loc[c, d.long()], 1.0), obs=x)
+
+    x = torch.linspace(-2, 3, 5)
+    prior = shares.unsqueeze(1) * torch.stack([1 - logits.sigmoid(), logits.sigmoid()], 1)
+    joint = prior * dist.Normal(loc, 1.0).log_prob(x.view(-1, 1, 1)).exp()
+    joint = joint / joint.sum((1, 2), keepdim=True)
+    found = posterior_probs(model, no_latents, x, 2)
+    torch.testing.assert_close(found["c"], joint.sum(2).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found["d"], joint.sum(1).double(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_program_without_discrete_latents_has_no_classes() -> None:
+    _, closed = pair()
+    with pytest.raises(ValueError, match="No latent is summed out"):
+        posterior_probs(closed.model, closed.guide, torch.randn(5, 6))
 
 
 @pytest.mark.parametrize("objective", [STL, DReG, FreeBits])

@@ -4,6 +4,7 @@ from pyro_vae.evaluate.aggregate import Surgery, surgery
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.calibration import calibration_ranks
+from pyro_vae.evaluate.classes import posterior_probs
 from pyro_vae.evaluate.decoding import (
     completed_images,
     drawn_images,
@@ -76,6 +77,7 @@ __all__ = [
     "posterior_latents",
     "posterior_means",
     "posterior_moments",
+    "posterior_probs",
     "principal_components",
     "prior_latents",
     "probe",

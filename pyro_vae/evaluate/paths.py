@@ -95,7 +95,7 @@ class Path:
         with torch.no_grad():
             p, q = run_pair(model, guide, self.batch, 1)
             enumerated = q.layout.enumerated  # summed out, like what the guide does not draw
-            self.names = [name for name in p.latents if name not in [site.name for site in enumerated]]
+            self.names = [name for name in p.latents if name not in q.enumerated]
             if not self.names:
                 raise ValueError(
                     "The program has no latent site that is drawn: its log p(x) is known, and there is nothing to "

@@ -153,14 +153,14 @@ def _parts(
     batch = Batch.of(x)
     if len(batch) == 0:
         raise ValueError("x holds no image.")
-    rows = max(1, _ROWS.get(batch.device.type, _ROWS["cpu"]) // len(batch))
+    rows = rows_at_once(batch)
     block = rows * -(-_LEAST_BLOCK // rows)
     reader = reader or Reader()
     reader.start()
     parts: list[tuple[Tensor, ...]] = []
     lacks: str | None = None
     with torch.no_grad(), quietly(model, guide, x=batch, seed=seed):
-        described, first, plain = _checked(model, guide, batch, reader, joint=joint)
+        described, first, plain = checked(model, guide, batch, reader, joint=joint)
         # Where all particles are the same, one is all of them.
         drawn = 1 if described.deterministic else num_samples
         layouts = choose_layouts(model, guide, batch, drawn) if drawn > 1 else plain
@@ -182,7 +182,12 @@ def _parts(
     return Parts(log_p, log_prior, log_guide, described.lacks or lacks)
 
 
-def _checked(
+def rows_at_once(batch: Batch) -> int:
+    """Return how many particles of a batch are drawn at once."""
+    return max(1, _ROWS.get(batch.device.type, _ROWS["cpu"]) // len(batch))
+
+
+def checked(
     model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool
 ) -> tuple[Description, Run, Layouts]:
     """Describe the programs, refuse what has no weights, and return a run of the model and plain layouts beside."""

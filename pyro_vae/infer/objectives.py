@@ -100,8 +100,8 @@ class Objective(Trace_ELBO):
         Raises:
             ValueError: names the site and the objective.
         """
-        (name, *_) = (*particles.p.summed, *particles.enumerated)
-        if self.reads_prior or (self.scores_again and particles.enumerated):
+        (name, *_) = (*particles.p.summed, *particles.q.enumerated)
+        if self.reads_prior or (self.scores_again and particles.q.enumerated):
             raise ValueError(f"Site {name!r} is summed out, which {type(self).__name__} cannot do: use ELBO or IWAE.")
 
     def _common_scale(self, particles: Particles) -> float:

@@ -64,9 +64,9 @@ class Particles:
 
         What the guide enumerates is summed out of them.
         """
-        if not self.enumerated:
+        if not self.q.enumerated:
             return self._log_ratio
-        drawn = {name: term for name, term in self.log_q.items() if name not in self.enumerated}
+        drawn = {name: term for name, term in self.log_q.items() if name not in self.q.enumerated}
         return self._of_states(_total(self.log_p) - _total(drawn)).logsumexp(0)
 
     @cached_property
@@ -85,20 +85,15 @@ class Particles:
         """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
         return self._expected(_total(self.of_p.losses) - _total(self.of_q.losses))
 
-    @property
-    def enumerated(self) -> list[str]:
-        """Names of the sites that the guide enumerates."""
-        return [site.name for site in self.q.layout.enumerated]
-
     def _of_states(self, value: Tensor) -> Tensor:
         """Return a quantity of every particle, (S * K, B), as (S, K, B)."""
         return value.unflatten(0, (number_of_states(self.q.layout.enumerated), -1))
 
     def _expected(self, value: Tensor) -> Tensor:
         """Return the mean over what the guide enumerates, under its own probabilities: (K, B) of (S * K, B)."""
-        if not self.enumerated:
+        if not self.q.enumerated:
             return value
-        shares = self._of_states(_total({name: self.log_q[name] for name in self.enumerated})).exp()
+        shares = self._of_states(_total({name: self.log_q[name] for name in self.q.enumerated})).exp()
         possible = shares > 0  # what has no probability counts for nothing, and may have no finite term
         return (shares * torch.where(possible, self._of_states(value), 0.0)).sum(0)
 
@@ -194,10 +189,9 @@ def draw_particles(
 def _check_gradients(q: Run) -> None:
     if not torch.is_grad_enabled():
         return
-    enumerated = [site.name for site in q.layout.enumerated]
     for name, site in q.sites.items():
         kind = site["fn"]
-        if name in enumerated:
+        if name in q.enumerated:
             continue
         if not kind.has_rsample and (name in q.drawn or q.is_factor(name)):
             remedy = "pass has_rsample=True to pyro.factor" if q.is_factor(name) else "use one that has"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.enumeration import at_every_state, check_sizes, enumerated_sites, number_of_states, summed_sites
-from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly
+from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly, with_summed
 from pyro_vae.trace.noise import SharedNoise
-from pyro_vae.trace.plates import PARTICLES, Layout
-from pyro_vae.trace.running import run_laid_out
+from pyro_vae.trace.plates import Layout
+from pyro_vae.trace.running import run_laid_out, run_summed
 from pyro_vae.trace.runs import Run, Values
 
 
@@ -57,7 +57,7 @@ def run_at(program: Program, batch: Data, values: Mapping[str, Tensor], layout: 
     """
     batch = Batch.of(batch)
     if layout is not None and layout.summed:
-        return _complete(_run_summed(program, batch, values, layout), values)
+        return _complete(run_summed(program, batch, values, layout), values)
     num_samples = next(iter(values.values())).shape[0] if values else 1
     result = run(program, batch, num_samples, values, layout)
     if set(result.latents) <= set(values):
@@ -65,7 +65,8 @@ def run_at(program: Program, batch: Data, values: Mapping[str, Tensor], layout: 
     summed = summed_sites(result, values)
     two = {name: value[:1].expand(2, *value.shape[1:]) for name, value in values.items()}
     layout = choose_layout(program, batch, 2, two, result.frame.data)
-    return _complete(_run_summed(program, batch, values, layout._replace(summed=summed)), values)
+    layout = with_summed(program, batch, two, layout, summed)
+    return _complete(run_summed(program, batch, values, layout), values)
 
 
 def run_pair(
@@ -119,26 +120,12 @@ def run_guide(guide: Program, batch: Batch, num_samples: int, layout: Layout) ->
 def _run_model(model: Program, batch: Batch, q: Run, layout: Layout) -> Run:
     """Run a model at what a guide has drawn: at its very tensors where the layouts agree, not at views of them."""
     if layout.summed:
-        return _run_summed(model, batch, q.values, layout, q.subsamples())
+        return run_summed(model, batch, q.values, layout, q.subsamples())
     if not q.latents:
         return run_laid_out(model, batch, 1, layout._replace(kind="plain"), {}, q.native())
     if len(q.traces) == 1 and (q.layout.kind, q.layout.nesting) == (layout.kind, layout.nesting):
         return run_laid_out(model, batch, q.num_samples, layout, {}, q.native())
     return run_laid_out(model, batch, q.num_samples, layout, q.values)
-
-
-def _run_summed(
-    program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None
-) -> Run:
-    """Run a program at given latents and at every joint value of those that its layout sums out."""
-    num_samples = next(iter(values.values())).shape[0] if values else 1
-    everywhere = at_every_state(layout.summed, values, num_samples, batch.x)
-    number = next(iter(everywhere.values())).shape[0]
-    of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
-    native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
-    result = run_laid_out(program, batch, number, layout, everywhere, native)
-    check_sizes(result)
-    return result
 
 
 def draw(
@@ -187,7 +174,7 @@ def run_again(program: Program, batch: Batch, values: Values, first: Run, noise:
     """Run a program again at given values of its latents, in the layout and under the noise of its first run."""
     with nullcontext() if noise is None else noise.give():
         if first.summed:
-            again = _run_summed(program, batch, values, first.layout, first.subsamples())
+            again = run_summed(program, batch, values, first.layout, first.subsamples())
         else:
             again = run_laid_out(program, batch, first.num_samples, first.layout, values, first.subsamples())
     return _complete(again, values)

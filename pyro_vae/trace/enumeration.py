@@ -150,12 +150,19 @@ def at_every_state(
     """Return latents (K, B, ...) beside every joint value of the others, {site: (S * K, B, ...)}, K inside S."""
     states = number_of_states(sites)
     found = {name: value.repeat(states, *[1] * (value.dim() - 1)) for name, value in values.items()}
-    inner = states
+    for name, value in states_of(sites, x.device).items():
+        found[name] = value.expand(-1, num_samples, len(x), *value.shape[3:]).flatten(0, 1)
+    return found
+
+
+def states_of(sites: Collection[Finite], device: torch.device) -> dict[str, Tensor]:
+    """Return every joint value of some sites, {site: (S, 1, 1, ...)}."""
+    states = inner = number_of_states(sites)
+    found = {}
     for site in sites:
         inner //= site.size
-        own = torch.arange(states, device=x.device) // inner % site.size
-        value = site.values(x.device)[own].view(states, 1, 1, *site.shape)
-        found[site.name] = value.expand(-1, num_samples, len(x), *site.shape).flatten(0, 1)
+        own = torch.arange(states, device=device) // inner % site.size
+        found[site.name] = site.values(device)[own].view(states, 1, 1, *site.shape)
     return found
 
 

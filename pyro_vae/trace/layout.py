@@ -25,13 +25,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import enumerated_sites, summed_sites
+from pyro_vae.trace.enumeration import Finite, enumerated_sites, summed_sites
 from pyro_vae.trace.memory import is_out_of_memory
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import DataPlate, Layout, plates_of
 from pyro_vae.trace.reading import fork_rng, scoped_store, seeded
-from pyro_vae.trace.running import run_laid_out
+from pyro_vae.trace.running import run_laid_out, run_summed
 from pyro_vae.trace.runs import Run, Values
 from pyro_vae.trace.shapes import number_of_plates, to_particles
 
@@ -125,7 +125,6 @@ def choose_layouts(
         )
     repeated = values or summed
     of_model = choose_layout(model, batch, _COMPARED, values, data) if repeated else Layout("plain", data)
-    of_model = of_model._replace(summed=summed)
     of_guide = choose_layout(guide, batch, _COMPARED if enumerated else num_samples, None, names)
     of_guide = of_guide._replace(enumerated=enumerated)
     # What a plate draws of a data set is one draw for both programs, in one layout.
@@ -133,12 +132,42 @@ def choose_layouts(
     if summed and subsampled and of_model.kind == "rows":
         of_model = of_model._replace(kind="singly")  # where each run takes the draw as it is
     one_layout = one_layout or subsampled
-    if one_layout and of_model.kind != of_guide.kind and values:
+    if one_layout and of_model.kind != of_guide.kind != "plain" and values:
         slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
         # Rows that one of them takes need not suit the other, which has been found to take particles.
         slower = "singly" if slower == "rows" and not _rows_suit(model, guide, batch, values, of_guide) else slower
         of_model, of_guide = of_model._replace(kind=slower), of_guide._replace(kind=slower)
-    return Layouts(of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting))
+    of_model, of_guide = of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting)
+    return Layouts(with_summed(model, batch, values, of_model, summed) if summed else of_model, of_guide)
+
+
+def with_summed(program: Program, batch: Batch, values: Values, layout: Layout, summed: tuple[Finite, ...]) -> Layout:
+    """Return the layout that sums out some sites, their values in a dimension of their own where the program takes it.
+
+    What does not depend on them, often the decoder, is then computed once.
+
+    Args:
+        program: a model.
+        batch: what it is called with.
+        values: its other latents, {site: (K, B, ...)}, at which the layouts are compared.
+        layout: how it is run for many particles.
+        summed: the sites.
+    """
+    repeated = layout._replace(summed=summed)
+    if layout.kind != "particles":
+        return repeated
+    beside = repeated._replace(kind="states")
+    with _looking(batch, program):
+        try:
+            with seeded(batch.x, 0):
+                expected = run_summed(program, batch, values, repeated).terms().densities
+            with seeded(batch.x, 0):
+                found = run_summed(program, batch, values, beside).terms().densities
+        except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
+            _in_short(error)
+            return repeated
+    same = found.keys() == expected.keys() and all(_agree(found[name], expected[name]) for name in expected)
+    return beside if same else repeated
 
 
 def _rows_suit(model: Program, guide: Program, batch: Batch, values: Values, layout: Layout) -> bool:

@@ -34,7 +34,8 @@ class DataPlate(NamedTuple):
 class Layout(NamedTuple):
     """How K particles of a program are run.
 
-    `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows`` and ``singly`` (K plain runs);
+    `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows``, ``singly`` (K plain runs) and
+    ``states`` (particles, with the values of what is summed out in one more dimension to their left);
     `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles;
     `summed` are latents that the guide does not draw, `enumerated` those that it enumerates: at their joint values the
     particles are repeated.
@@ -54,13 +55,21 @@ class Layout(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """How one run is laid out: the layout of its tensors, K, B, and the plate of the images."""
+    """How one run is laid out: the layout of its tensors, K (or S * K), B, and the plate of the images."""
 
     kind: str
     particle_dim: int
     num_samples: int
     batch_size: int
     data: DataPlate
+    states: int = 1  # values in a dimension of their own, that of ``states``
+
+    @property
+    def leading(self) -> list[int]:
+        """Dimensions to the left of the plates: that of the values of what is summed out, and that of the particles."""
+        if self.kind == "states":
+            return [self.particle_dim - 1, self.particle_dim]
+        return [self.particle_dim] if self.kind == "particles" else []
 
     @property
     def rows(self) -> int:

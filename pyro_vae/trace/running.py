@@ -14,6 +14,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Program
+from pyro_vae.trace.enumeration import at_every_state, check_sizes, number_of_states, states_of
 from pyro_vae.trace.plates import (
     PARTICLES,
     DataPlate,
@@ -45,7 +46,7 @@ def run_laid_out(
         batch: what it is called with.
         num_samples: K.
         layout: how; its data plate is looked up where it has none.
-        given: values of latents, {site: (K, B, ...)}.
+        given: values of latents, {site: (K, B, ...)}, in the layout of states as `shapes.from_particles` takes them.
         native: values in the very tensors of a run of the same layout, subsamples of plates included.
         guess: whether the program may have no data plate, as a guide of global latents alone; the model has it then.
 
@@ -62,20 +63,40 @@ def run_laid_out(
             runs.append(run)
         return Run(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
     rows = layout.kind == "rows"
+    states = number_of_states(layout.summed) if layout.kind == "states" else 1
     called = batch.repeat(num_samples) if rows else batch
     held = _Held(given, native or {}, layout, num_samples, batch.x)
     with _SampleSites() as tracer, held, _explained(called.x):
-        if layout.kind == "particles":
-            with pyro.plate(PARTICLES, num_samples, dim=layout.particle_dim):
+        if layout.kind in ("particles", "states"):
+            with pyro.plate(PARTICLES, num_samples // states, dim=layout.particle_dim):
                 called.call(program)
         else:
             called.call(program)
     trace = tracer.trace
     sites = proper_sites(trace)
     data = layout.data or find_data_plate(sites.values(), called.x, guess=guess)
-    frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data)
+    frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data, states)
     _check_latents(sites, given, frame)
     return Run((trace,), frame, layout._replace(data=data), frozenset(held.used))
+
+
+def run_summed(program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None) -> Run:
+    """Run a program at given latents {site: (K, B, ...)} and at every joint value of those that its layout sums out.
+
+    Returns:
+        A run of S * K particles, K inside S.
+    """
+    num_samples = next(iter(values.values())).shape[0] if values else 1
+    if layout.kind == "states":
+        everywhere = {**values, **states_of(layout.summed, batch.device)}
+    else:
+        everywhere = at_every_state(layout.summed, values, num_samples, batch.x)
+    of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
+    native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
+    number = num_samples * number_of_states(layout.summed)
+    result = run_laid_out(program, batch, number, layout, everywhere, native)
+    check_sizes(result)
+    return result
 
 
 @contextmanager

@@ -80,6 +80,11 @@ class Run:
         """Names of the latents that are summed out, and stand at every one of their values."""
         return [site.name for site in self.layout.summed]
 
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the latents that a guide enumerates."""
+        return [site.name for site in self.layout.enumerated]
+
     @cached_property
     def drawn(self) -> list[str]:
         """Names of the sites that are drawn, auxiliary ones included."""
@@ -143,6 +148,14 @@ class Run:
 
     def terms(self, *, guide: bool = False) -> Terms:
         """Score every site once. Masks count, and the scales count in what is weighed alone."""
+        terms = self._terms(guide)
+        return self._summed_out(terms) if self.summed else terms
+
+    def terms_of_states(self) -> dict[str, Tensor]:
+        """Return {site: log-density (S * K, B)}, nothing summed out."""
+        return self._terms(guide=False).densities
+
+    def _terms(self, guide: bool) -> Terms:
         terms = Terms({}, {}, {})
         for name, site in self.sites.items():
             if self._is_unobserved(name):
@@ -160,7 +173,7 @@ class Run:
                 terms.losses[name] = weighed
             else:
                 terms.densities[name], terms.weighed[name] = density, weighed
-        return self._summed_out(terms) if self.summed else terms
+        return terms
 
     def _spread_over_values(self, name: str, term: Tensor, site: Site) -> Tensor:
         """Give the values of a summed site one share each where it is masked: there is nothing to sum over."""

@@ -6,6 +6,7 @@ right. Read as particles there is one more plate to the left of all others:
     plain        (T, B, D)        one run: T steps of time inside the data plate, B images, D of the event
     rows         (T, K*B, D)      the particles as rows of one larger batch
     particles    (K, T, B, D)     the particles in a plate of their own
+    states       (S, K, T, B, D)  the values of what is summed out to their left, at sites that depend on them
 
 Callers see (K, B, T, D) whatever the layout. A site outside the data plate is shared by all images: (K, ...).
 """
@@ -38,9 +39,7 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     """
     plates = plates_of(site)
     batch = tensor.dim() - extra
-    kept = []
-    if frame.kind == "particles":
-        kept.append(batch + frame.particle_dim)
+    kept = [batch + dim for dim in frame.leading if batch + dim >= 0]
     if local := in_data_plate(site, frame):
         kept.append(batch + frame.data.dim)
         if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
@@ -52,7 +51,18 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
         tensor = tensor.sum(others)
     if frame.kind == "rows" and local:
         return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
+    if frame.kind == "states":
+        return _at_every_state(tensor, len(kept) - local, frame)
     return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
+
+
+def _at_every_state(tensor: Tensor, leading: int, frame: Frame) -> Tensor:
+    """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...)."""
+    whole = frame.states, frame.num_samples // frame.states
+    rest = list(tensor.shape[leading:])
+    if rest[:1] == [1]:  # a value that is the same for all images
+        rest[0] = frame.batch_size
+    return tensor.expand(*whole, *rest).flatten(0, 1)
 
 
 def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
@@ -71,22 +81,28 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     event = site["fn"].event_dim
     own = sorted(plate.dim for plate in plates_of(site))
     local = in_data_plate(site, frame)
-    kept = ([frame.particle_dim] if frame.kind == "particles" else []) + own
     batch = value.dim() - event
+    leading = [dim for dim in frame.leading if batch + dim >= 0]
+    kept = leading + own
     if local and batch + frame.data.dim < 0:
         raise ValueError(_wrong_shape(site, value.shape[:batch], frame))
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
-    first = int(frame.kind == "particles")
+    first = len(leading)
     if local and (place := first + own.index(frame.data.dim)) != first:
         value = value.movedim(place, first)
     if frame.kind == "rows":
         return value.unflatten(0, (frame.num_samples, frame.batch_size))
+    if frame.kind == "states":
+        return _at_every_state(value, first, frame)
     return value if frame.kind == "particles" else value.unsqueeze(0)
 
 
 def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
-    """Return the value of a site from what `to_particles` gives: its inverse."""
+    """Return the value of a site from what `to_particles` gives: its inverse.
+
+    Of ``states`` it takes what does not depend on them, (K, B, ...), or does, (S, 1, 1, ...).
+    """
     own = sorted(plate.dim for plate in plates_of(site))
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
@@ -95,10 +111,13 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
         value = value.flatten(0, 1)
     elif frame.kind == "plain":
         value = value[0]
-    first = int(frame.kind == "particles")
+    leading = frame.leading
+    if frame.kind == "states":
+        leading = leading[len(own) + site["fn"].event_dim + len(leading) - value.dim() :]
+    first = len(leading)
     if local and (place := first + own.index(frame.data.dim)) != first:
         value = value.movedim(first, place)
-    dims = ([frame.particle_dim] if frame.kind == "particles" else []) + own
+    dims = leading + own
     for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
         if dim not in dims:
             value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
