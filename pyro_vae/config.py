@@ -55,7 +55,8 @@ class Config:
     """One run. Nats are per image throughout."""
 
     program: str = "vae"
-    """vae; two-layer; autoencoder, a code without noise or prior, and without a density; pixelcnn, an autoregressive
+    """vae; two-layer; gmvae, with a mixture of ten Gaussians as its prior whose class is summed out; cvae, of images
+    given their labels; autoencoder, a code without noise or prior, and without a density; pixelcnn, an autoregressive
     density of 0/1 pixels without latents; pixelvae, the VAE with one as p(x|z); or path/to/file.py:factory, a program
     of your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"

@@ -20,9 +20,10 @@ from pyro_vae import parts
 from pyro_vae.config import Config, flag
 from pyro_vae.data import Images
 from pyro_vae.infer import Objective
-from pyro_vae.model import VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
+from pyro_vae.model import CVAE, GMVAE, VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
 from pyro_vae.model.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.improper import Improper
+from pyro_vae.model.priors.mixture import GaussianMixture
 
 Likelihood = Callable[[likelihoods.Decoder, Tensor], nn.Module]
 # Flags that only some objectives read.
@@ -37,11 +38,13 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
     "pixelcnn": ("prior", "posterior", "likelihood", "net", "latent_dim", "objective", "num_particles"),
     "pixelvae": ("likelihood",),
     "autoencoder": ("prior", "posterior"),
+    "gmvae": ("prior",),
 }
 # Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
 _MATCHING = ("wae-mmd",)
 # How the modules of program files are called, with a digest of the path behind it.
 _MODULE = "pyro_vae_program_"
+_CLUSTERS = 10  # of the prior of gmvae
 # The folders of such files in which Python looks for modules because of them alone.
 _FOLDERS: set[str] = set()
 
@@ -212,6 +215,32 @@ def _two_layer(config: Config, images: Images) -> nn.Module:
     )
 
 
+def _gmvae(config: Config, images: Images) -> nn.Module:
+    posterior = _posterior(config, images, config.latent_dim)
+    likelihood = _likelihood(config, images, config.latent_dim, parts.LIKELIHOODS[config.likelihood])
+    return GMVAE(GaussianMixture(config.latent_dim, _CLUSTERS), likelihood, posterior)
+
+
+def _cvae(config: Config, images: Images) -> nn.Module:
+    if images.labels is None or len(images.labels.names) > 1:
+        raise ValueError(f"cvae needs data with one label an image, unlike {images.name}: choose other --data.")
+    number = 1 + int(images.labels.train.max())
+    if config.prior == "vamp":
+        raise ValueError("A VampPrior needs a posterior of images alone, and that of cvae has labels: choose --prior.")
+    features = parts.NETS[config.net](images.pixel_shape, config.hidden_dim).encoder(config.hidden_dim)
+
+    def network(outputs: int) -> nn.Module:
+        return nets.MLP([config.hidden_dim + number, config.hidden_dim, outputs])
+
+    return CVAE(
+        prior=parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), nn.Identity()),
+        likelihood=_likelihood(config, images, config.latent_dim + number, parts.LIKELIHOODS[config.likelihood]),
+        features=features,
+        posterior=parts.POSTERIORS[config.posterior](network, config.latent_dim),
+        num_classes=number,
+    )
+
+
 def _autoencoder(config: Config, images: Images) -> nn.Module:
     family = parts.NETS[config.net](images.pixel_shape, config.hidden_dim)
     posterior = posteriors.Point(family.encoder, config.latent_dim)
@@ -260,6 +289,8 @@ def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
 PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {
     "vae": _vae,
     "two-layer": _two_layer,
+    "gmvae": _gmvae,
+    "cvae": _cvae,
     "autoencoder": _autoencoder,
     "pixelcnn": _pixelcnn,
     "pixelvae": _pixelvae,

@@ -7,7 +7,8 @@
 
 Each run gets RUN/evaluation/ with summary.json, scores.nc, bounds.csv and figures; bounds.png there shows all the
 runs. With --temperatures also annealing.nc: annealed importance sampling of the test images, and upper and lower
-bounds on as many images that the model has simulated, whose mean gap says how accurate it is. With --probe how well
+bounds on as many images that the model has simulated, whose mean gap says how accurate it is. Where the program has one
+discrete latent that is summed out and the data have labels, its purity and confusion with these. With --probe how well
 classifiers of few labels do on what the program makes of an image. With --disentanglement, for data of known factors,
 what each latent unit tells of each, and figures/factors.png.
 """
@@ -29,6 +30,7 @@ from pyro_vae.report import (
     factor_table,
     measure,
     measure_annealing,
+    measure_classes,
     measure_factors,
     measure_slack,
     plots,
@@ -38,6 +40,7 @@ from pyro_vae.report import (
     write_probe,
     write_results,
 )
+from pyro_vae.report.names import shown
 from pyro_vae.trace import Batch
 
 _OF_DENSITIES = ("temperatures", "local_steps", "calibrate")
@@ -112,6 +115,9 @@ def main(arguments: Arguments) -> None:
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", plots.rate_distortion(summaries))
     print(table(summaries, scores))
+    for name, numbers in summaries.items():
+        if found := numbers.get("classes"):
+            print(f"{shown(name)}: purity of the classes {found['purity']:.3f} +- {found['purity_se']:.3f}")
     if arguments.probe:
         print("\n" + probe_table(summaries))
     if arguments.disentanglement:
@@ -168,6 +174,10 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
+    if labels is not None and len(labels.names) == 1 and not fitted.lacking:
+        classes = measure_classes(program, test, labels.test[:, 0].cpu().numpy(), settings.seed)
+        if classes:
+            numbers["classes"] = classes
     if arguments.probe:
         untrained = build(folder, settings, fitted.images)  # with the weights that the fit began with
         x = {"train": fitted.observed("train"), "test": test}

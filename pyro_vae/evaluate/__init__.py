@@ -4,7 +4,7 @@ from pyro_vae.evaluate.aggregate import Surgery, surgery
 from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
 from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.calibration import calibration_ranks
-from pyro_vae.evaluate.classes import posterior_probs
+from pyro_vae.evaluate.classes import discrete_values, posterior_probs
 from pyro_vae.evaluate.decoding import (
     completed_images,
     drawn_images,
@@ -55,6 +55,7 @@ __all__ = [
     "closed_mean",
     "completed_images",
     "decoded",
+    "discrete_values",
     "disentanglement",
     "drawn_images",
     "finetune",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate.weights import checked, rows_at_once
 from pyro_vae.trace import Batch, Data, Program, Reader, Run, choose_layouts, quietly, run_pair
-from pyro_vae.trace.enumeration import Finite, number_of_states
+from pyro_vae.trace.enumeration import Finite, number_of_states, states_of
 
 
 def posterior_probs(
@@ -55,6 +55,21 @@ def posterior_probs(
             total = torch.logaddexp(total, _log_weights(p, q).logsumexp(1))
         probs = total.softmax(0)
     return _of_sites(probs, sites)
+
+
+def discrete_values(model: Program, guide: Program, x: Data) -> dict[str, Tensor]:
+    """Return every joint value of the latents that are summed out, {site: (S, ...)}; empty where none is.
+
+    Args:
+        model: as in `posterior_probs`, like the others.
+        guide: program of q(z, y | x).
+        x: images (B, ...).
+    """
+    batch = Batch.of(x)
+    with torch.no_grad(), quietly(model, guide, x=batch, seed=0):
+        layouts = choose_layouts(model, guide, batch, 1)
+    values = states_of((*layouts.model.summed, *layouts.guide.enumerated), batch.device)
+    return {name: value.flatten(0, 2) for name, value in values.items()}
 
 
 def _log_weights(p: Run, q: Run) -> Tensor:

@@ -16,20 +16,21 @@ from pyro_vae.trace import Batch, Data, Program, as_images, draw, image_site, re
 Values = dict[str, Tensor]
 
 
-def prior_latents(model: Program, like: Data, seed: int | None = None) -> Values | None:
+def prior_latents(model: Program, like: Data, seed: int | None = None, given: Values | None = None) -> Values | None:
     """Draw latents from the prior.
 
     Args:
         model: program of p(x, z).
         like: images (N, ...), of which only number and shape count.
         seed: of the draws.
+        given: latents at given values, {site: (1, N, ...)}.
 
     Returns:
         {site: (1, N, ...)}, empty without latents; None where the prior has no sampler, being improper.
     """
     with torch.no_grad(), reading(model, x=like, seed=seed, purpose="prior latents"):
         try:
-            return run(model, like).values
+            return run(model, like, 1, given).values
         except NotImplementedError:
             return None
 

@@ -20,7 +20,8 @@ from torch.distributions import Categorical
 
 from pyro_vae.evaluate.annealing import Annealed, Annealing, annealed, kernels_of
 from pyro_vae.evaluate.hmc import Progress
-from pyro_vae.trace import Batch, Data, Program, check_domain, draw, image_site, quietly, run_at, seen
+from pyro_vae.trace import Batch, Data, Program, Run, check_domain, draw, image_site, quietly, run_at, seen
+from pyro_vae.trace.enumeration import number_of_states
 
 Array = np.ndarray
 
@@ -66,7 +67,7 @@ def impute(
         progress: as in `anneal`.
 
     Raises:
-        ValueError: pixels are not independent given z, a latent is summed out, or as `anneal`.
+        ValueError: pixels are not independent given z, or as `anneal`.
     """
     batch = Batch.of(x)
     x = batch.x
@@ -81,14 +82,10 @@ def impute(
         kernels = kernels_of(of_seen, filled, batch, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
-        shares = result.log_w.log_softmax(0)
+        shares = _with_states(result.log_w.log_softmax(0), run_at(of_seen, batch, values, kernels.path.layout))
         site = run_at(model, whole, values, kernels.path.layout)
-        if site.summed:
-            raise ValueError(
-                f"Site {site.summed[0]!r} is summed out: pixels are imputed where the guide draws every latent."
-            )
         back = order.flatten().argsort()
-        shape = (settings.num_chains, *x.shape)
+        shape = (len(shares), *x.shape)
 
         def of_pixels(quantity: Any) -> Tensor:
             """Return a quantity of the site's elements as images (K, B, *pixels)."""
@@ -102,7 +99,7 @@ def impute(
         log_missing = None
         if truth is not None:
             there = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
-            rows = there.repeat(settings.num_chains, *[1] * order.dim()) if site.layout.kind == "rows" else there
+            rows = there.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else there
             log_p = torch.where(gaps, of_pixels(lambda pixels: pixels.log_prob(rows)), 0.0).double().flatten(2).sum(-1)
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
         chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
@@ -114,6 +111,15 @@ def impute(
             annealed(result),
             log_missing,
         )
+
+
+def _with_states(log_shares: Tensor, p: Run) -> Tensor:
+    """Divide the share of each particle (K, B) among the values of what is summed out, given z and the pixels seen."""
+    if not p.summed:
+        return log_shares
+    joint = torch.as_tensor(sum(p.terms_of_states().values()))
+    of_states = joint.unflatten(0, (number_of_states(p.layout.summed), -1)).log_softmax(0)
+    return (log_shares + of_states).flatten(0, 1)
 
 
 def _order(model: Program, guide: Program, batch: Batch, seed: int | None) -> tuple[str, Tensor]:

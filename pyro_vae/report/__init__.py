@@ -3,7 +3,7 @@
 from pyro_vae.report import comparison, plots, sampling, speed, systems
 from pyro_vae.report.factors import factor_table, measure_factors
 from pyro_vae.report.folder import RunFolderError
-from pyro_vae.report.instruments import measure_annealing, measure_slack
+from pyro_vae.report.instruments import measure_annealing, measure_classes, measure_slack
 from pyro_vae.report.probing import Labelled, measure_probe, probe_table, write_probe
 from pyro_vae.report.results import measure, rehearse, table, write_bounds, write_results
 from pyro_vae.report.run import RunFolder, versions
@@ -16,6 +16,7 @@ __all__ = [
     "factor_table",
     "measure",
     "measure_annealing",
+    "measure_classes",
     "measure_factors",
     "measure_probe",
     "measure_slack",

@@ -7,9 +7,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from pyro_vae.evaluate import Annealed, Annealing, Bidirectional, anneal, bidirectional, local_elbos, standard_error
+from pyro_vae.evaluate import (
+    Annealed,
+    Annealing,
+    Bidirectional,
+    anneal,
+    bidirectional,
+    discrete_values,
+    local_elbos,
+    posterior_probs,
+    standard_error,
+)
 from pyro_vae.report.results import IMAGES_AT_ONCE, Program
 from pyro_vae.trace import Batch, Data, derive
 
@@ -54,6 +65,31 @@ def measure_annealing(program: Program, x: Data, settings: Annealing, seed: int)
         "seconds": time.perf_counter() - start,
     }
     return per_image, {k: v if v == v else None for k, v in numbers.items()}
+
+
+def measure_classes(program: Program, x: Data, labels: np.ndarray, seed: int) -> dict[str, Any] | None:
+    """Hold the most probable value of the one discrete latent against the labels (N,); None where there is no such one.
+
+    Returns:
+        `confusion`, images of each label (rows) at each value (columns), and the `purity` of the values: the share of
+        the images whose label is the most frequent one of their value, with its standard error.
+    """
+    parts = list(Batch.of(x).split(IMAGES_AT_ONCE))
+    if len(discrete_values(program.model, program.guide, parts[0])) != 1:
+        return None
+    probs = [
+        next(iter(posterior_probs(program.model, program.guide, images, seed=derive(seed, "batch", number)).values()))
+        for number, images in enumerate(parts)
+    ]
+    values = torch.cat(probs).argmax(1).cpu().numpy()
+    confusion = np.zeros((int(labels.max()) + 1, probs[0].shape[1]), int)
+    np.add.at(confusion, (labels, values), 1)
+    purity = float(confusion.max(0).sum() / len(labels))
+    return {
+        "purity": purity,
+        "purity_se": float(np.sqrt(purity * (1 - purity) / len(labels))),
+        "confusion": confusion.tolist(),
+    }
 
 
 def measure_slack(program: Program, x: Data, num_steps: int, seed: int) -> tuple[PerImage, dict[str, Any]]:

@@ -16,6 +16,7 @@ from pyro_vae.evaluate import (
     Moments,
     Scores,
     active_units,
+    discrete_values,
     mean_images,
     posterior_latents,
     posterior_means,
@@ -39,6 +40,7 @@ _LOG = logging.getLogger("pyro_vae")
 IMAGES_AT_ONCE = 100
 _AGGREGATED_IMAGES = 1000
 _SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
+_MOST_ROWS = 50  # of a picture of classes
 Program = Any
 
 
@@ -144,6 +146,22 @@ def class_rows(x: Data, columns: int) -> Batch:
     return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
 
 
+def prior_grid(program: Program, x: Data, columns: int, seed: int) -> tuple[Batch, dict[str, Tensor] | None]:
+    """Draw latents from the prior, a row for each class where the program has some: labels, or a discrete latent.
+
+    Returns:
+        What the model is called with, and {site: (1, N, ...)}, or None where the prior is improper.
+    """
+    batch = Batch.of(x)
+    classes = discrete_values(program.model, program.guide, batch[:1])
+    if not classes or len(next(iter(classes.values()))) > _MOST_ROWS:
+        like = class_rows(batch, columns)
+        return like, prior_latents(program.model, like, seed)
+    given = {name: value.repeat_interleave(columns, 0).unsqueeze(0) for name, value in classes.items()}
+    like = batch.expand(next(iter(given.values())).shape[1])
+    return like, prior_latents(program.model, like, seed, given)
+
+
 def _reason(name: str, scores: Scores) -> str:
     if name == "squared_error":
         return "the mean of p(x|z) has no closed form"
@@ -155,14 +173,14 @@ def write_results(folder: Folder, program: Program, x: Data, scores: Scores, see
     folder.write_scores(scores)
     folder.save_figure("khat", plots.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
-    some, like = batch[:_SHOWN_IMAGES], class_rows(batch, _SHOWN_COLUMNS)
+    some = batch[:_SHOWN_IMAGES]
     if not shows_x(program, some):
         _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
         return
     if values := posterior_latents(program.guide, some, seed):
         shown, _ = pictured(program, some, values, seed)
         folder.save_figure("reconstructions", pictures.reconstructions(some.x, shown))
-    latents = prior_latents(program.model, like, seed)
+    like, latents = prior_grid(program, batch, _SHOWN_COLUMNS, seed)
     if latents is None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return

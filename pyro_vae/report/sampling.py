@@ -30,7 +30,7 @@ from pyro_vae.evaluate import (
 from pyro_vae.evaluate.decoding import Values
 from pyro_vae.report import pictures
 from pyro_vae.report.folder import Folder
-from pyro_vae.report.results import class_rows, codes
+from pyro_vae.report.results import codes, prior_grid
 from pyro_vae.trace import Batch, Data
 
 _LOG = logging.getLogger("pyro_vae")
@@ -44,8 +44,7 @@ _ANNEALING = Annealing(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 def write_prior(folder: Folder, program: Program, x: Data, seed: int) -> None:
     """Write prior.png: images that the program generates; nothing where it has no prior."""
-    like = class_rows(x, _PRIOR)
-    values = prior_latents(program.model, like, seed)
+    like, values = prior_grid(program, x, _PRIOR, seed)
     if values is None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.model.priors.components import DiagonalNormals
@@ -27,7 +27,15 @@ class GaussianMixture(nn.Module):
         self.loc = nn.Parameter(0.1 * torch.randn(num_components, latent_dim))
         self.raw_scale = nn.Parameter(torch.full((num_components, latent_dim), 1.0).expm1().log())
 
+    def classes(self) -> dist.Categorical:
+        """Return p(c), the distribution of the component, batch shape (), event shape ()."""
+        return dist.Categorical(logits=self.logits)
+
+    def component(self, c: Tensor) -> dist.TorchDistribution:
+        """Return p(z|c) of components c (...), batch shape (...), event shape (D,)."""
+        return dist.Normal(self.loc[c], softplus(self.raw_scale)[c]).to_event(1)
+
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
         components = DiagonalNormals(self.loc, softplus(self.raw_scale))
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return dist.MixtureSameFamily(self.classes(), components)
