@@ -2,7 +2,6 @@ r"""Images drawn; every function returns a matplotlib figure."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,9 +44,9 @@ def reconstructions(images: Tensor, means: Tensor) -> Figure:
     return _grid(pairs, "test images, and under each its reconstruction", per_row)
 
 
-def side_by_side(panels: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw sets of images (N, height, width), each as a square grid under its name."""
-    grids = {name: tiled(images, math.isqrt(len(images) - 1) + 1) for name, images in panels.items()}
+def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
+    """Draw sets of images (N, height, width), each as a grid under its name."""
+    grids = {name: tiled(images, per_row) for name, images in panels.items()}
     figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(title)
     for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):

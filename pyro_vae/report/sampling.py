@@ -49,7 +49,7 @@ def write_prior(folder: Folder, program: Program, x: Data, seed: int) -> None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return
     title = "z from the prior" if values else "without latents"
-    folder.save_figure("prior", pictures.side_by_side(_mean_and_draw(program, like, values, seed), title))
+    folder.save_figure("prior", pictures.side_by_side(_mean_and_draw(program, like, values, seed), title, _PRIOR))
 
 
 def write_reconstructions(folder: Folder, program: Program, x: Data, seed: int) -> None:
@@ -97,7 +97,7 @@ def write_latents(folder: Folder, program: Program, x: Data, classes: np.ndarray
         folder.save_figure("codes", pictures.scatter(means.cpu().numpy(), classes))
         grid, _ = read(_plane(_prior_units(program, x, seed, means)))
         folder.save_figure(
-            "manifold", pictures.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z")
+            "manifold", pictures.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD)
         )
 
 
