@@ -56,9 +56,10 @@ class Config:
 
     program: str = "vae"
     """vae; two-layer; gmvae, with a mixture of ten Gaussians as its prior whose class is summed out; cvae, of images
-    given their labels; autoencoder, a code without noise or prior, and without a density; pixelcnn, an autoregressive
-    density of 0/1 pixels without latents; pixelvae, the VAE with one as p(x|z); or path/to/file.py:factory, a program
-    of your own: factory(config, images) returns an object with model(x) and guide(x). Its code is run."""
+    given their labels; m2, semi-supervised, given few of them (--labels); autoencoder, a code without noise or prior,
+    and without a density; pixelcnn, an autoregressive density of 0/1 pixels without latents; pixelvae, the VAE with one
+    as p(x|z); or path/to/file.py:factory, a program of your own: factory(config, images) returns an object with
+    model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) are embedded and shapes (32x32, of five known factors) drawn; the others are downloaded
     into --data-root where absent."""
@@ -84,6 +85,8 @@ class Config:
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
     relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
+    labels: Annotated[int, tyro.conf.arg(metavar="N")] = 100
+    """Training images with a label, as many of each class, for --program m2."""
     latent_dim: Count = 50
     """Latent units."""
     hidden_dim: Count = 200

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pyro_vae import parts
 from pyro_vae.config import Config, flag
-from pyro_vae.data import Images
+from pyro_vae.data import Images, some_labels
 from pyro_vae.infer import Objective
-from pyro_vae.model import CVAE, GMVAE, VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
+from pyro_vae.model import CVAE, GMVAE, M2, VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
 from pyro_vae.model.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.improper import Improper
 from pyro_vae.model.priors.mixture import GaussianMixture
@@ -40,6 +40,8 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
     "autoencoder": ("prior", "posterior"),
     "gmvae": ("prior",),
 }
+# Flags that one program alone reads.
+_OF_PROGRAM = {"labels": "m2"}
 # Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
 _MATCHING = ("wae-mmd",)
 # How the modules of program files are called, with a digest of the path behind it.
@@ -57,7 +59,8 @@ def unread(config: Config) -> dict[str, Any]:
 
 def _not_of_program(config: Config) -> list[str]:
     matching = config.objective in _MATCHING
-    return [name for name in _NOT_OF.get(config.program, ()) if not (matching and name == "prior")]
+    names = [name for name in _NOT_OF.get(config.program, ()) if not (matching and name == "prior")]
+    return names + [name for name, program in _OF_PROGRAM.items() if config.program != program]
 
 
 def _not_of_objective(config: Config) -> list[str]:
@@ -221,24 +224,47 @@ def _gmvae(config: Config, images: Images) -> nn.Module:
     return GMVAE(GaussianMixture(config.latent_dim, _CLUSTERS), likelihood, posterior)
 
 
-def _cvae(config: Config, images: Images) -> nn.Module:
+def _number_of_classes(config: Config, images: Images) -> int:
     if images.labels is None or len(images.labels.names) > 1:
-        raise ValueError(f"cvae needs data with one label an image, unlike {images.name}: choose other --data.")
-    number = 1 + int(images.labels.train.max())
+        raise ValueError(
+            f"{config.program} needs data with one label an image, unlike {images.name}: choose other --data."
+        )
     if config.prior == "vamp":
-        raise ValueError("A VampPrior needs a posterior of images alone, and that of cvae has labels: choose --prior.")
+        raise ValueError(
+            f"A VampPrior needs a posterior of images alone, and that of {config.program} takes labels: choose another "
+            "--prior."
+        )
+    return 1 + int(images.labels.train.max())
+
+
+def _of_classes(config: Config, images: Images, number: int) -> dict[str, Any]:
+    """Return the parts of a program whose networks take a class, one of so many."""
     features = parts.NETS[config.net](images.pixel_shape, config.hidden_dim).encoder(config.hidden_dim)
 
     def network(outputs: int) -> nn.Module:
         return nets.MLP([config.hidden_dim + number, config.hidden_dim, outputs])
 
-    return CVAE(
-        prior=parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), nn.Identity()),
-        likelihood=_likelihood(config, images, config.latent_dim + number, parts.LIKELIHOODS[config.likelihood]),
-        features=features,
-        posterior=parts.POSTERIORS[config.posterior](network, config.latent_dim),
-        num_classes=number,
-    )
+    return {
+        "prior": parts.PRIORS[config.prior](parts.Blueprint(config.latent_dim, images.train), nn.Identity()),
+        "likelihood": _likelihood(config, images, config.latent_dim + number, parts.LIKELIHOODS[config.likelihood]),
+        "features": features,
+        "posterior": parts.POSTERIORS[config.posterior](network, config.latent_dim),
+        "num_classes": number,
+    }
+
+
+def _cvae(config: Config, images: Images) -> nn.Module:
+    return CVAE(**_of_classes(config, images, _number_of_classes(config, images)))
+
+
+def _m2(config: Config, images: Images) -> nn.Module:
+    number = _number_of_classes(config, images)
+    if not number <= config.labels <= len(images.train):
+        raise ValueError(
+            f"--labels is {config.labels}; it must be between {number}, one for each class, and {len(images.train)}."
+        )
+    classifier = parts.NETS[config.net](images.pixel_shape, config.hidden_dim).encoder(number)
+    return M2(**_of_classes(config, images, number), classifier=classifier, num_labels=config.labels)
 
 
 def _autoencoder(config: Config, images: Images) -> nn.Module:
@@ -276,6 +302,8 @@ def takes_labels(program: Any) -> bool:
 def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
     """Return the labels that a program is given beside the images of a split, or None where it takes none.
 
+    Labels that it is not told are -1.
+
     Raises:
         ValueError: it takes labels, and the data have none.
     """
@@ -283,7 +311,9 @@ def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
         return None
     if images.labels is None:
         raise ValueError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
-    return images.labels.beside(split).to(images.train.device)
+    labels = images.labels.beside(split).to(images.train.device)
+    number = getattr(program, "num_labels", None)  # of a program that is told only so many of the training images
+    return labels if number is None else some_labels(labels, number if split == "train" else 0)
 
 
 PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {
@@ -291,6 +321,7 @@ PROGRAMS: dict[str, Callable[[Config, Images], nn.Module]] = {
     "two-layer": _two_layer,
     "gmvae": _gmvae,
     "cvae": _cvae,
+    "m2": _m2,
     "autoencoder": _autoencoder,
     "pixelcnn": _pixelcnn,
     "pixelvae": _pixelvae,

@@ -117,7 +117,8 @@ def main(arguments: Arguments) -> None:
     print(table(summaries, scores))
     for name, numbers in summaries.items():
         if found := numbers.get("classes"):
-            print(f"{shown(name)}: purity of the classes {found['purity']:.3f} +- {found['purity_se']:.3f}")
+            what = "accuracy" if "accuracy" in found else "purity"
+            print(f"{shown(name)}: {what} of the classes {found[what]:.3f} +- {found[f'{what}_se']:.3f}")
     if arguments.probe:
         print("\n" + probe_table(summaries))
     if arguments.disentanglement:

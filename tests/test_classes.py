@@ -16,8 +16,9 @@ from calls import TINY, inside
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, VAE
+from pyro_vae.data import Batches, some_labels
 from pyro_vae.evaluate import discrete_values, log_weight_parts, posterior_probs
-from pyro_vae.model import CVAE, GMVAE, likelihoods, nets, posteriors
+from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.report.instruments import measure_classes
@@ -169,15 +170,92 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
         torch.testing.assert_close(found.log_weights[:, rows], right.log_weights[:, rows], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("program", ["gmvae", "cvae"])
+@pytest.mark.parametrize("program", ["gmvae", "cvae", "m2"])
 def test_programs_of_classes_go_through_every_script(program: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     inside("fit", *TINY, "--program", program, "--out", run)
     inside("evaluate", run, "--temperatures", 5, "--chains", 2, "--local-steps", 2, "--calibrate", 4)
     inside("sample", run)
     numbers = json.loads((run / "evaluation" / "summary.json").read_text())
-    assert ("classes" in numbers) == (program == "gmvae")
-    if program == "gmvae":
+    assert ("classes" in numbers) == (program != "cvae")
+    if program == "m2":
+        assert numbers["classes"]["accuracy"] <= numbers["classes"]["purity"]
+    if program != "cvae":
         assert sum(map(sum, numbers["classes"]["confusion"])) == 20
     for name in ("prior", "reconstructions", "traversals", "completions"):
         assert (run / "samples" / f"{name}.png").stat().st_size > 0
+
+
+def m2(weight: float = 2.0) -> M2:
+    family = nets.Dense((2, 3), 5)
+    pixels = torch.randint(0, 256, (20, 2, 3), dtype=torch.uint8)
+    return M2(
+        StandardNormal(UNITS),
+        likelihoods.Bernoulli(partial(family.decoder, UNITS + CLASSES), pixels),
+        family.encoder(5),
+        posteriors.MeanField(lambda outputs: nets.MLP([5 + CLASSES, 5, outputs]), UNITS),
+        family.encoder(CLASSES),
+        num_classes=CLASSES,
+        num_labels=8,
+        weight=weight,
+    )
+
+
+def test_the_loss_of_m2_is_that_of_the_paper(x: Tensor) -> None:
+    # J of Kingma et al., equations 6 to 9, with the same noise: z of image b in class c from row (c, b).
+    program, y = m2(), torch.tensor([-1, 2, -1, 0, -1])
+    pyro.set_rng_seed(0)
+    bound = ELBO()
+    bound.bounds(program.model, program.guide, x, y)
+    pyro.set_rng_seed(0)
+    value, elbo = bound.bounds(program.model, program.guide, x, y)
+    pyro.set_rng_seed(0)
+    classes = torch.arange(CLASSES).view(-1, 1).expand(-1, 5)
+    q = program.posterior(program._with_class(program.features(x), classes))
+    z = q.base_dist.loc + q.base_dist.scale * torch.randn(CLASSES, 5, UNITS)
+    of_class = (
+        program.likelihood(program._with_class(z, classes)).log_prob(x)
+        + program.prior().log_prob(z)
+        - q.log_prob(z)
+        - math.log(CLASSES)
+    )  # minus L(x, y), (C, B)
+    log_q = program.classifier(x).log_softmax(-1).T
+    unlabelled = (log_q.exp() * (of_class - log_q)).sum(0)
+    chosen = y.clamp(min=0).unsqueeze(0)
+    labelled = of_class.gather(0, chosen)[0]
+    right = torch.where(y >= 0, labelled, unlabelled)
+    torch.testing.assert_close(elbo, right.detach().double(), rtol=1e-10, atol=1e-10)
+    right = right + torch.where(y >= 0, program.weight * log_q.gather(0, chosen)[0], 0.0)
+    torch.testing.assert_close(value, right.double(), rtol=1e-10, atol=1e-10)
+    parameters = list(program.parameters())
+    found, expected = (torch.autograd.grad(each.sum(), parameters) for each in (value, right))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> None:
+    program = m2()
+    unknown = torch.full((5,), -1)
+    whole = log_weight_parts(program.model, program.guide, (x, unknown), 4000, seed=0).log_weights
+    each = [
+        log_weight_parts(program.model, program.guide, (x, torch.full((5,), c)), 4000, seed=0).log_weights
+        for c in range(CLASSES)
+    ]
+    # The same noise: the weights of a pair are those of its class in the sum.
+    torch.testing.assert_close(torch.stack(each).logsumexp(0), whole, rtol=1e-10, atol=1e-10)
+    joint = torch.stack([weights.logsumexp(0) for weights in each], 1)
+    probs = posterior_probs(program.model, program.guide, (x, unknown), 4000, seed=0)["c"]
+    # Other noise: the two estimates of p(y|x) differ by what 4,000 draws of weights close to each other leave.
+    torch.testing.assert_close(probs, joint.softmax(1), rtol=0, atol=0.1)
+
+
+def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
+    labels = torch.tensor([0, 1, 2] * 20)
+    kept = some_labels(labels, 7)
+    assert [(kept == each).sum().item() for each in range(3)] == [3, 2, 2]
+    places = (kept >= 0).nonzero().flatten()
+    assert torch.equal(kept[places], labels[places])
+    pixels = torch.randint(0, 256, (60, 2, 3), dtype=torch.uint8)
+    epoch = list(Batches(pixels, 4, 0, lambda pixels: pixels / 255, kept)(0))
+    assert torch.cat([batch[:4] for batch in epoch]).sort().values.tolist() == list(range(60))
+    assert all(len(batch) == 8 and (kept[batch[4:]] >= 0).all() for batch in epoch)
+    assert len({tuple(batch[4:].tolist()) for batch in epoch}) > 1

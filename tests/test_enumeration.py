@@ -364,8 +364,6 @@ def _with(prior: Any, shared: bool = False, scale: float = 1.0, factor: bool = F
         (_with(dist.Poisson(2.0)), "not finite"),
         (_with(dist.Categorical(torch.ones(2000))), "2000 joint values"),
         (_with(dist.Bernoulli(0.5), shared=True), "shared by all images"),
-        (_with(dist.Bernoulli(0.5), scale=0.5), "different scales"),
-        (_with(dist.Bernoulli(0.5), factor=True), "is no density"),
     ],
 )
 def test_what_cannot_be_summed_out_is_refused(model: Any, message: str) -> None:
@@ -373,6 +371,21 @@ def test_what_cannot_be_summed_out_is_refused(model: Any, message: str) -> None:
         log_weights(model, no_latents, torch.randn(4), 1)
     with pytest.raises(ValueError, match=message):
         ELBO().bounds(model, no_latents, torch.randn(4))
+
+
+def test_scales_that_differ_are_refused_in_the_loss_and_count_in_no_weight() -> None:
+    model, x = _with(dist.Bernoulli(0.5), scale=0.5), torch.randn(4)
+    with pytest.raises(ValueError, match="different scales"):
+        ELBO().bounds(model, no_latents, x)
+    right = (dist.Normal(0.0, 1.0).log_prob(x).exp() / 2 + dist.Normal(1.0, 1.0).log_prob(x).exp() / 2).log()
+    torch.testing.assert_close(log_weights(model, no_latents, x, 1)[0], right.double(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_factor_beside_what_is_summed_out_is_no_density() -> None:
+    model = _with(dist.Bernoulli(0.5), factor=True)
+    with pytest.raises(ValueError, match="is no density"):
+        ELBO().bounds(model, no_latents, torch.randn(4))
+    assert log_weights(model, no_latents, torch.randn(4), 1).isnan().all()
 
 
 def test_values_that_depend_on_another_latent_are_refused() -> None:

@@ -1,7 +1,7 @@
 """Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
 
 from pyro_vae.data.images import DataError, Images, Labels, to_uint8
-from pyro_vae.data.observe import Batches, binarize, observe, observe_once
+from pyro_vae.data.observe import Batches, binarize, observe, observe_once, some_labels
 from pyro_vae.data.sources import DATASETS, TRAINING_IMAGES, load
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "load",
     "observe",
     "observe_once",
+    "some_labels",
     "to_uint8",
 ]

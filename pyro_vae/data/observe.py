@@ -64,10 +64,22 @@ def observe_once(pixels: Tensor, look: Callable[..., Tensor]) -> Tensor:
     return look(pixels, generator=torch.Generator().manual_seed(_FIXED_SEED))
 
 
+def some_labels(labels: Tensor, number: int) -> Tensor:
+    """Keep so many labels (N,), as many of each class but for one, the first of each; the others become -1."""
+    kept = torch.full_like(labels, -1)
+    classes = labels.unique()
+    for place, each in enumerate(classes.tolist()):
+        share = number // len(classes) + (place < number % len(classes))
+        first = (labels == each).nonzero().flatten()[:share]
+        kept[first] = labels[first]
+    return kept
+
+
 class Batches:
     """Batches of the training images, each epoch in an order that depends on seed and epoch alone.
 
-    A batch is the places of its images, so that what is done with them belongs to the step that takes it.
+    A batch is the places of its images, so that what is done with them belongs to the step that takes it. Where only
+    some images have labels, the others -1, every batch has as many with a label after it, or all of them.
 
     Args:
         pixels: uint8 (N, *pixels), on the device of the fit.
@@ -99,7 +111,13 @@ class Batches:
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
-        yield from order.split(self.batch_size)
+        if self.labels is None or not (self.labels < 0).any():
+            yield from order.split(self.batch_size)
+            return
+        labelled = (self.labels >= 0).nonzero().flatten()
+        for batch in order.split(self.batch_size):
+            chosen = torch.randperm(len(labelled), generator=generator, device="cpu")[: self.batch_size]
+            yield torch.cat([batch, labelled[chosen.to(labelled.device)]])
 
     def observe(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return what the program observes of the images at these places, float (B, *pixels), with their labels."""

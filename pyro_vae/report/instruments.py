@@ -72,7 +72,8 @@ def measure_classes(program: Program, x: Data, labels: np.ndarray, seed: int) ->
 
     Returns:
         `confusion`, images of each label (rows) at each value (columns), and the `purity` of the values: the share of
-        the images whose label is the most frequent one of their value, with its standard error.
+        the images whose label is the most frequent one of their value, with its standard error. Of a program that is
+        told labels also its `accuracy`.
     """
     parts = list(Batch.of(x).split(IMAGES_AT_ONCE))
     if len(discrete_values(program.model, program.guide, parts[0])) != 1:
@@ -85,11 +86,15 @@ def measure_classes(program: Program, x: Data, labels: np.ndarray, seed: int) ->
     confusion = np.zeros((int(labels.max()) + 1, probs[0].shape[1]), int)
     np.add.at(confusion, (labels, values), 1)
     purity = float(confusion.max(0).sum() / len(labels))
-    return {
-        "purity": purity,
-        "purity_se": float(np.sqrt(purity * (1 - purity) / len(labels))),
-        "confusion": confusion.tolist(),
-    }
+    found = {"purity": purity, "purity_se": _se_of_share(purity, len(labels)), "confusion": confusion.tolist()}
+    if hasattr(program, "num_labels"):
+        accuracy = float((values == labels).mean())
+        found |= {"accuracy": accuracy, "accuracy_se": _se_of_share(accuracy, len(labels))}
+    return found
+
+
+def _se_of_share(share: float, number: int) -> float:
+    return float(np.sqrt(share * (1 - share) / number))
 
 
 def measure_slack(program: Program, x: Data, num_steps: int, seed: int) -> tuple[PerImage, dict[str, Any]]:

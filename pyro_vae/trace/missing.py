@@ -61,6 +61,8 @@ class _Seen(Messenger):
         fn: Any = msg["fn"]
         if not msg["is_observed"] or isinstance(fn, Unit) or (msg["infer"] or {}).get("_deterministic"):
             return
+        if msg["mask"] is not None and not torch.as_tensor(msg["mask"]).any():
+            return  # it observes nothing
         if not isinstance(fn, Independent) or fn.event_shape != self.mask.shape[1:]:
             raise ValueError(
                 f"Site {msg['name']!r} cannot be scored with pixels missing: they must be independent given z, and "

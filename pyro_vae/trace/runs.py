@@ -201,7 +201,7 @@ class Run:
                 f"Site {first!r} is summed out of sites with different scales: give all the same, or draw it in the "
                 "guide."
             )
-        densities = sum_out(terms.densities, [*self.latents, *self.summed], self.layout.summed)
+        densities = self._sum_out(terms.densities)
         if is_unit(scales[0]):
             return Terms(densities, dict(densities), {})
         if isinstance(scales[0], Tensor) and scales[0].numel() > 1:
@@ -212,7 +212,11 @@ class Run:
 
     def log_probs(self) -> dict[str, Tensor]:
         """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""
-        return self.terms().densities
+        densities = self.terms_of_states()
+        return self._sum_out(densities) if self.summed else densities
+
+    def _sum_out(self, densities: dict[str, Tensor]) -> dict[str, Tensor]:
+        return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
 
     def per_image(self, name: str, of: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
         """Return a quantity of a site, a function of it of its batch shape and `extra` dimensions: (K, B, *extra)."""

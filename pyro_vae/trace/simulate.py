@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
@@ -46,11 +47,29 @@ def elements_of_x(model: Program, batch: Data, values: Values | None = None) -> 
 
 
 def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values) -> dict[str, Tensor]:
-    """Return the observed sites that hold nothing but the numbers of which x is made."""
+    """Return the observed sites that hold nothing but the numbers of which x is made.
+
+    They are held by the same numbers in the opposite order, too: labels beside x are whole numbers as well.
+    """
     numbers = numbers.reshape(batch.x.shape).to(batch.x.device)
-    x = numbers.to(batch.x.dtype)
-    if not torch.equal(x.long(), numbers):
+    last = int(numbers.max())
+    if not torch.equal(numbers.to(batch.x.dtype).long(), numbers):
         return {}
+    found, opposite = (_observed(model, batch, each.to(batch.x.dtype), given) for each in (numbers, last - numbers))
+    return {
+        name: value.long()
+        for name, value in found.items()
+        if value.numel()
+        and int(value.min()) >= 0
+        and int(value.max()) <= last
+        and (value == value.long()).all()
+        and name in opposite
+        and torch.equal(opposite[name], last - value)
+    }
+
+
+def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[str, Tensor]:
+    """Return what a model observes of x; empty where it cannot be run on it."""
     with torch.no_grad(), fork_rng(x), pyro.validation_enabled(False):
         try:
             observed = run_laid_out(model, batch.replaced(x), 1, Layout("plain"), given).observed
@@ -58,17 +77,7 @@ def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values)
             if is_out_of_memory(error):
                 raise
             return {}
-    found = {}
-    for name, (_, value) in observed.items():
-        index = value.long()
-        if (
-            value.numel()
-            and int(index.min()) >= 0
-            and int(index.max()) <= int(numbers.max())
-            and (index == value).all()
-        ):
-            found[name] = index
-    return found
+    return {name: value for name, (_, value) in observed.items()}
 
 
 def image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
@@ -149,7 +158,10 @@ def _check_simulated(model: Program, batch: Batch, first: Run, again: Run, drawn
     if others and again.latents:
         fresh = run(model, batch)
         for name in others:
-            if not torch.allclose(log_prob(fresh.sites[name]), log_prob(again.sites[name])):
+            before, after = (
+                scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (fresh.sites[name], again.sites[name])
+            )
+            if not torch.allclose(before, after):
                 raise ValueError(
                     f"Site {name!r} observes data that depend on the latents, and stays as it is: what would be "
                     "simulated is no draw of the posterior."
