@@ -255,7 +255,7 @@ def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
     places = (kept >= 0).nonzero().flatten()
     assert torch.equal(kept[places], labels[places])
     pixels = torch.randint(0, 256, (60, 2, 3), dtype=torch.uint8)
-    epoch = list(Batches(pixels, 4, 0, lambda pixels: pixels / 255, kept)(0))
-    assert torch.cat([batch[:4] for batch in epoch]).sort().values.tolist() == list(range(60))
-    assert all(len(batch) == 8 and (kept[batch[4:]] >= 0).all() for batch in epoch)
-    assert len({tuple(batch[4:].tolist()) for batch in epoch}) > 1
+    epoch = list(Batches(pixels, 20, 0, lambda pixels: pixels / 255, kept)(0))
+    assert torch.cat([batch[:20] for batch in epoch]).sort().values.tolist() == list(range(60))
+    assert all(len(batch) == 22 and (kept[batch[20:]] >= 0).all() for batch in epoch)
+    assert len({tuple(batch[20:].tolist()) for batch in epoch}) > 1

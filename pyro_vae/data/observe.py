@@ -79,7 +79,7 @@ class Batches:
     """Batches of the training images, each epoch in an order that depends on seed and epoch alone.
 
     A batch is the places of its images, so that what is done with them belongs to the step that takes it. Where only
-    some images have labels, the others -1, every batch has as many with a label after it, or all of them.
+    some images have labels, the others -1, every batch has some with a label after it, a tenth as many.
 
     Args:
         pixels: uint8 (N, *pixels), on the device of the fit.
@@ -116,7 +116,7 @@ class Batches:
             return
         labelled = (self.labels >= 0).nonzero().flatten()
         for batch in order.split(self.batch_size):
-            chosen = torch.randperm(len(labelled), generator=generator, device="cpu")[: self.batch_size]
+            chosen = torch.randperm(len(labelled), generator=generator, device="cpu")[: -(-self.batch_size // 10)]
             yield torch.cat([batch, labelled[chosen.to(labelled.device)]])
 
     def observe(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
