@@ -19,6 +19,8 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     type(Path()): (str,),
     type(None): (int, type(None)),  # a count that the data set decides
 }
+# Fields that runs of earlier versions do not have, and whose default is what they did.
+_ADDED = ("labels",)
 
 
 def read_config(path: Path) -> Config:
@@ -28,6 +30,8 @@ def read_config(path: Path) -> Config:
         ValueError: the file is not a configuration; names the file and the field at fault.
     """
     values = _read_json(path)
+    if isinstance(values, dict):
+        values = {name: getattr(Config, name) for name in _ADDED if name not in values} | values
     known = {field.name: field.default for field in fields(Config)}
     if not isinstance(values, dict) or values.keys() != known.keys():
         odd = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]

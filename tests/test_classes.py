@@ -16,6 +16,7 @@ from calls import TINY, inside
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, VAE
+from pyro_vae.config import Config
 from pyro_vae.data import Batches, some_labels
 from pyro_vae.evaluate import discrete_values, log_weight_parts, posterior_probs
 from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
@@ -23,6 +24,7 @@ from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.report.instruments import measure_classes
 from pyro_vae.report.results import prior_grid
+from pyro_vae.saved import read_config
 from pyro_vae.trace import Batch
 
 CLASSES, UNITS = 4, 3
@@ -259,3 +261,10 @@ def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
     assert torch.cat([batch[:20] for batch in epoch]).sort().values.tolist() == list(range(60))
     assert all(len(batch) == 22 and (kept[batch[20:]] >= 0).all() for batch in epoch)
     assert len({tuple(batch[20:].tolist()) for batch in epoch}) > 1
+
+
+def test_a_run_from_before_there_were_labels_is_read(tmp_path: Path) -> None:
+    settings = Config(latent_dim=7)
+    old = {name: value for name, value in settings.to_json().items() if name != "labels"}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path / "config.json") == settings
