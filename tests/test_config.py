@@ -29,6 +29,7 @@ OTHER = Config(
     posterior="mixture",
     likelihood="gaussian",
     net="gated",
+    labels=30,
     latent_dim=3,
     hidden_dim=4,
     objective="beta",
