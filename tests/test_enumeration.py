@@ -19,7 +19,7 @@ from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
 from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, BetaELBO, DReG, FreeBits, MeanFieldELBO, Objective
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import Batch, CompiledReader, choose_layouts, describe, log_density
+from pyro_vae.trace import Batch, CompiledReader, choose_layouts, describe, draw, log_density, reading, run_pair
 
 
 def no_latents(x: Tensor) -> None:
@@ -604,3 +604,29 @@ def test_a_class_that_the_guide_draws_without_a_mark_is_told_of_it() -> None:
 
     with pytest.raises(ValueError, match="enumerate"):
         ELBO().bounds(program.model, guide, torch.randn(4))
+
+
+def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out() -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(w.squeeze(-1).unsqueeze(-1) + 2 * c, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("w", dist.Normal(torch.ones(1), 0.5).to_event(1))
+
+    x = torch.linspace(-1, 2, 4)
+    found = log_weights(model, guide, x, 3, seed=0, shared="sampled")
+    p, q = run_pair(model, guide, Batch(x), 1)
+    assert torch.equal(p.values["w"], q.values["w"])
+    value = ELBO(2).bounds(model, guide, x)[0]
+    assert value.isfinite().all()
+    # By hand, at the draws of the same seed.
+    with reading(model, guide, x=x, seed=0):
+        values, _ = draw(guide, x, 3, choose_layouts(model, guide, Batch(x), 3).guide)
+    each = torch.stack(
+        [math.log(s) + dist.Normal(values["w"] + 2 * c, 1.0).log_prob(x) for c, s in ((0, 0.7), (1, 0.3))]
+    )
+    prior = dist.Normal(0.0, 1.0).log_prob(values["w"]).sum(-1) - dist.Normal(1.0, 0.5).log_prob(values["w"]).sum(-1)
+    torch.testing.assert_close(found, (each.logsumexp(0).sum(1) + prior).double(), rtol=1e-10, atol=1e-10)

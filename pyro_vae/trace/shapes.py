@@ -52,15 +52,15 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     if frame.kind == "rows" and local:
         return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(tensor, len(kept) - local, frame)
+        return _at_every_state(tensor, len(kept) - local, local, frame)
     return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
 
 
-def _at_every_state(tensor: Tensor, leading: int, frame: Frame) -> Tensor:
-    """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...)."""
+def _at_every_state(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
+    """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...); B where it is local."""
     whole = frame.states, frame.num_samples // frame.states
     rest = list(tensor.shape[leading:])
-    if rest[:1] == [1]:  # a value that is the same for all images
+    if local:  # perhaps a value that is the same for all images
         rest[0] = frame.batch_size
     return tensor.expand(*whole, *rest).flatten(0, 1)
 
@@ -94,7 +94,7 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     if frame.kind == "rows":
         return value.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(value, first, frame)
+        return _at_every_state(value, first, local, frame)
     return value if frame.kind == "particles" else value.unsqueeze(0)
 
 
