@@ -12,10 +12,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
-from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
+from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights, score
 from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, BetaELBO, DReG, FreeBits, MeanFieldELBO, Objective
 from pyro_vae.infer.objectives import Renyi
@@ -630,3 +630,39 @@ def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out
     )
     prior = dist.Normal(0.0, 1.0).log_prob(values["w"]).sum(-1) - dist.Normal(1.0, 0.5).log_prob(values["w"]).sum(-1)
     torch.testing.assert_close(found, (each.logsumexp(0).sum(1) + prior).double(), rtol=1e-10, atol=1e-10)
+
+
+class Relaxed(nn.Module):
+    """A one-hot class that the guide relaxes, with a straight-through gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify, self.logits = nn.Linear(5, 3), nn.Linear(3, 5)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("relaxed", self)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)))
+            pyro.sample("x", dist.Bernoulli(logits=self.logits(y)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("relaxed", self)
+        with pyro.plate("data", len(x)):
+            logits = self.classify(x)
+            relaxed = dist.RelaxedOneHotCategoricalStraightThrough(torch.tensor(0.7), logits=logits)
+            pyro.sample("y", relaxed)
+
+
+def test_a_relaxed_class_trains_like_stock_and_has_no_weights(x: Tensor) -> None:
+    program = Relaxed()
+    found = []
+    for loss in (Trace_ELBO().differentiable_loss, ELBO().differentiable_loss):
+        pyro.set_rng_seed(0)
+        value = loss(program.model, program.guide, x)
+        found.append((torch.as_tensor(value).double(), torch.autograd.grad(value, list(program.parameters()))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    # A probability over a density is no weight: the number would change with the temperature.
+    scores = score(program.model, program.guide, x, 10, seed=0)
+    assert scores.reason is not None
+    assert "relaxation" in scores.reason
+    assert log_weights(program.model, program.guide, x, 10).isnan().all()

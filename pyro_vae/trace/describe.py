@@ -190,7 +190,13 @@ def _lacks_latent(p: Run, q: Run, point_masses: tuple[str, ...]) -> str | None:
     for name in q.latents:
         if name in p.sites and isinstance(element(p.sites[name]["fn"])[0], ImproperUniform):
             return f"the prior of {name!r} is improper, no distribution"
+        if name in p.sites and name not in q.deltas and _is_discrete(p, name) != _is_discrete(q, name):
+            return f"{name!r} has a probability in one program and a density in the other, as that of a relaxation"
     return None
+
+
+def _is_discrete(run: Run, name: str) -> bool:
+    return bool(unmixed(support_of(run.sites[name]["fn"])).is_discrete)
 
 
 def _lacks_normalization(p: Run) -> str | None:
