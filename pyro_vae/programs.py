@@ -238,7 +238,7 @@ def _number_of_classes(config: Config, images: Images) -> int:
 
 
 def _of_classes(config: Config, images: Images, number: int) -> dict[str, Any]:
-    """Return the parts of a program whose networks take a class, one of so many."""
+    """Return the parts of a program whose networks take one of `number` classes."""
     features = parts.NETS[config.net](images.pixel_shape, config.hidden_dim).encoder(config.hidden_dim)
 
     def network(outputs: int) -> nn.Module:
@@ -312,7 +312,7 @@ def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
     if images.labels is None:
         raise ValueError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
     labels = images.labels.beside(split).to(images.train.device)
-    number = getattr(program, "num_labels", None)  # of a program that is told only so many of the training images
+    number = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
     return labels if number is None else some_labels(labels, number if split == "train" else 0)
 
 

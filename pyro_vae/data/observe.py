@@ -65,7 +65,7 @@ def observe_once(pixels: Tensor, look: Callable[..., Tensor]) -> Tensor:
 
 
 def some_labels(labels: Tensor, number: int) -> Tensor:
-    """Keep so many labels (N,), as many of each class but for one, the first of each; the others become -1."""
+    """Keep the first labels (N,) of each class, `number` in all and evenly divided, and replace the others by -1."""
     kept = torch.full_like(labels, -1)
     classes = labels.unique()
     for place, each in enumerate(classes.tolist()):

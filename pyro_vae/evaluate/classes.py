@@ -21,8 +21,8 @@ def posterior_probs(
     """Estimate p(y | x) of the discrete latents that are summed out: those that the guide enumerates or does not draw.
 
     Args:
-        model: program of p(x, z, y).
-        guide: program of q(z, y | x), or of q(z | x).
+        model: the generative program, p(x, z, y).
+        guide: its guide, q(z, y | x) or q(z | x).
         x: images (B, ...), or the arguments of the programs, as in `log_weights`.
         num_samples: K, particles of each image.
         seed: of the draws.
@@ -61,8 +61,8 @@ def discrete_values(model: Program, guide: Program, x: Data) -> dict[str, Tensor
     """Return every joint value of the latents that are summed out, {site: (S, ...)}; empty where none is.
 
     Args:
-        model: as in `posterior_probs`, like the others.
-        guide: program of q(z, y | x).
+        model: as in `posterior_probs`.
+        guide: as in `posterior_probs`.
         x: images (B, ...).
     """
     batch = Batch.of(x)

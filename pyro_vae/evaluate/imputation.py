@@ -82,7 +82,9 @@ def impute(
         kernels = kernels_of(of_seen, filled, batch, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
-        shares = _with_states(result.log_w.log_softmax(0), run_at(of_seen, batch, values, kernels.path.layout))
+        shares = result.log_w.log_softmax(0)
+        if kernels.path.layout.summed:
+            shares = _with_states(shares, run_at(of_seen, batch, values, kernels.path.layout))
         site = run_at(model, whole, values, kernels.path.layout)
         back = order.flatten().argsort()
         shape = (len(shares), *x.shape)
@@ -115,8 +117,6 @@ def impute(
 
 def _with_states(log_shares: Tensor, p: Run) -> Tensor:
     """Divide the share of each particle (K, B) among the values of what is summed out, given z and the pixels seen."""
-    if not p.summed:
-        return log_shares
     joint = torch.as_tensor(sum(p.terms_of_states().values()))
     of_states = joint.unflatten(0, (number_of_states(p.layout.summed), -1)).log_softmax(0)
     return (log_shares + of_states).flatten(0, 1)

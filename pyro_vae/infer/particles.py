@@ -73,11 +73,15 @@ class Particles:
     def _log_ratio(self) -> Tensor:
         return _total(self.log_p) - _total(self.log_q)
 
+    @cached_property
+    def _bound(self) -> Tensor:
+        return self._expected(self._log_ratio)
+
     @property
     def weighed(self) -> Tensor:
         """The terms of the ELBO, each times the scale of its site, as stock `Trace_ELBO` has it."""
         if not (self.of_p.scaled or self.of_q.scaled):
-            return self._expected(self._log_ratio)
+            return self._bound
         return self._expected(_total(self.of_p.weighed) - _total(self.of_q.weighed))
 
     @property
@@ -102,7 +106,7 @@ class Particles:
         """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
         if self.described.lacks:
             return torch.full_like(self.log_w[0], torch.nan).detach()
-        value = self._expected(self._log_ratio).detach().mean(0)
+        value = self._bound.detach().mean(0)
         # Of what all images share, a batch has the part of its images in the data set.
         rest = 1 - self.p.batch_size / self.p.frame.data.full_size
         for name in self.described.shared if rest else ():

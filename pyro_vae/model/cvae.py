@@ -52,4 +52,6 @@ class CVAE(nn.Module):
             pyro.sample("z", self.posterior(self._with_class(self.features(x), y)))
 
     def _with_class(self, h: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([h, one_hot(y, self.num_classes).to(h).expand(*h.shape[:-1], -1)], -1)
+        classes = one_hot(y, self.num_classes).to(h)
+        shape = torch.broadcast_shapes(h.shape[:-1], classes.shape[:-1])
+        return torch.cat([h.expand(*shape, -1), classes.expand(*shape, -1)], -1)

@@ -20,8 +20,10 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pyro_vae.model.cvae import CVAE
 
-class M2(nn.Module):
+
+class M2(CVAE):
     """Generative process p(y) p(z) p(x|z,y), trained on images of which some have a label y and the others -1.
 
     The bound of an image is that on log p(x, y) where it has a label, and otherwise that on log p(x), the sum over its
@@ -51,13 +53,8 @@ class M2(nn.Module):
         num_labels: int,
         weight: float = 50.0,
     ) -> None:
-        super().__init__()
-        self.prior = prior
-        self.likelihood = likelihood
-        self.features = features
-        self.posterior = posterior
+        super().__init__(prior, likelihood, features, posterior, num_classes)
         self.classifier = classifier
-        self.num_classes = num_classes
         self.num_labels = num_labels
         self.weight = weight
 
@@ -85,11 +82,6 @@ class M2(nn.Module):
             of_class = dist.Categorical(logits=torch.where(known.unsqueeze(-1), given, logits))
             c = pyro.sample("c", of_class, infer={"enumerate": "parallel"})
             pyro.sample("z", self.posterior(self._with_class(self.features(x), c)))
-
-    def _with_class(self, h: Tensor, c: Tensor) -> Tensor:
-        classes = one_hot(c, self.num_classes).to(h)
-        shape = torch.broadcast_shapes(h.shape[:-1], classes.shape[:-1])
-        return torch.cat([h.expand(*shape, -1), classes.expand(*shape, -1)], -1)
 
 
 def _certain(c: Tensor, num_classes: int, x: Tensor) -> Tensor:

@@ -89,17 +89,8 @@ def summed_sites(result: Run, given: Collection[str]) -> tuple[Finite, ...]:
     Raises:
         ValueError: the support of one is not finite, or it is shared by all images.
     """
-    found = []
-    for name in (name for name in result.latents if name not in given):
-        site = _of_run(result, name)
-        if site is None:
-            raise ValueError(
-                f"Latent site {name!r} of the program has no value: the guide does not sample it, and its support is "
-                "not finite, so that it cannot be summed out."
-            )
-        found.append(site)
-    number_of_states(found)
-    return tuple(found)
+    names = [name for name in result.latents if name not in given]
+    return _finite_sites(result, names, "has no value: the guide does not sample it")
 
 
 def enumerated_sites(result: Run) -> tuple[Finite, ...]:
@@ -108,23 +99,26 @@ def enumerated_sites(result: Run) -> tuple[Finite, ...]:
     Raises:
         ValueError: as `summed_sites`.
     """
+    names = [name for name in result.latents if result.sites[name]["infer"].get("enumerate")]
+    return _finite_sites(result, names, "is marked to be enumerated")
+
+
+def _finite_sites(result: Run, names: list[str], why: str) -> tuple[Finite, ...]:
     found = []
-    for name in (name for name in result.latents if result.sites[name]["infer"].get("enumerate")):
-        site = _of_run(result, name)
+    for name in names:
+        site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
         if site is None:
-            raise ValueError(f"Guide site {name!r} is marked to be enumerated, and its support is not finite.")
+            raise ValueError(
+                f"Latent site {name!r} of the program {why}, and its support is not finite, so that it cannot be "
+                "summed out."
+            )
+        if name in result.shared:
+            raise ValueError(
+                f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
+            )
         found.append(site)
     number_of_states(found)
     return tuple(found)
-
-
-def _of_run(result: Run, name: str) -> Finite | None:
-    site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
-    if site is not None and name in result.shared:
-        raise ValueError(
-            f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
-        )
-    return site
 
 
 def number_of_states(sites: Iterable[Finite]) -> int:

@@ -47,7 +47,6 @@ class Unconstrained:
     Args:
         result: a run of the program whose supports count, the model. Supports are those of this run: they may depend
             on the image, not on other latents.
-
         names: its latents that count; all where None.
 
     Raises:
