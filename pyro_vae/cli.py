@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.infer import BatchMemoryError, NonFiniteError
-from pyro_vae.infer.checkpoint import CheckpointError
-from pyro_vae.report.names import shown
-from pyro_vae.trace import is_out_of_memory
+from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError, is_out_of_memory
+from pyro_vae.text import printable
 
 # A signal that comes so long after the first is from somebody who does not want to wait for the step.
 _IMPATIENT_SECONDS = 3.0
@@ -39,7 +37,7 @@ def exit_status() -> Iterator[None]:
         _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except MemoryError as error:
         _leave(1, f"memory has run out ({error})")
-    except (ValueError, CheckpointError) as error:
+    except (UserError, CheckpointError) as error:
         _leave(2, str(error))
     except OSError as error:
         _leave(1, str(error))
@@ -82,5 +80,5 @@ def _leave_at_once(number: int, frame: FrameType | None) -> None:
 
 def _leave(status: int, message: str) -> None:
     # A message may name a file, and a file may have any name.
-    print(shown(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
+    print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

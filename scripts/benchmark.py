@@ -31,13 +31,16 @@ import tyro
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae import cli, config, data, programs
-from pyro_vae.evaluate import log_weights, paths
+from pyro_vae import cli, config, data
+from pyro_vae.config import programs
+from pyro_vae.evaluate import log_weights
+from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.model import nets
-from pyro_vae.report import speed, versions
+from pyro_vae.report import speed
 from pyro_vae.report.speed import Contender, Step, Timing, machine_rates, race
+from pyro_vae.runs import versions
 from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 
 Setting = config.Config

@@ -22,11 +22,14 @@ import pyro
 import torch
 import tyro
 
-from pyro_vae import cli, config, programs
+from pyro_vae import cli, config
+from pyro_vae.config import programs
+from pyro_vae.config.presets import SYSTEMS
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Features, train_features
-from pyro_vae.fitted import restore, settings_of
-from pyro_vae.report import RunFolder, comparison, systems
-from pyro_vae.systems import SYSTEMS
+from pyro_vae.report import comparison, systems
+from pyro_vae.runs import RunFolder
+from pyro_vae.runs.load import restore, settings_of
 
 # Of the summary of a run, for the gallery.
 _KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
@@ -46,7 +49,7 @@ class Arguments:
     objectives: tuple[str, ...] = ()
     """Objectives to compare."""
     systems: tuple[str, ...] = ()
-    """Systems to show side by side, by their names in pyro_vae/systems.py, which say by what flags they differ."""
+    """Systems to show side by side, by their names in pyro_vae/config/presets.py, which say what flags make them."""
     seeds: int = 1
     """Runs of each, with seeds from --seed on."""
     out: Path = Path("runs/comparison")
@@ -60,15 +63,15 @@ def main(arguments: Arguments) -> None:
     }
     chosen = [part for part in names if names[part]]
     if len(chosen) != 1 or len(set(names[chosen[0]])) < max(2, len(names[chosen[0]])):
-        raise ValueError(
+        raise UserError(
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, --systems."
         )
     if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; it must be at least 1.")
+        raise UserError(f"--seeds is {arguments.seeds}; it must be at least 1.")
     if arguments.systems and arguments.seeds > 1:
-        raise ValueError("--systems shows one run of each: leave out --seeds.")
+        raise UserError("--systems shows one run of each: leave out --seeds.")
     if arguments.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
-        raise ValueError("--systems compares how features vary over images: use two or more of each split.")
+        raise UserError("--systems compares how features vary over images: use two or more of each split.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
         (name, seed): setting_of(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)
@@ -95,7 +98,7 @@ def main(arguments: Arguments) -> None:
 def setting_of(settings: config.Config, part: str, name: str, seed: int) -> config.Config:
     """Return the configuration with another part; of several objectives or systems, each gets the flags it reads."""
     if part == "system" and name not in SYSTEMS:
-        raise ValueError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
+        raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
     changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
     setting = replace(settings, **changes)
     return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting

@@ -23,10 +23,9 @@ import pyro
 import tyro
 
 from pyro_vae import cli, config
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Annealing, Scores, calibration_ranks
-from pyro_vae.fitted import build, restore, settings_of
 from pyro_vae.report import (
-    RunFolder,
     factor_table,
     measure,
     measure_annealing,
@@ -40,7 +39,9 @@ from pyro_vae.report import (
     write_probe,
     write_results,
 )
-from pyro_vae.report.names import shown
+from pyro_vae.runs import RunFolder
+from pyro_vae.runs.load import build, restore, settings_of
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch
 
 _OF_DENSITIES = ("temperatures", "local_steps", "calibrate")
@@ -94,10 +95,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.runs:
-        raise ValueError("No run folder is given: python scripts/evaluate.py RUN...")
+        raise UserError("No run folder is given: python scripts/evaluate.py RUN...")
     for name in _OF_DENSITIES:
         if getattr(arguments, name) < 0:
-            raise ValueError(f"{config.flag(name)} is {getattr(arguments, name)}; it must be 0 or more.")
+            raise UserError(f"{config.flag(name)} is {getattr(arguments, name)}; it must be 0 or more.")
     settings_of_annealing(arguments)  # refused before anything is scored
     asked = vars(arguments)
     changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
@@ -118,7 +119,7 @@ def main(arguments: Arguments) -> None:
     for name, numbers in summaries.items():
         if found := numbers.get("classes"):
             what = "accuracy" if "accuracy" in found else "purity"
-            print(f"{shown(name)}: {what} of the classes {found[what]:.3f} +- {found[f'{what}_se']:.3f}")
+            print(f"{printable(name)}: {what} of the classes {found[what]:.3f} +- {found[f'{what}_se']:.3f}")
     if arguments.probe:
         print("\n" + probe_table(summaries))
     if arguments.disentanglement:
@@ -138,7 +139,7 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
     """Return the shortest endings of the paths that tell them apart."""
     pieces = [path.resolve().parts for path in paths]
     if len(set(pieces)) < len(pieces):
-        raise ValueError("A run folder is given twice.")
+        raise UserError("A run folder is given twice.")
     depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
     return ["/".join(p[-depth:]) for p in pieces]
 
@@ -151,10 +152,10 @@ def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -
     fitted = restore(folder, settings, download=arguments.data_root is not None)
     for name in _OF_DENSITIES:
         if fitted.lacking and getattr(arguments, name):
-            raise ValueError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")
+            raise UserError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")
     labels = fitted.images.labels
     if arguments.disentanglement and (labels is None or len(labels.names) < 2):
-        raise ValueError(f"{folder.path}: --disentanglement needs data of several known factors, as shapes have.")
+        raise UserError(f"{folder.path}: --disentanglement needs data of several known factors, as shapes have.")
     results = folder.evaluation
     results.lock()
     program, test = fitted.program, fitted.observed("test")

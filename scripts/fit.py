@@ -18,10 +18,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data, programs
-from pyro_vae.fitted import few, observed
-from pyro_vae.infer import SVI, Epoch, Fit, History, Optim, durably, schedules
-from pyro_vae.report import RunFolder, measure, plots, rehearse, table, write_results
+from pyro_vae import cli, config, data
+from pyro_vae.config import programs
+from pyro_vae.errors import UserError
+from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
+from pyro_vae.report import measure, plots, rehearse, table, write_results
+from pyro_vae.runs import History, RunFolder, durably
+from pyro_vae.runs.load import few, observed
 from pyro_vae.trace import Batch, check_domain, describe
 
 _MILESTONES = 20  # of a run, whose checkpoints it may go back to
@@ -46,9 +49,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Run the script."""
     if not arguments.checkpoint_seconds >= 0:
-        raise ValueError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
+        raise UserError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
     if arguments.resume and arguments.overwrite:
-        raise ValueError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
+        raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
     settings = arguments.config.resolved()
     particles = settings.num_particles if settings.num_particles > 1 else ""
     own = "" if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-") + "-"

@@ -16,8 +16,10 @@ import pyro
 import tyro
 
 from pyro_vae import cli, config
-from pyro_vae.fitted import restore, settings_of
-from pyro_vae.report import RunFolder, sampling
+from pyro_vae.errors import UserError
+from pyro_vae.report import sampling
+from pyro_vae.runs import RunFolder
+from pyro_vae.runs.load import restore, settings_of
 from pyro_vae.trace import Batch
 
 _OF_THE_RUN = ("program", "data_root", "seed", "device")
@@ -48,7 +50,7 @@ def main(arguments: Arguments) -> None:
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
     shape = tuple(Batch.of(x).x.shape[1:])
     if len(shape) != 2:
-        raise ValueError(f"The images have shape {shape}; only those of height and width can be drawn.")
+        raise UserError(f"The images have shape {shape}; only those of height and width can be drawn.")
     labels = fitted.images.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()

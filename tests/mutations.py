@@ -55,28 +55,28 @@ class Mutation:
 MUTATIONS = (
     Mutation(
         "log q is dropped from the log weights",
-        "pyro_vae/evaluate/weights.py",
+        "pyro_vae/evaluate/likelihood/weights.py",
         "return self.log_likelihood + self.log_prior - self.log_guide",
         "return self.log_likelihood + self.log_prior",
         ("tests/test_weights.py::test_the_exact_posterior_gives_log_evidence_in_every_weight",),
     ),
     Mutation(
         "IWAE of k particles is divided by K",
-        "pyro_vae/evaluate/bounds.py",
+        "pyro_vae/evaluate/likelihood/scores.py",
         "return groups.logsumexp(1) - math.log(k)",
         "return groups.logsumexp(1) - math.log(len(log_w))",
         ("tests/test_bounds.py::test_groups_of_k_by_hand",),
     ),
     Mutation(
         "one bound for the whole batch instead of one for each image",
-        "pyro_vae/infer/objectives.py",
+        "pyro_vae/infer/objectives/bounds.py",
         "return _log_mean(particles.log_w)",
         "return _log_mean(particles.log_w.sum(-1, keepdim=True))",
         ("tests/test_objectives.py::test_iwae_is_the_renyi_bound_of_order_zero",),
     ),
     Mutation(
         "k-hat is that of 1/w",
-        "pyro_vae/evaluate/diagnostics.py",
+        "pyro_vae/evaluate/likelihood/diagnostics.py",
         "_fit(np.maximum(column - largest, -_LARGEST_RATIO))",
         "_fit(-np.maximum(column - largest, -_LARGEST_RATIO))",
         ("tests/test_diagnostics.py::test_both_lines_of_arviz_and_pyro_find_the_same_khat",),
@@ -97,7 +97,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the mean of log weights instead of the log of their mean",
-        "pyro_vae/infer/objectives.py",
+        "pyro_vae/infer/objectives/bounds.py",
         "return log_values.logsumexp(0) - math.log(len(log_values))",
         "return log_values.mean(0)",
         ("tests/test_objectives.py::test_iwae_is_the_renyi_bound_of_order_zero",),
@@ -118,14 +118,14 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation draws from the stream of training",
-        "pyro_vae/trace/reading.py",
+        "pyro_vae/trace/isolation.py",
         "with fork_rng(x):\n        # Not",
         "if True:\n        # Not",
         ("tests/test_looking.py::test_looking_does_not_disturb",),
     ),
     Mutation(
         "a checkpoint is loaded by a loader that trusts pickles",
-        "pyro_vae/infer/checkpoint.py",
+        "pyro_vae/runs/checkpoint.py",
         '    try:\n        with open(path, "rb", opener=_without_waiting) as file:\n',
         """\
     try:
@@ -141,7 +141,7 @@ MUTATIONS = (
     ),
     Mutation(
         "files are written in place",
-        "pyro_vae/files.py",
+        "pyro_vae/runs/files.py",
         """\
         yield temporary
         _sync(temporary)  # before the name, lest the name outlive the bytes

@@ -19,7 +19,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 
 from pyro_vae.evaluate import psis
-from pyro_vae.evaluate.diagnostics import is_arviz_1
+from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
 
 FOUND = Path(__file__).with_name("khat.json")
 DRAWS = 100_000

@@ -18,10 +18,11 @@ from test_objectives import images, small_vae
 from torch import Tensor
 
 from pyro_vae.evaluate import Annealed, Annealing, anneal, bidirectional, log_weights, score
-from pyro_vae.evaluate.hmc import Kernels
-from pyro_vae.evaluate.paths import SCHEDULES, Path
+from pyro_vae.evaluate.annealing.hmc import Kernels
+from pyro_vae.evaluate.annealing.paths import SCHEDULES, Path
 from pyro_vae.model.priors import flow
-from pyro_vae.trace import Unconstrained, graph, reading, run, simulate
+from pyro_vae.trace import Unconstrained, reading, run, simulate
+from pyro_vae.trace.graphs import graph
 
 
 def se(values: np.ndarray) -> float:

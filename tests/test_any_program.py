@@ -147,7 +147,7 @@ def test_a_kept_reader_follows_whatever_the_program_reads(kind: type[Small], cha
     program, reader = kind(), CompiledReader()
     reader_of_records = pytest.MonkeyPatch()
     with reader_of_records.context() as patch:
-        patch.setattr("pyro_vae.trace.graph.compiled_record", lambda record, inputs: record)
+        patch.setattr("pyro_vae.trace.graphs.graph.compiled_record", lambda record, inputs: record)
         for step in range(6):
             change(program, step)
             x = binary(4, 6)

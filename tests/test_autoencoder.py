@@ -17,7 +17,8 @@ from oracles import LinearGaussian
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
-from pyro_vae import config, data, programs
+from pyro_vae import config, data
+from pyro_vae.config import programs
 from pyro_vae.evaluate import log_weights, score, summary, surgery
 from pyro_vae.infer import ELBO, SVI, Fit, Optim
 from pyro_vae.model import VAE, likelihoods, nets, posteriors

@@ -15,7 +15,7 @@ import torch
 from oracles import BernoulliDecoder, LinearGaussian
 
 from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
-from pyro_vae.evaluate.weights import Parts
+from pyro_vae.evaluate.likelihood.weights import Parts
 
 
 def se(values: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae.infer.capture import Capture
+from pyro_vae.infer.cuda_graph import Capture
 
 
 class FakeGraph:

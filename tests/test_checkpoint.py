@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_vae.infer import checkpoint
-from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.errors import CheckpointError
+from pyro_vae.runs import checkpoint
 
 Promised = Callable[[str], None]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, VAE
 from pyro_vae.config import Config
+from pyro_vae.config.saved import read_config
 from pyro_vae.data import Batches, some_labels
 from pyro_vae.evaluate import discrete_values, log_weight_parts, posterior_probs
 from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
@@ -24,7 +25,6 @@ from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.report.instruments import measure_classes
 from pyro_vae.report.results import prior_grid
-from pyro_vae.saved import read_config
 from pyro_vae.trace import Batch
 
 CLASSES, UNITS = 4, 3

@@ -6,12 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_vae import cli
-from pyro_vae.infer import BatchMemoryError, NonFiniteError
-from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
@@ -36,9 +36,9 @@ def noted() -> NonFiniteError:
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (lambda: ValueError("bad\ninput"), 2, "error: bad input\n"),
+        (lambda: UserError("bad\ninput"), 2, "error: bad input\n"),
         (lambda: CheckpointError("damaged"), 2, "error: damaged\n"),
-        (lambda: ValueError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
+        (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
         (lambda: BatchMemoryError("try less"), 1, "error: try less\n"),
         (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
@@ -66,6 +66,12 @@ def test_what_is_not_finite_is_told_with_its_notes(capsys: pytest.CaptureFixture
 def test_a_defect_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), cli.exit_status():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_value_error_that_is_not_of_the_user_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="operands could not be broadcast") as caught, cli.exit_status():
+        np.ones(2) + np.ones(3)
+    assert not isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from calls import one_line
 
-from pyro_vae import config, data, programs
-from pyro_vae.config import Config
+from pyro_vae import config, data
+from pyro_vae.config import Config, programs
+from pyro_vae.config.saved import read_config
 from pyro_vae.model import likelihoods
-from pyro_vae.saved import read_config
 
 OTHER = Config(
     program="my.py:factory",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.infer import ELBO, BetaTCVAE, FreeBits
-from pyro_vae.infer.particles import draw_particles
+from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.model import VAE, nets, posteriors
 from pyro_vae.model.priors.mixture import GaussianMixture
 

@@ -10,7 +10,7 @@ from test_checkpoint import assert_same
 from test_resume import new_fit, records, untimed
 
 from pyro_vae.evaluate import log_weights
-from pyro_vae.infer import checkpoint
+from pyro_vae.runs import checkpoint
 
 
 @pytest.fixture(autouse=True)

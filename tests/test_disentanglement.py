@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from pyro_vae.evaluate import Disentanglement, disentanglement
-from pyro_vae.evaluate.disentanglement import information, separability
+from pyro_vae.evaluate.latents.disentanglement import information, separability
 
 NUM_TREES = 50
 

@@ -17,18 +17,9 @@ from test_objectives import small_vae
 from test_resume import records, untimed
 from torch import Tensor, nn
 
-from pyro_vae.infer import (
-    ELBO,
-    SVI,
-    BatchMemoryError,
-    Fit,
-    History,
-    NonFiniteError,
-    Optim,
-    checkpoint,
-    durably,
-    schedules,
-)
+from pyro_vae.errors import BatchMemoryError, NonFiniteError
+from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
+from pyro_vae.runs import History, checkpoint, durably
 
 NEVER = math.inf
 EPOCH = 2  # in which it happens

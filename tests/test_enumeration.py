@@ -19,7 +19,16 @@ from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights, score
 from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, BetaELBO, DReG, FreeBits, MeanFieldELBO, Objective
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import Batch, CompiledReader, choose_layouts, describe, draw, log_density, reading, run_pair
+from pyro_vae.trace import (
+    Batch,
+    CompiledReader,
+    choose_layouts,
+    describe,
+    draw,
+    log_density,
+    reading,
+    run_pair,
+)
 
 
 def no_latents(x: Tensor) -> None:

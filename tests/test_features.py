@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.features import frechet_distance, train_features
+from pyro_vae.evaluate.features.frechet import frechet_distance, train_features
 
 
 def with_moments(mean: Tensor, covariance: Tensor, number: int = 50) -> Tensor:

@@ -16,8 +16,8 @@ from test_objectives import images, small_vae
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import NoMeanError, finetune, posterior_means
-from pyro_vae.evaluate.finetune import parameters_behind
-from pyro_vae.evaluate.probe import logistic
+from pyro_vae.evaluate.features.finetune import parameters_behind
+from pyro_vae.evaluate.features.probe import logistic
 from pyro_vae.infer.streams import streams
 
 

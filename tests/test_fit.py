@@ -13,22 +13,12 @@ from oracles import LinearGaussian
 from test_objectives import small_vae
 from torch import Tensor, nn
 
+from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluate import log_weights, score
-from pyro_vae.infer import (
-    ELBO,
-    IWAE,
-    SVI,
-    BetaELBO,
-    Epoch,
-    Fit,
-    NonFiniteError,
-    Objective,
-    Optim,
-    checkpoint,
-    schedules,
-)
-from pyro_vae.infer.particles import draw_particles
+from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Epoch, Fit, Objective, Optim, schedules
+from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.model import VAE
+from pyro_vae.runs import checkpoint
 from pyro_vae.trace import derive, reading
 
 EPOCHS, BATCHES, SIZE = 6, 4, 8

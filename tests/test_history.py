@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_vae.infer import History, checkpoint
-from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.errors import CheckpointError
+from pyro_vae.runs import History, checkpoint
 
 RUN = {"seed": 0, "latent_dim": 50}
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.infer import History, checkpoint
-from pyro_vae.infer.checkpoint import CheckpointError
+from pyro_vae.errors import CheckpointError
+from pyro_vae.runs import History, checkpoint
 
 
 class Call:

@@ -17,8 +17,7 @@ from calls import command, hearing
 from test_checkpoint import assert_same
 from test_resume import untimed
 
-from pyro_vae.infer import History
-from pyro_vae.report import RunFolder
+from pyro_vae.runs import History, RunFolder
 
 STEPS_OF_AN_EPOCH = 3
 FLAGS = ["--train-images", "300", "--test-images", "20", "--num-samples", "50", "--hidden-dim", "20", "--prior", "vamp"]

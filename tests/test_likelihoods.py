@@ -11,13 +11,13 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from pyro_vae import parts
+from pyro_vae.config import components
 from pyro_vae.model import VAE, nets, posteriors
-from pyro_vae.model.pixels import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyro_vae.model.distributions.pixels import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.trace import check_domain, describe
 
-NAMES = sorted(parts.LIKELIHOODS)
+NAMES = sorted(components.LIKELIHOODS)
 LEVELS = ("categorical", "logistic-mixture")
 DENSITIES = ("continuous-bernoulli", "gaussian", "isotropic-gaussian")
 SHAPE = (2, 3)
@@ -26,7 +26,7 @@ SHAPE = (2, 3)
 def likelihood_of(name: str, spread: float = 1.0) -> nn.Module:
     """Build a likelihood of 2x3 images and move it from its start."""
     images = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
-    part = parts.LIKELIHOODS[name](partial(nets.Dense(SHAPE, 4, depth=1).decoder, 2), images)
+    part = components.LIKELIHOODS[name](partial(nets.Dense(SHAPE, 4, depth=1).decoder, 2), images)
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -165,7 +165,7 @@ MEAN = IMAGES.double().mean(0) / 255
 
 def start(name: str) -> dist.Distribution:
     images = IMAGES.to(torch.get_default_device())
-    likelihood = parts.LIKELIHOODS[name](partial(nets.Dense((2, 2), 0, depth=0).decoder, 2), images)
+    likelihood = components.LIKELIHOODS[name](partial(nets.Dense((2, 2), 0, depth=0).decoder, 2), images)
     nn.init.zeros_(likelihood.net[0][0].weight)
     return likelihood(torch.randn(3, 2))
 

@@ -11,7 +11,7 @@ from oracles import LinearGaussian
 from test_objectives import images, small_vae
 
 from pyro_vae.evaluate import local_elbos, score
-from pyro_vae.evaluate.families import FAMILIES
+from pyro_vae.evaluate.posterior.families import FAMILIES
 
 
 def test_a_full_gaussian_closes_the_amortization_gap() -> None:

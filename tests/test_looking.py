@@ -17,17 +17,10 @@ from test_resume import records, untimed
 from torch import nn
 
 from pyro_vae.evaluate import Annealing, calibration_ranks, impute, local_elbos
-from pyro_vae.infer import Fit, History, checkpoint
+from pyro_vae.infer import Fit
 from pyro_vae.model import VAE
-from pyro_vae.report import (
-    Labelled,
-    RunFolder,
-    measure,
-    measure_annealing,
-    measure_probe,
-    plots,
-    write_results,
-)
+from pyro_vae.report import measure, measure_annealing, measure_probe, plots, write_results
+from pyro_vae.runs import History, Labelled, RunFolder, checkpoint
 
 Look = Callable[[VAE, Fit, RunFolder], Any]
 

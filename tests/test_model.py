@@ -10,7 +10,7 @@ import torch
 from test_objectives import images, small_vae
 from torch import nn
 
-from pyro_vae import parts
+from pyro_vae.config import components
 from pyro_vae.infer import ELBO
 from pyro_vae.model import nets
 from pyro_vae.model.priors.mixture import GaussianMixture
@@ -58,7 +58,7 @@ def test_a_learned_prior_is_trained_with_the_rest() -> None:
     assert [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-NETS = sorted(parts.NETS)
+NETS = sorted(components.NETS)
 
 
 def moved(net: nn.Module) -> nn.Module:
@@ -73,7 +73,7 @@ def moved(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", NETS)
 def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
     """Each image and each code alone gives what it gives among others; every parameter has a gradient."""
-    family = parts.NETS[name](shape, 6)
+    family = components.NETS[name](shape, 6)
     for net, event, result in (
         (moved(family.encoder(3)), shape, (3,)),
         (moved(family.decoder(3, 2)), (3,), (2, *shape)),
@@ -89,7 +89,7 @@ def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...])
 @pytest.mark.parametrize("name", NETS)
 def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str) -> None:
     """No pixel of an image of odd size is lost on the way down or up."""
-    family = parts.NETS[name]((9, 7), 16)
+    family = components.NETS[name]((9, 7), 16)
     x = torch.randn(9, 7, requires_grad=True)
     moved(family.encoder(5))(x).square().sum().backward()
     assert (x.grad != 0).all()
@@ -99,7 +99,7 @@ def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str) -> No
 
 
 def test_a_residual_network_starts_without_its_branches() -> None:
-    family = parts.NETS["resnet"]((8, 8), 6)
+    family = components.NETS["resnet"]((8, 8), 6)
     encoder, x = family.encoder(3), torch.randn(2, 8, 8)
     before = encoder(x)
     branches = [module for module in encoder.modules() if hasattr(module, "second")]
@@ -110,7 +110,7 @@ def test_a_residual_network_starts_without_its_branches() -> None:
 
 
 def test_a_linear_network_is_linear() -> None:
-    family = parts.NETS["linear"]((3, 2), 16)
+    family = components.NETS["linear"]((3, 2), 16)
     decoder, encoder = family.decoder(2, 1), family.encoder(4)
     z, x = torch.randn(2, 2), torch.randn(2, 3, 2)
     torch.testing.assert_close(decoder(2 * z[0] - z[1]), 2 * decoder(z[0]) - decoder(z[1]))
@@ -126,4 +126,4 @@ def test_a_gated_layer_is_its_product() -> None:
 
 def test_convolutions_refuse_what_has_no_height_and_width() -> None:
     with pytest.raises(ValueError, match="choose --net mlp"):
-        parts.NETS["conv"]((784,), 6)
+        components.NETS["conv"]((784,), 6)

@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from oracles import LinearGaussian
 
 from pyro_vae.evaluate import Scores, score, write_netcdf
-from pyro_vae.report import RunFolder, comparison, pictures, plots, table
-from pyro_vae.report.names import label, shown
+from pyro_vae.report import comparison, pictures, plots, table
+from pyro_vae.report.labels import figure_label
+from pyro_vae.runs import RunFolder
+from pyro_vae.text import printable
 
 # What a folder may be called, and what a table shows of it.
 NAMES = {
@@ -75,10 +77,10 @@ def draw(figure: Figure) -> None:
 
 def test_what_is_shown_is_one_line_of_printable_characters() -> None:
     for name, expected in NAMES.items():
-        assert shown(name) == expected
-        assert shown(name).isprintable()
+        assert printable(name) == expected
+        assert printable(name).isprintable()
     plane = "".join(map(chr, range(0x1_0000)))  # with every control and format character but the tags
-    assert shown(plane).isprintable()
+    assert printable(plane).isprintable()
 
 
 def test_a_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[str], None]) -> None:
@@ -112,8 +114,8 @@ def test_figures_show_every_name(name: str, scores: Scores) -> None:
 
 
 def test_a_label_is_what_the_font_can_draw() -> None:
-    assert label("日本語-é") == r"\u65e5\u672c\u8a9e-é"
-    assert label("run/a_b") == "run/a_b"
+    assert figure_label("日本語-é") == r"\u65e5\u672c\u8a9e-é"
+    assert figure_label("run/a_b") == "run/a_b"
 
 
 @pytest.fixture

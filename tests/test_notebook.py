@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, relu
 
-from pyro_vae import data, programs
-from pyro_vae.config import Config
+from pyro_vae import data
+from pyro_vae.config import Config, programs
 from pyro_vae.evaluate import score
 from pyro_vae.infer import ELBO
-from pyro_vae.infer.particles import draw_particles
+from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.model import VAE
 
 SETTINGS = Config(

@@ -16,12 +16,11 @@ from scipy.stats import chisquare
 from test_recorded import driver, is_recorded, take_steps
 from torch import Tensor
 
-from pyro_vae import programs
-from pyro_vae.config import Config, load_images
+from pyro_vae.config import Config, load_images, programs
 from pyro_vae.evaluate import log_weights, score, summary
 from pyro_vae.model import VAE, Tractable, nets, posteriors
-from pyro_vae.model.autoregressive import Autoregressive
-from pyro_vae.model.pixelcnn import ConditionalPixelCNN, PixelCNN
+from pyro_vae.model.distributions.autoregressive import Autoregressive
+from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.trace import Batch, Reader, check_domain, choose_layout, describe, log_density
 

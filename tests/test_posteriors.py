@@ -14,18 +14,18 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_vae import parts
+from pyro_vae.config import components
 from pyro_vae.evaluate import log_weights
 from pyro_vae.infer import STL
 from pyro_vae.model import nets
 from pyro_vae.model.priors.vamp import VampPrior
 
-NAMES = sorted(parts.POSTERIORS)
+NAMES = sorted(components.POSTERIORS)
 
 
 def posterior_of(name: str, latent_dim: int) -> nn.Module:
     """Build a posterior of 2x2 images and move it from its start."""
-    posterior = parts.POSTERIORS[name](nets.Dense((2, 2), 6, depth=1).encoder, latent_dim)
+    posterior = components.POSTERIORS[name](nets.Dense((2, 2), 6, depth=1).encoder, latent_dim)
     with torch.no_grad():
         for parameter in posterior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / math.sqrt(parameter.shape[-1]))
@@ -127,7 +127,7 @@ class Amortized:
 
     def __init__(self, name: str) -> None:
         self.truth = LinearGaussian(3)
-        self.posterior = parts.POSTERIORS[name](Encoder, 3).to(torch.get_default_device())
+        self.posterior = components.POSTERIORS[name](Encoder, 3).to(torch.get_default_device())
         self.model = self.truth.model
 
     def guide(self, x: Tensor) -> None:

@@ -16,14 +16,15 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae import config, data, parts, programs
+from pyro_vae import config, data
+from pyro_vae.config import components, programs
 from pyro_vae.model import nets, posteriors
-from pyro_vae.model.priors.components import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
 from pyro_vae.model.priors.lars import LARS
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.vamp import VampPrior
 
-NAMES = sorted(parts.PRIORS)
+NAMES = sorted(components.PRIORS)
 
 
 def posterior(latent_dim: int) -> nn.Module:
@@ -33,7 +34,7 @@ def posterior(latent_dim: int) -> nn.Module:
 def prior_of(name: str, latent_dim: int) -> nn.Module:
     """Build a prior in evaluation mode and move it from its start, so that nothing is tested at a special point."""
     images = torch.randint(0, 256, (300, 2, 2), dtype=torch.uint8)
-    prior = parts.PRIORS[name](parts.Blueprint(latent_dim, images), posterior(latent_dim))
+    prior = components.PRIORS[name](components.Blueprint(latent_dim, images), posterior(latent_dim))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / math.sqrt(parameter.shape[-1]))
@@ -104,7 +105,7 @@ def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self) -> dist.Distribution:
             return dist.Normal(torch.full((3,), 40.0), 1.0).to_event(1)
 
-    monkeypatch.setitem(parts.PRIORS, "far", lambda plan, posterior: Far())
+    monkeypatch.setitem(components.PRIORS, "far", lambda plan, posterior: Far())
     settings = config.Config(prior="far", latent_dim=3, device="cpu")
     with torch.device("cpu"):
         images = data.load("digits", settings.data_root)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_vae.evaluate import labelled_subsets, mean_accuracy, principal_components, probe
-from pyro_vae.evaluate.probe import linear_head, logistic, nearest
+from pyro_vae.evaluate.features.probe import linear_head, logistic, nearest
 
 
 def gaussians(number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from pyro_vae.data import Labels
 from pyro_vae.evaluate import Accuracy
 from pyro_vae.model import nets, posteriors
-from pyro_vae.report import Labelled, measure_probe, probe_table, write_probe
-from pyro_vae.report.folder import Folder
+from pyro_vae.report import measure_probe, probe_table, write_probe
+from pyro_vae.runs import Labelled
+from pyro_vae.runs.folder import Folder
 
 
 def program_of(gain: float) -> SimpleNamespace:

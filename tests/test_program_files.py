@@ -18,11 +18,9 @@ import pytest
 import torch
 from calls import TINY, command, inside
 
-from pyro_vae import fitted, programs
-from pyro_vae.config import Config, load_images
-from pyro_vae.infer import History
-from pyro_vae.infer.checkpoint import CheckpointError
-from pyro_vae.report import RunFolder, RunFolderError
+from pyro_vae.config import Config, load_images, programs
+from pyro_vae.errors import CheckpointError
+from pyro_vae.runs import History, RunFolder, RunFolderError, load
 
 Refused = Callable[..., None]
 HEAD = "from __future__ import annotations\n"
@@ -279,8 +277,8 @@ def test_a_run_of_ours_is_scored_with_no_program_in_a_file(tmp_path: Path) -> No
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
         with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
-            fitted.settings_of(folder, {"program": program})
-    assert fitted.settings_of(folder, {"program": "vae"}) == fitted.settings_of(folder, {})
+            load.settings_of(folder, {"program": program})
+    assert load.settings_of(folder, {"program": "vae"}) == load.settings_of(folder, {})
 
 
 def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: Path, refused: Refused) -> None:
@@ -325,16 +323,16 @@ def test_a_run_folder_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> 
 def test_a_fitted_program_is_built_under_the_seed_of_its_run(changes: dict[str, Any], run: Path) -> None:
     """With all that it drew and keeps in no parameter, whatever the seed of the draws; the streams stay."""
     first, folder = begun(run.with_name("net.py")), RunFolder(run)
-    settings = fitted.settings_of(folder, {"program": f"{run.with_name('net.py')}:factory", "device": "cpu", **changes})
+    settings = load.settings_of(folder, {"program": f"{run.with_name('net.py')}:factory", "device": "cpu", **changes})
     pyro.set_rng_seed(8)
     expected = float(torch.rand(())), np.random.rand()
     pyro.set_rng_seed(8)
-    found = fitted.restore(folder, settings, download=False)
+    found = load.restore(folder, settings, download=False)
     assert (float(torch.rand(())), np.random.rand()) == expected
     assert found.program.drawn == first.drawn
     assert found.settings.seed == changes.get("seed", 5)
     assert not torch.equal(found.program.decoder.weight, first.decoder.weight)
-    untrained = fitted.build(folder, settings, found.images)
+    untrained = load.build(folder, settings, found.images)
     assert untrained.drawn == first.drawn
     assert torch.equal(untrained.decoder.weight, first.decoder.weight)
 

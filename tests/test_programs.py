@@ -17,7 +17,8 @@ import pytest
 import torch
 from calls import MORE, TINY, Inside, command, inside
 
-from pyro_vae import config, programs
+from pyro_vae import config
+from pyro_vae.config import programs
 
 NAMES = config.CHOICES | {"program": programs.PROGRAMS}
 WITHOUT_DENSITY = {"autoencoder": "no density", "cross-entropy": "no log-likelihood"}

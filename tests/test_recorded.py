@@ -18,18 +18,21 @@ from test_objectives import images, small_vae
 from torch import Tensor, _inductor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
-from pyro_vae import data, parts, programs
-from pyro_vae.config import Config, look
-from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, NonFiniteError, Objective, Optim
-from pyro_vae.infer.recorded import Outcome
+from pyro_vae import data
+from pyro_vae.config import Config, components, look, programs
+from pyro_vae.errors import NonFiniteError
+from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Objective, Optim
+from pyro_vae.infer.graph_step import Outcome
 from pyro_vae.model import VAE
 from pyro_vae.trace import Batch, Graph, GraphError
-from pyro_vae.trace import graph as graph_module
+from pyro_vae.trace.graphs import graph as graph_module
 
 ADAM = {"lr": 0.01, "fused": True}
 DENSITIES = {"gaussian", "continuous-bernoulli"}
 GREY = DENSITIES | {"categorical", "logistic-mixture", "cross-entropy"}
-TABLES = {name: getattr(parts, name.upper() + "S") for name in ("prior", "posterior", "likelihood", "net", "objective")}
+TABLES = {
+    name: getattr(components, name.upper() + "S") for name in ("prior", "posterior", "likelihood", "net", "objective")
+}
 CASES = [(field, name) for field, table in TABLES.items() for name in table] + [
     ("program", "two-layer"),
     ("program", "pixelvae"),

@@ -17,10 +17,11 @@ import torch
 from test_checkpoint import assert_same
 from torch import Tensor
 
-from pyro_vae import data, programs
-from pyro_vae.config import Config
-from pyro_vae.infer import IWAE, SVI, Fit, Optim, checkpoint, schedules
+from pyro_vae import data
+from pyro_vae.config import Config, programs
+from pyro_vae.infer import IWAE, SVI, Fit, Optim, schedules
 from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.runs import checkpoint
 
 IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps of an epoch, the last of three images
 STEPS = EPOCHS * 5

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyro_vae.report import RunFolder, RunFolderError
+from pyro_vae.runs import RunFolder, RunFolderError
 
 CONFIG = {"prior": "standard", "latent_dim": 50, "seed": 0, "epochs": None}
 

@@ -11,7 +11,8 @@ import torch
 from calls import TINY, command, inside
 from PIL import Image, ImageSequence
 
-from pyro_vae.report import RunFolder, pictures, sampling
+from pyro_vae.report import pictures, sampling
+from pyro_vae.runs import RunFolder
 
 EVERYTHING = {
     "prior.png",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from calls import MORE, TINY, Inside, command, hearing, inside, script
 
-from pyro_vae.data import sources
+from pyro_vae.data import datasets
 
 
 def finite(value: object) -> bool:
@@ -180,8 +180,8 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     assert best["accuracy"] > 0.5  # of pixels, of ten classes
     assert (run / "evaluation" / "figures" / "probe.png").stat().st_size > 5000
 
-    digits = sources.DATASETS["digits"]
-    monkeypatch.setitem(sources.DATASETS, "digits", lambda *args: replace(digits(*args), labels=None))
+    digits = datasets.DATASETS["digits"]
+    monkeypatch.setitem(datasets.DATASETS, "digits", lambda *args: replace(digits(*args), labels=None))
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
     assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout

@@ -12,7 +12,7 @@ import pytest
 from calls import command
 
 from pyro_vae.config import Config
-from pyro_vae.report import RunFolder
+from pyro_vae.runs import RunFolder
 
 Refused = Callable[..., None]
 

@@ -9,7 +9,8 @@ from pyro.infer import Trace_ELBO
 from test_objectives import images, small_vae
 from torch import Tensor
 
-from pyro_vae.infer import ELBO, IWAE, SVI, NonFiniteError, Optim, load_parameters
+from pyro_vae.errors import NonFiniteError
+from pyro_vae.infer import ELBO, IWAE, SVI, Optim, load_parameters
 from pyro_vae.model import VAE
 
 ADAM = {"lr": 0.01}

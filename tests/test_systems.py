@@ -15,11 +15,12 @@ import torch
 from calls import TINY, Inside, command, inside
 from torch import Tensor
 
-from pyro_vae import config, programs
+from pyro_vae import config
+from pyro_vae.config import programs
+from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.evaluate import train_features
-from pyro_vae.report import Labelled
 from pyro_vae.report.systems import generated, measure_system
-from pyro_vae.systems import SYSTEMS
+from pyro_vae.runs import Labelled
 
 
 class Bars:

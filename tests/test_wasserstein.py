@@ -16,9 +16,9 @@ from test_objectives import images, small_vae
 from test_recorded import driver, is_recorded, take_steps
 from torch import Tensor, nn
 
-from pyro_vae import parts
+from pyro_vae.config import components
 from pyro_vae.infer import WAE, mmd
-from pyro_vae.infer.particles import draw_particles
+from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.model import VAE, nets
 from pyro_vae.model.priors.mixture import GaussianMixture
 
@@ -195,10 +195,10 @@ def test_a_recorded_step_is_that_of_pyro(name: str) -> None:
     assert runs[1] == pytest.approx(runs[0], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(parts.PRIORS))
+@pytest.mark.parametrize("name", sorted(components.PRIORS))
 def test_every_prior_is_drawn_from_and_trained_where_its_draws_are_pathwise(name: str) -> None:
     vae, x = small_vae(), images(5)
-    vae.prior = parts.PRIORS[name](parts.Blueprint(2, (255 * images(300)).byte()), vae.posterior)
+    vae.prior = components.PRIORS[name](components.Blueprint(2, (255 * images(300)).byte()), vae.posterior)
     WAE(1, 20.0).loss_and_grads(vae.model, vae.guide, x)
     of_prior = {name: p for name, p in vae.prior.named_parameters() if not name.startswith("posterior")}
     trained = {name for name, p in of_prior.items() if p.grad is not None and p.grad.any()}

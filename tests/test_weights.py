@@ -13,7 +13,8 @@ import torch
 from oracles import BernoulliDecoder, LinearGaussian
 from torch import Tensor
 
-from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary, weights
+from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary
+from pyro_vae.evaluate.likelihood import weights
 from pyro_vae.trace import CompiledReader, Reader
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UserError
+
 _TYPES = "give torch.uint8, or floats in [0, 1]."
 _SHAPES = "have shape {}; it must be (N, *pixels)."
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Images that cannot be used; says which and what to do."""
 
 

@@ -1,28 +1,10 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
-from pyro_vae.evaluate.aggregate import Surgery, surgery
-from pyro_vae.evaluate.annealing import Annealed, Annealing, Bidirectional, anneal, bidirectional
-from pyro_vae.evaluate.bounds import Scores, iwae, ladder, reduce, score
-from pyro_vae.evaluate.calibration import calibration_ranks
-from pyro_vae.evaluate.classes import discrete_values, posterior_probs
-from pyro_vae.evaluate.decoding import (
-    completed_images,
-    drawn_images,
-    mean_images,
-    posterior_latents,
-    prior_latents,
-    shown_images,
-)
-from pyro_vae.evaluate.diagnostics import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
-from pyro_vae.evaluate.disentanglement import Disentanglement, disentanglement
-from pyro_vae.evaluate.features import Features, frechet_distance, train_features
-from pyro_vae.evaluate.finetune import NoMeanError, finetune
-from pyro_vae.evaluate.imputation import Imputed, impute
-from pyro_vae.evaluate.jackknife import jackknife
-from pyro_vae.evaluate.latents import Moments, active_units, closed_mean, posterior_means, posterior_moments
-from pyro_vae.evaluate.local import local_elbos
-from pyro_vae.evaluate.outliers import Unusual, unusual
-from pyro_vae.evaluate.probe import (
+from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, Bidirectional, anneal, bidirectional
+from pyro_vae.evaluate.annealing.imputation import Imputed, impute
+from pyro_vae.evaluate.features.finetune import NoMeanError, finetune
+from pyro_vae.evaluate.features.frechet import Features, frechet_distance, train_features
+from pyro_vae.evaluate.features.probe import (
     Accuracy,
     labelled_subsets,
     logistic,
@@ -30,9 +12,40 @@ from pyro_vae.evaluate.probe import (
     principal_components,
     probe,
 )
-from pyro_vae.evaluate.summary import standard_error, summary
-from pyro_vae.evaluate.traversals import decoded, interpolated, most_visible, traversed
-from pyro_vae.evaluate.weights import Parts, log_weight_parts, log_weights
+from pyro_vae.evaluate.latents.decoding import (
+    completed_images,
+    drawn_images,
+    mean_images,
+    posterior_latents,
+    prior_latents,
+    shown_images,
+)
+from pyro_vae.evaluate.latents.disentanglement import Disentanglement, disentanglement
+from pyro_vae.evaluate.latents.moments import (
+    Moments,
+    active_units,
+    closed_mean,
+    posterior_means,
+    posterior_moments,
+)
+from pyro_vae.evaluate.latents.traversals import decoded, interpolated, most_visible, traversed
+from pyro_vae.evaluate.likelihood.diagnostics import (
+    good_khat,
+    paired_differences,
+    psis,
+    read_netcdf,
+    verdict,
+    write_netcdf,
+)
+from pyro_vae.evaluate.likelihood.jackknife import jackknife
+from pyro_vae.evaluate.likelihood.outliers import Unusual, unusual
+from pyro_vae.evaluate.likelihood.scores import Scores, iwae, ladder, reduce, score
+from pyro_vae.evaluate.likelihood.summary import standard_error, summary
+from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts, log_weights
+from pyro_vae.evaluate.posterior.calibration import calibration_ranks
+from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
+from pyro_vae.evaluate.posterior.local import local_elbos
+from pyro_vae.evaluate.posterior.surgery import Surgery, surgery
 
 __all__ = [
     "Accuracy",

@@ -14,21 +14,18 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import BatchMemoryError, NonFiniteError, UserError, is_out_of_memory
 from pyro_vae.infer.epochs import Batches, Begun, Epoch, Loader
+from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.infer.parameters import State, load_parameters, parameters
-from pyro_vae.infer.particles import draw_particles
 from pyro_vae.infer.streams import set_streams, streams
-from pyro_vae.infer.svi import SVI, NonFiniteError
-from pyro_vae.trace import Batch, Data, is_out_of_memory, reading
-from pyro_vae.trace.reading import fork_rng
+from pyro_vae.infer.svi import SVI
+from pyro_vae.trace import Batch, Data, reading
+from pyro_vae.trace.isolation import fork_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
 _VALID_BATCH = 1000
-
-
-class BatchMemoryError(MemoryError):
-    """A step for which there is not enough memory; says which batch size to try."""
 
 
 class Fit:
@@ -68,7 +65,7 @@ class Fit:
         seed: int = 0,
     ) -> None:
         if patience and valid is None:
-            raise ValueError("patience needs validation images: pass valid, or patience=0.")
+            raise UserError("patience needs validation images: pass valid, or patience=0.")
         self.svi = driver
         self.batches: Any = batches if hasattr(batches, "observe") else Loader(batches)
         self.epochs = epochs
@@ -127,7 +124,7 @@ class Fit:
             ValueError: no step has been taken.
         """
         if self.svi.steps == 0:
-            raise ValueError("A fit has no state before its first step, which finds the parameters.")
+            raise UserError("A fit has no state before its first step, which finds the parameters.")
         with self.scope(), self._named():
             driver = self.svi.state_dict()
         return {
@@ -160,7 +157,7 @@ class Fit:
             set_streams(state["streams"])
             made_with = dict(state["made_with"])
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
+            raise UserError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
         for what, now in _made_with().items():
             if (then := made_with.get(what)) != now:
                 _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then, now)
@@ -208,7 +205,7 @@ class Fit:
         except ValueError as error:
             if batch is None or len(batch) > 1 or "more than 1 value per channel" not in str(error):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"Batch {self._begun.batches} of epoch {self.epoch} holds one image, of which BatchNorm has no "
                 "statistics: choose a --batch-size that leaves no batch of one."
             ) from error

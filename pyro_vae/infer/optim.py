@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import State, unconstrained
 from pyro_vae.infer.stock import check, redirect
 
@@ -46,7 +47,7 @@ class Optim(PyroOptim):
         clip_args: State | None = None,
     ) -> None:
         if odd := sorted(set(clip_args or ()) - _CLIPS):
-            raise ValueError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {odd[0]!r} out of clip_args.")
+            raise UserError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {odd[0]!r} out of clip_args.")
         super().__init__(constructor, arguments, clip_args)
         self.constructor = constructor
         self.arguments = arguments
@@ -183,13 +184,13 @@ class Optim(PyroOptim):
         """Refuse moments that are not of these parameters: a fused kernel takes their sizes on trust."""
         groups, moments = state["param_groups"], state["state"]
         if [group["params"] for group in groups] != [list(range(len(self.params)))]:
-            raise ValueError("The state is of another program: it has other parameters.")
+            raise UserError("The state is of another program: it has other parameters.")
         for place, (name, p) in enumerate(self.params.items()):
             odd = [m for key, m in moments.get(place, {}).items() if isinstance(m, Tensor) and key != "step"]
             if any(m.shape != p.shape for m in odd) and self._fused:
-                raise ValueError(f"The state is of another program: the moments of {name!r} have another shape.")
+                raise UserError(f"The state is of another program: the moments of {name!r} have another shape.")
             if (step := moments.get(place, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
-                raise ValueError(f"The state is of another program: {name!r} has no number of steps.")
+                raise UserError(f"The state is of another program: {name!r} has no number of steps.")
 
     @property
     def _fused(self) -> bool:

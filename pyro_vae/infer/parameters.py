@@ -10,9 +10,10 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, run_pair
+from pyro_vae.trace.isolation import fork_rng
 from pyro_vae.trace.modes import evaluation_mode, modules
-from pyro_vae.trace.reading import fork_rng
 
 State = dict[str, Any]
 
@@ -58,7 +59,7 @@ def capture(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tup
         for _, p, new in own:
             p.grad = None if new else p.grad
         what = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
-        raise ValueError(
+        raise UserError(
             f"{what}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
             "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
             "programs."
@@ -121,18 +122,18 @@ def _targets(modules: list[nn.Module], state: State, found: set[str]) -> list[tu
     params, tables = (state.get(part) if isinstance(state, dict) else None for part in ("params", "modules"))
     own = [root.state_dict() for root in modules]
     if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
-        raise ValueError("The state is not that of a program, or of another one.")
+        raise UserError("The state is not that of a program, or of another one.")
     pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained(name) for name in found}, params)]
     pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
     targets = []
     for where, tensors, values in pairs:
         if not isinstance(values, dict):
-            raise ValueError(f"The state is not that of a program: it has no values{where}.")
+            raise UserError(f"The state is not that of a program: it has no values{where}.")
         if odd := sorted(map(str, tensors.keys() ^ values.keys())):
-            raise ValueError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
+            raise UserError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
         for name, tensor in tensors.items():
             shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
             if shape != tuple(tensor.shape):
-                raise ValueError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
+                raise UserError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
             targets.append((tensor, values[name]))
     return targets

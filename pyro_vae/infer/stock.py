@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
 
+from pyro_vae.errors import UserError
+
 
 def check(optim: Any) -> None:
     """Refuse what is no stock optimizer that can be adopted.
@@ -18,7 +20,7 @@ def check(optim: Any) -> None:
         ValueError: it is something else; says in a line what to pass instead.
     """
     if refusal := _refusal(optim):
-        raise ValueError(refusal)
+        raise UserError(refusal)
 
 
 def redirect(optim: PyroOptim) -> None:

@@ -10,24 +10,14 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_vae.infer.capture import Capture
-from pyro_vae.infer.objectives import Objective
+from pyro_vae.errors import NonFiniteError, UserError
+from pyro_vae.infer.cuda_graph import Capture
+from pyro_vae.infer.graph_step import Observe, RecordedStep
+from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
-from pyro_vae.infer.recorded import Observe, RecordedStep
 from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, stored_ids
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient that is not finite; the weights are those before the step it names, which is `step`."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(
-            f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
-            "those before it. Lower the learning rate, or look for extreme values in the data."
-        )
-        self.step = step
 
 
 class SVI(pyro.infer.SVI):
@@ -70,11 +60,11 @@ class SVI(pyro.infer.SVI):
         self.modules: list[nn.Module] = roots(model, guide)  # with what runs in the first step, whatever holds it
         self.recorded: RecordedStep | None = None
         if graph not in (None, "recorded", "compiled"):
-            raise ValueError(f"graph is {graph!r}; choose 'recorded', 'compiled' or None.")
+            raise UserError(f"graph is {graph!r}; choose 'recorded', 'compiled' or None.")
         if graph is not None:
             if not isinstance(loss, Objective):
                 kind = type(loss).__name__
-                raise ValueError(f"graph={graph!r} records objectives of pyro_vae, and {kind} is none: leave it out.")
+                raise UserError(f"graph={graph!r} records objectives of pyro_vae, and {kind} is none: leave it out.")
             self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats

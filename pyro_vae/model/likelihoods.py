@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.model import pixels
+from pyro_vae.model.distributions import pixels
 
 Decoder = Callable[[int], nn.Module]
 

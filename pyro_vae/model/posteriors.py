@@ -13,7 +13,7 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from pyro_vae.model.reparameterized import FlowDistribution, NormalMixture
+from pyro_vae.model.distributions.reparameterized import FlowDistribution, NormalMixture
 
 Encoder = Callable[[int], nn.Module]
 

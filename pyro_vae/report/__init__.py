@@ -2,16 +2,11 @@
 
 from pyro_vae.report import comparison, plots, sampling, speed, systems
 from pyro_vae.report.factors import factor_table, measure_factors
-from pyro_vae.report.folder import RunFolderError
 from pyro_vae.report.instruments import measure_annealing, measure_classes, measure_slack
-from pyro_vae.report.probing import Labelled, measure_probe, probe_table, write_probe
+from pyro_vae.report.probing import measure_probe, probe_table, write_probe
 from pyro_vae.report.results import measure, rehearse, table, write_bounds, write_results
-from pyro_vae.report.run import RunFolder, versions
 
 __all__ = [
-    "Labelled",
-    "RunFolder",
-    "RunFolderError",
     "comparison",
     "factor_table",
     "measure",
@@ -27,7 +22,6 @@ __all__ = [
     "speed",
     "systems",
     "table",
-    "versions",
     "write_bounds",
     "write_probe",
     "write_results",

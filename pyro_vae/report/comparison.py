@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences, read_netcdf
 from pyro_vae.report import pictures, plots
-from pyro_vae.report.folder import Folder
-from pyro_vae.report.names import shown
-from pyro_vae.report.run import RunFolder
+from pyro_vae.runs.folder import Folder
+from pyro_vae.runs.run_folder import RunFolder
+from pyro_vae.text import printable
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
 _NAME_LENGTH = 40
@@ -41,11 +42,11 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     for name, (numbers, *_) in summaries.items():
         if numbers["log_likelihood"] is None:
             reason = numbers["reasons"]["log_likelihood"]
-            raise ValueError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
+            raise UserError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
     densities = {name: each[0]["density"] for name, each in summaries.items()}
     if len(set(densities.values())) > 1:
         named = ", ".join(name for name, density in densities.items() if density)
-        raise ValueError(
+        raise UserError(
             f"{named} scores densities of pixels and the rest probabilities, whose nats do not compare: compare the "
             "bits_per_dim in their summary.json."
         )
@@ -77,7 +78,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the rows of a comparison, nats per image."""
     heads = ("log p(x)", "below best", "seeds", "ELBO", "IWAE_50", "rate", "dist.", "units", "k-hat", "params", "s/ep.")
     widths = (16, 14, 7, 9, 9, 7, 7, 6, 6, 8, 6)
-    names = [shown(row["name"])[-_NAME_LENGTH:] for row in rows]
+    names = [printable(row["name"])[-_NAME_LENGTH:] for row in rows]
     longest = max(12, *map(len, names)) + 2
     lines = [f"{'':{longest}}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for name, row in zip(names, rows, strict=True):
@@ -102,7 +103,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
     """Write comparison.csv, .json and .png (intervals), and samples.png (prior samples under each name)."""
     results = Folder(folder, figures=".")
-    results.write_csv("comparison.csv", [{**row, "name": shown(row["name"])} for row in rows])
+    results.write_csv("comparison.csv", [{**row, "name": printable(row["name"])} for row in rows])
     results.write_json("comparison.json", rows)
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
     results.save_figure("comparison", plots.intervals(rows))

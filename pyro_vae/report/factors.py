@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_vae.evaluate import decoded, disentanglement, posterior_means, traversed
 from pyro_vae.report import pictures
-from pyro_vae.report.names import shown
 from pyro_vae.report.results import Program, codes
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data
 
 _NUM_VALUES = 10  # of a traversal
@@ -68,7 +68,7 @@ def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for name, found in numbers.items():
         information = np.array(found["information"])
-        lines.append(f"{shown(name)[-23:]:24}{'unit':>6}{'tells':>8}{'next':>8}{'all units':>12}")
+        lines.append(f"{printable(name)[-23:]:24}{'unit':>6}{'tells':>8}{'next':>8}{'all units':>12}")
         for factor, unit, told, accuracy in zip(
             found["factors"], found["units"], information.T, found["accuracy"], strict=True
         ):

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from pyro_vae.report import names
+from pyro_vae.report.labels import figure_label
 
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
@@ -26,7 +26,7 @@ def gallery(pictures: Mapping[str, Path]) -> Figure:
         spot.axis("off")
     for spot, (name, path) in zip(spots, pictures.items(), strict=False):
         spot.imshow(imread(path))
-        spot.set_title(names.label(name))
+        spot.set_title(figure_label(name))
     return figure
 
 

@@ -12,8 +12,8 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, good_khat
-from pyro_vae.evaluate.diagnostics import is_arviz_1
-from pyro_vae.report import names
+from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
+from pyro_vae.report.labels import figure_label
 
 _CALIBRATED_UNITS = 6
 
@@ -53,7 +53,7 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
         values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
-        label = f"{names.label(name)}: {values}"
+        label = f"{figure_label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
         axes.axhline(mean[-1], color=f"C{place}", linestyle="--", linewidth=1)
     axes.set(
@@ -122,7 +122,7 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
     for place, (name, numbers) in enumerate(ordered):
         elbo = "no ELBO" if numbers["elbo"] is None else f"ELBO {numbers['elbo']:.2f}"
-        label = f"{names.label(name)}: {elbo}"
+        label = f"{figure_label(name)}: {elbo}"
         axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{place}", label=label)
         axes.axline(
             (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{place}", linestyle="--", linewidth=0.5
@@ -140,7 +140,7 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     below = [-row["below_best"] for row in rows]
     axes.errorbar(below, places, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
-    axes.set_yticks(places, [f"{names.label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
+    axes.set_yticks(places, [f"{figure_label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
     axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
     return figure
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
@@ -23,26 +23,15 @@ from pyro_vae.evaluate import (
     probe,
 )
 from pyro_vae.report import plots
-from pyro_vae.report.folder import Folder
-from pyro_vae.report.names import shown
 from pyro_vae.report.results import Program, codes
+from pyro_vae.runs.folder import Folder
+from pyro_vae.runs.load import Labelled
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive
-from pyro_vae.trace.reading import scoped_store
+from pyro_vae.trace.isolation import scoped_store
 
 _LOG = logging.getLogger("pyro_vae")
 _FINETUNED_SUBSETS = 5
-
-
-class Labelled(NamedTuple):
-    """Images (N, ...) as the program observes them, beside its other arguments if it has any; and classes (N,)."""
-
-    x: Data
-    classes: np.ndarray
-
-    @property
-    def pixels(self) -> Tensor:
-        """The images alone."""
-        return Batch.of(self.x).x
 
 
 def write_probe(
@@ -151,10 +140,10 @@ def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     for name, numbers in summaries.items():
         rows = numbers["probe"]
         if rows is None:
-            lines.append(f"{shown(name)}: nothing to probe, {numbers['reasons']['probe']}")
+            lines.append(f"{printable(name)}: nothing to probe, {numbers['reasons']['probe']}")
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
-        lines.append(f"{shown(name)[-34:]:35}" + "".join(f"{head:>16}" for head in heads))
+        lines.append(f"{printable(name)[-34:]:35}" + "".join(f"{head:>16}" for head in heads))
         for classifier, features in dict.fromkeys((row["classifier"], row["features"]) for row in rows):
             cells = [_cell(row) for row in _of(rows, classifier, features)]
             lines.append(f"{f'{classifier}, {features}':35}" + "".join(f"{cell:>16}" for cell in cells))

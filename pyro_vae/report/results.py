@@ -30,9 +30,9 @@ from pyro_vae.evaluate import (
     verdict,
 )
 from pyro_vae.report import pictures, plots
-from pyro_vae.report.folder import Folder
-from pyro_vae.report.names import shown
-from pyro_vae.report.run import versions
+from pyro_vae.runs.folder import Folder
+from pyro_vae.runs.run_folder import versions
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, describe
 
 _LOG = logging.getLogger("pyro_vae")
@@ -221,7 +221,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Score
         }
         row = "".join(f"{cells[head]:>{width}}" for head, width in widths.items())
         words = scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)
-        lines.append(f"{shown(name)[-23:]:24}{row}   {words}")
+        lines.append(f"{printable(name)[-23:]:24}{row}   {words}")
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")

@@ -27,10 +27,10 @@ from pyro_vae.evaluate import (
     prior_latents,
     traversed,
 )
-from pyro_vae.evaluate.decoding import Values
+from pyro_vae.evaluate.latents.decoding import Values
 from pyro_vae.report import pictures
-from pyro_vae.report.folder import Folder
 from pyro_vae.report.results import codes, prior_grid
+from pyro_vae.runs.folder import Folder
 from pyro_vae.trace import Batch, Data
 
 _LOG = logging.getLogger("pyro_vae")

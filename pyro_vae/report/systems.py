@@ -21,10 +21,10 @@ from pyro_vae.evaluate import (
     shown_images,
 )
 from pyro_vae.report import pictures
-from pyro_vae.report.folder import Folder
-from pyro_vae.report.names import shown
 from pyro_vae.report.probing import Labelled
 from pyro_vae.report.results import IMAGES_AT_ONCE, Program, codes
+from pyro_vae.runs.folder import Folder
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive
 
 _FEW_LABELS = 100
@@ -94,7 +94,7 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the gallery."""
     heads = ("log p(x)", "distortion", "100 labels, %", "all labels, %", "Frechet", "(training)", "params", "seconds")
     widths = (17, 12, 15, 15, 9, 12, 9, 9)
-    longest = max(12, *(len(shown(row["name"])) for row in rows)) + 2
+    longest = max(12, *(len(printable(row["name"])) for row in rows)) + 2
     lines = [f"{'':{longest}}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for row in rows:
         cells = (
@@ -107,7 +107,7 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
             _cell(row["train_seconds"], None, 0),
         )
         line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{shown(row['name']):{longest}}{line}")
+        lines.append(f"{printable(row['name']):{longest}}{line}")
     lines.append(
         "nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet distance of samples to test"
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_vae.errors import UserError
+
 Program: TypeAlias = Callable[..., Any]
 
 
@@ -34,7 +36,7 @@ class Batch:
             tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
             first = next(tensors, None)
         if first is None:
-            raise ValueError("No argument of the program is a tensor (B, ...): pass the batch of data as an argument.")
+            raise UserError("No argument of the program is a tensor (B, ...): pass the batch of data as an argument.")
         self.x: Tensor = first
 
     @staticmethod

@@ -13,13 +13,20 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Data, Program
-from pyro_vae.trace.enumeration import at_every_state, check_sizes, enumerated_sites, number_of_states, summed_sites
+from pyro_vae.trace.enumeration import (
+    at_every_state,
+    check_sizes,
+    enumerated_sites,
+    number_of_states,
+    summed_sites,
+)
+from pyro_vae.trace.execution import run_laid_out, run_summed
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly, with_summed
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
-from pyro_vae.trace.running import run_laid_out, run_summed
-from pyro_vae.trace.runs import Run, Values
+from pyro_vae.trace.run_result import Run, Values
 
 
 def run(
@@ -103,7 +110,7 @@ def run_pair(
         with keep_p():
             p = _run_model(model, batch, q, layouts.model)
     if missing := sorted(name for name in q.latents if name not in p.sites):
-        raise ValueError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
+        raise UserError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
     return _complete(p, q.latents), q
 
 
@@ -182,10 +189,10 @@ def run_again(program: Program, batch: Batch, values: Values, first: Run, noise:
 
 def _complete(result: Run, values: Collection[str]) -> Run:
     if values and (auxiliary := sorted(set(result.drawn) - set(result.latents))):
-        raise ValueError(
+        raise UserError(
             f"The guide draws its latents through the auxiliary site {auxiliary[0]!r}: it has no density at values "
             "that it has not drawn."
         )
     if free := sorted(set(result.latents) - set(values)):
-        raise ValueError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
+        raise UserError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
     return result

@@ -24,10 +24,11 @@ from pyro.distributions import BetaBinomial
 from torch import Tensor
 from torch.distributions import Bernoulli, Binomial, Categorical, OneHotCategorical
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.elements import element
 
 if TYPE_CHECKING:
-    from pyro_vae.trace.runs import Run
+    from pyro_vae.trace.run_result import Run
 
 LARGEST = 1024  # joint values that are run
 _FINITE = (Bernoulli, BetaBinomial, Binomial, Categorical, OneHotCategorical)  # with their subclasses
@@ -108,12 +109,12 @@ def _finite_sites(result: Run, names: list[str], why: str) -> tuple[Finite, ...]
     for name in names:
         site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
         if site is None:
-            raise ValueError(
+            raise UserError(
                 f"Latent site {name!r} of the program {why}, and its support is not finite, so that it cannot be "
                 "summed out."
             )
         if name in result.shared:
-            raise ValueError(
+            raise UserError(
                 f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
             )
         found.append(site)
@@ -131,7 +132,7 @@ def number_of_states(sites: Iterable[Finite]) -> int:
     number = math.prod(site.size for site in sites)
     if number > LARGEST:
         names = " and ".join(repr(site.name) for site in sites)
-        raise ValueError(
+        raise UserError(
             f"{names} would be summed out, with {number} joint values for each image and at most {LARGEST} allowed: "
             "draw some of them in the guide."
         )
@@ -199,7 +200,7 @@ def check_sizes(result: Run) -> None:
         for each in result.each(site.name):
             support = _support(each["fn"])
             if support is None or support.numel() != len(site.numbers):
-                raise ValueError(
+                raise UserError(
                     f"The values of site {site.name!r} depend on other latents or on the image, so that they cannot be "
                     "summed out: draw it in the guide."
                 )

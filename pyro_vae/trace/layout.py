@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import element
 from pyro_vae.trace.enumeration import Finite, enumerated_sites, summed_sites
-from pyro_vae.trace.memory import is_out_of_memory
+from pyro_vae.trace.execution import run_laid_out, run_summed
+from pyro_vae.trace.isolation import fork_rng, scoped_store, seeded
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import DataPlate, Layout, plates_of
-from pyro_vae.trace.reading import fork_rng, scoped_store, seeded
-from pyro_vae.trace.running import run_laid_out, run_summed
-from pyro_vae.trace.runs import Run, Values
+from pyro_vae.trace.run_result import Run, Values
 from pyro_vae.trace.shapes import number_of_plates, to_particles
 
 _LOG = logging.getLogger("pyro_vae")

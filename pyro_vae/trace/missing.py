@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
 
 
@@ -64,7 +65,7 @@ class _Seen(Messenger):
         if msg["mask"] is not None and not torch.as_tensor(msg["mask"]).any():
             return  # it observes nothing
         if not isinstance(fn, Independent) or fn.event_shape != self.mask.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"Site {msg['name']!r} cannot be scored with pixels missing: they must be independent given z, and "
                 f"its event shape {tuple(fn.event_shape)} that of an image, {tuple(self.mask.shape[1:])}."
             )

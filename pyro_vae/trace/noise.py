@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.errors import UserError
+
 _RANDOM = torch.Tag.nondeterministic_seeded
 
 
@@ -88,7 +90,7 @@ class _Give(TorchDispatchMode):
         if _RANDOM not in func.tags:
             return func(*args, **(kwargs or {}))
         if not self.left or self.left[0][0] is not func:
-            raise ValueError("A program draws other noise when it is run again: it cannot be scored a second time.")
+            raise UserError("A program draws other noise when it is run again: it cannot be scored a second time.")
         result = self.left.pop(0)[1]
         if func._schema.is_mutable:
             return args[0].copy_(result)

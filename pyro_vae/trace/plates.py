@@ -13,6 +13,7 @@ import torch
 from pyro.distributions import Unit
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.enumeration import Finite
 
 PARTICLES = "_particles"
@@ -107,12 +108,12 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
     if not anchors or (guess and not names):
         return DataPlate("", 0, size)  # a dimension that no plate has: all is shared
     if len(names) > 1 and not guess:
-        raise ValueError(
+        raise UserError(
             f"The plates {' and '.join(map(repr, names))} both have the size of the batch, {size}, and nothing tells "
             "which of them holds the images: use another batch size."
         )
     if not names:
-        raise ValueError(_no_data_plate(anchors, size))
+        raise UserError(_no_data_plate(anchors, size))
     frame = next(frame for site in anchors for frame in plates_of(site) if frame.name == names[0])
     return DataPlate(frame.name, frame.dim, max(frame.full_size or 0, size))
 

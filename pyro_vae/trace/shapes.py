@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.plates import Frame, Site, in_data_plate, plates_of
 
 
@@ -43,10 +44,10 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     if local := in_data_plate(site, frame):
         kept.append(batch + frame.data.dim)
         if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
-            raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+            raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     known = {*kept, *(batch + plate.dim for plate in plates)}
     if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
-        raise ValueError(_wrong_shape(site, tensor.shape[:batch], frame))
+        raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     if others := [axis for axis in range(batch) if axis not in kept]:
         tensor = tensor.sum(others)
     if frame.kind == "rows" and local:
@@ -85,7 +86,7 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     leading = [dim for dim in frame.leading if batch + dim >= 0]
     kept = leading + own
     if local and batch + frame.data.dim < 0:
-        raise ValueError(_wrong_shape(site, value.shape[:batch], frame))
+        raise UserError(_wrong_shape(site, value.shape[:batch], frame))
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
     first = len(leading)
@@ -107,7 +108,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
         if not local:
-            raise ValueError(f"Site {site['name']!r} is shared by all images, and rows have no shared particles.")
+            raise UserError(f"Site {site['name']!r} is shared by all images, and rows have no shared particles.")
         value = value.flatten(0, 1)
     elif frame.kind == "plain":
         value = value[0]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Data, Program
 from pyro_vae.trace.densities import run_pair
 from pyro_vae.trace.elements import element, of_elements, support_of
+from pyro_vae.trace.isolation import quietly
 from pyro_vae.trace.plates import plates_of
-from pyro_vae.trace.reading import quietly
-from pyro_vae.trace.runs import Run, Values
+from pyro_vae.trace.run_result import Run, Values
 
 
 def check_support(result: Run) -> None:
@@ -30,7 +31,7 @@ def check_support(result: Run) -> None:
             inside = inside | ~mask[(..., *[None] * (whole.event_dim - single.event_dim))].to(value.device)
         if not inside.all():
             first = value.expand(*inside.shape, *value.shape[inside.dim() :])[~inside].flatten()[0].item()
-            raise ValueError(
+            raise UserError(
                 f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
                 "binarize the images or choose a likelihood of their domain."
             )

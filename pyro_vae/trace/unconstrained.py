@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.elements import support_of, unmixed
-from pyro_vae.trace.runs import Run
+from pyro_vae.trace.run_result import Run
 
 
 def _where(distribution: Any) -> Any:
@@ -58,13 +59,13 @@ class Unconstrained:
         for name, value in result.values_of(result.latents if names is None else list(names)).items():
             support = _where(result.sites[name]["fn"])
             if support.is_discrete:
-                raise ValueError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
+                raise UserError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")
             transform: Any = biject_to(support)
             with torch.no_grad():
                 try:
                     shape = transform.inv(value[:1].double()).shape[2:]
                 except RuntimeError as error:
-                    raise ValueError(
+                    raise UserError(
                         f"The support of latent site {name!r} differs along a plate inside that of the images: it "
                         "cannot be annealed."
                     ) from error

@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import zuko
 from torch import nn
 
-from pyro_vae.model.reparameterized import FlowDistribution
+from pyro_vae.errors import UserError
+from pyro_vae.model.distributions.reparameterized import FlowDistribution
 
 
 class Flow(nn.Module):
@@ -43,7 +44,7 @@ def realnvp(latent_dim: int) -> Flow:
         ValueError: a single latent unit, which cannot be split in two.
     """
     if latent_dim < 2:
-        raise ValueError("A RealNVP prior couples halves of z: it needs --latent-dim 2 or more.")
+        raise UserError("A RealNVP prior couples halves of z: it needs --latent-dim 2 or more.")
     return Flow(zuko.flows.RealNVP(latent_dim, transforms=6, hidden_features=(128, 128)))
 
 

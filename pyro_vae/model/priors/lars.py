@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from pyro_vae.errors import UserError
+
 _TRAINING_POINTS, _POINTS = 2**10, 2**17
 
 
@@ -41,7 +43,7 @@ class LARS(nn.Module):
     def __init__(self, latent_dim: int, truncation: int = 100, hidden_dim: int = 100) -> None:
         super().__init__()
         if truncation < 2:
-            raise ValueError(f"truncation is {truncation}; it must be at least 2.")
+            raise UserError(f"truncation is {truncation}; it must be at least 2.")
         self.latent_dim = latent_dim
         self.truncation = truncation
         layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]

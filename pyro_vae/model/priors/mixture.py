@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.model.priors.components import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
 
 
 class GaussianMixture(nn.Module):

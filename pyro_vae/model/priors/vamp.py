@@ -8,7 +8,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.model.priors.components import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
 
 
 class VampPrior(nn.Module):

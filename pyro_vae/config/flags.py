@@ -1,0 +1,221 @@
+r"""The single source of flags, defaults and help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from pyro_vae import data
+from pyro_vae.config import components
+from pyro_vae.errors import UserError
+from pyro_vae.infer import objectives, schedules
+from pyro_vae.infer.precision import PRECISIONS
+
+# What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
+CHOICES: dict[str, Collection[str]] = {
+    "data": data.DATASETS,
+    "binarize": ("dynamic", "fixed", "threshold", "none"),
+    "prior": components.PRIORS,
+    "posterior": components.POSTERIORS,
+    "likelihood": components.LIKELIHOODS,
+    "net": components.NETS,
+    "objective": components.OBJECTIVES,
+    "schedule": schedules.SCHEDULES,
+    "on_nonfinite": ("stop", "rollback"),
+    "device": ("auto", "cpu", "cuda"),
+    "compile": ("auto", "on", "off"),
+    "precision": PRECISIONS,
+}
+# Steps from which on a run is compiled: the compiler takes 5 to 60 seconds, and saves 1 to 5 milliseconds of a step.
+_COMPILED_STEPS = 10_000
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field of the configuration."""
+    return "--" + name.replace("_", "-")
+
+
+def _one_of(field: str) -> Any:
+    return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload]
+
+
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Device = Annotated[str, _one_of("device")]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Nats are per image throughout."""
+
+    program: str = "vae"
+    """vae; two-layer; gmvae, with a mixture of ten Gaussians as its prior whose class is summed out; cvae, of images
+    given their labels; m2, semi-supervised, given few of them (--labels); autoencoder, a code without noise or prior,
+    and without a density; pixelcnn, an autoregressive density of 0/1 pixels without latents; pixelvae, the VAE with one
+    as p(x|z); or path/to/file.py:factory, a program of your own: factory(config, images) returns an object with
+    model(x) and guide(x). Its code is run."""
+    data: Annotated[str, _one_of("data")] = "digits"
+    """Data set. digits (8x8) are embedded and shapes (32x32, of five known factors) drawn; the others are downloaded
+    into --data-root where absent."""
+    data_root: Path = Path("data")
+    """Folder of the downloaded data sets."""
+    binarize: Annotated[str, _one_of("binarize")] = "dynamic"
+    """dynamic: Bernoulli(grey) anew per batch, the test images once; fixed: all once; threshold: grey >= 128;
+    none: grey pixels, dequantized uniformly under a density."""
+    train_images: OptionalCount = None
+    """Train on the first so many images (None: all)."""
+    test_images: OptionalCount = None
+    """Test on the first so many images (None: all)."""
+
+    prior: Annotated[str, _one_of("prior")] = "standard"
+    """p(z)."""
+    posterior: Annotated[str, _one_of("posterior")] = "meanfield"
+    """q(z|x)."""
+    likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
+    """p(x|z). bernoulli takes binarized pixels. Grey ones (--binarize none) go with categorical and logistic-mixture,
+    over their 256 levels, and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
+    all pixels) and continuous-bernoulli. cross-entropy, of grey pixels, is a loss and no likelihood: there is no log
+    p(x) of it."""
+    net: Annotated[str, _one_of("net")] = "mlp"
+    """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
+    relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
+    labels: Annotated[int, tyro.conf.arg(metavar="N")] = 100
+    """Training images with a label, as many of each class, for --program m2."""
+    latent_dim: Count = 50
+    """Latent units."""
+    hidden_dim: Count = 200
+    """Units of a hidden layer; a PixelCNN has one channel for every twelve."""
+
+    objective: Annotated[str, _one_of("objective")] = "elbo"
+    """What is maximised, per image."""
+    num_particles: Count = 1
+    """Particles per image in training."""
+    beta: float = 1.0
+    """Weight of the rate, of --objective beta, or of the total correlation, of beta-tcvae."""
+    warmup_epochs: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Epochs over which beta rises to its value, of --objective beta and beta-tcvae."""
+    free_bits: float = 0.1
+    """Nats that a latent unit may cost for free, of --objective free-bits."""
+    mmd_weight: float = 100.0
+    """Nats per unit of the squared discrepancy between codes and prior, of --objective wae-mmd."""
+    epochs: OptionalCount = None
+    """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
+    batch_size: Count = 100
+    """Images per step."""
+    learning_rate: float = 3e-3
+    """Adam's step size at the start."""
+    schedule: Annotated[str, _one_of("schedule")] = "cosine"
+    """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
+    patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
+    """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
+
+    on_nonfinite: Annotated[str, _one_of("on_nonfinite")] = "stop"
+    """Where a loss or a gradient is not finite: stop, or rollback to the last milestone with half the learning rate, up
+    to three times."""
+
+    num_samples: OptionalCount = None
+    """K of the importance-sampled log-likelihood (None: 1000 on digits, 5000 elsewhere)."""
+    seed: int = 0
+    """Seed of initial weights, order, noise and evaluation."""
+    device: Device = "auto"
+    """auto takes CUDA where it is available."""
+    compile: Annotated[str, _one_of("compile")] = "auto"
+    """Run the program once and from then on the tensor operations it issued: on compiles them, and scores as well; auto
+    does so from 10,000 steps on and takes them one by one in shorter runs; off runs the program at every step."""
+    precision: Annotated[str, _one_of("precision")] = "float32"
+    """Of matrix products in training: tf32 (CUDA), or bf16, which are bfloat16. Densities are float32 or better."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "test_images", "latent_dim", "hidden_dim", "num_particles"):
+            self._at_least(name, 1)
+        for name in ("epochs", "batch_size", "num_samples"):
+            self._at_least(name, 1)
+        self._at_least("patience", 0)
+        self._at_least("warmup_epochs", 0)
+        for name in ("beta", "free_bits", "mmd_weight"):
+            objectives.nonnegative(flag(name), getattr(self, name))
+        if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
+            raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise UserError(f"{flag(name)} is {value}; it must be at least {least}.")
+
+    def epoch_steps(self, num_images: int) -> int:
+        """Return the steps of an epoch over so many training images."""
+        return math.ceil(num_images / self.batch_size)
+
+    def resolved(self) -> Config:
+        """Return the configuration with the defaults that depend on the data set or the machine filled in.
+
+        Raises:
+            ValueError: CUDA is asked for and not there.
+        """
+        digits = self.data == "digits"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = auto if self.device == "auto" else self.device
+        if self.precision == "tf32" and device != "cuda":
+            raise UserError("--precision tf32 is of CUDA devices; on a CPU choose float32 or bf16.")
+        return replace(
+            self,
+            epochs=self.epochs or (300 if digits else 100),
+            num_samples=self.num_samples or (1000 if digits else 5000),
+            device=device,
+        )
+
+    @property
+    def graph(self) -> str | None:
+        """How steps run, ``compiled``, ``recorded`` or None: a function of what is saved, the same when resumed."""
+        if self.compile != "auto":
+            return "compiled" if self.compile == "on" else None
+        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.TRAINING_IMAGES.get(self.data, 0))
+        return "compiled" if steps >= _COMPILED_STEPS else "recorded"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON values."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+
+
+def load_images(config: Config, *, download: bool = True) -> data.Images:
+    """Load the images of a run, binarized where that is done once, on its device.
+
+    Args:
+        config: the run.
+        download: whether a data set that is absent is downloaded into its ``data_root``.
+
+    Raises:
+        DataError: see `data.load`.
+    """
+    images = data.load(config.data, config.data_root, config.train_images, config.test_images, download=download)
+    return data.binarize(images, config.binarize).map(lambda pixels: pixels.to(config.device))
+
+
+def look(config: Config, density: bool) -> Callable[..., Tensor]:
+    """Return `data.observe` as this run does it: uint8 pixels to what the program observes, in [0, 1].
+
+    Args:
+        config: the run.
+        density: whether the program observes under a density, whose grey pixels are then dequantized.
+
+    Raises:
+        ValueError: a density of binarized pixels, which has no bound and means nothing.
+    """
+    if density and config.binarize != "none":
+        raise UserError(
+            f"The likelihood is a density and --binarize {config.binarize} gives 0 and 1: use --binarize none."
+        )
+    return partial(data.observe, how=config.binarize, dequantize=density)

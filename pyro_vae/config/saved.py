@@ -1,0 +1,78 @@
+r"""A saved configuration, which may be anybody's file: read strictly, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+
+from pyro_vae.config import Config
+from pyro_vae.errors import UserError
+
+_JSON_TYPES: dict[type, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    type(Path()): (str,),
+    type(None): (int, type(None)),  # a count that the data set decides
+}
+# Fields that runs of earlier versions do not have, and whose default is what they did.
+_ADDED = ("labels",)
+
+
+def read_config(path: Path) -> Config:
+    """Read a saved configuration.
+
+    Raises:
+        ValueError: the file is not a configuration; names the file and the field at fault.
+    """
+    values = _read_json(path)
+    if isinstance(values, dict):
+        values = {name: getattr(Config, name) for name in _ADDED if name not in values} | values
+    known = {field.name: field.default for field in fields(Config)}
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        odd = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]
+        named = ", ".join(reprlib.repr(key).strip("'") for key in odd[:5])
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{more}.")
+    for name, default in known.items():
+        value = values[name]
+        good = isinstance(value, _JSON_TYPES[type(default)]) and not isinstance(value, bool)
+        if not good or not _moderate(value):
+            raise UserError(f"{path} is not a configuration: {name} is {reprlib.repr(value)}.")
+    try:
+        return Config(**{**values, "data_root": Path(values["data_root"])})
+    except ValueError as error:
+        raise UserError(f"{path} is not a configuration: {error}") from error
+
+
+def _moderate(value: Any) -> bool:
+    """Whether torch can count so far, or a terminal show the words: a file may be anybody's."""
+    if isinstance(value, int):
+        return abs(value) < 2**53
+    return not isinstance(value, str) or (len(value) < 4096 and not any(category(c) == "Cc" for c in value))
+
+
+def _read_json(path: Path) -> Any:
+    """Read JSON as its standard has it: no NaN, and no key twice, of which Python would take the last."""
+
+    def constant(name: str) -> None:
+        raise UserError(f"{name} is no number of JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            ((key, number),) = Counter(key for key, _ in pairs).most_common(1)
+            raise UserError(f"{reprlib.repr(key)} is there {number} times")
+        return values
+
+    try:
+        return json.loads(path.read_bytes(), parse_constant=constant, object_pairs_hook=unique)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a configuration: it is not JSON ({error}).") from error

@@ -1,0 +1,139 @@
+r"""What a density is good for: pixels that are missing.
+
+With the pixels s seen and m missing, p(z|x_s) is reached by annealing from the guide, and its weighted particles give
+
+    p(x_m | x_s) = E[p(x_m|z)],    E[x_m | x_s] = E[E[x_m|z]],    and p(x_s) itself.
+
+The program is the trained one, used as it is. Rezende, Mohamed, Wierstra, "Stochastic Backpropagation and Approximate
+Inference in Deep Generative Models", ICML 2014 (https://arxiv.org/abs/1401.4082), imputed by a Markov chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, annealed, kernels_of
+from pyro_vae.evaluate.annealing.hmc import Progress
+from pyro_vae.trace import Batch, Data, Program, Run, check_domain, draw, image_site, quietly, run_at, seen
+from pyro_vae.trace.enumeration import number_of_states
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Imputed:
+    """Images completed.
+
+    `mean` and `variance` (N, *pixels) are those of p(x | x_seen), the pixels seen as they are, with variance 0; `draw`
+    (N, *pixels) is one image of it;
+    `annealed` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
+    given.
+    """
+
+    mean: Array
+    variance: Array
+    draw: Array
+    annealed: Annealed
+    log_missing: Array | None
+
+
+def impute(
+    model: Program,
+    guide: Program,
+    x: Data,
+    settings: Annealing,
+    *,
+    fill: Tensor,
+    truth: Tensor | None = None,
+    seed: int | None = None,
+    progress: Progress = iter,
+) -> Imputed:
+    """Complete images with missing pixels.
+
+    Args:
+        model: program of p(x, z) with pixels that are independent given z.
+        guide: program of q(z|x).
+        x: images (B, *pixels), missing pixels NaN.
+        settings: how to anneal; its chains are the particles.
+        fill: what the guide sees in the gaps, (*pixels): the mean image, for one.
+        truth: the whole images (B, *pixels), to score what was missing.
+        seed: of all noise.
+        progress: as in `anneal`.
+
+    Raises:
+        ValueError: pixels are not independent given z, or as `anneal`.
+    """
+    batch = Batch.of(x)
+    x = batch.x
+    gaps = x.isnan()
+    whole = batch.replaced(torch.where(gaps, fill, x))
+    name, order = _order(model, guide, whole, seed)
+    of_seen, filled = seen(model, guide, fill, order)
+    check_domain(of_seen, filled, batch)
+    if truth is not None:
+        check_domain(model, guide, batch.replaced(truth))
+    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
+        kernels = kernels_of(of_seen, filled, batch, settings, progress)
+        result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
+        values, _ = kernels.path.space.split(result.u)
+        shares = result.log_w.log_softmax(0)
+        if kernels.path.layout.summed:
+            shares = _with_states(shares, run_at(of_seen, batch, values, kernels.path.layout))
+        site = run_at(model, whole, values, kernels.path.layout)
+        back = order.flatten().argsort()
+        shape = (len(shares), *x.shape)
+
+        def of_pixels(quantity: Any) -> Tensor:
+            """Return a quantity of the site's elements as images (K, B, *pixels)."""
+            elements = site.per_image(name, lambda s: quantity(s["fn"].base_dist), extra=order.dim())
+            return elements.flatten(2)[..., back].reshape(shape)
+
+        weights = shares.exp().to(x).view(*shares.shape, *[1] * (x.dim() - 1))
+        pixel_means = of_pixels(lambda pixels: pixels.mean)
+        mean = (weights * pixel_means).sum(0)
+        second = (weights * (of_pixels(lambda pixels: pixels.variance) + pixel_means.square())).sum(0)
+        log_missing = None
+        if truth is not None:
+            there = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
+            rows = there.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else there
+            log_p = torch.where(gaps, of_pixels(lambda pixels: pixels.log_prob(rows)), 0.0).double().flatten(2).sum(-1)
+            log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
+        chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
+        drawn = of_pixels(lambda pixels: pixels.sample())[chosen].to(x)
+        return Imputed(
+            torch.where(gaps, mean, x).cpu().numpy(),
+            torch.where(gaps, second - mean.square(), 0.0).cpu().numpy(),
+            torch.where(gaps, drawn, x).cpu().numpy(),
+            annealed(result),
+            log_missing,
+        )
+
+
+def _with_states(log_shares: Tensor, p: Run) -> Tensor:
+    """Divide the share of each particle (K, B) among the values of what is summed out, given z and the pixels seen."""
+    joint = torch.as_tensor(sum(p.terms_of_states().values()))
+    of_states = joint.unflatten(0, (number_of_states(p.layout.summed), -1)).log_softmax(0)
+    return (log_shares + of_states).flatten(0, 1)
+
+
+def _order(model: Program, guide: Program, batch: Batch, seed: int | None) -> tuple[str, Tensor]:
+    """Return the observed site of the pixels, and which pixel of the flattened image each element of its event is.
+
+    Raises:
+        ValueError: there is none, or it is arranged otherwise than by images in its first dimension.
+    """
+    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
+        name, index = image_site(model, batch, draw(guide, batch, 1)[0])
+    size = batch.x[0].numel()
+    first = index[0]
+    offsets = torch.arange(len(batch), device=index.device).view(-1, *[1] * first.dim()) * size
+    if len(index) != len(batch) or not torch.equal(index, first + offsets):
+        raise UserError(f"Site {name!r} does not hold an image in each row: no pixel of it can be imputed.")
+    return name, first

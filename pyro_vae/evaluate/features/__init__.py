@@ -1,0 +1,1 @@
+"""What classifiers make of features, and how like the data samples are."""

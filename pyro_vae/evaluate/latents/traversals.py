@@ -1,0 +1,89 @@
+r"""Ways through the latents: along one unit, from image to image, and what lies on them.
+
+Units are those of all latent sites, flattened and joined in their order, as `posterior_moments` and `posterior_means`
+have them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluate.latents.decoding import Values, posterior_latents, shown_images
+from pyro_vae.trace import Batch, Data, Program
+
+
+def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, bool]:
+    """Return the images at latents.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x), of which only the sites and their shapes count.
+        x: an image or more (N, *pixels), of which only the shape of one counts.
+        units: latents (..., units).
+        seed: of draws.
+
+    Returns:
+        Means of p(x|z), or draws where there is no closed form, (..., *pixels), and whether they are means.
+    """
+    rows = units.flatten(0, -2)
+    batch = Batch.of(x)
+    like = batch.expand(len(rows))
+    values = _sites(rows, posterior_latents(guide, batch[:1], seed=0))
+    images, are_means = shown_images(model, like, values, seed)
+    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), are_means
+
+
+def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
+    """Move one unit at a time from its low to its high value, the others staying where they are.
+
+    Args:
+        base: where they are (units,).
+        low: where each begins (units,).
+        high: where each ends (units,).
+        units: numbers of those that move (R,).
+        steps: T.
+
+    Returns:
+        Latents (R, T, units).
+    """
+    way = torch.linspace(0, 1, steps, dtype=base.dtype, device=base.device).unsqueeze(1)
+    values = low[units] + way * (high - low)[units]  # (T, R)
+    moving = torch.nn.functional.one_hot(units, len(base)).bool().unsqueeze(1)
+    return torch.where(moving, values.T.unsqueeze(-1), base)
+
+
+def interpolated(first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """Return the straight ways from latents (R, units) to others: (R, T, units), both ends included."""
+    way = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).view(-1, 1)
+    return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), way)
+
+
+def most_visible(
+    model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, number: int
+) -> Tensor:
+    """Return the units whose move from low to high changes the image most, in squared error, the first most.
+
+    Args:
+        model: program of p(x, z).
+        guide: program of q(z|x).
+        x: as `decoded`.
+        base: as `traversed`, like those that follow.
+        low: where each begins.
+        high: where each ends.
+        number: of units, at most.
+    """
+    every = torch.arange(len(base), device=base.device)
+    ends, _ = decoded(model, guide, x, traversed(base, low, high, every, 2), seed=0)
+    change = (ends[:, 0] - ends[:, 1]).double().square().flatten(1).sum(1)
+    return change.argsort(descending=True, stable=True)[:number]
+
+
+def _sites(units: Tensor, like: Values) -> Values:
+    """Return latents (N, units) as {site: (1, N, ...)} with the shapes of the sites of `like`."""
+    sizes = [value[0, 0].numel() for value in like.values()]
+    parts = units.split(sizes, -1)
+    return {
+        name: part.reshape(1, len(units), *value.shape[2:]).to(value.dtype)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""Importance weights, the scores made of them, and their diagnostics."""

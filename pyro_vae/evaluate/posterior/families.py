@@ -1,0 +1,102 @@
+r"""Families of posteriors for single images, over latents (K, B, D) in units where the amortized one is N(0, I).
+
+Each is a function of a list of parameters, with one set for each image, and the list at which it is N(0, I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.errors import UserError
+
+Parameters = list[Tensor]
+
+_HIDDEN, _COUPLINGS = 32, 4
+
+
+def _diagonal(parameters: Parameters) -> dist.Distribution:
+    loc, log_scale = parameters[:2]
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+def _full(parameters: Parameters) -> dist.Distribution:
+    loc, log_scale, below = parameters
+    return dist.MultivariateNormal(loc, scale_tril=below.tril(-1) + log_scale.exp().diag_embed())
+
+
+def _flow(parameters: Parameters) -> dist.Distribution:
+    places = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
+    couplings = [_Coupling(parameters[place : place + 4], flip=number % 2 == 0) for number, place in enumerate(places)]
+    return dist.TransformedDistribution(_diagonal(parameters), couplings)
+
+
+def _diagonal_start(like: Tensor) -> Parameters:
+    return [torch.zeros_like(like), torch.zeros_like(like)]
+
+
+def _full_start(like: Tensor) -> Parameters:
+    return [*_diagonal_start(like), like.new_zeros(*like.shape, like.shape[-1])]
+
+
+def _flow_start(like: Tensor) -> Parameters:
+    num_images, dim = like.shape
+    if dim < 2:
+        raise UserError("A flow of couplings splits the latents in two: it needs two of them or more.")
+    parameters = _diagonal_start(like)
+    for number in range(_COUPLINGS):
+        given, moved = (dim - dim // 2, dim // 2) if number % 2 == 0 else (dim // 2, dim - dim // 2)
+        first = torch.randn(num_images, given, _HIDDEN, dtype=like.dtype, device=like.device) / given**0.5
+        parameters += [first, like.new_zeros(num_images, _HIDDEN)]
+        parameters += [like.new_zeros(num_images, _HIDDEN, 2 * moved), like.new_zeros(num_images, 2 * moved)]
+    return parameters
+
+
+FAMILIES: dict[str, tuple[Callable[[Parameters], dist.Distribution], Callable[[Tensor], Parameters]]] = {
+    "diagonal": (_diagonal, _diagonal_start),
+    "full": (_full, _full_start),
+    "flow": (_flow, _flow_start),
+}
+
+
+class _Coupling(dist.transforms.Transform):
+    """An affine coupling with a network of each image: one part of u moves by what the network makes of the other."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, weights: Parameters, flip: bool) -> None:
+        super().__init__(cache_size=0)
+        self.weights = weights
+        self.flip = flip
+
+    def _parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Split u (K, B, D) into what is given and what moves; return both, the shift and the log scale."""
+        given_size = self.weights[0].shape[-2]
+        sizes = [u.shape[-1] - given_size, given_size] if self.flip else [given_size, u.shape[-1] - given_size]
+        parts = u.split(sizes, -1)
+        given, moved = reversed(parts) if self.flip else parts
+        first, first_bias, second, second_bias = self.weights
+        hidden = torch.tanh(torch.einsum("kbi,bih->kbh", given, first) + first_bias)
+        shift, log_scale = (torch.einsum("kbh,bho->kbo", hidden, second) + second_bias).chunk(2, -1)
+        return given, moved, shift, log_scale.tanh()
+
+    def _joined(self, given: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([moved, given] if self.flip else [given, moved], -1)
+
+    def _call(self, u: Tensor) -> Tensor:
+        given, moved, shift, log_scale = self._parts(u)
+        return self._joined(given, moved * log_scale.exp() + shift)
+
+    def _inverse(self, v: Tensor) -> Tensor:
+        given, moved, shift, log_scale = self._parts(v)
+        return self._joined(given, (moved - shift) * (-log_scale).exp())
+
+    def log_abs_det_jacobian(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return log |det dv/du| (K, B)."""
+        return self._parts(u)[3].sum(-1)

@@ -1,0 +1,142 @@
+r"""Lower bounds on log p(x), each image its own.
+
+With K particles z_k ~ q(z|x) and log w_k = log p(x, z_k) - log q(z_k|x), in nats,
+
+    ELBO    E[ log w ]                                   <=  log p(x)
+    IWAE    E[ log (1/K) sum_k w_k ]     ELBO  <=  IWAE  <=  log p(x)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.errors import UserError
+from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.particles import Particles
+
+
+class ELBO(Objective):
+    """The evidence lower bound, E_q[log p(x, z) - log q(z|x)], averaged over K particles.
+
+    Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
+    """
+
+    weighs_sites = True
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the mean over particles."""
+        return particles.weighed.mean(0)
+
+
+class IWAE(Objective):
+    """The importance-weighted bound of each image, E_q[log (1/K) sum_k w_k].
+
+    Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016
+    (https://arxiv.org/abs/1509.00519).
+    """
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the log of the mean weight."""
+        return _log_mean(particles.log_w)
+
+
+class Renyi(Objective):
+    """The variational Renyi bound of each image, 1/(1 - alpha) E_q[log (1/K) sum_k w_k^(1 - alpha)].
+
+    It lies between the ELBO (alpha -> 1) and the IWAE bound (alpha = 0). Li, Turner, "Renyi Divergence
+    Variational Inference", NeurIPS 2016 (https://arxiv.org/abs/1602.02311).
+
+    Args:
+        num_particles: K.
+        alpha: in [0, 1).
+    """
+
+    def __init__(self, num_particles: int = 1, alpha: float = 0.5) -> None:
+        super().__init__(num_particles)
+        if not 0 <= alpha < 1:
+            raise UserError(f"alpha is {alpha}; a lower bound needs 0 <= alpha < 1.")
+        self.alpha = alpha
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the log of the mean power of the weights, per unit of 1 - alpha."""
+        power = 1 - self.alpha
+        return _log_mean(power * particles.log_w) / power
+
+
+class BetaELBO(Objective):
+    """E_q[log p(x|z)] - beta E_q[log q(z|x) - log p(z)], beta rising linearly to its value over the first steps.
+
+    Higgins et al., "beta-VAE", ICLR 2017; Bowman et al., "Generating Sentences from a Continuous Space", CoNLL
+    2016 (https://arxiv.org/abs/1511.06349) for the warm-up. The ELBO beside it stays the true one.
+
+    Args:
+        num_particles: K.
+        beta: weight of the rate after the warm-up.
+        warmup_steps: steps over which it rises; 0 starts at its value.
+    """
+
+    weighs_sites = True
+
+    def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
+        super().__init__(num_particles)
+        self.final_beta = nonnegative("beta", beta)
+        self.warmup_steps = warmup_steps
+        self.beta = torch.tensor(0.0)  # a tensor, so that no graph of a step freezes it
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Set beta to its value at a step."""
+        part = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        self.beta.fill_(self.final_beta * part)
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return minus distortion and beta times the rate, averaged over particles."""
+        self.beta = self.beta.to(particles.x.device)
+        return (particles.weighed_likelihood - self.beta * particles.weighed_ratio).mean(0)
+
+
+class MeanFieldELBO(Objective):
+    """The ELBO with the KL divergence from prior to posterior in closed form, E_q[log p(x|z)] - KL(q(z|x) || p(z)).
+
+    Raises:
+        ValueError: at the first use, where torch knows no closed form, or a program has several latent sites,
+            whose divergence depends on what is drawn. Nothing falls back to Monte Carlo.
+    """
+
+    weighs_sites = True
+    reads_prior = True
+    one_layout = True
+
+    def objective(self, particles: Particles) -> Tensor:
+        """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
+        if shared := particles.described.shared:
+            raise UserError(f"Site {shared[0]!r} is shared by all images, which have no analytic KL each; use elbo.")
+        drawn, latents = particles.q.drawn, particles.q.latents
+        if len(drawn) != 1 or drawn != latents:
+            raise UserError(f"The analytic KL is of one latent site, and this program has {len(drawn)}.")
+        (name,) = latents
+        delta = particles.q.deltas.get(name)
+        if delta is not None and not particles.described.lacks_latent:
+            raise UserError(f"{name!r} is a Delta that holds a draw, whose KL has no closed form; use elbo.")
+        priors = {id(site): prior for site, prior in zip(particles.q.each(name), particles.p.each(name), strict=True)}
+
+        def divergence(site: Any) -> Tensor:
+            q, p = site["fn"], priors[id(site)]["fn"]
+            try:
+                value = kl_divergence(q, p)
+            except NotImplementedError as error:
+                kinds = " and ".join(type(getattr(d, "base_dist", d)).__name__ for d in (q, p))
+                raise UserError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
+            return scale_and_mask(value, site["scale"], site["mask"]).double()
+
+        return (particles.weighed_likelihood - particles.q.per_image(name, divergence)).mean(0)
+
+
+def _log_mean(log_values: Tensor) -> Tensor:
+    return log_values.logsumexp(0) - math.log(len(log_values))

@@ -1,0 +1,1 @@
+"""Distributions that neither torch nor Pyro has."""

@@ -1,0 +1,78 @@
+r"""A fit that survives: checkpoints at milestones, by the clock and when it is told to stop, and the way back."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from pyro_vae.errors import NonFiniteError
+from pyro_vae.infer.epochs import Epoch
+from pyro_vae.infer.fit import Fit
+from pyro_vae.runs.checkpoints import History
+
+_LOG = logging.getLogger("pyro_vae")
+
+_SLOWER = 0.5
+
+
+def durably(
+    fit: Fit, history: History, *, seconds: float, stop: Callable[[], bool], setbacks: int = 0
+) -> Iterator[Epoch]:
+    """Run the epochs of a fit that remain, and keep checkpoints of it.
+
+    One is written after the first step, at the milestones of the history, at the end, when so many seconds have passed
+    since the last, and before stopping. What the caller does with an epoch comes before the checkpoint that follows it,
+    so that no checkpoint is ahead of what the caller has written.
+
+    Args:
+        fit: from its beginning, or from what it has loaded.
+        history: where checkpoints go.
+        seconds: between two checkpoints, at most, but for the length of a step.
+        stop: asked after each step whether to end there, with a checkpoint.
+        setbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a gradient is
+            not finite. The milestones do not depend on the clock, so that neither does what becomes of the run.
+
+    Yields:
+        Each epoch; one that comes again after a setback takes the place of what was yielded for it and those after it.
+
+    Raises:
+        NonFiniteError: and no setback is left; its notes name the last good checkpoint. Other errors as of `Fit`.
+        OSError: a checkpoint cannot be written.
+    """
+    written = time.monotonic()
+
+    def due() -> bool:
+        return stop() or fit.svi.steps == 1 or time.monotonic() - written >= seconds
+
+    while not fit.finished:
+        try:
+            for epoch in fit.run(due):
+                if epoch is not None:
+                    yield epoch
+                stopping = stop()  # asked once: what comes later waits for the next step
+                if stopping or fit.finished or due() or history.is_milestone(fit.svi.steps):
+                    history.save(fit.svi.steps, fit.state_dict())
+                    written = time.monotonic()
+                if stopping:
+                    return
+        except NonFiniteError as error:
+            if fit.setbacks >= setbacks:
+                kept = list(history.paths().values())
+                error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
+                raise
+            _go_back(fit, history, error)
+
+
+def _go_back(fit: Fit, history: History, error: NonFiniteError) -> None:
+    found = history.newest(milestone=True)
+    if found is None:
+        raise error
+    step, state = found
+    number = fit.setbacks + 1
+    fit.load_state_dict(state)
+    # From the state alone, so that a run killed before its next checkpoint does the same again.
+    fit.svi.optim.slow_down(_SLOWER ** (number - fit.setbacks))
+    fit.setbacks = number
+    history.forget_after(step)
+    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, number, step)

@@ -1,0 +1,164 @@
+r"""One run of a program for K particles, in any of the layouts of `plates`, which give the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.trace.batch import Batch, Program
+from pyro_vae.trace.enumeration import at_every_state, check_sizes, number_of_states, states_of
+from pyro_vae.trace.plates import (
+    PARTICLES,
+    DataPlate,
+    Frame,
+    Layout,
+    Site,
+    find_data_plate,
+    outside_data_plate,
+    plates_of,
+)
+from pyro_vae.trace.run_result import Run, Values, log_prob, proper_sites
+from pyro_vae.trace.shapes import from_particles
+
+
+def run_laid_out(
+    program: Program,
+    batch: Batch,
+    num_samples: int,
+    layout: Layout,
+    given: Values,
+    native: Values | None = None,
+    *,
+    guess: bool = False,
+) -> Run:
+    """Run a program in one layout.
+
+    Args:
+        program: a model or a guide.
+        batch: what it is called with.
+        num_samples: K.
+        layout: how; its data plate is looked up where it has none.
+        given: values of latents, {site: (K, B, ...)}, in the layout of states as `shapes.from_particles` takes them.
+        native: values in the very tensors of a run of the same layout, subsamples of plates included.
+        guess: whether the program may have no data plate, as a guide of global latents alone; the model has it then.
+
+    Raises:
+        ValueError: a value has no latent site in the program, or a site does not stand in the data plate.
+    """
+    if layout.kind == "singly":
+        parts = [{name: value[k : k + 1] for name, value in given.items()} for k in range(num_samples)]
+        runs = []
+        for part in parts:
+            run = run_laid_out(program, batch, 1, layout._replace(kind="plain"), part, native)
+            for site in run.sites.values():  # at once, since a flow without an inverse knows its last draw alone
+                site["log_prob"] = log_prob(site)  # type: ignore[index]
+            runs.append(run)
+        return Run(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
+    rows = layout.kind == "rows"
+    states = number_of_states(layout.summed) if layout.kind == "states" else 1
+    called = batch.repeat(num_samples) if rows else batch
+    held = _Held(given, native or {}, layout, num_samples, batch.x)
+    with _SampleSites() as tracer, held, _explained(called.x):
+        if layout.kind in ("particles", "states"):
+            with pyro.plate(PARTICLES, num_samples // states, dim=layout.particle_dim):
+                called.call(program)
+        else:
+            called.call(program)
+    trace = tracer.trace
+    sites = proper_sites(trace)
+    data = layout.data or find_data_plate(sites.values(), called.x, guess=guess)
+    frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data, states)
+    _check_latents(sites, given, frame)
+    return Run((trace,), frame, layout._replace(data=data), frozenset(held.used))
+
+
+def run_summed(program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None) -> Run:
+    """Run a program at given latents {site: (K, B, ...)} and at every joint value of those that its layout sums out.
+
+    Returns:
+        A run of S * K particles, K inside S.
+    """
+    num_samples = next(iter(values.values())).shape[0] if values else 1
+    if layout.kind == "states":
+        everywhere = {**values, **states_of(layout.summed, batch.device)}
+    else:
+        everywhere = at_every_state(layout.summed, values, num_samples, batch.x)
+    of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
+    native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
+    number = num_samples * number_of_states(layout.summed)
+    result = run_laid_out(program, batch, number, layout, everywhere, native)
+    check_sizes(result)
+    return result
+
+
+@contextmanager
+def _explained(x: Tensor) -> Iterator[None]:
+    """Say of an error of torch about types that x has another one than the program."""
+    try:
+        yield
+    except RuntimeError as error:
+        default = torch.get_default_dtype()
+        if "type" not in str(error) or not x.is_floating_point() or x.dtype == default:
+            raise
+        raise UserError(
+            f"x is {x.dtype} and the program computes in {default}: convert it, x.to({default}) ({error})."
+        ) from error
+
+
+def _check_latents(sites: Mapping[str, Site], given: Values, frame: Frame) -> None:
+    latents = [name for name, site in sites.items() if not site["is_observed"]]
+    if missing := sorted(given.keys() - set(latents)):
+        raise UserError(f"The program has no latent site {missing[0]!r}; it has {latents}.")
+    for site in sites.values():
+        named = [plate for plate in site["cond_indep_stack"] if plate.name == frame.data.name]
+        if named and named[0].size not in (frame.rows, -1):
+            raise UserError(outside_data_plate(site, frame.rows))
+
+
+class _Held(Messenger):
+    """Holds latents at given values, brought into the layout of the run; plates choose no subsample of their own."""
+
+    def __init__(self, given: Values, native: Values, layout: Layout, num_samples: int, x: Tensor) -> None:
+        super().__init__()
+        self.given, self.native = given, native
+        self.layout, self.num_samples, self.x = layout, num_samples, x
+        self.used: set[str] = set()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        name = str(msg["name"])
+        if msg["is_observed"] or msg["done"]:
+            return
+        if name in self.native:
+            value = self.native[name]
+        elif name in self.given:
+            site: Any = msg
+            data = self.layout.data or _only_plate(site, self.x)
+            frame = Frame(self.layout.kind, self.layout.particle_dim, self.num_samples, len(self.x), data)
+            value = from_particles(self.given[name], site, frame)
+        else:
+            return
+        msg["value"], msg["done"] = value, True
+        self.used.add(name)
+
+
+def _only_plate(site: Site, x: Tensor) -> DataPlate:
+    """Guess the data plate from one latent site, where a program is scored of which nothing is known yet."""
+    if not any(plate.size in (len(x), -1) for plate in plates_of(site)):
+        return DataPlate("", 0, len(x))  # shared by all images
+    return find_data_plate([site], x)
+
+
+class _SampleSites(TraceMessenger):
+    """Records sample sites alone: a program names its parameters anew at every run, and there may be many."""
+
+    def _pyro_post_param(self, msg: Message) -> None:
+        pass

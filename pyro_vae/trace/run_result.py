@@ -1,0 +1,281 @@
+r"""What one run of a program leaves: its sites, their values and their log-densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.trace.elements import element
+from pyro_vae.trace.enumeration import number_of_states, sum_out
+from pyro_vae.trace.plates import Frame, Layout, Site, in_data_plate, names_in_guide
+from pyro_vae.trace.shapes import per_image, to_particles
+
+Values = Mapping[str, Tensor]
+
+
+class Terms(NamedTuple):
+    """Log-densities of the sites of a run, {site: (K, B)} in nats, float64.
+
+    `densities` are unscaled; `weighed` are the same times the scales of `poutine.scale` and of mini-batch plates; both
+    leave out `losses`: factors, and what a guide observes, which are no densities of anything drawn. These are scaled.
+    """
+
+    densities: dict[str, Tensor]
+    weighed: dict[str, Tensor]
+    losses: dict[str, Tensor]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a density has a scale."""
+        return any(self.weighed[name] is not density for name, density in self.densities.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of a program for K particles of B images: one trace, or one for each particle where read singly."""
+
+    traces: tuple[poutine.Trace, ...]
+    frame: Frame  # of each trace
+    layout: Layout
+    held: frozenset[str] = frozenset()  # latents at given values
+
+    @property
+    def num_samples(self) -> int:
+        """K, each of which is run at every value of what is summed out."""
+        return len(self.traces) * self.frame.num_samples // number_of_states(self.layout.summed)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.frame.batch_size
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """The sample sites proper, of the first trace: no plate's subsample and no `pyro.deterministic`."""
+        return proper_sites(self.traces[0])
+
+    @cached_property
+    def latents(self) -> list[str]:
+        """Names of the latent sites: drawn, neither auxiliary nor the unobserved half of an `obs_mask`."""
+        return [name for name in self.drawn if not self.sites[name]["infer"].get("is_auxiliary")]
+
+    @property
+    def summed(self) -> list[str]:
+        """Names of the latents that are summed out, and stand at every one of their values."""
+        return [site.name for site in self.layout.summed]
+
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the latents that a guide enumerates."""
+        return [site.name for site in self.layout.enumerated]
+
+    @cached_property
+    def drawn(self) -> list[str]:
+        """Names of the sites that are drawn, auxiliary ones included."""
+        return [
+            name
+            for name, site in self.sites.items()
+            if not (site["is_observed"] or self._is_unobserved(name) or name in self.summed)
+        ]
+
+    @property
+    def shared(self) -> list[str]:
+        """Names of the drawn sites that stand outside the data plate."""
+        return [name for name in self.drawn if not in_data_plate(self.sites[name], self.frame)]
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The values of the latent sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
+        return self.values_of(self.latents)
+
+    def values_of(self, names: list[str]) -> dict[str, Tensor]:
+        """Return the values of some sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
+        values = {name: self.joined(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
+        return {name: value[: self.num_samples] for name, value in values.items()} if self.summed else values
+
+    @property
+    def deltas(self) -> dict[str, Delta]:
+        """The latent sites that are a `Delta`: {site: distribution of its elements}."""
+        elements = {name: element(self.sites[name]["fn"])[0] for name in self.latents}
+        return {name: delta for name, delta in elements.items() if isinstance(delta, Delta)}
+
+    @property
+    def observed(self) -> dict[str, tuple[Any, Tensor]]:
+        """The observed sites, of the first trace: {site: (distribution, data)}; a `pyro.factor` observes nothing."""
+        return {
+            name: (site["fn"], site["value"])
+            for name, site in self.sites.items()
+            if site["is_observed"] and not isinstance(site["fn"], Unit)
+        }
+
+    def subsamples(self) -> dict[str, Tensor]:
+        """Return what the plates have chosen, which another run of the same step takes as well."""
+        nodes: dict[str, Any] = self.traces[0].nodes
+        return {n: node["value"] for n, node in nodes.items() if node["type"] == "sample" and site_is_subsample(node)}
+
+    def native(self) -> dict[str, Tensor]:
+        """Return the tensors of the latents as they are in the trace, with the subsamples."""
+        return self.subsamples() | {name: self.sites[name]["value"] for name in self.latents}
+
+    def beside(self, model: Run) -> Run:
+        """Return the run of a guide with the plate of the images that a run of its model has found."""
+        data = names_in_guide(model.frame, model.sites, self.sites)
+        return Run(self.traces, self.frame._replace(data=data), self.layout._replace(data=data), self.held)
+
+    def is_factor(self, name: str) -> bool:
+        """Whether a site is a `pyro.factor`."""
+        return isinstance(self.sites[name]["fn"], Unit)
+
+    def is_loss(self, name: str, *, guide: bool) -> bool:
+        """Whether a site is a term of the loss and no density: a factor, or what a guide observes."""
+        return self.is_factor(name) or (guide and bool(self.sites[name]["is_observed"]))
+
+    def terms(self, *, guide: bool = False) -> Terms:
+        """Score every site once. Masks count, and the scales count in what is weighed alone."""
+        terms = self._terms(guide)
+        return self._summed_out(terms) if self.summed else terms
+
+    def terms_of_states(self) -> dict[str, Tensor]:
+        """Return {site: log-density (S * K, B)}, nothing summed out."""
+        return self._terms(guide=False).densities
+
+    def _terms(self, guide: bool) -> Terms:
+        terms = Terms({}, {}, {})
+        for name, site in self.sites.items():
+            if self._is_unobserved(name):
+                continue  # drawn from the model itself: its density cancels
+            plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.each(name)]
+            if name in self.summed:
+                plain = [self._spread_over_values(name, *pair) for pair in zip(plain, self.each(name), strict=True)]
+            if is_unit(site["scale"]):
+                density = weighed = self._spread(name, plain)
+            else:
+                # In the precision of the network, as in stock Pyro: so gradients come out with its bits.
+                scaled = [term * s["scale"] for term, s in zip(plain, self.each(name), strict=True)]
+                density, weighed = self._spread(name, plain), self._spread(name, scaled)
+            if self.is_loss(name, guide=guide):
+                terms.losses[name] = weighed
+            else:
+                terms.densities[name], terms.weighed[name] = density, weighed
+        return terms
+
+    def _spread_over_values(self, name: str, term: Tensor, site: Site) -> Tensor:
+        """Give the values of a summed site one share each where it is masked: there is nothing to sum over."""
+        if site["mask"] is None:
+            return term
+        of_element = next(finite.of_element for finite in self.layout.summed if finite.name == name)
+        size = of_element ** (math.prod(site["fn"].event_shape) // math.prod(element(site["fn"])[0].event_shape))
+        return torch.where(torch.as_tensor(site["mask"], device=term.device), term, -math.log(size))
+
+    def _summed_out(self, terms: Terms) -> Terms:
+        """Sum the densities over the values of what is summed out.
+
+        Raises:
+            ValueError: scales or factors, of which no sum makes a density.
+        """
+        first = self.summed[0]
+        if terms.losses:
+            raise UserError(
+                f"Site {first!r} is summed out, and {next(iter(terms.losses))!r} is no density that could be: draw "
+                f"{first!r} in the guide."
+            )
+        scales = [self.sites[name]["scale"] for name in terms.densities]
+        if any(scale is not scales[0] and (isinstance(scale, Tensor) or scale != scales[0]) for scale in scales):
+            raise UserError(
+                f"Site {first!r} is summed out of sites with different scales: give all the same, or draw it in the "
+                "guide."
+            )
+        densities = self._sum_out(terms.densities)
+        if is_unit(scales[0]):
+            return Terms(densities, dict(densities), {})
+        if isinstance(scales[0], Tensor) and scales[0].numel() > 1:
+            raise UserError(f"Site {first!r} is summed out, and its scale has a number for each image: use one number.")
+        return Terms(densities, {name: density * scales[0] for name, density in densities.items()}, {})
+
+    def log_probs(self) -> dict[str, Tensor]:
+        """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""
+        densities = self.terms_of_states()
+        return self._sum_out(densities) if self.summed else densities
+
+    def _sum_out(self, densities: dict[str, Tensor]) -> dict[str, Tensor]:
+        return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
+
+    def per_image(self, name: str, of: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
+        """Return a quantity of a site, a function of it of its batch shape and `extra` dimensions: (K, B, *extra)."""
+        return self.joined(name, lambda site: per_image(of(site), site, self.frame, extra))
+
+    def _is_unobserved(self, name: str) -> bool:
+        """Whether a site is what an `obs_mask` leaves out, and the model alone draws."""
+        stem = name.removesuffix("_unobserved")
+        if stem == name or name in self.held or f"{stem}_observed" not in self.sites:
+            return False
+        whole: Any = self.traces[0].nodes.get(stem, {})
+        return bool(whole.get("infer", {}).get("_deterministic"))
+
+    def each(self, name: str) -> list[Site]:
+        """Return a site of every trace."""
+        return [trace.nodes[name] for trace in self.traces]
+
+    def joined(self, name: str, of: Callable[[Site], Tensor]) -> Tensor:
+        """Return a function of a site, of every trace, joined over particles."""
+        parts = [of(site) for site in self.each(name)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _spread(self, name: str, terms: list[Tensor]) -> Tensor:
+        """Return terms of a site, of each trace, as (K, B), float64; what all images share is divided among them."""
+        parts = []
+        for term, site in zip(terms, self.each(name), strict=True):
+            # Pyro's improper prior scores on the CPU, wherever its values are.
+            part = per_image(term.to(site["value"].device, torch.float64), site, self.frame)
+            if part.dim() == 1:
+                part = (part / self.batch_size).unsqueeze(1).expand(-1, self.batch_size)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def proper_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Return the sample sites of a trace that have a density or a factor."""
+    nodes: dict[str, Any] = trace.nodes
+    return {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
+
+
+def is_unit(scale: Any) -> bool:
+    """Whether a scale is the number 1; a tensor is taken for another one, since reading it would wait for a device."""
+    return not isinstance(scale, Tensor) and bool(scale == 1)
+
+
+def log_prob(site: Site) -> Tensor:
+    """Return the log-density of a site at its value, of its batch shape.
+
+    Raises:
+        ValueError: the value would be broadcast against the event of its distribution, which adds up what is no part
+            of it: images of the whole batch, for one.
+    """
+    if "log_prob" in site:
+        known: Tensor = site["log_prob"]
+        return known
+    fn, value = site["fn"], site["value"]
+    event = tuple(fn.event_shape)
+    if not isinstance(fn, Unit) and event and tuple(value.shape[-len(event) :]) != event:
+        raise UserError(
+            f"Site {site['name']!r} has a value of shape {tuple(value.shape)} under a distribution of batch shape "
+            f"{tuple(fn.batch_shape)} and event shape {event}: give the value these shapes, (batch..., event...), with "
+            "reshape or unsqueeze."
+        )
+    result: Tensor = fn.log_prob(value)
+    return result

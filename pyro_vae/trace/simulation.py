@@ -1,0 +1,183 @@
+r"""Draws of x from a model, and which of its observed sites hold which elements of x."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from pyro_vae.errors import UserError, is_out_of_memory
+from pyro_vae.trace.batch import Batch, Data, Program
+from pyro_vae.trace.densities import run
+from pyro_vae.trace.execution import run_laid_out
+from pyro_vae.trace.isolation import fork_rng
+from pyro_vae.trace.plates import Layout
+from pyro_vae.trace.run_result import Run, Values, log_prob
+
+_EXACT = 2**24  # whole numbers that float32 tells apart
+
+
+def elements_of_x(model: Program, batch: Data, values: Values | None = None) -> dict[str, Tensor]:
+    """Find the observed sites that hold elements of x, unchanged, by running the model on x = 0, 1, 2, ....
+
+    Args:
+        model: a program that observes x, flattened, in parts or transposed, perhaps beside other data.
+        batch: what it is called with; only the shape of x counts.
+        values: its latents, {site: (K, B, ...)}, of which the first particle is taken; None samples them.
+
+    Returns:
+        {site: the flat index into x (B, ...) of each element of the site's value}; empty where the model cannot be run
+        on such an x, or observes something else than its elements.
+    """
+    batch = Batch.of(batch)
+    size, number = max(1, batch.x[0].numel()), len(batch)
+    given = {name: value[:1] for name, value in (values or {}).items()}
+    if number * size < _EXACT:
+        return _whole_numbers(model, batch, torch.arange(number * size), given)
+    # Of many images the element of an image and the number of the image, one after the other.
+    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(number), given)
+    images = _whole_numbers(model, batch, torch.arange(number).repeat_interleave(size), given)
+    return {name: pixels[name] + size * images[name] for name in pixels if name in images}
+
+
+def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values) -> dict[str, Tensor]:
+    """Return the observed sites that hold nothing but the numbers of which x is made.
+
+    They are held by the same numbers in the opposite order, too: labels beside x are whole numbers as well.
+    """
+    numbers = numbers.reshape(batch.x.shape).to(batch.x.device)
+    last = int(numbers.max())
+    if not torch.equal(numbers.to(batch.x.dtype).long(), numbers):
+        return {}
+    found, opposite = (_observed(model, batch, each.to(batch.x.dtype), given) for each in (numbers, last - numbers))
+    return {
+        name: value.long()
+        for name, value in found.items()
+        if value.numel()
+        and int(value.min()) >= 0
+        and int(value.max()) <= last
+        and (value == value.long()).all()
+        and name in opposite
+        and torch.equal(opposite[name], last - value)
+    }
+
+
+def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[str, Tensor]:
+    """Return what a model observes of x; empty where it cannot be run on it."""
+    with torch.no_grad(), fork_rng(x), pyro.validation_enabled(False):
+        try:
+            observed = run_laid_out(model, batch.replaced(x), 1, Layout("plain"), given).observed
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return {}
+    return {name: value for name, (_, value) in observed.items()}
+
+
+def image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
+    """Return the one observed site that holds every element of x, and its `elements_of_x`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    batch = Batch.of(batch)
+    for name, index in elements_of_x(model, batch, values).items():
+        if index.numel() == batch.x.numel() and index.unique().numel() == index.numel():
+            return name, index
+    raise UserError(
+        f"The program observes no site with the elements of x, {tuple(batch.x.shape)}, as they are: there is no image "
+        "to show."
+    )
+
+
+def as_images(of_site: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """Bring a quantity of the elements of a site into the shape of x: (B, ...), by the site's `elements_of_x`."""
+    images = torch.empty(like.numel(), dtype=of_site.dtype, device=of_site.device)
+    images[index.flatten()] = of_site.expand(index.shape).flatten()
+    return images.reshape(like.shape)
+
+
+def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
+    """Draw images from a model, with the latents behind them: an exact draw of the posterior of each.
+
+    Every observed site of elements of x is drawn, and x put together of them. What else the model observes, labels for
+    one, is held as it is given.
+
+    Args:
+        model: program of p(x, z) whose observed sites hold the elements of x, each once.
+        like: batch of which x is replaced.
+
+    Returns:
+        (x (B, ...) simulated, in a `Batch` with the other arguments where there are some; {latent site: (1, B, ...)}).
+
+    Raises:
+        ValueError: an element of x is not observed, or twice; the distribution of one depends on x itself; or other
+            observed data depend on the latents, so that these would not be a draw of the posterior.
+    """
+    alone = isinstance(like, Tensor)
+    like = Batch.of(like)
+    where = elements_of_x(model, like)
+    held = torch.cat([index.flatten() for index in where.values()]) if where else torch.empty(0)
+    if not held.numel() == held.unique().numel() == like.x.numel():
+        raise UserError(
+            "The observed sites of the model do not hold each element of its argument x once, as it is: no image can "
+            "be simulated."
+        )
+    with torch.no_grad():
+        with _Drawn(where) as drawn:
+            result = run(model, like)
+        flat = torch.empty_like(like.x).flatten()
+        for name, index in where.items():
+            value = drawn.values[name]
+            if value.shape != index.shape:
+                raise UserError(
+                    f"Site {name!r} observes {tuple(index.shape)} under a distribution of {tuple(value.shape)}: no "
+                    "image can be simulated."
+                )
+            flat[index.flatten()] = value.flatten().to(flat)
+        batch = like.replaced(flat.reshape(like.x.shape))
+        _check_simulated(model, batch, result, run(model, batch, 1, result.values), drawn.values)
+    return batch.x if alone else batch, result.values
+
+
+def _check_simulated(model: Program, batch: Batch, first: Run, again: Run, drawn: dict[str, Tensor]) -> None:
+    """Refuse images that are no draw of the model: what was drawn must be what the model says of the images."""
+    for name, value in drawn.items():
+        if not torch.equal(again.observed[name][1].to(value), value):
+            raise UserError(f"Site {name!r} does not observe x as it is: no image can be simulated.")
+        before, after = (log_prob({**run.sites[name], "value": value}) for run in (first, again))
+        if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+            raise UserError(f"The distribution of site {name!r} depends on x itself: no image can be simulated.")
+    others = [name for name in again.observed if name not in drawn]
+    if others and again.latents:
+        fresh = run(model, batch)
+        for name in others:
+            before, after = (
+                scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (fresh.sites[name], again.sites[name])
+            )
+            if not torch.allclose(before, after):
+                raise UserError(
+                    f"Site {name!r} observes data that depend on the latents, and stays as it is: what would be "
+                    "simulated is no draw of the posterior."
+                )
+
+
+class _Drawn(Messenger):
+    """Draws what some observed sites observe."""
+
+    def __init__(self, names: Any) -> None:
+        super().__init__()
+        self.names = set(names)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Message) -> None:
+        fn: Any = msg["fn"]
+        name = str(msg["name"])
+        if name in self.names and not isinstance(fn, Unit):
+            self.values[name] = msg["value"] = fn.sample()
