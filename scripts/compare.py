@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyro
 import torch
 import tyro
 
@@ -28,8 +27,7 @@ from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Features, train_features
 from pyro_vae.report import comparison, systems
-from pyro_vae.runs import RunFolder
-from pyro_vae.runs.load import restore, settings_of
+from pyro_vae.runs import RunFolder, load_run
 
 # Of the summary of a run, for the gallery.
 _KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
@@ -110,9 +108,9 @@ def gallery(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
     rows = []
     for name, folder in runs.items():
         summary = json.loads((folder.path / "summary.json").read_text())
-        with pyro.get_param_store().scope():
-            settings = settings_of(folder, {})
-            fitted = restore(folder, settings, download=True)
+        fitted = load_run(folder.path, download=True)
+        settings = fitted.settings
+        with fitted.program.scope():
             train, test = fitted.labelled("train"), fitted.labelled("test")
             seen = settings.binarize, fitted.density
             if seen not in nets:

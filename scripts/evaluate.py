@@ -40,7 +40,7 @@ from pyro_vae.report import (
     write_results,
 )
 from pyro_vae.runs import RunFolder
-from pyro_vae.runs.load import build, restore, settings_of
+from pyro_vae.runs.load import Fitted, build, restore, settings_of
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch
 
@@ -107,8 +107,11 @@ def main(arguments: Arguments) -> None:
     scores: dict[str, Scores] = {}
     summaries = {}
     for name, (folder, settings) in zip(names, runs, strict=True):
-        with pyro.get_param_store().scope():
-            scores[name], summaries[name] = evaluate(folder, settings, arguments)
+        pyro.set_rng_seed(settings.seed)
+        # A run of somebody else may name any folder, which is read and never written to.
+        fitted = restore(folder, settings, download=arguments.data_root is not None)
+        with fitted.program.scope():
+            scores[name], summaries[name] = evaluate(folder, fitted, arguments)
     for folder, _ in runs:
         results = folder.evaluation
         if not all(each.reason for each in scores.values()):
@@ -144,12 +147,10 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
     return ["/".join(p[-depth:]) for p in pieces]
 
 
-def evaluate(folder: RunFolder, settings: config.Config, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
+def evaluate(folder: RunFolder, fitted: Fitted, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
+    settings = fitted.settings
     assert settings.num_samples is not None
-    pyro.set_rng_seed(settings.seed)
-    # A run of somebody else may name any folder, which is read and never written to.
-    fitted = restore(folder, settings, download=arguments.data_root is not None)
     for name in _OF_DENSITIES:
         if fitted.lacking and getattr(arguments, name):
             raise UserError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")

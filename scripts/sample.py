@@ -18,8 +18,7 @@ import tyro
 from pyro_vae import cli, config
 from pyro_vae.errors import UserError
 from pyro_vae.report import sampling
-from pyro_vae.runs import RunFolder
-from pyro_vae.runs.load import restore, settings_of
+from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
 
 _OF_THE_RUN = ("program", "data_root", "seed", "device")
@@ -44,9 +43,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Run the script."""
     folder, asked = RunFolder(arguments.run), vars(arguments)
-    settings = settings_of(folder, {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None})
+    changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
+    fitted = load_run(arguments.run, download=arguments.data_root is not None, **changes)
+    settings = fitted.settings
     pyro.set_rng_seed(settings.seed)
-    fitted = restore(folder, settings, download=arguments.data_root is not None)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
     shape = tuple(Batch.of(x).x.shape[1:])
     if len(shape) != 2:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 from pyro.util import set_rng_seed
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from pyro_vae.infer import load_parameters
 from pyro_vae.infer.streams import set_streams, streams
 from pyro_vae.runs.checkpoints import History
 from pyro_vae.runs.folder import RunFolderError
+from pyro_vae.runs.own_store import InOwnStore
 from pyro_vae.runs.run_folder import RunFolder
 from pyro_vae.trace import Batch, Data, describe
 
@@ -39,11 +42,11 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A program with its fitted parameters, in the param store where it has some there."""
+    """A program with its fitted parameters, in a param store of its own, and its images."""
 
     settings: config.Config
     images: data.Images
-    program: Any
+    program: InOwnStore
     look: Callable[..., Tensor]
     density: bool
     lacking: str | None
@@ -135,7 +138,7 @@ def build(folder: RunFolder, settings: config.Config, images: data.Images) -> An
 
 
 def restore(folder: RunFolder, settings: config.Config, *, download: bool) -> Fitted:
-    """Build the program of a run and give it the parameters of its newest checkpoint.
+    """Build the program of a run and give it the parameters of its newest checkpoint, in a param store of its own.
 
     Args:
         folder: of the run.
@@ -149,9 +152,29 @@ def restore(folder: RunFolder, settings: config.Config, *, download: bool) -> Fi
     found = History(folder.checkpoints, folder.config()).newest()
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
-    program = build(folder, settings, images)
-    some = few(program, images)
-    load_parameters(program.model, program.guide, found[1].get("svi", {}), some)
-    described = describe(program.model, program.guide, some)
+    with pyro.get_param_store().scope() as store:
+        program = build(folder, settings, images)
+        some = few(program, images)
+        load_parameters(program.model, program.guide, found[1].get("svi", {}), some)
+        described = describe(program.model, program.guide, some)
     density = described.observes == "density"
-    return Fitted(settings, images, program, config.look(settings, density), density, described.lacks)
+    look = config.look(settings, density)
+    return Fitted(settings, images, InOwnStore(program, store), look, density, described.lacks)
+
+
+def load_run(path: Path | str, *, download: bool = False, **changes: Any) -> Fitted:
+    """Open a run that has been fitted: its program with its weights, its images and its configuration.
+
+    Any number of runs can be open in one process: each has a param store of its own.
+
+    Args:
+        path: folder of the run.
+        download: whether images that are absent are downloaded into their ``data_root``.
+        **changes: fields of the configuration to change, such as ``device`` or ``data_root``; of a run of your own
+            program, ``program`` says where its file lies now, and its code is run.
+
+    Raises:
+        UserError: it is no run folder, or its configuration, images or checkpoint are not there or not good.
+    """
+    folder = RunFolder(Path(path))
+    return restore(folder, settings_of(folder, changes), download=download)

@@ -2,6 +2,7 @@ r"""The modules behind a program, and the modes in which they run."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,8 +20,9 @@ _EMPTY_CELL = CellType()
 
 
 def owner(program: Program) -> Any:
-    """Return the object a bound method belongs to, or the callable itself."""
-    return getattr(program, "__self__", program)
+    """Return the object a bound method belongs to, or the callable itself, seen through wrappers."""
+    inner = inspect.unwrap(program)
+    return getattr(inner, "__self__", inner)
 
 
 def modules(program: Program) -> list[nn.Module]:
