@@ -36,7 +36,7 @@ def test_free_bits_floor_the_rate_of_each_unit() -> None:
     rates = kl_divergence(vae.posterior(x).base_dist, vae.prior().base_dist).mean(0)
     torch.testing.assert_close(rates, torch.tensor([0.02, 8.0]))
     pyro.set_rng_seed(1)
-    found, elbo = FreeBits(20_000, floor=1.0).bounds(vae.model, vae.guide, x)
+    found, elbo = FreeBits(20_000, free_bits=1.0).bounds(vae.model, vae.guide, x)
     # Of the same particles only the sampled rate of the first unit differs from 1, of scale 0.2 about 0.02: 4 s.e.
     assert (elbo - found).mean().item() == pytest.approx(1 - rates[0].item(), abs=4 * 0.2 / 120_000**0.5)
 

@@ -34,7 +34,9 @@ def posterior(latent_dim: int) -> nn.Module:
 def prior_of(name: str, latent_dim: int) -> nn.Module:
     """Build a prior in evaluation mode and move it from its start, so that nothing is tested at a special point."""
     images = torch.randint(0, 256, (300, 2, 2), dtype=torch.uint8)
-    prior = components.PRIORS[name](components.Blueprint(latent_dim, images), posterior(latent_dim))
+    prior = components.construct(
+        components.PRIORS[name], latent_dim=latent_dim, images=images, posterior=posterior(latent_dim)
+    )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / math.sqrt(parameter.shape[-1]))
@@ -105,7 +107,7 @@ def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self) -> dist.Distribution:
             return dist.Normal(torch.full((3,), 40.0), 1.0).to_event(1)
 
-    monkeypatch.setitem(components.PRIORS, "far", lambda plan, posterior: Far())
+    monkeypatch.setitem(components.PRIORS, "far", Far)
     settings = config.Config(prior="far", latent_dim=3, device="cpu")
     with torch.device("cpu"):
         images = data.load("digits", settings.data_root)

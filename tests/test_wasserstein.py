@@ -131,7 +131,7 @@ def test_the_objective_is_its_formula(name: str) -> None:
     vae, x = PROGRAMS[name](), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 3)
     pyro.set_rng_seed(1)
-    found = WAE(3, weight=20.0).objective(particles)
+    found = WAE(3, mmd_weight=20.0).objective(particles)
     pyro.set_rng_seed(1)
     draws = dist.Normal(0.0, 1.0).expand([3, 5, 2]).sample()
     z = particles.q.values["z"]
@@ -198,7 +198,9 @@ def test_a_recorded_step_is_that_of_pyro(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(components.PRIORS))
 def test_every_prior_is_drawn_from_and_trained_where_its_draws_are_pathwise(name: str) -> None:
     vae, x = small_vae(), images(5)
-    vae.prior = components.PRIORS[name](components.Blueprint(2, (255 * images(300)).byte()), vae.posterior)
+    vae.prior = components.construct(
+        components.PRIORS[name], latent_dim=2, images=(255 * images(300)).byte(), posterior=vae.posterior
+    )
     WAE(1, 20.0).loss_and_grads(vae.model, vae.guide, x)
     of_prior = {name: p for name, p in vae.prior.named_parameters() if not name.startswith("posterior")}
     trained = {name for name, p in of_prior.items() if p.grad is not None and p.grad.any()}
@@ -226,5 +228,5 @@ def test_a_prior_without_a_sampler_is_refused() -> None:
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_a_weight_out_of_range_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match=f"The weight is {weight};"):
+    with pytest.raises(ValueError, match=f"mmd_weight is {weight};"):
         WAE(1, weight)

@@ -1,62 +1,46 @@
-r"""The parts by name: what the flags offer.
+r"""The components by name: what the flags offer, each built from what its own signature asks for.
 
 To offer one more prior, write its module under model/priors/ and name it in `PRIORS`; likewise for the others. The
-tables are plain dictionaries, so a part can be added from outside.
+tables are plain dictionaries, so that a component can be added from outside.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.infer import objectives
-from pyro_vae.infer.objectives import coupled, estimators, wae
 from pyro_vae.model import likelihoods, nets, posteriors
 from pyro_vae.model.priors import flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """What a prior may be built from, besides the posterior of its program."""
-
-    latent_dim: int
-    images: Tensor
-    """Training images, uint8 (N, *pixels)."""
-
-    def some_images(self, number: int) -> Tensor:
-        """Return training images drawn at random, in [0, 1]."""
-        return self.images[torch.randperm(len(self.images))[:number]].cpu() / 255
+def reads(build: Callable[..., Any]) -> set[str]:
+    """Return the names of the arguments that a component is built from."""
+    return set(inspect.signature(build).parameters)
 
 
-@dataclass(frozen=True)
-class Course:
-    """What an objective may be built from: how the fit will go."""
-
-    num_particles: int
-    num_images: int
-    """Training images."""
-    beta: float
-    warmup_steps: int
-    free_bits: float
-    mmd_weight: float
+def construct(build: Callable[..., Any], **available: Any) -> Any:
+    """Build a component from those of the available arguments that it reads."""
+    names = reads(build)
+    return build(**{name: value for name, value in available.items() if name in names})
 
 
-# A prior is built from the blueprint and the posterior.
-PRIORS: dict[str, Callable[[Blueprint, nn.Module], nn.Module]] = {
-    "standard": lambda plan, posterior: standard.StandardNormal(plan.latent_dim),
-    "gaussian": lambda plan, posterior: gaussian.DiagonalGaussian(plan.latent_dim),
-    "student-t": lambda plan, posterior: student_t.StudentT(plan.latent_dim),
-    "laplace": lambda plan, posterior: laplace.Laplace(plan.latent_dim),
-    "mixture": lambda plan, posterior: mixture.GaussianMixture(plan.latent_dim),
-    "vamp": lambda plan, posterior: vamp.VampPrior(posterior, plan.some_images(200)),
-    "nsf": lambda plan, posterior: flow.nsf(plan.latent_dim),
-    "realnvp": lambda plan, posterior: flow.realnvp(plan.latent_dim),
-    "maf": lambda plan, posterior: flow.maf(plan.latent_dim),
-    "lars": lambda plan, posterior: lars.LARS(plan.latent_dim),
+# A prior may read latent_dim, the posterior of its program, and its training images, uint8 (N, *pixels).
+PRIORS: dict[str, Callable[..., nn.Module]] = {
+    "standard": standard.StandardNormal,
+    "gaussian": gaussian.DiagonalGaussian,
+    "student-t": student_t.StudentT,
+    "laplace": laplace.Laplace,
+    "mixture": mixture.GaussianMixture,
+    "vamp": vamp.from_images,
+    "nsf": flow.nsf,
+    "realnvp": flow.realnvp,
+    "maf": flow.maf,
+    "lars": lars.LARS,
 }
 # A posterior is built from its encoder, by number of outputs, and the latent dimension.
 POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
@@ -86,16 +70,24 @@ NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {
     "conv": nets.Conv,
     "resnet": partial(nets.Conv, blocks=2),
 }
-# An objective is built from the course of the fit.
-OBJECTIVES: dict[str, Callable[[Course], objectives.Objective]] = {
-    "elbo": lambda c: objectives.ELBO(c.num_particles),
-    "meanfield-elbo": lambda c: objectives.MeanFieldELBO(c.num_particles),
-    "iwae": lambda c: objectives.IWAE(c.num_particles),
-    "renyi": lambda c: objectives.Renyi(c.num_particles),
-    "stl": lambda c: estimators.STL(c.num_particles),
-    "dreg": lambda c: estimators.DReG(c.num_particles),
-    "beta": lambda c: objectives.BetaELBO(c.num_particles, c.beta, c.warmup_steps),
-    "free-bits": lambda c: coupled.FreeBits(c.num_particles, c.free_bits),
-    "beta-tcvae": lambda c: coupled.BetaTCVAE(c.num_particles, c.beta, c.warmup_steps, num_images=c.num_images),
-    "wae-mmd": lambda c: wae.WAE(c.num_particles, c.mmd_weight),
+# An objective may read num_particles, num_images (of the training split), warmup_steps, and the flags in
+# `OBJECTIVE_FLAGS`; those that it does not read are refused when they are set.
+OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
+    "elbo": objectives.ELBO,
+    "meanfield-elbo": objectives.MeanFieldELBO,
+    "iwae": objectives.IWAE,
+    "renyi": objectives.Renyi,
+    "stl": objectives.STL,
+    "dreg": objectives.DReG,
+    "beta": objectives.BetaELBO,
+    "free-bits": objectives.FreeBits,
+    "beta-tcvae": objectives.BetaTCVAE,
+    "wae-mmd": objectives.WAE,
+}
+# Each flag and the argument that it sets.
+OBJECTIVE_FLAGS = {
+    "beta": "beta",
+    "warmup_epochs": "warmup_steps",
+    "free_bits": "free_bits",
+    "mmd_weight": "mmd_weight",
 }

@@ -2,21 +2,14 @@ r"""The program and the objective of a configuration, built of the parts that it
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.config import Config, components, flag
+from pyro_vae.config import Config, components, flag, program_files
 from pyro_vae.data import Images, some_labels
 from pyro_vae.errors import UserError
 from pyro_vae.infer import Objective
@@ -26,13 +19,6 @@ from pyro_vae.model.priors.improper import Improper
 from pyro_vae.model.priors.mixture import GaussianMixture
 
 Likelihood = Callable[[likelihoods.Decoder, Tensor], nn.Module]
-# Flags that only some objectives read.
-_FLAGS_OF = {
-    "beta": ("beta", "beta-tcvae"),
-    "warmup_epochs": ("beta", "beta-tcvae"),
-    "free_bits": ("free-bits",),
-    "mmd_weight": ("wae-mmd",),
-}
 # Flags that a program does not read.
 _NOT_OF: dict[str, tuple[str, ...]] = {
     "pixelcnn": ("prior", "posterior", "likelihood", "net", "latent_dim", "objective", "num_particles"),
@@ -44,11 +30,7 @@ _NOT_OF: dict[str, tuple[str, ...]] = {
 _OF_PROGRAM = {"labels": "m2"}
 # Objectives that hold the codes of an autoencoder against a prior, whose draws they take.
 _MATCHING = ("wae-mmd",)
-# How the modules of program files are called, with a digest of the path behind it.
-_MODULE = "pyro_vae_program_"
 _CLUSTERS = 10  # of the prior of gmvae
-# The folders of such files in which Python looks for modules because of them alone.
-_FOLDERS: set[str] = set()
 
 
 def unread(config: Config) -> dict[str, Any]:
@@ -64,7 +46,8 @@ def _not_of_program(config: Config) -> list[str]:
 
 
 def _not_of_objective(config: Config) -> list[str]:
-    return [name for name, of in _FLAGS_OF.items() if config.objective not in of]
+    read = components.reads(components.OBJECTIVES[config.objective])
+    return [flag for flag, argument in components.OBJECTIVE_FLAGS.items() if argument not in read]
 
 
 def check(config: Config) -> None:
@@ -78,7 +61,10 @@ def check(config: Config) -> None:
             raise UserError(f"--program {config.program} does not read {flag(name)}: leave it out.")
     for name in _not_of_objective(config):
         if getattr(config, name) != getattr(Config, name):
-            of = " and ".join(_FLAGS_OF[name])
+            argument = components.OBJECTIVE_FLAGS[name]
+            of = " and ".join(
+                each for each, build in components.OBJECTIVES.items() if argument in components.reads(build)
+            )
             raise UserError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
 
 
@@ -89,15 +75,16 @@ def build_objective(config: Config, num_images: int) -> Objective:
         ValueError: as `check`.
     """
     check(config)
-    course = components.Course(
+    objective: Objective = components.construct(
+        components.OBJECTIVES[config.objective],
         num_particles=config.num_particles,
         num_images=num_images,
-        beta=config.beta,
         warmup_steps=config.warmup_epochs * config.epoch_steps(num_images),
+        beta=config.beta,
         free_bits=config.free_bits,
         mmd_weight=config.mmd_weight,
     )
-    return components.OBJECTIVES[config.objective](course)
+    return objective
 
 
 def build(config: Config, images: Images) -> Any:
@@ -115,75 +102,24 @@ def build(config: Config, images: Images) -> Any:
     check(config)
     if config.program in PROGRAMS:
         return PROGRAMS[config.program](config, images).to(config.device)
-    spec, name = _find(config.program)
-    with _traceback_kept(config.program):
-        factory = getattr(_run_file(spec), name, None)
-    if not callable(factory):
-        raise UserError(f"--program {config.program}: {spec.origin} defines no function {name!r}.")
-    with _traceback_kept(config.program):
-        program = factory(config, images)
-    for part in ("model", "guide"):
-        if not callable(getattr(program, part, None)):
-            raise UserError(f"--program {config.program}: what the factory returns has no {part}(x).")
+    program = program_files.build(config, images, known=PROGRAMS)
     return program.to(config.device) if isinstance(program, nn.Module) else program
-
-
-def _find(program: str) -> tuple[ModuleSpec, str]:
-    """Return the module of a program in a file, which has not been run, and the name of its factory."""
-    path, colon, name = program.rpartition(":")
-    if not colon:
-        known = ", ".join(PROGRAMS)
-        raise UserError(f"Unknown program {program!r}; choose one of {known}, or path/to/file.py:factory.")
-    readable = os.path.isfile(path) and os.access(path, os.R_OK)
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(_MODULE + digest, path) if readable else None
-    if spec is None:
-        raise UserError(f"--program {program}: no Python file {path!r} to read; write path/to/file.py:factory.")
-    return spec, name
-
-
-@contextmanager
-def _traceback_kept(program: str) -> Iterator[None]:
-    """Let an error of somebody's own code end a script with its traceback, where one of ours would be one line."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise RuntimeError(f"--program {program} has failed in its own code.") from error
-
-
-def _run_file(spec: ModuleSpec) -> ModuleType:
-    """Run a file as a new process would: its folder comes first for modules, and those that lie there run anew.
-
-    A module of an earlier program may be that of another folder, or hold what it has drawn under another seed.
-    """
-    assert spec.origin is not None
-    assert spec.loader is not None
-    folder = os.path.dirname(os.path.realpath(spec.origin))
-    for stale in [name for name in list(sys.modules) if _is_beside_a_program(name)]:
-        del sys.modules[stale]
-    if folder not in map(os.path.realpath, sys.path):
-        _FOLDERS.add(folder)
-    sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(spec.name, None)
-        raise
-    return module
-
-
-def _is_beside_a_program(name: str) -> bool:
-    """Whether a module, or the package that it is of, lies where only the files of programs have Python look."""
-    spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
-    if spec is None or name.startswith(_MODULE):
-        return False
-    return any(os.path.dirname(place) in _FOLDERS for place in spec.submodule_search_locations or [spec.origin or ""])
 
 
 def _posterior(config: Config, images: Images, latent_dim: int) -> nn.Module:
     family = components.NETS[config.net](images.pixel_shape, config.hidden_dim)
     return components.POSTERIORS[config.posterior](family.encoder, latent_dim)
+
+
+def _prior(config: Config, images: Images, latent_dim: int, **posterior: nn.Module) -> nn.Module:
+    build = components.PRIORS[config.prior]
+    if "posterior" in components.reads(build) - posterior.keys():
+        raise UserError(
+            f"--prior {config.prior} needs a posterior of images alone, and --program {config.program} has none: "
+            "choose another --prior."
+        )
+    prior: nn.Module = components.construct(build, latent_dim=latent_dim, images=images.train, **posterior)
+    return prior
 
 
 def _likelihood(config: Config, images: Images, latent_dim: int, build: Likelihood) -> nn.Module:
@@ -194,7 +130,7 @@ def _likelihood(config: Config, images: Images, latent_dim: int, build: Likeliho
 def _vae_of(config: Config, images: Images, build: Likelihood) -> nn.Module:
     posterior = _posterior(config, images, config.latent_dim)
     likelihood = _likelihood(config, images, config.latent_dim, build)
-    prior = components.PRIORS[config.prior](components.Blueprint(config.latent_dim, images.train), posterior)
+    prior = _prior(config, images, config.latent_dim, posterior=posterior)
     return VAE(prior, likelihood, posterior)
 
 
@@ -203,14 +139,10 @@ def _vae(config: Config, images: Images) -> nn.Module:
 
 
 def _two_layer(config: Config, images: Images) -> nn.Module:
-    if config.prior == "vamp":
-        raise UserError(
-            "A VampPrior is of a posterior of images, and z2 of two-layer has none: choose another --prior."
-        )
     # Burda et al.: twice as many units in z1 as in z2, and half as many hidden ones between them as below.
     top, bottom, hidden = config.latent_dim, 2 * config.latent_dim, [max(1, config.hidden_dim // 2)] * 2
     return TwoLayerVAE(
-        prior=components.PRIORS[config.prior](components.Blueprint(top, images.train), nn.Identity()),
+        prior=_prior(config, images, top),
         generator=posteriors.MeanField(lambda outputs: nets.MLP([top, *hidden, outputs]), bottom),
         likelihood=_likelihood(config, images, bottom, components.LIKELIHOODS[config.likelihood]),
         posterior=_posterior(config, images, bottom),
@@ -231,11 +163,6 @@ def _number_of_classes(config: Config, images: Images) -> int:
         raise UserError(
             f"{config.program} needs data with one label an image, unlike {images.name}: choose other --data."
         )
-    if config.prior == "vamp":
-        raise UserError(
-            f"A VampPrior needs a posterior of images alone, and that of {config.program} takes labels: choose another "
-            "--prior."
-        )
     return 1 + int(images.labels.train.max())
 
 
@@ -247,7 +174,7 @@ def _of_classes(config: Config, images: Images, number: int) -> dict[str, Any]:
         return nets.MLP([config.hidden_dim + number, config.hidden_dim, outputs])
 
     return {
-        "prior": components.PRIORS[config.prior](components.Blueprint(config.latent_dim, images.train), nn.Identity()),
+        "prior": _prior(config, images, config.latent_dim),
         "likelihood": _likelihood(
             config, images, config.latent_dim + number, components.LIKELIHOODS[config.likelihood]
         ),
@@ -275,7 +202,7 @@ def _autoencoder(config: Config, images: Images) -> nn.Module:
     family = components.NETS[config.net](images.pixel_shape, config.hidden_dim)
     posterior = posteriors.Point(family.encoder, config.latent_dim)
     prior = (
-        components.PRIORS[config.prior](components.Blueprint(config.latent_dim, images.train), posterior)
+        _prior(config, images, config.latent_dim, posterior=posterior)
         if config.objective in _MATCHING
         else Improper(config.latent_dim)
     )

@@ -19,7 +19,7 @@ from pyro_vae.infer.objectives.particles import Particles
 
 
 class FreeBits(Objective):
-    """E_q[log p(x|z)] - sum_u max(floor, rate of unit u), the rate averaged over the batch.
+    """E_q[log p(x|z)] - sum_u max(free_bits, rate of unit u), the rate averaged over the batch.
 
     Up to the floor a latent unit costs nothing, so that it is not given up early. A site whose prior or posterior
     does not factorise over its D units is one group, with a floor of D times that. Kingma et al., "Improved
@@ -27,14 +27,14 @@ class FreeBits(Objective):
 
     Args:
         num_particles: K.
-        floor: nats of each unit.
+        free_bits: nats of each unit.
     """
 
     reads_prior = True
 
-    def __init__(self, num_particles: int = 1, floor: float = 0.5) -> None:
+    def __init__(self, num_particles: int = 1, free_bits: float = 0.5) -> None:
         super().__init__(num_particles)
-        self.floor = nonnegative("The floor", floor)
+        self.free_bits = nonnegative("free_bits", free_bits)
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the floored rate of the batch."""
@@ -47,9 +47,9 @@ class FreeBits(Objective):
         q, p = (run.sites[name]["fn"] for run in (particles.q, particles.p))
         if all(isinstance(fn, Independent) and len(fn.event_shape) == 1 for fn in (q, p)):
             means = [run.per_image(name, _of_units, extra=1).mean((0, 1)) for run in (particles.q, particles.p)]
-            return (means[0] - means[1]).clamp(min=self.floor).sum()
+            return (means[0] - means[1]).clamp(min=self.free_bits).sum()
         together = (particles.log_q[name] - particles.log_p[name]).mean()
-        return together.clamp(min=self.floor * q.event_shape.numel())
+        return together.clamp(min=self.free_bits * q.event_shape.numel())
 
 
 def refuse_masks(particles: Particles, name: str) -> None:

@@ -52,7 +52,7 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
 
 
 class WAE(Objective):
-    """E_q[log p(x|z)] - weight * MMD^2 of the codes of the batch and as many draws from the prior, for each particle.
+    """E_q[log p(x|z)] - mmd_weight * MMD^2 of the codes of the batch and as many prior draws, for each particle.
 
     The penalty is the same for all images of a batch, and a batch of one has none. A prior is trained where its draws
     are pathwise; others stay as they start, since nothing here asks for log p(z). Nor does anything keep a Gaussian
@@ -60,7 +60,7 @@ class WAE(Objective):
 
     Args:
         num_particles: K.
-        weight: nats per unit of MMD^2.
+        mmd_weight: nats per unit of MMD^2.
 
     Raises:
         ValueError: at the first use, where a program has several latent sites, or the prior has no sampler.
@@ -68,13 +68,13 @@ class WAE(Objective):
 
     reads_prior = True
 
-    def __init__(self, num_particles: int = 1, weight: float = 100.0) -> None:
+    def __init__(self, num_particles: int = 1, mmd_weight: float = 100.0) -> None:
         super().__init__(num_particles)
-        self.weight = nonnegative("The weight", weight)
+        self.mmd_weight = nonnegative("mmd_weight", mmd_weight)
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the weighted discrepancy of the batch."""
-        return particles.log_likelihood.mean(0) - self.weight * self.discrepancy(particles)
+        return particles.log_likelihood.mean(0) - self.mmd_weight * self.discrepancy(particles)
 
     def discrepancy(self, particles: Particles) -> Tensor:
         """Estimate MMD^2 of the codes and the prior, the mean over particles."""

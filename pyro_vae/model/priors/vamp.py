@@ -6,6 +6,7 @@ Tomczak, Welling, "VAE with a VampPrior", AISTATS 2018 (https://arxiv.org/abs/17
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
@@ -35,3 +36,15 @@ class VampPrior(nn.Module):
             components = DiagonalNormals(components.base_dist.loc, components.base_dist.scale)
         weights = dist.Categorical(logits=self.logits.new_zeros(len(self.logits)))
         return dist.MixtureSameFamily(weights, components)
+
+
+def from_images(posterior: nn.Module, images: Tensor, num_components: int = 200) -> VampPrior:
+    """Return a VampPrior whose pseudo-inputs start at training images drawn at random.
+
+    Args:
+        posterior: q(z|x), a module of images.
+        images: uint8 (N, *pixels).
+        num_components: P, at most N.
+    """
+    chosen = torch.randperm(len(images))[:num_components]
+    return VampPrior(posterior, images[chosen].cpu() / 255)
