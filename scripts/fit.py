@@ -37,7 +37,8 @@ class Arguments:
 
     config: Annotated[config.Config, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Run folder (None: runs/<data>-<prior>-<objective>). An existing one is refused."""
+    """Run folder (None: runs/<data>-<prior>-<objective>, with the name of the program where it is not vae, and without
+    what it does not read). An existing one is refused."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint."""
     overwrite: bool = False
@@ -53,10 +54,7 @@ def main(arguments: Arguments) -> None:
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
     settings = arguments.config.resolved()
-    particles = settings.num_particles if settings.num_particles > 1 else ""
-    own = "" if settings.program == "vae" else Path(settings.program).name.replace(".py:", "-") + "-"
-    name = f"{settings.data}-{own}{settings.prior}-{settings.objective}{particles}"
-    folder = RunFolder(arguments.out or Path("runs") / name)
+    folder = RunFolder(arguments.out or Path("runs") / programs.run_name(settings))
     if arguments.resume and folder.finished:
         folder.check_same(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")

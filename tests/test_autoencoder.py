@@ -22,7 +22,7 @@ from pyro_vae.config import programs
 from pyro_vae.evaluate import log_weights, score, summary, surgery
 from pyro_vae.infer import ELBO, SVI, Fit, Optim
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
-from pyro_vae.model.priors.improper import Improper
+from pyro_vae.model.priors.flat import FlatPrior
 from pyro_vae.trace import run
 
 DIM, UNITS = 6, 2
@@ -51,7 +51,7 @@ def linear_autoencoder(likelihood: Callable[..., nn.Module]) -> VAE:
     images = torch.randint(0, 256, (50, DIM), dtype=torch.uint8)
     family = nets.Dense((DIM,), 0, depth=0)
     part = likelihood(partial(family.decoder, UNITS), images)
-    return VAE(Improper(UNITS), part, posteriors.Point(family.encoder, UNITS)).to(torch.get_default_device())
+    return VAE(FlatPrior(UNITS), part, posteriors.PointMass(family.encoder, UNITS)).to(torch.get_default_device())
 
 
 def fitted_angle(likelihood: Callable[..., nn.Module], x: Tensor) -> float:
@@ -106,7 +106,7 @@ def an_autoencoder() -> tuple[VAE, Tensor]:
     family = nets.Dense((2, 3), 5)
     images = torch.randint(0, 256, (50, 2, 3), dtype=torch.uint8)
     likelihood = likelihoods.Bernoulli(partial(family.decoder, UNITS), images)
-    program = VAE(Improper(UNITS), likelihood, posteriors.Point(family.encoder, UNITS))
+    program = VAE(FlatPrior(UNITS), likelihood, posteriors.PointMass(family.encoder, UNITS))
     return program.to(torch.get_default_device()), torch.bernoulli(torch.full((30, 2, 3), 0.5))
 
 

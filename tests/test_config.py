@@ -299,7 +299,7 @@ def test_a_run_is_compiled_by_its_number_of_steps(changes: dict[str, Any], graph
 
 @pytest.mark.parametrize("name", ["digits", "shapes"])
 def test_the_images_are_as_many_as_is_known_of_them(name: str) -> None:
-    assert len(data.load(name, Path()).train) == data.TRAINING_IMAGES[name]
+    assert len(data.load(name, Path()).train) == data.DATASETS[name].num_train
 
 
 def test_tf32_is_refused_on_a_cpu() -> None:

@@ -20,8 +20,13 @@ from calls import MORE, TINY, Inside, command, inside
 from pyro_vae import config
 from pyro_vae.config import programs
 
-NAMES = config.CHOICES | {"program": programs.PROGRAMS}
-WITHOUT_DENSITY = {"autoencoder": "no density", "cross-entropy": "no log-likelihood"}
+NAMES = config.CHOICES | {"program": programs.NAMES}
+WITHOUT_DENSITY = {
+    "autoencoder": "no density",
+    "point-mass": "no density",
+    "flat": "no distribution",
+    "cross-entropy": "no log-likelihood",
+}
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
 import pyro
@@ -192,7 +197,7 @@ def test_every_name_that_help_offers_runs(
     part: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three epochs on digits, in this process."""
-    grey = ["--binarize", "none"] if part == "likelihood" and name != "bernoulli" else []
+    grey = ["--binarize", "none"] if part == "likelihood" and name not in ("bernoulli", "pixelcnn") else []
     call = command("fit", *TINY, f"--{part}", name, *grey, "--out", tmp_path / "run")
     monkeypatch.setattr(sys, "argv", call[1:])
     torch.set_default_dtype(torch.float32)

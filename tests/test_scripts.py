@@ -181,7 +181,8 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     assert (run / "evaluation" / "figures" / "probe.png").stat().st_size > 5000
 
     digits = datasets.DATASETS["digits"]
-    monkeypatch.setitem(datasets.DATASETS, "digits", lambda *args: replace(digits(*args), labels=None))
+    unlabelled = replace(digits, load=lambda *args: replace(digits.load(*args), labels=None))
+    monkeypatch.setitem(datasets.DATASETS, "digits", unlabelled)
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
     assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout

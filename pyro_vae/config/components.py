@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pyro_vae.infer import objectives
 from pyro_vae.model import likelihoods, nets, posteriors
-from pyro_vae.model.priors import flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
+from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN
+from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
 
 def reads(build: Callable[..., Any]) -> set[str]:
@@ -41,6 +42,7 @@ PRIORS: dict[str, Callable[..., nn.Module]] = {
     "realnvp": flow.realnvp,
     "maf": flow.maf,
     "lars": lars.LARS,
+    "flat": flat.FlatPrior,
 }
 # A posterior is built from its encoder, by number of outputs, and the latent dimension.
 POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
@@ -49,9 +51,21 @@ POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
     "low-rank": posteriors.LowRank,
     "iaf": posteriors.InverseAutoregressive,
     "mixture": posteriors.Mixture,
+    "point-mass": posteriors.PointMass,
 }
-# A likelihood is built from its decoder, by number of channels, and the training images.
-LIKELIHOODS: dict[str, Callable[[likelihoods.Decoder, Tensor], nn.Module]] = {
+
+
+def pixelcnn_channels(hidden_dim: int) -> int:
+    """Return the channels of a PixelCNN beside hidden layers of so many units: 16 for 200."""
+    return max(1, hidden_dim // 12)
+
+
+def _pixelcnn(decoder: likelihoods.Decoder, images: Tensor, hidden_dim: int) -> nn.Module:
+    return ConditionalPixelCNN(decoder, images, channels=pixelcnn_channels(hidden_dim))
+
+
+# A likelihood may read its decoder, by number of channels, the training images, and hidden_dim.
+LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": likelihoods.Bernoulli,
     "cross-entropy": likelihoods.CrossEntropy,
     "continuous-bernoulli": likelihoods.ContinuousBernoulli,
@@ -59,6 +73,7 @@ LIKELIHOODS: dict[str, Callable[[likelihoods.Decoder, Tensor], nn.Module]] = {
     "isotropic-gaussian": likelihoods.IsotropicGaussian,
     "logistic-mixture": likelihoods.LogisticMixture,
     "categorical": likelihoods.Categorical,
+    "pixelcnn": _pixelcnn,
 }
 # A kind of network is built from the shape of an image and the units of a hidden layer.
 NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {

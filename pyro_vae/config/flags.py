@@ -58,10 +58,10 @@ class Config:
 
     program: str = "vae"
     """vae; two-layer; gmvae, with a mixture of ten Gaussians as its prior whose class is summed out; cvae, of images
-    given their labels; m2, semi-supervised, given few of them (--labels); autoencoder, a code without noise or prior,
-    and without a density; pixelcnn, an autoregressive density of 0/1 pixels without latents; pixelvae, the VAE with one
-    as p(x|z); or path/to/file.py:factory, a program of your own: factory(config, images) returns an object with
-    model(x) and guide(x). Its code is run."""
+    given their labels; m2, semi-supervised, given few of them (--labels); autoencoder, the VAE
+    of --posterior point-mass and --prior flat; pixelcnn, an autoregressive density of 0/1 pixels without latents;
+    pixelvae, the VAE of --likelihood pixelcnn; or path/to/file.py:factory, a program of your own: factory(config,
+    images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, _one_of("data")] = "digits"
     """Data set. digits (8x8) are embedded and shapes (32x32, of five known factors) drawn; the others are downloaded
     into --data-root where absent."""
@@ -76,14 +76,14 @@ class Config:
     """Test on the first so many images (None: all)."""
 
     prior: Annotated[str, _one_of("prior")] = "standard"
-    """p(z)."""
+    """p(z). flat: none, a constant in the place of a density, so that there is no log p(x)."""
     posterior: Annotated[str, _one_of("posterior")] = "meanfield"
-    """q(z|x)."""
+    """q(z|x). point-mass: a code without noise, as of an autoencoder, so that there is no log p(x)."""
     likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
-    """p(x|z). bernoulli takes binarized pixels. Grey ones (--binarize none) go with categorical and logistic-mixture,
-    over their 256 levels, and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
-    all pixels) and continuous-bernoulli. cross-entropy, of grey pixels, is a loss and no likelihood: there is no log
-    p(x) of it."""
+    """p(x|z). bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Grey ones
+    (--binarize none) go with categorical and logistic-mixture, over their 256 levels, and with the densities gaussian
+    (learned mean and scale), isotropic-gaussian (one scale for all pixels) and continuous-bernoulli. cross-entropy, of
+    grey pixels, is a loss and no likelihood: there is no log p(x) of it."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
     relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
@@ -107,7 +107,7 @@ class Config:
     mmd_weight: float = 100.0
     """Nats per unit of the squared discrepancy between codes and prior, of --objective wae-mmd."""
     epochs: OptionalCount = None
-    """Passes over the training images (None: 300 on digits, 100 elsewhere)."""
+    """Passes over the training images (None: 300 on digits, 100 on the others)."""
     batch_size: Count = 100
     """Images per step."""
     learning_rate: float = 3e-3
@@ -122,7 +122,7 @@ class Config:
     to three times."""
 
     num_samples: OptionalCount = None
-    """K of the importance-sampled log-likelihood (None: 1000 on digits, 5000 elsewhere)."""
+    """K of the importance-sampled log-likelihood (None: 1000 on digits and shapes, 5000 on the others)."""
     seed: int = 0
     """Seed of initial weights, order, noise and evaluation."""
     device: Device = "auto"
@@ -163,17 +163,17 @@ class Config:
         Raises:
             ValueError: CUDA is asked for and not there.
         """
-        digits = self.data == "digits"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: no CUDA device is available here; use --device cpu or auto.")
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         device = auto if self.device == "auto" else self.device
         if self.precision == "tf32" and device != "cuda":
             raise UserError("--precision tf32 is of CUDA devices; on a CPU choose float32 or bf16.")
+        dataset = data.DATASETS[self.data]
         return replace(
             self,
-            epochs=self.epochs or (300 if digits else 100),
-            num_samples=self.num_samples or (1000 if digits else 5000),
+            epochs=self.epochs or dataset.epochs,
+            num_samples=self.num_samples or dataset.num_samples,
             device=device,
         )
 
@@ -182,7 +182,7 @@ class Config:
         """How steps run, ``compiled``, ``recorded`` or None: a function of what is saved, the same when resumed."""
         if self.compile != "auto":
             return "compiled" if self.compile == "on" else None
-        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.TRAINING_IMAGES.get(self.data, 0))
+        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.DATASETS[self.data].num_train)
         return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:

@@ -1,10 +1,15 @@
-r"""The systems of the field by name, each some flags of the same package: what `compare.py --systems` fits."""
+r"""Names for sets of flags: programs that are another one with some flags set, and the systems of the field."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Fields of the configuration that make each what it is; the rest are as asked for, the same for all.
+# What `--program` stands for where it names a program with other components. Flags that a preset sets are not read.
+PRESETS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"program": "vae", "posterior": "point-mass", "prior": "flat"},
+    "pixelvae": {"program": "vae", "likelihood": "pixelcnn"},
+}
+# What `compare.py --systems` fits: the flags that make each what it is. The rest are as asked for, the same for all.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "pixelcnn": {"program": "pixelcnn"},
     "autoencoder": {"program": "autoencoder"},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,21 @@ from pyro_vae.data import idx, shapes
 from pyro_vae.data.images import DataError, Images, Labels, to_uint8
 
 Source = Callable[[Path, bool], Images]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, and the defaults of a fit on it."""
+
+    load: Source
+    """Called with the folder of the downloaded data sets, and whether it may download into it."""
+    num_train: int
+    """Training images, known before any file is read."""
+    epochs: int = 100
+    num_samples: int = 5000
+    """K of the importance-sampled log-likelihood."""
+
+
 _LOG = logging.getLogger("pyro_vae")
 _NUM_VALID = 5000
 
@@ -47,7 +63,7 @@ def load(
     """
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}; choose one of {', '.join(DATASETS)}.")
-    images = DATASETS[name](root, download)
+    images = DATASETS[name].load(root, download)
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images
@@ -90,19 +106,10 @@ def _download(kind: type[torchvision.datasets.MNIST], root: Path, absent: str) -
         raise DataError(f"{where} has no {absent}, and downloading failed ({reason}). {idx.REMEDY}") from error
 
 
-# Each is called with the root folder and whether it may download into it.
-DATASETS: dict[str, Source] = {
-    "digits": _digits,
-    "mnist": _idx(torchvision.datasets.MNIST),
-    "fashion-mnist": _idx(torchvision.datasets.FashionMNIST),
-    "kmnist": _idx(torchvision.datasets.KMNIST),
-    "shapes": lambda root, download: shapes.load(),
-}
-# How many training images each has, known before any file is read.
-TRAINING_IMAGES = {
-    "digits": 1285,
-    "mnist": 55_000,
-    "fashion-mnist": 55_000,
-    "kmnist": 55_000,
-    "shapes": shapes.NUM_TRAIN,
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(_digits, 1285, epochs=300, num_samples=1000),
+    "mnist": Dataset(_idx(torchvision.datasets.MNIST), 55_000),
+    "fashion-mnist": Dataset(_idx(torchvision.datasets.FashionMNIST), 55_000),
+    "kmnist": Dataset(_idx(torchvision.datasets.KMNIST), 55_000),
+    "shapes": Dataset(lambda root, download: shapes.load(), shapes.NUM_TRAIN, num_samples=1000),
 }

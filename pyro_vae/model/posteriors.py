@@ -34,7 +34,7 @@ class MeanField(nn.Module):
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
-class Point(nn.Module):
+class PointMass(nn.Module):
     """A point mass at loc(x): the deterministic code of an autoencoder, which has no density.
 
     Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 313 (2006)

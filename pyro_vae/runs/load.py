@@ -105,7 +105,7 @@ def settings_of(folder: RunFolder, changes: Mapping[str, Any]) -> config.Config:
     saved = read_config(folder.config_path)
     if not History(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
-    own = saved.program not in programs.PROGRAMS
+    own = saved.program not in programs.NAMES
     program = changes.get("program", None if own else saved.program)
     if program is None or (program != saved.program and not (own and ":" in program)):
         place = ", with the path that the file has here" if own else ", and no other program"

@@ -37,6 +37,8 @@ class Objective(Trace_ELBO):
     """Whether the programs are scored a second time at the same particles."""
     reads_prior = False
     """Whether the distribution of a latent in the model is read, beside its density."""
+    draws_from_prior = False
+    """Whether the prior is drawn from, so that it must be a distribution with a sampler."""
     one_layout = False
     """Whether the distributions of model and guide are compared with each other, and so must have one layout."""
 

@@ -67,6 +67,7 @@ class WAE(Objective):
     """
 
     reads_prior = True
+    draws_from_prior = True
 
     def __init__(self, num_particles: int = 1, mmd_weight: float = 100.0) -> None:
         super().__init__(num_particles)

@@ -7,7 +7,7 @@ from pyro.distributions import constraints
 from torch import nn
 
 
-class Improper(nn.Module):
+class FlatPrior(nn.Module):
     """The improper uniform "density" of an autoencoder's code, which costs nothing and cannot be drawn from.
 
     Args:

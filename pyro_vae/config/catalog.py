@@ -1,0 +1,126 @@
+r"""The programs by name, each built from what its own signature asks for.
+
+A program may ask for these; a flag that it does not ask for is refused when it is set:
+
+    posterior(latent_dim, encoder=None)     functions that build the component that the flag of that name chooses
+    likelihood(latent_dim)
+    prior(latent_dim, posterior=None)
+    net                                     the networks that --net chooses, for its images; see `model.nets.Nets`
+    images                                  its images
+    latent_dim, hidden_dim, labels          the numbers that the flags give
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from pyro_vae.config.components import pixelcnn_channels
+from pyro_vae.data import Images
+from pyro_vae.errors import UserError
+from pyro_vae.model import CVAE, GMVAE, M2, VAE, Tractable, TwoLayerVAE, nets, posteriors
+from pyro_vae.model.nets.pixelcnn import PixelCNN
+from pyro_vae.model.priors.mixture import GaussianMixture
+
+Builder = Callable[..., nn.Module]
+_CLUSTERS = 10  # of the prior of gmvae
+
+
+def _vae(latent_dim: int, posterior: Builder, likelihood: Builder, prior: Builder) -> nn.Module:
+    q = posterior(latent_dim)
+    p = likelihood(latent_dim)
+    return VAE(prior(latent_dim, posterior=q), p, q)
+
+
+def _two_layer(latent_dim: int, hidden_dim: int, posterior: Builder, likelihood: Builder, prior: Builder) -> nn.Module:
+    # Burda et al.: twice as many units in z1 as in z2, and half as many hidden ones between them as below.
+    top, bottom, hidden = latent_dim, 2 * latent_dim, [max(1, hidden_dim // 2)] * 2
+    return TwoLayerVAE(
+        prior=prior(top),
+        generator=posteriors.MeanField(lambda outputs: nets.MLP([top, *hidden, outputs]), bottom),
+        likelihood=likelihood(bottom),
+        posterior=posterior(bottom),
+        top_posterior=posterior(top, encoder=lambda outputs: nets.MLP([bottom, *hidden, outputs])),
+    )
+
+
+def _gmvae(latent_dim: int, posterior: Builder, likelihood: Builder) -> nn.Module:
+    q = posterior(latent_dim)
+    p = likelihood(latent_dim)
+    return GMVAE(GaussianMixture(latent_dim, _CLUSTERS), p, q)
+
+
+def _cvae(
+    images: Images,
+    net: nets.Nets,
+    latent_dim: int,
+    hidden_dim: int,
+    posterior: Builder,
+    likelihood: Builder,
+    prior: Builder,
+) -> nn.Module:
+    classes = _number_of_classes("cvae", images)
+    return CVAE(**_given_classes(classes, net, latent_dim, hidden_dim, posterior, likelihood, prior))
+
+
+def _m2(
+    images: Images,
+    net: nets.Nets,
+    latent_dim: int,
+    hidden_dim: int,
+    labels: int,
+    posterior: Builder,
+    likelihood: Builder,
+    prior: Builder,
+) -> nn.Module:
+    classes = _number_of_classes("m2", images)
+    if not classes <= labels <= len(images.train):
+        raise UserError(
+            f"--labels is {labels}; it must be between {classes}, one for each class, and {len(images.train)}."
+        )
+    classifier = net.encoder(classes)
+    components = _given_classes(classes, net, latent_dim, hidden_dim, posterior, likelihood, prior)
+    return M2(**components, classifier=classifier, num_labels=labels)
+
+
+def _number_of_classes(program: str, images: Images) -> int:
+    if images.labels is None or len(images.labels.names) > 1:
+        raise UserError(f"{program} needs data with one label an image, unlike {images.name}: choose other --data.")
+    return 1 + int(images.labels.train.max())
+
+
+def _given_classes(
+    classes: int,
+    net: nets.Nets,
+    latent_dim: int,
+    hidden_dim: int,
+    posterior: Builder,
+    likelihood: Builder,
+    prior: Builder,
+) -> dict[str, Any]:
+    """Return the components of a program whose encoder and decoder read a class beside the image or the latents."""
+    return {
+        "features": net.encoder(hidden_dim),
+        "prior": prior(latent_dim),
+        "likelihood": likelihood(latent_dim + classes),
+        "posterior": posterior(
+            latent_dim, encoder=lambda outputs: nets.MLP([hidden_dim + classes, hidden_dim, outputs])
+        ),
+        "num_classes": classes,
+    }
+
+
+def _pixelcnn(images: Images, hidden_dim: int) -> nn.Module:
+    return Tractable(PixelCNN(images.train, pixelcnn_channels(hidden_dim)))
+
+
+PROGRAMS: dict[str, Builder] = {
+    "vae": _vae,
+    "two-layer": _two_layer,
+    "gmvae": _gmvae,
+    "cvae": _cvae,
+    "m2": _m2,
+    "pixelcnn": _pixelcnn,
+}
