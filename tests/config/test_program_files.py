@@ -147,13 +147,16 @@ def test_a_file_that_fails_leaves_no_module(tmp_path: Path, build: Callable[...,
 @pytest.mark.parametrize(
     ("code", "value"),
     [
-        ("import helpers\ndef factory(c, i):\n    net = Net(0)\n    net.found = helpers.X\n    return net\n", "beside"),
+        (
+            "import neighbour\ndef factory(c, i):\n    net = Net(0)\n    net.found = neighbour.X\n    return net\n",
+            "beside",
+        ),
         (
             "from nets import X\ndef factory(c, i):\n    net = Net(0)\n    net.found = X\n    return net\n",
             "in a package",
         ),
         (
-            "def factory(c, i):\n    import helpers\n    net = Net(0)\n    net.found = helpers.X\n    return net\n",
+            "def factory(c, i):\n    import neighbour\n    net = Net(0)\n    net.found = neighbour.X\n    return net\n",
             "beside",
         ),
     ],
@@ -161,7 +164,7 @@ def test_a_file_that_fails_leaves_no_module(tmp_path: Path, build: Callable[...,
 def test_a_file_imports_what_lies_beside_it(code: str, value: str, tmp_path: Path, build: Callable[..., Any]) -> None:
     """At its head or in its functions, also through a link to it, of which Python looks where it leads."""
     (tmp_path / "real" / "nets").mkdir(parents=True)
-    (tmp_path / "real" / "helpers.py").write_text("X = 'beside'")
+    (tmp_path / "real" / "neighbour.py").write_text("X = 'beside'")
     (tmp_path / "real" / "nets" / "__init__.py").write_text("from nets.deeper import X")
     (tmp_path / "real" / "nets" / "deeper.py").write_text("X = 'in a package'")
     (tmp_path / "real" / "program.py").write_text(NET + code)
