@@ -15,36 +15,13 @@ import pytest
 import torch
 
 mpl.use("Agg")
+pytest.register_assert_rewrite("helpers")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each, and for what they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-# What these test lives on the host: files, flags and figures.
-HOST = {
-    "test_arrays",
-    "test_autoencoder",
-    "test_checkpoint",
-    "test_cli",
-    "test_config",
-    "test_data",
-    "test_files",
-    "test_foreign_scripts",
-    "test_history",
-    "test_hostile",
-    "test_killed",
-    "test_mutations",
-    "test_names",
-    "test_plots",
-    "test_program_files",
-    "test_programs",
-    "test_resume",
-    "test_run_folder",
-    "test_sampling",
-    "test_scripts",
-    "test_shapes",
-    "test_strangers",
-    "test_systems",
-}
+# What these folders test lives on the host: files, flags and figures. Modules elsewhere say so by the marker `host`.
+HOST = {"config", "data", "report", "runs", "scripts"}
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -61,13 +38,19 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(name)
 
 
+def _on_host(request: pytest.FixtureRequest) -> bool:
+    in_host_folder = request.path.relative_to(Path(__file__).parent).parts[0] in HOST
+    host, on_device = (request.node.get_closest_marker(name) for name in ("host", "on_device"))
+    return on_device is None and (in_host_folder or host is not None)
+
+
 @pytest.fixture(autouse=True)
 def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, request.config.getoption("--dtype")))
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    place = torch.device("cpu") if request.module.__name__ in HOST else device
+    place = torch.device("cpu") if _on_host(request) else device
     with pyro.validation_enabled(True), place:
         yield
     torch.set_default_dtype(before)

@@ -13,6 +13,8 @@ import torch
 from pyro_vae import cli
 from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError
 
+pytestmark = pytest.mark.host
+
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 

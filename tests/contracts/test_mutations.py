@@ -1,0 +1,38 @@
+"""A dozen bugs made by hand: each turns a test red."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.mutations import MUTATIONS, ROOT, Mutation, red
+
+pytestmark = pytest.mark.host
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_bug_has_its_place(mutation: Mutation) -> None:
+    """Found by the default run, which does not run the bugs themselves."""
+    source = (ROOT / mutation.file).read_text()
+    ast.parse(mutation.applied(source))
+    with pytest.raises(ValueError, match=r"lost its place: .* holds 0 times, not once, .* Update it"):
+        replace(mutation, old=mutation.old + "?").applied(source)
+    for test in mutation.tests:
+        file, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text(), test
+
+
+@pytest.mark.slow
+def test_there_is_no_red_without_a_bug(tmp_path: Path) -> None:
+    assert len(MUTATIONS) == 12
+    assert red(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_bug_turns_a_test_red(mutation: Mutation, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    assert red(tmp_path, mutation) != []
+    promised("a hand-made bug turned a test red")

@@ -1,0 +1,37 @@
+"""The README's examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def lines_of(code: str, folder: Path) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, cwd=folder
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_library_example(tmp_path: Path) -> None:
+    lines = lines_of(EXAMPLES[0], tmp_path)
+    elbo, log_likelihood, share = map(float, lines[-1].split())
+    assert len(lines) == 31
+    assert float(lines[0].split()[1]) < elbo < log_likelihood < -20  # trained, and no more than the bound
+    assert 0 <= share <= 1
+
+
+def test_the_program_of_ones_own(tmp_path: Path) -> None:
+    """It learns the three means: 64 pixels of their labels alone cost less than 64 log 2, 44.4 nats."""
+    lines = lines_of(EXAMPLES[1], tmp_path)
+    elbo, log_likelihood = map(float, lines[-1].split())
+    assert len(lines) == 21
+    assert float(lines[0].split()[1]) < elbo <= log_likelihood < -20
+    assert elbo > -44.4
+    assert len(EXAMPLES) == 2

@@ -1,0 +1,208 @@
+"""A run that was interrupted at any step ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from helpers.bits import assert_same, records, untimed
+from helpers.stateful import EPOCHS, STEPS, new_fit
+from torch import Tensor
+
+from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.runs import checkpoint
+
+pytestmark = pytest.mark.host
+
+
+def interrupted(program: str, graph: str | None, folder: Path, every: int = 1, anew: bool = False) -> int:
+    """Run once through, with a checkpoint of each step; then from some of them to the end. Return how many agree.
+
+    A graph takes seconds to make, and is kept from one to the next but where it is to be made anew.
+    """
+    whole = new_fit(program, graph, seed=0)
+    epochs, steps = [], []
+    for epoch in whole.run(lambda: True):
+        epochs.append(epoch)
+        if epoch is None:
+            steps.append(whole.svi.steps)
+            checkpoint.save(folder / str(whole.svi.steps), whole.state_dict())
+    assert steps == list(range(1, STEPS + 1))
+    checkpoint.save(folder / "end", whole.state_dict())
+    expected, lines = untimed(checkpoint.load(folder / "end")), records(epochs)
+    assert len(lines) == EPOCHS
+    again = None
+    for step in steps[::every]:
+        if again is None or graph is None or anew:
+            again = new_fit(program, graph, seed=99)
+        again.load_state_dict(checkpoint.load(folder / str(step)))
+        rest = records(list(again))
+        checkpoint.save(folder / "again", again.state_dict())
+        assert_same(untimed(checkpoint.load(folder / "again")), expected)
+        assert rest == lines[EPOCHS - len(rest) :]
+        assert len(rest) == EPOCHS - (step - 1) // 5
+    return len(steps[::every])
+
+
+CASES = [
+    pytest.param(graph, program, dtype, marks=[pytest.mark.slow] if slow else [])
+    for graph in (None, "recorded", "compiled")
+    for program in ("standard", "mixture", "vamp", "params")
+    for dtype in (torch.float32, torch.float64)
+    # The default run has each way and each program, though not with each other.
+    if (slow := (graph is not None and program != "standard") or (program == "standard") == (dtype is torch.float64))
+    is not None
+]
+
+
+@pytest.mark.parametrize(("graph", "program", "dtype"), CASES)
+def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
+    graph: str | None, program: str, dtype: torch.dtype, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    torch.set_default_dtype(dtype)
+    number = interrupted(program, graph, tmp_path)
+    how = graph or "run by Pyro"
+    promised(f"{number} of {STEPS} steps, {how}, as the point of interruption: the same bits at the end")
+
+
+@pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_path: Path) -> None:
+    assert interrupted("vamp", graph, tmp_path, every=13, anew=True) == 4
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_every_stream_goes_on_from_where_it_stood(before: int, tmp_path: Path) -> None:
+    """Also after one normal draw, of which Python and NumPy make two at a time and keep the second."""
+
+    def draws(number: int) -> list[tuple[float, ...]]:
+        return [
+            (float(torch.randn(())), random.gauss(0, 1), np.random.standard_normal(), random.random(), np.random.rand())
+            for _ in range(number)
+        ]
+
+    pyro.set_rng_seed(5)
+    draws(before)
+    checkpoint.save(tmp_path / "streams", streams())
+    expected = draws(5)
+    draws(2 - before)
+    set_streams(checkpoint.load(tmp_path / "streams"))
+    assert draws(5) == expected
+
+
+def without(state: dict[str, Any], *path: str) -> dict[str, Any]:
+    first, *rest = path
+    return {k: without(v, *rest) if k == first else v for k, v in state.items() if rest or k != first}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("svi",),
+        ("svi", "optimizer"),
+        ("svi", "scale"),
+        ("epoch",),
+        ("begun",),
+        ("best", "value"),
+        ("streams",),
+        ("streams", "numpy", "state"),
+        ("streams", "python", "words"),
+        ("made_with",),
+    ],
+)
+def test_a_state_that_is_not_whole_is_refused_in_one_line(path: tuple[str, ...]) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    again = new_fit("standard", None, seed=0)
+    with pytest.raises(ValueError, match="not that of a fit") as caught:
+        again.load_state_dict(without(fit.state_dict(), *path))
+    assert "\n" not in str(caught.value)
+
+
+def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    state["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"the moments of .* have another shape"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("moment", [torch.tensor(0.0), torch.zeros(2)])
+def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    state["svi"]["optimizer"]["state"][0] |= {"exp_avg": moment, "exp_avg_sq": moment}
+    with pytest.raises(ValueError, match="have another shape"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict()
+    optimizer = state["svi"]["optimizer"]
+    optimizer["state"] = {1000 + place: moments for place, moments in optimizer["state"].items()}
+    optimizer["param_groups"][0]["params"] = list(optimizer["state"])
+    with pytest.raises(ValueError, match="it has other parameters"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("epoch",), "x"),
+        (("epoch",), -3),
+        (("setbacks",), "a"),
+        (("svi", "steps"), -5),
+        (("begun", "batches"), -1),
+        (("svi", "scale"), "a"),
+        (("svi", "modules"), [5]),
+        (("svi",), 5),
+        (("best", "epoch"), None),
+    ],
+)
+def test_numbers_that_are_none_are_refused(path: tuple[str, ...], value: Any) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = inner = untimed(fit.state_dict())
+    for key in path[:-1]:
+        inner[key] = dict(inner[key])
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 -- of what is wrong with it, in one line
+        new_fit("standard", None, seed=0).load_state_dict(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fit_that_was_finished_is_read_as_it_was(tmp_path: Path) -> None:
+    """Parameters of `pyro.param` are in the store as soon as the state is loaded."""
+    fit = new_fit("params", None, seed=0)
+    list(fit)
+    expected, state = pyro.param("rate").item(), fit.state_dict()
+    checkpoint.save(tmp_path / "state", state)
+    again = new_fit("params", None, seed=1)
+    again.load_state_dict(checkpoint.load(tmp_path / "state"))
+    assert list(again) == []
+    assert pyro.param("rate").item() == expected != 1.5
+
+
+def test_a_state_made_with_other_versions_or_threads_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    fit = new_fit("standard", None, seed=0)
+    next(fit.run(lambda: True))
+    state = fit.state_dict() | {"made_with": {"torch": "2.0.0", "threads": torch.get_num_threads()}}
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        new_fit("standard", None, seed=0).load_state_dict(state)
+    assert caplog.messages == [f"The state is of torch 2.0.0, here is {torch.__version__}: the last bits may differ."]
+
+
+def test_there_is_no_state_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match="no state before its first step"):
+        new_fit("standard", None, seed=0).state_dict()

@@ -1,0 +1,92 @@
+"""Looking does not disturb: whatever is asked of a program while it trains, the run ends with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from helpers.bits import assert_same, records, untimed
+from helpers.fits import Fixed, new_fit
+from helpers.programs import small_vae
+from torch import nn
+
+from pyro_vae.evaluate import Annealing, calibration_ranks, impute, local_elbos
+from pyro_vae.infer import Fit
+from pyro_vae.model import VAE
+from pyro_vae.report import measure, measure_annealing, measure_probe, plots, write_results
+from pyro_vae.runs import History, Labelled, RunFolder, checkpoint
+
+Look = Callable[[VAE, Fit, RunFolder], Any]
+
+
+def scores(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    measure(vae, Fixed().valid, 30, density=False, seed=0)
+
+
+def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    if fit.svi.steps % 8 == 1:  # it takes a second
+        x, settings = Fixed().valid[:4], Annealing(2, 4, 2)
+        measure_annealing(vae, x, settings, 0)
+        holes = x.clone()
+        holes[:, 0] = torch.nan
+        impute(vae.model, vae.guide, holes, settings, fill=torch.zeros_like(x[0]), seed=0)
+
+
+def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    if fit.svi.steps % 8 == 1:  # so do they
+        found, _ = measure(vae, Fixed().valid, 30, density=False, seed=0)
+        write_results(folder, vae, Fixed().valid, found, seed=0)
+        folder.save_figure("bounds", plots.bounds({"a": found}))
+
+
+def records_of_it(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    folder.append_metrics({"epoch": fit.svi.steps, "elbo": float(fit.svi.elbo)})
+    History(folder.checkpoints, {}).save(fit.svi.steps, fit.state_dict())
+
+
+def instruments(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    if fit.svi.steps % 8 == 1:
+        local_elbos(vae.model, vae.guide, Fixed().valid[:4], num_steps=3, seed=0)
+    calibration_ranks(vae.model, vae.guide, Fixed().valid[:4], 9, seed=0)
+
+
+def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
+    if fit.svi.steps % 32 == 1:
+        known = Labelled(Fixed().valid[:8], np.arange(8) % 2)
+        with pyro.get_param_store().scope(), torch.random.fork_rng():
+            untrained = small_vae()
+        folder.save_figure("probe", plots.probe(measure_probe(vae, untrained, known, known, 0)))
+
+
+def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train a program with dropout and batch statistics, and look after each step; return its state at the end."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    vae = small_vae()
+    vae.likelihood.net.append(nn.Dropout(0.2))
+    fit = new_fit(vae, graph=graph)
+    results = RunFolder(folder)
+    results.claim({}, overwrite=True)
+    epochs = []
+    for epoch in fit.run(lambda: True):
+        epochs.append(epoch)
+        look(vae, fit, results)
+    checkpoint.save(folder / "end", fit.state_dict())
+    return untimed(checkpoint.load(folder / "end")), records(epochs)
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+@pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments, probes])
+def test_looking_does_not_disturb(
+    look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    plain = run(lambda vae, fit, folder: None, graph, tmp_path / "plain")
+    seen = run(look, graph, tmp_path / "seen")
+    assert_same(seen[0], plain[0])
+    assert seen[1] == plain[1]
+    promised("a way of looking at a program after each of its steps: the same bits at the end")

@@ -1,0 +1,229 @@
+"""Bounds against closed forms and quadrature. Each 4 s.e. comparison has a false-alarm rate of 6e-5."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise, product
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.oracles import BernoulliDecoder, LinearGaussian
+
+from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
+from pyro_vae.evaluate.likelihood.weights import Parts
+
+
+def se(values: np.ndarray) -> float:
+    return values.std(ddof=1) / math.sqrt(len(values))
+
+
+def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
+    """25 guides of 0.5 to 4 times the posterior's variance in 1 to 20 dimensions, 400 images each.
+
+    Everywhere the gap of the ELBO is the KL formula, IWAE rises at K = 1, 4, 16, 64, 256 image by image (groups inside
+    groups: Jensen) and its mean does not exceed log p(x). The estimate of log p(x) is held to its own error in the
+    9 cells where that exists and is small: at a ratio of 0.5 the weights have no variance, and where it is large 256
+    of them are too few for the delta method. 59 comparisons at 4 s.e., false alarms 0.4 % in all.
+    """
+    gaps, errors = {}, {}
+    for ratio, latent_dim in product((0.5, 1.1, 1.5, 2.0, 4.0), (1, 2, 5, 10, 20)):
+        cell = f"{ratio} times the variance, D = {latent_dim}"
+        program = LinearGaussian(latent_dim, variance_ratio=ratio)
+        x = program.simulate(400)
+        truth = program.log_evidence(x).cpu().numpy()
+        parts = log_weight_parts(program.model, program.guide, x, 256, seed=len(gaps))
+        scores = reduce(parts)
+
+        gap = truth - scores.elbo
+        gaps[cell] = (gap.mean() - program.gap) / se(gap)
+        curve = torch.stack([iwae(parts.log_weights, k).mean(0) for k in (1, 4, 16, 64, 256)])
+        assert (curve.diff(dim=0) > 0).all(), cell
+        np.testing.assert_allclose(curve[[0, -1]].cpu(), [scores.elbo, scores.log_likelihood], rtol=1e-12)
+        below = truth - scores.log_likelihood
+        assert below.mean() > -4 * se(below), cell
+        if 1 < ratio <= 2 and latent_dim <= 5:
+            # Each image's error is divided by its own standard error, so that their mean has standard error
+            # 1/sqrt(N); the bias of log p(x), half the relative variance, is taken off.
+            error = scores.relative_variance / 2 - below
+            errors[cell] = (error / np.sqrt(scores.relative_variance)).mean() * math.sqrt(400)
+    assert (len(gaps), len(errors)) == (25, 9)
+    assert {cell: z for cell, z in gaps.items() if abs(z) >= 4} == {}
+    assert {cell: z for cell, z in errors.items() if abs(z) >= 4} == {}
+    worst = max(map(abs, gaps.values())), max(map(abs, errors.values()))
+    promised(
+        f"guides too wide or too narrow: ELBO off by the KL formula within {worst[0]:.1f} s.e. in 25 of 25 cells, "
+        f"log p(x) right within {worst[1]:.1f} s.e. in 9 of 9"
+    )
+
+
+def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[str], None]) -> None:
+    """50 random nets in one and two dimensions, 8 images each, against 401 points on each axis.
+
+    Each image within 5 of its standard errors: 400 comparisons, false alarms 2.3e-4 in all. The guide knows nothing of
+    the image, so that standard error is of the order of 0.01 nats at K = 10,000: 0.02 nats for the mean error over all
+    nets, 0.03 for the mean of any one.
+    """
+    errors, deviations = [], []
+    for latent_dim, net in product((1, 2), range(25)):
+        torch.manual_seed(net)
+        program = BernoulliDecoder(latent_dim)
+        x = torch.bernoulli(torch.full((8, 6), 0.5))
+        truth = program.log_evidence(x).cpu().numpy()
+        scores = score(program.model, program.guide, x, 10_000, seed=net)
+        error = np.abs(scores.log_likelihood - truth)
+        deviations.append((error / np.sqrt(scores.relative_variance)).max())
+        errors.append(error.mean())
+    assert max(deviations) < 5
+    assert np.mean(errors) < 0.02
+    assert max(errors) < 0.03
+    promised(
+        f"log p(x) by K = 10,000 against quadrature, 50 random decoders: {np.mean(errors):.4f} nats off on average, "
+        f"{max(errors):.3f} at most, within {max(deviations):.1f} s.e. for 400 of 400 images"
+    )
+
+
+def test_quadrature_has_converged() -> None:
+    program = BernoulliDecoder(2)
+    x = torch.bernoulli(torch.full((8, 6), 0.5))
+    torch.testing.assert_close(program.log_evidence(x, 401), program.log_evidence(x, 801, 10.0), atol=1e-9, rtol=0)
+
+
+def test_the_curve_rises_by_construction() -> None:
+    """For any weights whatever, from k to every multiple of it."""
+    log_w = 10 * torch.randn(5000, 30).double()
+    sizes = ladder(5000)
+    assert sizes == [1, 2, 5, 10, 50, 100, 500, 1000, 5000]
+    curve = {k: iwae(log_w, k).mean(0) for k in sizes}
+    for small in sizes:
+        for large in (k for k in sizes if k % small == 0):
+            assert (curve[large] >= curve[small] - 1e-9).all()
+    torch.testing.assert_close(curve[1], log_w.mean(0))
+    torch.testing.assert_close(curve[5000], log_w.logsumexp(0) - math.log(5000))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 1.2, 1.5, 2.0])
+def test_the_bound_rises_with_k_in_expectation(ratio: float) -> None:
+    """K = 1, 2, 3, 7, 20, each from draws of its own, 2,000 images: no fall by more than 4 s.e., 20 steps in all."""
+    program = LinearGaussian(2, variance_ratio=ratio)
+    x = program.simulate(2000)
+    truth = program.log_evidence(x)
+    means, errors = [], []
+    for k in (1, 2, 3, 7, 20):
+        below = truth - iwae(log_weights(program.model, program.guide, x, k, seed=k), k)[0]
+        means.append(float(below.mean()))
+        errors.append(float(below.std()) / math.sqrt(2000))
+    for (low, high), (a, b) in zip(pairwise(means), pairwise(errors), strict=True):
+        assert high < low + 4 * math.hypot(a, b)
+    assert means[-1] > -4 * errors[-1]  # and never above log p(x)
+
+
+def test_groups_of_k_by_hand() -> None:
+    log_w = torch.tensor([0.0, math.log(3.0), math.log(5.0), math.log(7.0), 9.0]).double().unsqueeze(1)
+    by_hand = (math.log((1 + 3) / 2) + math.log((5 + 7) / 2)) / 2  # the fifth weight is left over
+    assert iwae(log_w, 2).mean().item() == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="between 1 and the 5 weights"):
+        iwae(log_w, 6)
+
+
+def test_equal_weights_are_their_own_mean_whatever_k() -> None:
+    for num_samples in range(1, 61):
+        log_w = torch.full((num_samples, 2), -90.0).double()
+        scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+        for found in (scores.elbo, scores.log_likelihood, scores.psis, *scores.iwae):
+            np.testing.assert_allclose(found, -90.0, rtol=1e-14)
+        for k in range(1, num_samples + 1):
+            torch.testing.assert_close(iwae(log_w, k), log_w[: num_samples // k])
+
+
+def test_the_variance_of_two_weights_by_hand() -> None:
+    """Of weights 1 and 3: mean 2, variance 2 by the divisor K - 1, half of that for the mean, over 2^2."""
+    log_w = torch.tensor([[1.0], [3.0]]).double().log()
+    scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+    assert scores.relative_variance == pytest.approx(0.25)
+    assert scores.ess == pytest.approx(1.6)
+    assert scores.iwae_se[0] == pytest.approx(math.log(3) / 2)  # half the distance of two numbers
+
+
+def test_the_standard_error_of_the_estimator() -> None:
+    """The delta method against the spread of 400 repeats: a ratio of standard deviations, itself +- 3.5 %."""
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(1)
+    repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
+    ratio = np.sqrt(repeats.relative_variance.mean()) / repeats.log_likelihood.std(ddof=1)
+    assert abs(ratio - 1) < 4 * 0.035
+
+
+def test_summary_is_finite_or_says_why() -> None:
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(6)
+    whole = score(program.model, program.guide, x, 60, seed=0)
+    parts = Scores.concatenate(score(program.model, program.guide, xb, 60, seed=0) for xb in x.split(6))
+    np.testing.assert_array_equal(whole.iwae, parts.iwae)
+    numbers = summary(whole, active_units=2, num_pixels=7, density=True)
+    assert numbers["elbo"] == pytest.approx(-(numbers["rate"] + numbers["distortion"]))
+    assert numbers["iwae"]["1"] == pytest.approx(numbers["elbo"])
+    assert numbers["iwae"]["60"] == pytest.approx(numbers["log_likelihood"])
+    assert numbers["log_likelihood_se"] == pytest.approx(se(whole.log_likelihood))
+    assert numbers["log_likelihood_mc_se"] == pytest.approx(math.sqrt(whole.relative_variance.sum()) / 6)
+    # A uniform density over [0, 1] has log p = 0 and needs all 8 bits.
+    assert numbers["bits_per_dim"] == pytest.approx(8 - numbers["log_likelihood"] / 7 / math.log(2))
+    probability = summary(whole, active_units=2, num_pixels=7)
+    assert probability["bits_per_dim"] == pytest.approx(-numbers["log_likelihood"] / 7 / math.log(2))
+    assert numbers["reasons"] == {}
+
+    lonely = summary(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0, num_pixels=7)
+    missing = {name for name, value in lonely.items() if value is None}
+    assert missing == {
+        "jvi1",
+        "jvi2",
+        "elbo_se",
+        "log_likelihood_se",
+        "log_likelihood_mc_se",
+        "khat_median",
+        "khat_bad_fraction",
+    }
+    assert missing == lonely["reasons"].keys()
+    assert "not finite" not in lonely["reasons"].values()
+
+
+def test_the_error_over_groups_is_that_of_repeats() -> None:
+    """The s.e. of IWAE_5 from 400 groups, against the spread over 400 repeats: 5 % each, 4 of both."""
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(1)
+    repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
+    row = repeats.ladder.index(5)
+    ratio = repeats.iwae_se[row].mean() / repeats.iwae[row].std(ddof=1)
+    assert abs(ratio - 1) < 4 * 0.035
+    assert np.isnan(repeats.iwae_se[-1]).all()  # of one group there is none
+
+
+def test_weights_of_zero_are_null_with_their_reason() -> None:
+    """A prior without the guide's support: the ELBO is -inf, log p(x) is not."""
+    program = LinearGaussian(1)
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Uniform(-1.2, 1.2).expand([1]).to_event(1))
+            pyro.sample("x", dist.Normal(z @ program.weight.T, 1.0).to_event(1), obs=x)
+
+    x = (program.weight[:, 0] + program.bias).expand(10, -1)  # of z = 1: some draws lie outside, and some inside
+    numbers = summary(score(model, program.guide, x, 100, seed=0), active_units=1, num_pixels=7)
+    assert numbers["elbo"] is None
+    assert numbers["iwae"]["1"] is None
+    assert math.isfinite(numbers["log_likelihood"])
+    assert {"elbo", "elbo_se", "rate", "iwae"} <= numbers["reasons"].keys()
+    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or not finite"}
+    json.dumps(numbers, allow_nan=False)
+
+
+def test_weights_of_a_batch_are_its_images_own() -> None:
+    """A row of the weights is one image: the joint weight of the batch would be their sum."""
+    program = LinearGaussian(2)
+    x = program.simulate(3)
+    weights = log_weights(program.model, program.guide, x, 2, seed=0)
+    torch.testing.assert_close(weights[0], program.log_evidence(x))

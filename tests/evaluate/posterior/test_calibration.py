@@ -1,0 +1,71 @@
+"""Simulation-based calibration: uniform for the exact posterior, rejected for one that is too narrow or shifted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.oracles import LinearGaussian
+from scipy.stats import chisquare
+from torch import Tensor
+
+from pyro_vae.evaluate import calibration_ranks
+
+
+def ranks_of(ratio: float, number: int) -> np.ndarray:
+    """Ranks of three latents of simulated images among 99 draws of a guide of so many times the variance."""
+    program = LinearGaussian(3, variance_ratio=ratio)
+    ranks = calibration_ranks(program.model, program.guide, torch.zeros(number, 7), 99, seed=0)
+    assert ranks.shape == (number, 3)
+    return ranks
+
+
+def p_values(ranks: np.ndarray) -> np.ndarray:
+    """Chi-square over ten bins of the ranks, each unit."""
+    return np.array([chisquare(np.bincount(unit // 10, minlength=10)).pvalue for unit in ranks.T])
+
+
+@pytest.mark.parametrize("number", [1_000, 5_000])
+def test_ranks_of_the_exact_posterior_are_uniform(number: int) -> None:
+    """Three units at a level of 1e-4 in all, and 3,000 ranks or more of which none is 0, or 99, with chance 2e-13."""
+    ranks = ranks_of(1.0, number)
+    assert (ranks.min(), ranks.max()) == (0, 99)
+    assert (p_values(ranks) > 1e-4 / 3).all()
+
+
+@pytest.mark.parametrize("number", [1_000, 5_000])
+@pytest.mark.parametrize("ratio", [0.49, 2.0])
+def test_ranks_of_a_guide_of_another_width_are_not(ratio: float, number: int) -> None:
+    """0.7 times the scale, and 1.4 times."""
+    assert (p_values(ranks_of(ratio, number)) < 1e-9).all()
+
+
+def test_ranks_among_ties_are_uniform() -> None:
+    """A discrete latent and its exact posterior, 5,000 images: chi-square at a level of 1e-4."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Bernoulli(0.3))
+
+    ranks = calibration_ranks(model, guide, torch.zeros(5_000), 9, seed=0)
+    assert chisquare(np.bincount(ranks[:, 0], minlength=10)).pvalue > 1e-4
+
+
+def test_ranks_show_in_which_direction_a_guide_is_off() -> None:
+    program = LinearGaussian(2)
+
+    def shifted(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            mean = program.posterior_mean(x) + torch.tensor([1.0, 0.0])
+            pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=program.scale_tril))
+
+    ranks = calibration_ranks(program.model, shifted, torch.zeros(2_000, 7), 99, seed=0)
+    assert ranks[:, 0].mean() < 40  # the truth lies low among draws that are shifted up
+    assert ranks[:, 1].mean() == pytest.approx(49.5, abs=4 * 28.9 / 2_000**0.5)

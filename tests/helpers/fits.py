@@ -1,0 +1,42 @@
+"""A fit of the small VAE on images that are binarized anew in each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyro_vae.infer import ELBO, SVI, Fit, Objective, Optim, schedules
+from pyro_vae.model import VAE
+
+EPOCHS, BATCHES, SIZE = 6, 4, 8
+
+
+class Fixed:
+    """The same 32 images in a new order each epoch, binarized anew from the global stream."""
+
+    num_images = BATCHES * SIZE
+
+    def __init__(self) -> None:
+        generator = torch.Generator("cpu").manual_seed(0)
+        self.grey = torch.rand(self.num_images, 3, 2, generator=generator, device="cpu").to(torch.get_default_device())
+
+    def __call__(self, epoch: int) -> Iterator[Tensor]:
+        order = torch.arange(self.num_images).roll(epoch)
+        yield from order.split(SIZE)
+
+    def observe(self, batch: Tensor) -> Tensor:
+        return torch.bernoulli(self.grey[batch])
+
+    @property
+    def valid(self) -> Tensor:
+        return (self.grey > 0.5).to(self.grey.dtype)
+
+
+def new_fit(vae: VAE, loss: Objective | None = None, graph: str | None = None, **arguments: object) -> Fit:
+    schedule = schedules.over(schedules.cosine, EPOCHS * BATCHES)
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedule)
+    batches = Fixed()
+    defaults = {"epochs": EPOCHS, "valid": batches.valid}
+    return Fit(SVI(vae.model, vae.guide, optim, loss or ELBO(), graph=graph), batches, **(defaults | arguments))

@@ -1,0 +1,315 @@
+"""The PixelCNN by enumeration of small images: its density, its reach, its draws; alone, and as a likelihood of z."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from helpers.steps import driver, is_recorded, take_steps
+from scipy.stats import chisquare
+from torch import Tensor
+
+from pyro_vae.config import Config, load_images, programs
+from pyro_vae.evaluate import log_weights, score, summary
+from pyro_vae.model import VAE, Tractable, nets, posteriors
+from pyro_vae.model.distributions.autoregressive import Autoregressive
+from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
+from pyro_vae.model.priors.standard import StandardNormal
+from pyro_vae.trace import Batch, Reader, check_domain, choose_layout, describe, log_density
+
+CHANNELS, FEATURES = 4, 2
+
+
+def moved(part: Any, spread: float = 0.3) -> Any:
+    """Move a part from its start, which says nothing of the pixels before one."""
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return part
+
+
+def net_of(shape: Sequence[int], kernels: Sequence[int] = (3, 3), num_features: int = 0) -> PixelCNN:
+    grey = torch.randint(0, 256, (20, *shape), dtype=torch.uint8)
+    return moved(PixelCNN(grey, CHANNELS, kernels, num_features))
+
+
+def given_features(
+    shape: Sequence[int], kernels: Sequence[int] = (3, 3), leading: Sequence[int] = ()
+) -> Autoregressive:
+    return net_of(shape, kernels, FEATURES)(torch.randn(*leading, FEATURES, *shape))
+
+
+def all_images(shape: Sequence[int]) -> Tensor:
+    """Return the 2^pixels images of a shape."""
+    return torch.tensor(list(product((0.0, 1.0), repeat=math.prod(shape)))).view(-1, *shape)
+
+
+def count_rows(net: PixelCNN) -> list[int]:
+    """Return a list to which every pass of a network will add its images."""
+    rows: list[int] = []
+    net.head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    return rows
+
+
+def numbers_of(x: Tensor) -> Tensor:
+    """Return the places of images (N, ...) in `all_images`."""
+    bits = x.flatten(1)
+    return (bits * 2.0 ** torch.arange(bits.shape[1] - 1, -1, -1)).sum(1).long()
+
+
+def p_value(x: Tensor, probabilities: Tensor) -> float:
+    """Hold images (N, ...), a row of `all_images` each, against their probabilities, by the chi-squared test."""
+    expected = len(x) * probabilities.detach() / probabilities.detach().sum()
+    assert expected.min() > 5
+    found = torch.bincount(numbers_of(x), minlength=len(expected))
+    return chisquare(found.cpu().numpy(), expected.cpu().numpy()).pvalue
+
+
+# The density
+
+
+@pytest.mark.parametrize("kernels", [(3, 3), (7, 5, 3)])
+def test_the_probabilities_of_all_images_sum_to_one(kernels: Sequence[int]) -> None:
+    x = all_images((3, 3))
+    total = net_of((3, 3), kernels)().log_prob(x).exp().sum(0)
+    torch.testing.assert_close(total, torch.ones(()))
+    conditional = given_features((3, 3), kernels, (4,))
+    torch.testing.assert_close(conditional.log_prob(x.unsqueeze(1)).exp().sum(0), torch.ones(4))
+    assert conditional.log_prob(x.unsqueeze(1)).std(1).min() > 1e-3  # the features count for every image
+
+
+def test_it_starts_as_independent_pixels_of_the_mean_image() -> None:
+    grey = torch.tensor([[[0, 51], [230, 255]], [[0, 51], [229, 255]]], dtype=torch.uint8)
+    start = PixelCNN(grey)()
+    mean = (grey.double().mean(0) / 255).clamp(1e-3, 1 - 1e-3)
+    expected = mean.logit().expand(16, 2, 2)
+    torch.testing.assert_close(start.logits(all_images((2, 2))), expected, check_dtype=False, rtol=1e-5, atol=1e-6)
+
+
+def dependence(net: PixelCNN, shape: Sequence[int]) -> Tensor:
+    """Return (pixels, pixels): which logits have a derivative in which pixels, at one of ten images."""
+    logits = net().logits
+    images = torch.rand(10, *shape)
+    slopes = [torch.autograd.functional.jacobian(logits, x).flatten(2).flatten(0, 1) for x in images]
+    return torch.stack(slopes).abs().amax(0) > 0
+
+
+@pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (5, 5), (7, 3), (9,)])
+def test_a_pixel_depends_on_all_before_it_and_on_none_after(kernels: Sequence[int]) -> None:
+    """No blind spot: on 5x5 the margins of these kernels add up to the width."""
+    found = dependence(net_of((5, 5), kernels), (5, 5))
+    assert torch.equal(found, torch.ones(25, 25, dtype=torch.bool).tril(-1))
+
+
+def test_a_layer_reaches_as_far_as_its_kernels() -> None:
+    """Of width 3: two pixels to the left, and over two rows above what lies a column to each side at most."""
+    found = dependence(net_of((6, 7), (3,)), (6, 7)).view(6, 7, 6, 7)
+    for row, column in product(range(6), range(7)):
+        left = {(row, column - step) for step in (1, 2)}
+        above = {(row - up, column + aside) for up in (1, 2) for aside in (-1, 0, 1)}
+        inside = {(r, c) for r, c in left | above if r >= 0 and 0 <= c < 7}
+        assert {tuple(place) for place in found[row, column].nonzero().tolist()} == inside
+
+
+@pytest.mark.parametrize("kernels", [(3,), (3, 3), (5, 3)])
+def test_rows_within_reach_give_the_logits_of_the_whole(kernels: Sequence[int]) -> None:
+    """And one row fewer does not."""
+    shape = (9, 4)
+    conditional, x = given_features(shape, kernels, (3,)), torch.bernoulli(torch.full((3, *shape), 0.5))
+    net, features = conditional.net, conditional.features
+    whole = conditional.logits(x) - net.bias
+    for missing in (0, 1):
+        for row in range(net.reach, 9):
+            near = slice(row - net.reach + missing, row + 1)
+            above = [part[..., -1:, :] for part in net.above(x[:, near], features[..., near, :])]
+            cropped = net.along(x[:, row : row + 1], above).squeeze(1)
+            difference = (cropped - whole[:, row]).abs().max()
+            assert (difference < 1e-12) == (not missing)
+
+
+def test_particles_score_as_one_image_and_one_feature_map_at_a_time() -> None:
+    x, conditional = all_images((2, 3))[:5], given_features((2, 3), leading=(4, 5))
+    alone = [[conditional.net(conditional.features[k, b]).log_prob(x[b]) for b in range(5)] for k in range(4)]
+    expected = torch.stack([torch.stack(row) for row in alone])
+    torch.testing.assert_close(conditional.log_prob(x), expected)
+    one = conditional.net(conditional.features[0, 0])
+    torch.testing.assert_close(one.expand([4, 5]).log_prob(x), one.log_prob(x).expand(4, 5))
+
+
+def test_without_features_each_image_is_scored_once() -> None:
+    net, x = net_of((2, 3)), all_images((2, 3))[:5]
+    expected = net().log_prob(x).expand(4, 5)
+    rows = count_rows(net)
+    assert torch.equal(net().expand([4, 5]).log_prob(x), expected)
+    assert rows == [5]
+
+
+def test_it_knows_its_domain() -> None:
+    program = Tractable(net_of((2, 3)))
+    x = all_images((2, 3))
+    check_domain(program.model, program.guide, x)
+    assert describe(program.model, program.guide, x).observes == "probability"
+    x[3, 1, 1] = 0.5
+    with pytest.raises(ValueError, match=r"observes 0\.5, outside the support of its Autoregressive: binarize"):
+        check_domain(program.model, program.guide, x)
+
+
+def test_images_without_height_and_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\) have no height and width"):
+        PixelCNN(torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+
+
+# Draws
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (6, 1), (1, 6)])
+def test_samples_follow_the_probabilities_of_all_images(shape: Sequence[int]) -> None:
+    """Without features and for two feature maps, six rows being more than are reached: false alarms 3e-5 in all."""
+    for q in (net_of(shape, (3,))(), given_features(shape, (3,), (2,))):
+        with torch.no_grad():
+            probabilities = q.log_prob(all_images(shape).view(-1, *[1] * len(q.batch_shape), *shape)).exp()
+        x = q.sample((10_000,))
+        columns = zip(x.unbind(1), probabilities.unbind(1), strict=True) if q.batch_shape else [(x, probabilities)]
+        for drawn, expected in columns:
+            assert p_value(drawn, expected) > 3e-6
+
+
+@pytest.mark.parametrize("seen", [1, 3, 4])
+def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
+    """Enumerated on 2x3, what is not seen not looked at: false alarms 1e-5 for each."""
+    q, x = given_features((2, 3)), torch.full((2, 3), math.nan)
+    x.view(-1)[:seen] = torch.bernoulli(torch.full((seen,), 0.5))
+    found = q.complete(x.expand(10_000, 2, 3), seen).flatten(1)
+    assert torch.equal(found[:, :seen], x.flatten()[:seen].expand(10_000, seen))
+    rest = all_images((1, 6 - seen)).flatten(1)
+    whole = torch.cat([x.flatten()[:seen].expand(len(rest), seen), rest], 1).view(-1, 2, 3)
+    assert p_value(found[:, seen:], q.log_prob(whole).exp()) > 1e-5
+
+
+def test_completion_of_all_and_of_nothing() -> None:
+    q, x = given_features((2, 3), leading=(4, 1)), all_images((2, 3))[40:45]
+    assert torch.equal(q.complete(x, 6), x.expand(4, 5, 2, 3))
+    pyro.set_rng_seed(1)
+    expected = q.expand([4, 5]).sample()
+    pyro.set_rng_seed(1)
+    assert torch.equal(q.complete(x, 0), expected)
+    for seen in (-1, 7):
+        with pytest.raises(ValueError, match=f"seen is {seen}; it must lie between 0 and the 6 pixels"):
+            q.complete(x, seen)
+
+
+# The program without latents
+
+
+def test_every_weight_is_the_probability_of_the_image() -> None:
+    """For every K from one pass of the network, to the bit; its bounds to rounding.
+
+    Two passes more, once, tell whether an image is scored by those beside it.
+    """
+    net = net_of((2, 3))
+    program, x = Tractable(net), all_images((2, 3))[:7]
+    expected = net().log_prob(x).detach()
+    rows, reader = count_rows(net), Reader()
+    for num_samples in (1, 2, 30, 5000):
+        log_w = log_weights(program.model, program.guide, x, num_samples, reader=reader)
+        assert torch.equal(log_w, expected.double().expand(num_samples, 7))
+        assert rows == ([7] if num_samples > 1 else [7, 7, 7])
+        rows.clear()
+    scores = score(program.model, program.guide, x, 50)
+    for found in (scores.elbo, scores.log_likelihood, scores.psis, scores.jvi1, scores.jvi2, *scores.iwae):
+        np.testing.assert_allclose(found, expected.cpu().numpy(), rtol=1e-12)
+    numbers = summary(scores, active_units=0, num_pixels=6)
+    missing = {name for name, value in numbers.items() if value is None}
+    assert missing == {"khat_median", "khat_bad_fraction"}
+    assert all("not equal" in numbers["reasons"][name] for name in missing)
+    assert numbers["rate"] == 0
+    assert numbers["ess_median"] == pytest.approx(50)
+
+
+def test_it_learns_what_independent_pixels_cannot() -> None:
+    """Images all black or all white, one bit each: 6 log 2 nats at the start, log 2 at best."""
+    x = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 2, 3)
+    program = Tractable(PixelCNN((255 * x).byte(), CHANNELS, (3, 3)))
+    svi = driver(program)
+    losses = [float(svi.step(x)) / 2 for _ in range(200)]
+    assert losses[0] == pytest.approx(6 * math.log(2))
+    assert math.log(2) - 1e-3 < losses[-1] < math.log(2) + 0.05
+
+
+def test_its_recorded_steps_are_those_of_pyro() -> None:
+    runs = []
+    for graph in (None, "recorded"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        program = Tractable(net_of((3, 2)))
+        svi = driver(program, graph=graph)
+        runs.append(take_steps(svi, 20))
+    assert is_recorded(svi)
+    assert runs[1] == pytest.approx(runs[0], rel=1e-12)
+
+
+# The likelihood of a VAE
+
+
+def pixel_vae() -> VAE:
+    """A VAE of 2x2 images and a latent unit, with a guide that is wider than its posteriors."""
+    grey = torch.randint(0, 256, (20, 2, 2), dtype=torch.uint8)
+    family = nets.Dense((2, 2), 4, depth=1)
+    likelihood = ConditionalPixelCNN(partial(family.decoder, 1), grey, CHANNELS, num_features=FEATURES)
+    vae = VAE(StandardNormal(1), moved(likelihood), moved(posteriors.MeanField(family.encoder, 1), 0.1))
+    with torch.no_grad():
+        last = list(vae.posterior.parameters())[-2:]
+        last[0].mul_(0.1)
+        last[1].copy_(torch.tensor([0.0, math.log(1.2)]))
+    return vae
+
+
+def test_the_evidence_of_a_pixelvae_against_quadrature() -> None:
+    """The trapezoidal rule over z in [-8, 8]; 16 images at 5 s.e. of 5,000 draws, false alarms 1e-5."""
+    vae, x = pixel_vae(), all_images((2, 2))
+    z = torch.linspace(-8, 8, 401)
+    with torch.no_grad():
+        sites = log_density(vae.model, x, {"z": z.view(-1, 1, 1).expand(401, 16, 1)})
+        by_hand = vae.likelihood(z.view(-1, 1, 1)).log_prob(x)
+    torch.testing.assert_close(sites["x"], by_hand)
+    evidence = (sites["x"] + sites["z"]).logsumexp(0) + math.log(z[1] - z[0])
+    assert evidence.exp().sum().item() == pytest.approx(1, abs=1e-10)
+    assert sites["x"].std(0).min() > 0.01  # z counts
+    scores = score(vae.model, vae.guide, x, 5000, seed=0)
+    error = np.abs(scores.log_likelihood - evidence.cpu().numpy())
+    assert (error < 5 * np.sqrt(scores.relative_variance)).all()
+
+
+def test_a_pixelvae_takes_particles() -> None:
+    vae, x = pixel_vae(), all_images((2, 2))
+    assert choose_layout(vae.model, Batch(x), 3, {"z": torch.randn(3, 16, 1)}).kind == "particles"
+
+
+# By name
+
+
+@pytest.mark.parametrize(
+    ("program", "unread"),
+    [
+        ("pixelcnn", {"prior": "vamp"}),
+        ("pixelcnn", {"posterior": "iaf"}),
+        ("pixelcnn", {"likelihood": "categorical"}),
+        ("pixelcnn", {"net": "conv"}),
+        ("pixelcnn", {"latent_dim": 3}),
+        ("pixelcnn", {"objective": "iwae"}),
+        ("pixelcnn", {"num_particles": 2}),
+        ("pixelvae", {"likelihood": "gaussian"}),
+    ],
+)
+def test_a_flag_that_the_program_does_not_read_is_refused(program: str, unread: dict[str, Any]) -> None:
+    settings = Config(program=program, device="cpu", **unread)
+    (name,) = unread
+    with pytest.raises(ValueError, match=f"--program {program} does not read --{name.replace('_', '-')}"):
+        programs.build(settings, load_images(settings))

@@ -1,0 +1,102 @@
+"""What sample.py draws, and what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.calls import TINY, command, inside
+from PIL import Image, ImageSequence
+
+from pyro_vae.report import pictures, sampling
+from pyro_vae.runs import RunFolder
+
+EVERYTHING = {
+    "prior.png",
+    "reconstructions.png",
+    "traversals.png",
+    "traversals.gif",
+    "interpolations.png",
+    "completions.png",
+    "codes.png",
+    "manifold.png",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert inside("fit", *TINY, "--latent-dim", 2, "--out", folder).returncode == 0
+    return folder
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_run_is_drawn_and_left_as_it_was(run: Path) -> None:
+    """Twice the same bytes, with another seed others, and no other file of the run is touched."""
+    before = bytes_of(run)
+    result = inside("sample", run)
+    assert result.returncode == 0, result.stderr
+    drawn = bytes_of(run / "samples")
+    assert set(drawn) == EVERYTHING
+    assert inside("sample", run).returncode == 0
+    assert bytes_of(run / "samples") == drawn
+    assert inside("sample", run, "--seed", 1).returncode == 0
+    again = bytes_of(run / "samples")
+    assert {name for name in EVERYTHING if drawn[name] != again[name]} >= {"prior.png", "reconstructions.png"}
+    assert {name: b for name, b in bytes_of(run).items() if not name.startswith("samples")} == before
+
+
+def test_an_autoencoder_has_no_prior_and_nothing_to_complete(tmp_path: Path) -> None:
+    inside("fit", *TINY, "--program", "autoencoder", "--latent-dim", 2, "--out", tmp_path / "run")
+    assert inside("sample", tmp_path / "run").returncode == 0
+    assert set(bytes_of(tmp_path / "run" / "samples")) == EVERYTHING - {"prior.png", "completions.png"}
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, refused: Callable[..., None]) -> None:
+    refused(command("sample", tmp_path), "no run folder")
+
+
+def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
+    """Its frames are the images, grey level for grey level."""
+    images = torch.rand(5, 6, 2, 2)
+    frames = sampling._there_and_back(images, 3)
+    folder = RunFolder(tmp_path / "run").samples
+    folder.lock()
+    folder.save_animation("some", frames)
+    with Image.open(tmp_path / "run" / "samples" / "some.gif") as gif:
+        read = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
+    order = [0, 1, 2, 3, 4, 3, 2, 1]
+    for frame, number in zip(read, order, strict=True):
+        grey = (255 * images[number, 4]).round().cpu().numpy()  # second row, second column of tiles of 2 x 2 and a line
+        np.testing.assert_array_equal(frame[4 * 3 : 6 * 3 : 3, 4 * 3 : 6 * 3 : 3], grey)
+
+
+def test_rows_hold_their_images_under_their_names() -> None:
+    first, second = torch.rand(4, 3, 3), torch.rand(4, 3, 3)
+    axes = pictures.rows({"first": first, "second": second}, "title").axes[0]
+    shown = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(shown[1:4, 5:8], first[1].cpu().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(shown[5:8, 9:12], second[2].cpu().numpy(), rtol=1e-6)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert list(axes.get_yticks()) == [9 / 4, 27 / 4]  # the middles of two rows of 9 pixels in all
+
+
+def test_codes_are_drawn_in_the_colour_of_their_class() -> None:
+    codes, classes = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 3
+    axes = pictures.scatter(codes, classes).axes[0]
+    for c, points in enumerate(axes.collections):
+        np.testing.assert_array_equal(points.get_offsets(), codes[classes == c])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1", "2"]
+
+
+def test_one_test_image_has_no_other_to_go_to(tmp_path: Path) -> None:
+    inside("fit", *TINY, "--test-images", 1, "--latent-dim", 2, "--out", tmp_path / "run")
+    result = inside("sample", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert set(bytes_of(tmp_path / "run" / "samples")) == EVERYTHING - {"interpolations.png"}

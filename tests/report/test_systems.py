@@ -1,0 +1,121 @@
+"""The gallery: what its rows say of systems that are known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.calls import TINY, Inside, command, inside
+from torch import Tensor
+
+from pyro_vae import config
+from pyro_vae.config import programs
+from pyro_vae.config.presets import SYSTEMS
+from pyro_vae.evaluate import train_features
+from pyro_vae.report.systems import generated, measure_system
+from pyro_vae.runs import Labelled
+
+
+class Bars:
+    """z in {0, ..., 15} says which row or column of an 8x8 image is light; a classifier has 0 or 1 to tell."""
+
+    def __init__(self, fidelity: float) -> None:
+        light = torch.eye(8)
+        rows, columns = light.unsqueeze(2).expand(8, 8, 8), light.unsqueeze(1).expand(8, 8, 8)
+        self.means = (1 - fidelity) / 2 + fidelity * torch.cat([rows, columns])
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.full((16,), 1 / 16)))
+            pyro.sample("x", dist.Bernoulli(self.means.to(x)[z]).to_event(2), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scores = (x.unsqueeze(-3) * self.means.to(x)).sum((-2, -1))
+            pyro.sample("z", dist.Delta(scores.argmax(-1).to(x)))
+
+    def images(self, number: int) -> Labelled:
+        z = torch.randint(16, (number,))
+        return Labelled(torch.bernoulli(self.means[z]), (z >= 8).long().cpu().numpy())
+
+
+def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> None:
+    """Its code is a threshold of the class; its samples are as far from the test images as training images, to 10 %."""
+    truth = Bars(0.9)
+    train, test = truth.images(2000), truth.images(2000)
+    net = train_features(train.x, torch.as_tensor(train.classes, device=train.x.device), seed=0)
+    good = measure_system(truth, train, test, net, lossy=False, seed=0)
+    bad = measure_system(Bars(0.3), train, test, net, lossy=False, seed=0)
+    assert good["feature_accuracy"] > 0.99
+    assert good["accuracy_all"] > 0.99
+    assert good["accuracy_few"] > 0.9
+    scale = bad["frechet"]
+    assert good["frechet"] < 0.05 * scale
+    assert good["frechet_of_training_images"] == bad["frechet_of_training_images"] < 0.05 * scale
+
+
+def test_of_a_loss_the_means_are_what_it_generates() -> None:
+    images = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
+    assert set(np.round(images.unique().tolist(), 6)) == {0.25, 0.75}
+    draws = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_is_a_configuration_that_builds(name: str) -> None:
+    """Its fields are read by its program and its objective."""
+    settings = config.Config(**SYSTEMS[name])
+    for field, default in programs.unread(settings).items():
+        assert getattr(settings, field) == default
+    images = config.load_images(settings.resolved())
+    programs.build(settings.resolved(), images)
+    programs.build_objective(settings, len(images.train))
+
+
+def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what their summaries say; a flag that one of them does not read is left out there."""
+    monkeypatch.setattr(subprocess, "Popen", Inside)
+    names = ["autoencoder", "vae", "pixelcnn", "notebook"]
+    flags = ["--systems", *names, *TINY, "--prior", "laplace", "--out", tmp_path / "out"]
+    result = inside("compare", *flags)
+    assert result.returncode == 0, result.stderr
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "systems.json").read_text())}
+    assert list(rows) == names
+    for name, row in rows.items():
+        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
+        assert summary["config"]["prior"] == ("laplace" if name in ("vae", "notebook") else "standard")
+        for key in ("log_likelihood", "distortion", "parameters"):
+            assert row[key] == summary[key]
+        assert name in result.stdout
+    assert [name for name in names if rows[name]["log_likelihood"] is None] == ["autoencoder", "notebook"]
+    assert [name for name in names if rows[name]["frechet"] is None] == ["autoencoder"]
+    assert [name for name in names if rows[name]["accuracy_all"] is None] == ["pixelcnn"]
+    # Those that observe the same are held against the same training images.
+    same = {rows[name]["frechet_of_training_images"] for name in ("autoencoder", "vae", "pixelcnn")}
+    assert len(same) == 1
+    assert rows["notebook"]["frechet_of_training_images"] not in same
+    assert (tmp_path / "out" / "systems.png").exists()
+    assert (tmp_path / "out" / "systems.csv").read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--systems", "vae"], ["two or more"]),
+        (["--systems", "vae", "unheard-of"], ["unheard-of", "pixelcnn"]),
+        (["--systems", "vae", "wae", "--seeds", "2"], ["leave out --seeds"]),
+        (["--systems", "vae", "wae", "--test-images", "1"], ["two or more of each split"]),
+    ],
+)
+def test_compare_refuses_what_is_no_gallery(
+    flags: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    refused(command("compare", *flags, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()

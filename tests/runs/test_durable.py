@@ -1,0 +1,318 @@
+"""A fit that meets what is not finite, runs out of memory or disk, or is told to stop: nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from helpers.bits import assert_same, records, untimed
+from helpers.fits import BATCHES, EPOCHS, Fixed
+from helpers.programs import small_vae
+from torch import Tensor, nn
+
+from pyro_vae.errors import BatchMemoryError, NonFiniteError
+from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
+from pyro_vae.runs import History, checkpoint, durably
+
+pytestmark = pytest.mark.on_device
+
+NEVER = math.inf
+EPOCH = 2  # in which it happens
+
+
+class Hurt(Fixed):
+    """Images of which one batch is preceded by what `hurt` does."""
+
+    at: tuple[int, int] | None = None
+    hurt: Callable[[], object]
+    heal: Callable[[], object] = staticmethod(lambda: None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.zeros(())
+
+    def __call__(self, epoch: int) -> Iterator[Tensor]:
+        for number, batch in enumerate(super().__call__(epoch)):
+            if (epoch, number) == self.at:
+                self.hurt()
+            else:
+                self.heal()
+            yield batch
+
+    def observe(self, batch: Tensor) -> Tensor:
+        return super().observe(batch) + self.shift
+
+
+class Scaled(ELBO):
+    """The ELBO times a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones(())
+
+    def bounds(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        objective, elbo = super().bounds(*args, **kwargs)
+        return objective * self.factor, elbo
+
+
+class GradientTimes(torch.autograd.Function):
+    """The identity, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.saved_tensors[0], None
+
+
+class TimesGradient(nn.Module):
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, value: Tensor) -> Tensor:
+        return GradientTimes.apply(value, self.factor)
+
+
+def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Tensor]]:
+    """Return a fit, and tensors that do harm in it when they are filled with what is not finite."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    vae, batches, objective = small_vae(), Hurt(), Scaled()
+    weight, factor = vae.likelihood.net[0][0][0].weight, torch.ones(())
+    vae.likelihood.net.append(TimesGradient(factor))
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.over(schedules.cosine, EPOCHS * BATCHES))
+    svi = SVI(vae.model, vae.guide, optim, objective, graph=graph)
+    harm = {"data": batches.shift, "loss": objective.factor, "gradient": factor, "weight": weight.detach()}
+    return Fit(svi, batches, EPOCHS, valid=Fixed().valid), harm
+
+
+def history(folder: Path) -> History:
+    return History(folder, {}, lambda step: step == 1 or step % BATCHES == 0)
+
+
+def run(fit: Fit, folder: Path, setbacks: int = 0, seconds: float = NEVER) -> list[Any]:
+    return list(durably(fit, history(folder), seconds=seconds, stop=lambda: False, setbacks=setbacks))
+
+
+def copied(fit: Fit) -> dict[str, Any]:
+    return torch.utils._pytree.tree_map_only(Tensor, torch.clone, fit.svi.state_dict())
+
+
+# Not finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("number", [0, 1, BATCHES - 1])
+@pytest.mark.parametrize("where", ["data", "loss", "gradient", "weight"])
+@pytest.mark.parametrize("graph", [None, "recorded"])
+def test_what_is_not_finite_stops_the_fit_before_the_weights_change(
+    graph: str | None, where: str, number: int, value: float, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    fit, harm = new_fit(graph)
+    before: dict[str, Any] = {}
+
+    def hurt() -> None:
+        harm[where].fill_(value)
+        before.update(state=copied(fit), files={path: path.read_bytes() for path in tmp_path.iterdir()})
+
+    fit.batches.at, fit.batches.hurt = (EPOCH, number), hurt
+    with pytest.raises(NonFiniteError) as caught:
+        run(fit, tmp_path)
+    step = EPOCH * BATCHES + number
+    assert caught.value.step == step
+    assert f"at step {step} " in str(caught.value)
+    last = tmp_path / f"step-{EPOCH * BATCHES:09d}.safetensors"
+    assert caught.value.__notes__ == [
+        f"That is batch {number} of epoch {EPOCH}.",
+        f"The last good checkpoint is {last}.",
+    ]
+    assert_same(copied(fit), before["state"])  # weights, buffers, moments, schedule
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before["files"]
+    again, _ = new_fit()
+    again.load_state_dict(history(tmp_path).newest()[1])
+    assert all(torch.isfinite(p).all() for p in again.svi.optim.params.values())
+    promised("a value that is not finite stopped the fit with weights and moments as they were")
+
+
+def diverging(fit: Fit, harm: dict[str, Tensor], times: int) -> Fit:
+    """Make the loss infinite in one step, for as long as the learning rate has not been halved so many times."""
+
+    def hurt() -> None:
+        harm["loss"].fill_(math.inf if fit.svi.optim.scale > 0.5**times else 1.0)
+
+    fit.batches.at, fit.batches.hurt, fit.batches.heal = (EPOCH + 1, 1), hurt, lambda: harm["loss"].fill_(1.0)
+    return fit
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+def test_a_setback_continues_with_half_the_learning_rate(
+    graph: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        epochs = run(diverging(*new_fit(graph), times=2), tmp_path, setbacks=3)
+    assert [epoch.epoch for epoch in epochs] == [*range(EPOCH + 1), *range(EPOCH + 1, EPOCHS)]
+    assert ["Setback 1: on from step 12" in line for line in caplog.messages] == [True, False]
+    assert ["Setback 2: on from step 12" in line for line in caplog.messages] == [False, True]
+    plain, _ = new_fit(graph)
+    rates = [epoch.learning_rate for epoch in run(plain, tmp_path / "plain")]
+    factors = [1.0] * (EPOCH + 1) + [0.25] * (EPOCHS - EPOCH - 1)
+    assert [e.learning_rate for e in epochs] == pytest.approx([r * f for r, f in zip(rates, factors, strict=True)])
+
+
+def test_a_fit_goes_back_from_weights_that_have_diverged(tmp_path: Path) -> None:
+    """What it goes back from is of no distribution, which must not be in the way; nor is its validation ELBO."""
+    fit, harm = new_fit()
+
+    def hurt() -> None:
+        harm["weight"].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+        with torch.no_grad():
+            fit.svi.optim.params[min(fit.svi.optim.params)].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+            for name, p in fit.svi.optim.params.items():
+                if "posterior" in name and fit.svi.optim.scale == 1.0:
+                    p.fill_(math.nan)
+
+    fit.batches.at, fit.batches.hurt = (EPOCH, 2), hurt
+    epochs = run(fit, tmp_path, setbacks=1)
+    assert [epoch.epoch for epoch in epochs] == list(range(EPOCHS))
+    assert fit.setbacks == 1
+
+
+def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
+    fit, _ = new_fit()
+    next(iter(fit))
+    with torch.no_grad():
+        for p in fit.svi.optim.params.values():
+            p.fill_(math.nan)
+    assert math.isnan(fit._validate(fit.valid)[0])
+
+
+def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit = diverging(*new_fit(), times=99)
+    with caplog.at_level(logging.WARNING, "pyro_vae"), pytest.raises(NonFiniteError, match="at step 13 ") as caught:
+        run(fit, tmp_path, setbacks=3)
+    assert len(caplog.messages) == 3
+    assert "step-000000012.safetensors" in caught.value.__notes__[1]
+
+
+def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
+    tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    """Which milestone it goes back to does not depend on the other checkpoints."""
+    whole = diverging(*new_fit(), times=2)
+    lines = {line["epoch"]: line for line in records(run(whole, tmp_path / "whole", setbacks=3))}
+    checkpoint.save(tmp_path / "end", whole.state_dict())
+    found, lives = {}, 0
+    while True:  # each life takes one step more, setbacks included, and writes a checkpoint after it
+        lives += 1
+        fit = diverging(*new_fit(seed=lives - 1), times=2)
+        kept = history(tmp_path / "run")
+        if newest := kept.newest():
+            fit.load_state_dict(newest[1])
+        epochs = durably(fit, kept, seconds=NEVER, stop=lambda: True, setbacks=3)
+        found |= {line["epoch"]: line for line in records(list(epochs))}
+        if fit.finished:
+            break
+    assert lives >= EPOCHS * BATCHES
+    checkpoint.save(tmp_path / "again", fit.state_dict())
+    assert_same(*(untimed(checkpoint.load(tmp_path / name)) for name in ("again", "end")))
+    assert found == lines
+    promised(f"a run with two setbacks, stopped {lives} times: the same bits at the end")
+
+
+# Checkpoints by the clock, on being told to stop, and not at all
+
+
+def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    written: list[int] = []
+    save = History.save
+    monkeypatch.setattr(History, "save", lambda own, step, state: (written.append(step), save(own, step, state)))
+    for seconds in (NEVER, 0.0):
+        written.clear()
+        fit, _ = new_fit()
+        run(fit, tmp_path / str(seconds), seconds=seconds)
+        checkpoint.save(tmp_path / "state", fit.state_dict())
+        fits.append(untimed(checkpoint.load(tmp_path / "state")))
+        assert sorted(set(written)) == ([1, *range(4, 25, 4)] if seconds else list(range(1, 25)))
+    assert_same(*fits)
+
+
+@pytest.mark.parametrize("step", [1, 6, 8, 24])
+def test_a_fit_that_is_told_to_stop_leaves_its_state(step: int, tmp_path: Path) -> None:
+    fit, _ = new_fit()
+    kept = history(tmp_path)
+    list(durably(fit, kept, seconds=NEVER, stop=lambda: fit.svi.steps >= step))
+    assert fit.svi.steps == step
+    found, state = kept.newest()
+    assert found == state["svi"]["steps"] == step
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_checkpoint_that_cannot_be_written_stops_the_fit(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, _ = new_fit()
+    epochs = durably(fit, history(tmp_path), seconds=NEVER, stop=lambda: False)
+    next(epochs)
+    next(epochs)
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[: len(content) // 2])
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(type(error), match=error.strerror):
+            next(epochs)
+    assert list(history(tmp_path).paths()) == [1, 4]
+    assert history(tmp_path).newest()[0] == 4
+
+
+# Memory
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"),
+    ],
+)
+def test_a_batch_for_which_there_is_no_memory_names_a_smaller_one(
+    error: RuntimeError, graph: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, _ = new_fit(graph)
+
+    def hurt() -> None:
+        def fail(*args: object) -> Tensor:
+            raise error
+
+        monkeypatch.setattr(fit.batches, "observe", fail)
+
+    fit.batches.at, fit.batches.hurt = (0, 1), hurt
+    with pytest.raises(BatchMemoryError, match="in step 1, with a batch of 8 images: try --batch-size 4"):
+        run(fit, tmp_path)
+    assert history(tmp_path).newest()[0] == 1
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    fit, _ = new_fit()
+
+    def hurt() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    fit.batches.at, fit.batches.hurt = (0, 1), hurt
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(fit, tmp_path)
