@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Bad input: says what, where, and what to do. Any other ValueError is a defect and keeps its traceback."""
 
 
+class DataError(UserError):
+    """Images that cannot be used; says which and what to do."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read; names the file."""
 

@@ -40,7 +40,7 @@ from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.model import nets
 from pyro_vae.report import speed
 from pyro_vae.report.speed import Contender, Step, Timing, machine_rates, race
-from pyro_vae.runs import versions
+from pyro_vae.runs import load_images, versions
 from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 
 Setting = config.Config
@@ -84,7 +84,7 @@ def main(arguments: Arguments) -> None:
     settings = Setting(
         data=arguments.data, data_root=arguments.data_root, hidden_dim=arguments.hidden_dim, device=arguments.device
     ).resolved()
-    images = config.load_images(settings)
+    images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
     machine = machine_rates(torch.device(settings.device))
@@ -109,7 +109,7 @@ class Bench:
     """The measurements; each prints as it goes and returns what it found."""
 
     def __init__(
-        self, settings: Setting, images: data.Images, arguments: Arguments, machine: tuple[float, float]
+        self, settings: Setting, images: data.Observed, arguments: Arguments, machine: tuple[float, float]
     ) -> None:
         self.settings, self.images, self.arguments, self.machine = settings, images, arguments, machine
 
@@ -148,8 +148,8 @@ class Bench:
 
     def scores(self) -> dict[str, Any]:
         """Time importance sampling and annealing."""
-        x = data.observe_once(self.images.test[:_IMAGES_SCORED], config.look(self.settings, False))
-        program: Any = programs.build(self.settings, self.images)
+        x = self.images.split("test")[:_IMAGES_SCORED]
+        program: Any = programs.build(self.settings, self.images.pixels)
         compiled, number = CompiledReader(), self.arguments.num_samples
 
         def ours(reader: Reader) -> Contender:
@@ -208,10 +208,10 @@ class Bench:
             for name in reversed(names)
         }
         timings = self.race(contenders, batches)
-        program: Any = programs.build(self.settings, self.images)
+        program: Any = programs.build(self.settings, self.images.pixels)
         with contenders["float32"].context():
             fit_for_a_while(program, batches, 500)
-        x = data.observe_once(self.images.test[:1000], config.look(self.settings, False))
+        x = self.images.split("test")[:1000]
         elbos = {}
         for name in names:
             with torch.no_grad(), quietly(program.model, program.guide, x=x, seed=0), PRECISIONS[name]():
@@ -249,21 +249,21 @@ class Bench:
         return 2 * products / self.machine[0], copied / self.machine[1]
 
 
-def encoder_layers(settings: Setting, images: data.Images) -> list[tuple[int, int]]:
+def encoder_layers(settings: Setting, images: data.Observed) -> list[tuple[int, int]]:
     """Return inputs and outputs of each layer."""
-    pixels, hidden = math.prod(images.pixel_shape), settings.hidden_dim
+    pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
     return [(pixels, hidden), (hidden, hidden), (hidden, 2 * settings.latent_dim)]
 
 
-def decoder_layers(settings: Setting, images: data.Images) -> list[tuple[int, int]]:
+def decoder_layers(settings: Setting, images: data.Observed) -> list[tuple[int, int]]:
     """Return inputs and outputs of each layer."""
-    pixels, hidden = math.prod(images.pixel_shape), settings.hidden_dim
+    pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
     return [(settings.latent_dim, hidden), (hidden, hidden), (hidden, pixels)]
 
 
-def batches_of(settings: Setting, images: data.Images) -> data.Batches:
+def batches_of(settings: Setting, images: data.Observed) -> data.Batches:
     """Return the batches of a fit."""
-    return data.Batches(images.train, settings.batch_size, settings.seed, config.look(settings, density=False))
+    return images.batches(settings.batch_size, settings.seed)
 
 
 def full_batches(batches: data.Batches) -> Iterator[Tensor]:
@@ -282,9 +282,9 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
     return {name: timing._asdict() for name, timing in timings.items()}
 
 
-def ours(settings: Setting, images: data.Images, batches: data.Batches, graph: str | None) -> Contender:
+def ours(settings: Setting, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
     """Return the step that scripts/fit.py takes."""
-    program = programs.build(settings, images)
+    program = programs.build(settings, images.pixels)
     schedule = schedules.over(schedules.cosine, _STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
@@ -292,9 +292,9 @@ def ours(settings: Setting, images: data.Images, batches: data.Batches, graph: s
     return alone(lambda batch: svi.step(batch, observe=batches.observe))
 
 
-def stock(settings: Setting, images: data.Images, batches: data.Batches) -> Contender:
+def stock(settings: Setting, images: data.Observed, batches: data.Batches) -> Contender:
     """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
-    program = programs.build(settings, images)
+    program = programs.build(settings, images.pixels)
     adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
     loss = pyro.infer.Trace_ELBO(settings.num_particles, max_plate_nesting=1, vectorize_particles=True)
     svi = pyro.infer.SVI(program.model, program.guide, adam, loss)
@@ -322,7 +322,9 @@ def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
         svi.step(batch, observe=batches.observe)
 
 
-def handwritten(settings: Setting, images: data.Images, batches: data.Batches, *, compiled: bool = False) -> Contender:
+def handwritten(
+    settings: Setting, images: data.Observed, batches: data.Batches, *, compiled: bool = False
+) -> Contender:
     """Return a step written by hand: networks of the same layers, the analytic KL, one fused Adam, no Pyro."""
     encoder_sizes = [encoder_layers(settings, images)[0][0], *(b for _, b in encoder_layers(settings, images))]
     decoder_sizes = [settings.latent_dim, *(b for _, b in decoder_layers(settings, images))]
@@ -333,7 +335,7 @@ def handwritten(settings: Setting, images: data.Images, batches: data.Batches, *
     particles = [settings.num_particles] if settings.num_particles > 1 else []
 
     def loss_of(batch: Tensor) -> Tensor:
-        x = batches.look(batches.pixels[batch]).flatten(1)
+        x = images.observe(batches.pixels[batch]).flatten(1)
         loc, log_scale = encoder(x).chunk(2, dim=-1)
         scale = log_scale.exp()
         logits = decoder(loc + scale * torch.randn(*particles, *scale.shape, device=x.device))

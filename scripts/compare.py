@@ -109,14 +109,14 @@ def gallery(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
     for name, folder in runs.items():
         summary = json.loads((folder.path / "summary.json").read_text())
         fitted = load_run(folder.path, download=True)
-        settings = fitted.settings
+        settings = fitted.config
         with fitted.program.scope():
             train, test = fitted.labelled("train"), fitted.labelled("test")
             seen = settings.binarize, fitted.density
             if seen not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
                 nets[seen] = train_features(train.pixels, classes, settings.seed)
-            lossy = bool(fitted.lacking) and summary["rate"] is not None
+            lossy = bool(fitted.lacks) and summary["rate"] is not None
             numbers = systems.measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
     return rows

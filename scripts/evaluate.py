@@ -39,8 +39,8 @@ from pyro_vae.report import (
     write_probe,
     write_results,
 )
-from pyro_vae.runs import RunFolder
-from pyro_vae.runs.load import Fitted, build, restore, settings_of
+from pyro_vae.runs import Run, RunFolder
+from pyro_vae.runs.load import load_config, rebuild, restore
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch
 
@@ -102,7 +102,7 @@ def main(arguments: Arguments) -> None:
     settings_of_annealing(arguments)  # refused before anything is scored
     asked = vars(arguments)
     changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
-    runs = [(RunFolder(path), settings_of(RunFolder(path), changes)) for path in arguments.runs]
+    runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
     names = names_of(arguments.runs)
     scores: dict[str, Scores] = {}
     summaries = {}
@@ -147,14 +147,14 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
     return ["/".join(p[-depth:]) for p in pieces]
 
 
-def evaluate(folder: RunFolder, fitted: Fitted, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
+def evaluate(folder: RunFolder, fitted: Run, arguments: Arguments) -> tuple[Scores, dict[str, Any]]:
     """Score one run and write its evaluation folder."""
-    settings = fitted.settings
+    settings = fitted.config
     assert settings.num_samples is not None
     for name in _OF_DENSITIES:
-        if fitted.lacking and getattr(arguments, name):
-            raise UserError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacking}.")
-    labels = fitted.images.labels
+        if fitted.lacks and getattr(arguments, name):
+            raise UserError(f"{config.flag(name)} is of densities, and {folder.path} has none: {fitted.lacks}.")
+    labels = fitted.labels
     if arguments.disentanglement and (labels is None or len(labels.names) < 2):
         raise UserError(f"{folder.path}: --disentanglement needs data of several known factors, as shapes have.")
     results = folder.evaluation
@@ -177,12 +177,12 @@ def evaluate(folder: RunFolder, fitted: Fitted, arguments: Arguments) -> tuple[S
         ranks = calibration_ranks(program.model, program.guide, like, _RANKED_AMONG, seed=settings.seed)
         results.write_per_image("calibration", {"ranks": ranks.T}, rows="unit")
         results.save_figure("calibration", plots.calibration(ranks, _RANKED_AMONG))
-    if labels is not None and len(labels.names) == 1 and not fitted.lacking:
+    if labels is not None and len(labels.names) == 1 and not fitted.lacks:
         classes = measure_classes(program, test, labels.test[:, 0].cpu().numpy(), settings.seed)
         if classes:
             numbers["classes"] = classes
     if arguments.probe:
-        untrained = build(folder, settings, fitted.images)  # with the weights that the fit began with
+        untrained = rebuild(folder, settings, fitted.images)  # with the weights that the fit began with
         x = {"train": fitted.observed("train"), "test": test}
         numbers["probe"], reasons = write_probe(results, program, untrained, x, labels, settings.seed)
         numbers["reasons"] |= reasons

@@ -18,17 +18,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data
+from pyro_vae import cli, config
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
 from pyro_vae.report import measure, plots, rehearse, table, write_results
-from pyro_vae.runs import History, RunFolder, durably
-from pyro_vae.runs.load import few, observed
-from pyro_vae.trace import Batch, check_domain, describe
-
-_MILESTONES = 20  # of a run, whose checkpoints it may go back to
-_SETBACKS = 3
+from pyro_vae.runs import RunFolder, fit_in_folder, prepare
+from pyro_vae.trace import Batch, check_domain
 
 
 @dataclass(frozen=True)
@@ -59,20 +55,15 @@ def main(arguments: Arguments) -> None:
         folder.check_same(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
-    images = config.load_images(settings)
     pyro.set_rng_seed(settings.seed)
-    program = programs.build(settings, images)
-    density = describe(program.model, program.guide, few(program, images)).observes == "density"
-    look = config.look(settings, density)
-    labels = programs.labels_of(program, images, "train")
-    batches = data.Batches(images.train, settings.batch_size, settings.seed, look, labels)
-    valid, test = (observed(program, images, split, look) for split in ("valid", "test"))
+    run = prepare(settings)
+    batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
+    program = run.program
     check_domain(program.model, program.guide, Batch.of(test)[:100])
-    rehearse(program, test, density=density)
+    rehearse(program, test, density=run.density)
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    epoch_steps = settings.epoch_steps(batches.num_images)
-    total_steps = settings.epochs * epoch_steps
+    total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
@@ -85,20 +76,16 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
     )
     folder.claim(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
-    milestone = -(-settings.epochs // _MILESTONES) * epoch_steps
-    history = History(folder.checkpoints, settings.to_json(), lambda step: step == 1 or step % milestone == 0)
-    if found := history.newest():
-        step, state = found
-        fit.load_state_dict(state)
-        history.set_aside_after(step)
-    folder.keep_metrics(fit.epoch)
-    setbacks = _SETBACKS if settings.on_nonfinite == "rollback" else 0
     with cli.stop_between_steps() as stop:
-        epochs = durably(fit, history, seconds=arguments.checkpoint_seconds, stop=stop, setbacks=setbacks)
-        write_metrics(epochs, folder, fit.epoch, settings.epochs)
+        show(fit_in_folder(fit, folder, settings, seconds=arguments.checkpoint_seconds, stop=stop), settings.epochs)
 
     scores, numbers = measure(
-        program, test, settings.num_samples, density=density, seed=settings.seed, compiled=settings.graph == "compiled"
+        program,
+        test,
+        settings.num_samples,
+        density=run.density,
+        seed=settings.seed,
+        compiled=settings.graph == "compiled",
     )
     write_results(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()
@@ -118,15 +105,11 @@ def main(arguments: Arguments) -> None:
         print("real MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
 
 
-def write_metrics(epochs: Iterable[Epoch], folder: RunFolder, done: int, total: int) -> None:
-    """Write the metrics of each epoch as it ends, once."""
-    with tqdm(total=total, initial=done, desc="fit", unit="epoch", disable=None, leave=False) as bar:
+def show(epochs: Iterable[Epoch], total: int) -> None:
+    """Show the progress of a fit while it runs."""
+    with tqdm(total=total, desc="fit", unit="epoch", disable=None, leave=False) as bar:
         for epoch in epochs:
-            if epoch.epoch < done:  # it comes again
-                folder.keep_metrics(epoch.epoch)
-            folder.append_metrics(epoch.as_dict())
-            done = epoch.epoch + 1
-            bar.update(done - bar.n)
+            bar.update(epoch.epoch + 1 - bar.n)
             what, value = (
                 ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
             )

@@ -45,19 +45,19 @@ def main(arguments: Arguments) -> None:
     folder, asked = RunFolder(arguments.run), vars(arguments)
     changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
     fitted = load_run(arguments.run, download=arguments.data_root is not None, **changes)
-    settings = fitted.settings
+    settings = fitted.config
     pyro.set_rng_seed(settings.seed)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
     shape = tuple(Batch.of(x).x.shape[1:])
     if len(shape) != 2:
         raise UserError(f"The images have shape {shape}; only those of height and width can be drawn.")
-    labels = fitted.images.labels
+    labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()
     sampling.write_prior(results, program, x, settings.seed)
     sampling.write_reconstructions(results, program, x, settings.seed)
     sampling.write_latents(results, program, x, classes, settings.seed)
-    sampling.write_completions(results, program, x, fitted.lacking, settings.seed)
+    sampling.write_completions(results, program, x, fitted.lacks, settings.seed)
     print(f"written to {results.path}")
 
 

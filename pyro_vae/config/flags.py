@@ -3,15 +3,13 @@ r"""The single source of flags, defaults and help."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from pyro_vae import data
 from pyro_vae.config import components
@@ -22,7 +20,7 @@ from pyro_vae.infer.precision import PRECISIONS
 # What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
 CHOICES: dict[str, Collection[str]] = {
     "data": data.DATASETS,
-    "binarize": ("dynamic", "fixed", "threshold", "none"),
+    "binarize": data.BINARIZATIONS,
     "prior": components.PRIORS,
     "posterior": components.POSTERIORS,
     "likelihood": components.LIKELIHOODS,
@@ -188,34 +186,3 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
-
-
-def load_images(config: Config, *, download: bool = True) -> data.Images:
-    """Load the images of a run, binarized where that is done once, on its device.
-
-    Args:
-        config: the run.
-        download: whether a data set that is absent is downloaded into its ``data_root``.
-
-    Raises:
-        DataError: see `data.load`.
-    """
-    images = data.load(config.data, config.data_root, config.train_images, config.test_images, download=download)
-    return data.binarize(images, config.binarize).map(lambda pixels: pixels.to(config.device))
-
-
-def look(config: Config, density: bool) -> Callable[..., Tensor]:
-    """Return `data.observe` as this run does it: uint8 pixels to what the program observes, in [0, 1].
-
-    Args:
-        config: the run.
-        density: whether the program observes under a density, whose grey pixels are then dequantized.
-
-    Raises:
-        ValueError: a density of binarized pixels, which has no bound and means nothing.
-    """
-    if density and config.binarize != "none":
-        raise UserError(
-            f"The likelihood is a density and --binarize {config.binarize} gives 0 and 1: use --binarize none."
-        )
-    return partial(data.observe, how=config.binarize, dequantize=density)

@@ -1,20 +1,22 @@
 """Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
 
+from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.batches import Batches
 from pyro_vae.data.datasets import DATASETS, Dataset, load
-from pyro_vae.data.images import DataError, Images, Labels, to_uint8
-from pyro_vae.data.observed import Batches, binarize, observe, observe_once, some_labels
+from pyro_vae.data.images import BINARIZATIONS, Images, Observed
+from pyro_vae.data.labels import Labels, some_labels
+from pyro_vae.errors import DataError
 
 __all__ = [
+    "BINARIZATIONS",
     "DATASETS",
     "Batches",
     "DataError",
     "Dataset",
     "Images",
     "Labels",
-    "binarize",
+    "Observed",
     "load",
-    "observe",
-    "observe_once",
     "some_labels",
     "to_uint8",
 ]

@@ -19,7 +19,10 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from pyro_vae.data import idx, shapes
-from pyro_vae.data.images import DataError, Images, Labels, to_uint8
+from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.images import Images
+from pyro_vae.data.labels import Labels
+from pyro_vae.errors import DataError
 
 Source = Callable[[Path, bool], Images]
 

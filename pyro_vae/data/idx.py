@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.images import DataError
+from pyro_vae.errors import DataError
 
 REMEDY = "Delete damaged files to download them again, or name another --data-root."
 _SHAPE = (28, 28)

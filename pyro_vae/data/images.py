@@ -1,41 +1,19 @@
-r"""Images as uint8 tensors, one for each split."""
+r"""Images as uint8 tensors, one for each split, and what a program observes of their pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.data.arrays import SHAPES
+from pyro_vae.data.batches import Batches
+from pyro_vae.data.labels import Labels
+from pyro_vae.errors import DataError
 
-_TYPES = "give torch.uint8, or floats in [0, 1]."
-_SHAPES = "have shape {}; it must be (N, *pixels)."
-
-
-class DataError(UserError):
-    """Images that cannot be used; says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What is known of the images of each split: F integers from 0 on, (N, F), and their names."""
-
-    names: tuple[str, ...]
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-
-    def beside(self, split: str) -> Tensor:
-        """Return what a program is given beside the images of a split: (N,), or (N, F) where there are several."""
-        labels: Tensor = getattr(self, split)
-        return labels[:, 0] if len(self.names) == 1 else labels
-
-    def of(self, name: str, split: str) -> Tensor:
-        """Return the labels of one name (N,)."""
-        return getattr(self, split)[:, self.names.index(name)]
+_BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
 
 
 @dataclass(frozen=True)
@@ -57,7 +35,7 @@ class Images:
             if images.dtype != torch.uint8:
                 raise DataError(f"{self.name}: {split} images are {images.dtype}; they must be torch.uint8.")
             if images.ndim < 2 or 0 in images.shape[1:]:
-                raise DataError(f"{self.name}: {split} images {_SHAPES.format(tuple(images.shape))}")
+                raise DataError(f"{self.name}: {split} images {SHAPES.format(tuple(images.shape))}")
             if len(images) == 0:
                 raise DataError(f"{self.name}: there are no {split} images.")
             if images.shape[1:] != self.train.shape[1:]:
@@ -91,41 +69,85 @@ class Images:
         """Return the images with every split changed."""
         return replace(self, train=change(self.train), valid=change(self.valid), test=change(self.test))
 
+    def observed(self, binarize: str = "dynamic") -> Observed:
+        """Return the images as a program observes them.
 
-def to_uint8(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
-    """Return pixels as uint8, 0 to 255.
+        Args:
+            binarize: ``dynamic``, pixels x ~ Bernoulli(gray / 255), the training images anew in each batch and the
+                others once; ``fixed``, all once; ``threshold``, gray >= 128; ``none``, gray pixels. What is drawn once
+                depends on the index of the image in its split alone.
 
-    Args:
-        images: (N, *pixels), uint8, or floating point in [0, 1]; arrays of any byte order and memory layout.
-        name: what an error calls them.
-
-    Raises:
-        DataError: a pixel is NaN, masked or outside [0, 1], the type is neither, or there are no pixels.
-    """
-    images = images if isinstance(images, Tensor) else _to_tensor(images, name)
-    if images.ndim < 2 or 0 in images.shape[1:]:
-        raise DataError(f"{name}: images {_SHAPES.format(tuple(images.shape))}")
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise DataError(f"{name}: pixels are {images.dtype}; {_TYPES}")
-    bad = ~((images >= 0) & (images <= 1))
-    if bad.any():
-        image = int(bad.flatten(1).any(1).nonzero()[0])
-        value = images[bad][0].item()
-        raise DataError(f"{name}: image {image} holds {value:.6g}; floating-point pixels must lie in [0, 1].")
-    return (images * 255).round().to(torch.uint8)
+        Raises:
+            DataError: unknown binarization.
+        """
+        if binarize not in BINARIZATIONS:
+            raise DataError(f"Unknown binarization {binarize!r}; choose one of {', '.join(BINARIZATIONS)}.")
+        if binarize == "threshold":
+            return Observed(self.map(lambda pixels: 255 * (pixels >= 128).byte()), binarize)
+        if binarize == "none":
+            return Observed(self, binarize)
+        drawn = replace(
+            self,
+            train=self.train if binarize == "dynamic" else _drawn_once(self.train, 0),
+            valid=_drawn_once(self.valid, 1),
+            test=_drawn_once(self.test, 2),
+        )
+        return Observed(drawn, binarize)
 
 
-def _to_tensor(images: np.ndarray, name: str) -> Tensor:
-    if np.ma.is_masked(images):
-        raise DataError(f"{name}: some pixels are masked; fill them first.")
-    try:
-        array = np.asarray(images)
-    except ValueError as error:
-        raise DataError(f"{name}: no array (N, *pixels); the images differ in shape.") from error
-    try:
-        # Torch reads neither another byte order nor a negative stride, and warns of memory that it may not write.
-        return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-    except TypeError as error:
-        raise DataError(f"{name}: pixels are {array.dtype}; {_TYPES}") from error
+BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Images as a program observes them: floats in [0, 1] of torch's default type; see `Images.observed`."""
+
+    pixels: Images
+    """uint8, 0 and 255 alone where the binarization is drawn once."""
+    binarize: str
+    dequantize: bool = False
+    """Whether gray levels are made continuous, for a density: x = (level + u) / 256 with u ~ U[0, 1). Theis, van den
+    Oord, Bethge, "A note on the evaluation of generative models", ICLR 2016 (https://arxiv.org/abs/1511.01844)."""
+
+    def under_density(self) -> Observed:
+        """Return the images as a program observes them under a density.
+
+        Raises:
+            DataError: the pixels are binarized; their density has no bound and means nothing.
+        """
+        if self.binarize != "none":
+            raise DataError(
+                f"The likelihood is a density and --binarize {self.binarize} gives 0 and 1: use --binarize none."
+            )
+        return replace(self, dequantize=True)
+
+    def observe(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn training pixels, uint8 (B, *pixels), into what the program observes of them.
+
+        Args:
+            pixels: of `pixels.train`.
+            generator: of the CPU, for noise that is the same on every device; None takes torch's global stream.
+        """
+        if self.binarize != "dynamic" and not self.dequantize:
+            return pixels / 255
+        device = pixels.device if generator is None else "cpu"
+        noise = torch.rand(pixels.shape, generator=generator, device=device).to(pixels.device)
+        if self.binarize == "dynamic":  # which leaves 0 and 255 as they are
+            return (noise * 255 < pixels).to(noise.dtype)
+        # 16 bits of noise: with more, float32 rounds some white pixels up to the next level, to exactly 1.
+        return (pixels + (noise * 65536).floor() / 65536) / 256
+
+    def split(self, name: str) -> Tensor:
+        """Return the images of a split, (N, *pixels), for evaluation: the same in every run."""
+        generator = torch.Generator().manual_seed(_BINARIZATION_SEED)
+        return self.observe(getattr(self.pixels, name), generator)
+
+    def batches(self, batch_size: int, seed: int = 0, labels: Tensor | None = None) -> Batches:
+        """Return the batches of a fit; see `Batches`."""
+        return Batches(self.pixels.train, batch_size, seed, self.observe, labels)
+
+
+def _drawn_once(pixels: Tensor, stream: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_BINARIZATION_SEED + stream)
+    noise = torch.rand(pixels.shape, generator=generator, device="cpu").to(pixels.device)
+    return 255 * (noise * 255 < pixels).byte()

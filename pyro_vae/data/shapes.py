@@ -23,7 +23,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from pyro_vae.data.images import Images, Labels
+from pyro_vae.data.images import Images
+from pyro_vae.data.labels import Labels
 
 FACTORS = ("shape", "scale", "rotation", "x", "y")
 SHAPES = ("square", "ellipse", "heart")

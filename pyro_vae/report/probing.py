@@ -25,7 +25,7 @@ from pyro_vae.evaluate import (
 from pyro_vae.report import plots
 from pyro_vae.report.results import Program, codes
 from pyro_vae.runs.folder import Folder
-from pyro_vae.runs.load import Labelled
+from pyro_vae.runs.run import Labelled
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive
 from pyro_vae.trace.isolation import scoped_store

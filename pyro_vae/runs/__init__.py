@@ -2,20 +2,24 @@
 
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoints import History
-from pyro_vae.runs.durable import durably
+from pyro_vae.runs.durable import durably, fit_in_folder
 from pyro_vae.runs.folder import Folder, RunFolderError
-from pyro_vae.runs.load import Fitted, Labelled, load_run
+from pyro_vae.runs.load import load_run
+from pyro_vae.runs.run import Labelled, Run, load_images, prepare
 from pyro_vae.runs.run_folder import RunFolder, versions
 
 __all__ = [
-    "Fitted",
     "Folder",
     "History",
     "Labelled",
+    "Run",
     "RunFolder",
     "RunFolderError",
     "checkpoint",
     "durably",
+    "fit_in_folder",
+    "load_images",
     "load_run",
+    "prepare",
     "versions",
 ]

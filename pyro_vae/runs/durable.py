@@ -6,14 +6,55 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
+from pyro_vae.config import Config
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
 from pyro_vae.runs.checkpoints import History
+from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
 
 _SLOWER = 0.5
+_MILESTONES = 20  # of a run, whose checkpoints it may go back to
+_SETBACKS = 3
+
+
+def fit_in_folder(
+    fit: Fit, folder: RunFolder, config: Config, *, seconds: float, stop: Callable[[], bool]
+) -> Iterator[Epoch]:
+    """Run a fit in a folder that it has claimed, from its newest checkpoint on if there is one.
+
+    Args:
+        fit: from its beginning.
+        folder: of the run; metrics.jsonl gets a line for each epoch, once.
+        config: of the run.
+        seconds: as in `durably`.
+        stop: as in `durably`.
+
+    Yields:
+        Each epoch that remains, as `durably` does, after its line has been written.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is good.
+        RunFolderError: metrics.jsonl does not hold the epochs before the checkpoint.
+        NonFiniteError, OSError: as `durably`.
+    """
+    milestone = -(-fit.epochs // _MILESTONES) * config.epoch_steps(fit.batches.num_images)
+    history = History(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
+    if found := history.newest():
+        step, state = found
+        fit.load_state_dict(state)
+        history.set_aside_after(step)
+    folder.keep_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
+    written = fit.epoch
+    setbacks = _SETBACKS if config.on_nonfinite == "rollback" else 0
+    for epoch in durably(fit, history, seconds=seconds, stop=stop, setbacks=setbacks):
+        if epoch.epoch < written:  # it comes again after a setback
+            folder.keep_metrics(epoch.epoch)
+        folder.append_metrics(epoch.as_dict())
+        written = epoch.epoch + 1
+        yield epoch
 
 
 def durably(

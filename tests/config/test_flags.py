@@ -13,10 +13,11 @@ import pytest
 import torch
 from helpers.calls import one_line
 
-from pyro_vae import config, data
+from pyro_vae import data
 from pyro_vae.config import Config, programs
 from pyro_vae.config.saved import read_config
 from pyro_vae.model import likelihoods
+from pyro_vae.runs import load_images
 
 OTHER = Config(
     program="my.py:factory",
@@ -264,7 +265,7 @@ def test_unknown_names_list_the_choices(field: str, choices: list[str]) -> None:
         ("mnist", 100, 5000),
         ("fashion-mnist", 100, 5000),
         ("kmnist", 100, 5000),
-        ("shapes", 100, 5000),
+        ("shapes", 100, 1000),
     ],
 )
 def test_resolved_fills_in_what_the_data_set_decides(name: str, epochs: int, num_samples: int) -> None:
@@ -320,29 +321,6 @@ def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         Config(device="cuda").resolved()
 
 
-# What the program observes
-
-
-@pytest.mark.parametrize("how", ["dynamic", "fixed", "threshold"])
-def test_a_density_of_binarized_pixels_is_refused(how: str) -> None:
-    with pytest.raises(ValueError, match=f"--binarize {how}.*use --binarize none"):
-        config.look(Config(binarize=how), density=True)
-
-
-def test_grey_pixels_are_dequantized_under_a_density_alone() -> None:
-    pixels = torch.arange(256, dtype=torch.uint8)
-    x = config.look(Config(binarize="none"), density=True)(pixels)
-    assert torch.equal((x * 256).floor(), pixels.to(x.dtype))
-    assert not torch.equal(x, pixels / 256)
-    assert torch.equal(config.look(Config(binarize="none"), density=False)(pixels), pixels / 255)
-
-
-@pytest.mark.parametrize("how", ["dynamic", "fixed", "threshold"])
-def test_binarized_pixels_are_observed_as_0_and_1(how: str) -> None:
-    x = config.look(Config(binarize=how), density=False)(torch.tensor([[0, 255]] * 100, dtype=torch.uint8))
-    assert torch.equal(x, torch.tensor([[0.0, 1.0]] * 100))
-
-
 # Parts
 
 
@@ -365,7 +343,7 @@ def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unre
 
 def small(**changes: Any) -> tuple[Config, data.Images]:
     settings = Config(device="cpu", latent_dim=3, hidden_dim=4, **changes)
-    return settings, config.load_images(settings)
+    return settings, load_images(settings).pixels
 
 
 def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:

@@ -18,9 +18,9 @@ import pytest
 import torch
 from helpers.calls import TINY, command, inside
 
-from pyro_vae.config import Config, load_images, programs
+from pyro_vae.config import Config, programs
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs import History, RunFolder, RunFolderError, load
+from pyro_vae.runs import History, RunFolder, RunFolderError, load, load_images
 
 Refused = Callable[..., None]
 HEAD = "from __future__ import annotations\n"
@@ -72,7 +72,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def build() -> Callable[..., Any]:
     """Return what builds the program of a file."""
-    images = load_images(Config(train_images=10, test_images=2, device="cpu"))
+    images = load_images(Config(train_images=10, test_images=2, device="cpu")).pixels
     return lambda path: programs.build(Config(program=f"{path}:factory", device="cpu"), images)
 
 
@@ -99,7 +99,7 @@ def begun(path: Path) -> Any:
     torch.set_default_dtype(torch.float32)
     pyro.set_rng_seed(5)
     settings = Config(seed=5, device="cpu", program=f"{path}:factory")
-    return programs.build(settings, load_images(settings))
+    return programs.build(settings, load_images(settings).pixels)
 
 
 def registered(path: Path) -> list[str]:
@@ -280,8 +280,8 @@ def test_a_run_of_ours_is_scored_with_no_program_in_a_file(tmp_path: Path) -> No
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
         with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
-            load.settings_of(folder, {"program": program})
-    assert load.settings_of(folder, {"program": "vae"}) == load.settings_of(folder, {})
+            load.load_config(folder, {"program": program})
+    assert load.load_config(folder, {"program": "vae"}) == load.load_config(folder, {})
 
 
 def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: Path, refused: Refused) -> None:
@@ -326,16 +326,16 @@ def test_a_run_folder_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> 
 def test_a_fitted_program_is_built_under_the_seed_of_its_run(changes: dict[str, Any], run: Path) -> None:
     """With all that it drew and keeps in no parameter, whatever the seed of the draws; the streams stay."""
     first, folder = begun(run.with_name("net.py")), RunFolder(run)
-    settings = load.settings_of(folder, {"program": f"{run.with_name('net.py')}:factory", "device": "cpu", **changes})
+    settings = load.load_config(folder, {"program": f"{run.with_name('net.py')}:factory", "device": "cpu", **changes})
     pyro.set_rng_seed(8)
     expected = float(torch.rand(())), np.random.rand()
     pyro.set_rng_seed(8)
     found = load.restore(folder, settings, download=False)
     assert (float(torch.rand(())), np.random.rand()) == expected
     assert found.program.drawn == first.drawn
-    assert found.settings.seed == changes.get("seed", 5)
+    assert found.config.seed == changes.get("seed", 5)
     assert not torch.equal(found.program.decoder.weight, first.decoder.weight)
-    untrained = load.build(folder, settings, found.images)
+    untrained = load.rebuild(folder, settings, found.images)
     assert untrained.drawn == first.drawn
     assert torch.equal(untrained.decoder.weight, first.decoder.weight)
 

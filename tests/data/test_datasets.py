@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_vae import data
-from pyro_vae.data import Batches, DataError, Images, binarize, observe
+from pyro_vae.data import BINARIZATIONS, Batches, DataError, Images, Observed
 
 # Four standard errors: a correct program is outside with probability 6.3e-5 for each comparison, over the
 # choice of the seed. The seed is fixed (conftest), so a test that passes passes always.
@@ -63,7 +63,7 @@ def test_labels_follow_their_images(digits: Images, tmp_path: Path) -> None:
     few = data.load("digits", tmp_path, train_images=13, test_images=5)
     assert torch.equal(few.labels.of("class", "train"), digits.labels.of("class", "train")[:13])
     assert torch.equal(few.labels.of("class", "test"), digits.labels.of("class", "test")[:5])
-    assert binarize(few, "fixed").labels is few.labels
+    assert few.observed("fixed").pixels.labels is few.labels
 
 
 def test_labels_of_mnist_are_those_of_its_files(mnist_root: Path) -> None:
@@ -106,6 +106,11 @@ def test_unknown_data_set_lists_the_choices(tmp_path: Path) -> None:
 
 
 # What a program observes
+
+
+def observe(pixels: Tensor, how: str, dequantize: bool = False) -> Tensor:
+    gray = torch.full((1, 1), 128, dtype=torch.uint8)
+    return Observed(Images("gray", gray, gray, gray), how, dequantize).observe(pixels)
 
 
 def test_dynamic_binarization_has_the_grey_mean() -> None:
@@ -161,33 +166,33 @@ def is_binary(pixels: Tensor) -> bool:
 
 
 def test_dynamic_keeps_training_grey_and_fixes_the_rest(digits: Images) -> None:
-    drawn = binarize(digits, "dynamic")
+    drawn = digits.observed("dynamic").pixels
     assert torch.equal(drawn.train, digits.train)
     assert is_binary(drawn.valid)
     assert is_binary(drawn.test)
 
 
 def test_fixed_draws_every_split(digits: Images) -> None:
-    drawn = binarize(digits, "fixed")
+    drawn = digits.observed("fixed").pixels
     assert is_binary(drawn.train)
-    assert torch.equal(drawn.valid, binarize(digits, "dynamic").valid)
-    assert torch.equal(drawn.test, binarize(digits, "dynamic").test)
+    assert torch.equal(drawn.valid, digits.observed("dynamic").pixels.valid)
+    assert torch.equal(drawn.test, digits.observed("dynamic").pixels.test)
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_what_is_drawn_once_has_the_grey_mean(split: str, digits: Images) -> None:
     p = getattr(digits, split) / 255
-    number = (getattr(binarize(digits, "fixed"), split) / 255).sum()
+    number = (getattr(digits.observed("fixed").pixels, split) / 255).sum()
     # A sum of Bernoulli variables of unequal p has variance sum p (1 - p). One comparison: 6.3e-5.
     assert (number - p.sum()).abs() < NUM_SE * (p * (1 - p)).sum().sqrt()
 
 
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
 def test_what_is_drawn_once_is_the_same_at_each_call(how: str, digits: Images) -> None:
-    first = binarize(digits, how)
+    first = digits.observed(how).pixels
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    second = binarize(digits, how)
+    second = digits.observed(how).pixels
     for split in ("train", "valid", "test"):
         assert torch.equal(getattr(first, split), getattr(second, split))
     assert torch.equal(torch.get_rng_state(), before)  # and takes nothing from the stream of training
@@ -195,7 +200,7 @@ def test_what_is_drawn_once_is_the_same_at_each_call(how: str, digits: Images) -
 
 def test_splits_are_drawn_independently() -> None:
     grey = torch.full((20, 8, 8), 128, dtype=torch.uint8)
-    drawn = binarize(Images("grey", grey, grey, grey), "fixed")
+    drawn = Images("grey", grey, grey, grey).observed("fixed").pixels
     assert not torch.equal(drawn.train, drawn.valid)
     assert not torch.equal(drawn.train, drawn.test)
     assert not torch.equal(drawn.valid, drawn.test)
@@ -204,22 +209,61 @@ def test_splits_are_drawn_independently() -> None:
 # Otherwise runs on more and on fewer training images would be scored on different test images.
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
 def test_binarized_test_images_do_not_depend_on_how_many_are_used(how: str, digits: Images, tmp_path: Path) -> None:
-    every = binarize(digits, how)
-    few = binarize(data.load("digits", tmp_path, train_images=100, test_images=10), how)
+    every = digits.observed(how).pixels
+    few = data.load("digits", tmp_path, train_images=100, test_images=10).observed(how).pixels
     assert torch.equal(few.test, every.test[:10])
     assert torch.equal(few.valid, every.valid)
 
 
 def test_threshold_lies_at_128() -> None:
     levels = torch.arange(256, dtype=torch.uint8)[:, None]
-    drawn = binarize(Images("levels", levels, levels, levels), "threshold")
+    drawn = Images("levels", levels, levels, levels).observed("threshold").pixels
     expected = torch.tensor([0] * 128 + [255] * 128, dtype=torch.uint8)[:, None]
     for split in (drawn.train, drawn.valid, drawn.test):
         assert torch.equal(split, expected)
 
 
 def test_no_binarization_changes_nothing(digits: Images) -> None:
-    assert binarize(digits, "none") is digits
+    assert digits.observed("none").pixels is digits
+
+
+@pytest.mark.parametrize("how", ["fixed", "threshold", "none"])
+def test_a_batch_takes_no_noise_where_none_is_drawn(how: str, digits: Images) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    images = digits.observed(how)
+    batches = images.batches(100)
+    x = batches.observe(next(batches(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(x, images.split("train")[next(batches(0))])
+
+
+@pytest.mark.parametrize("how", BINARIZATIONS)
+def test_a_split_is_the_same_at_each_call_and_takes_nothing_from_the_stream(how: str, digits: Images) -> None:
+    first = digits.observed(how)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for split in ("train", "valid", "test"):
+        assert torch.equal(first.split(split), digits.observed(how).split(split))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "fixed", "threshold"])
+def test_a_density_of_binarized_pixels_is_refused(how: str, digits: Images) -> None:
+    with pytest.raises(DataError, match=f"--binarize {how}.*use --binarize none"):
+        digits.observed(how).under_density()
+
+
+def test_gray_pixels_are_dequantized_under_a_density_alone(digits: Images) -> None:
+    x = digits.observed("none").under_density().split("test")
+    assert torch.equal((x * 256).floor(), digits.test.to(x.dtype))
+    assert not torch.equal(x, digits.test / 256)
+    assert torch.equal(digits.observed("none").split("test"), digits.test / 255)
+
+
+def test_an_unknown_binarization_is_refused(digits: Images) -> None:
+    with pytest.raises(DataError, match="'grey'; choose one of dynamic, fixed, threshold, none"):
+        digits.observed("grey")
 
 
 # Batches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pyro
@@ -39,14 +38,14 @@ def new_fit(program: str, graph: str | None, seed: int, device: str = "cpu") -> 
     pyro.clear_param_store()
     generator = torch.Generator("cpu").manual_seed(1)
     pixels = torch.randint(0, 256, (IMAGES, 6, 5), dtype=torch.uint8, generator=generator, device="cpu").to(device)
+    images = data.Observed(data.Images("random", pixels, pixels, pixels), "dynamic")
     pyro.set_rng_seed(seed)
     if program == "params":
         built: Any = Params()
     else:
         settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device=device)
-        built = programs.build(settings, data.Images("random", pixels, pixels, pixels))
-    look = partial(data.observe, how="dynamic")
+        built = programs.build(settings, images.pixels)
     optim = Optim(torch.optim.Adam, {"lr": 0.01, "fused": True}, schedules.over(schedules.cosine, STEPS))
     svi = SVI(built.model, built.guide, optim, IWAE(2), graph=graph)
-    valid = data.observe_once(pixels[:7], look)
-    return Fit(svi, data.Batches(pixels, BATCH, 0, look), EPOCHS, valid=valid, patience=EPOCHS, seed=3)
+    valid = images.split("valid")[:7]
+    return Fit(svi, images.batches(BATCH), EPOCHS, valid=valid, patience=EPOCHS, seed=3)

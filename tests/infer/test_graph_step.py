@@ -20,7 +20,7 @@ from torch import Tensor, _inductor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 from pyro_vae import data
-from pyro_vae.config import Config, components, look, programs
+from pyro_vae.config import Config, components, programs
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Optim
 from pyro_vae.infer.graph_step import Outcome
@@ -54,11 +54,13 @@ def both_ways(field: str, name: str, dtype: torch.dtype, graph: str) -> tuple[SV
         **chosen,
     ).resolved()  # fmt: skip
     pixels = torch.randint(0, 256, (40, 6, 5), dtype=torch.uint8)
-    splits = data.binarize(data.Images("random", pixels, pixels, pixels), settings.binarize)
+    observed = data.Images("random", pixels, pixels, pixels).observed(settings.binarize)
+    if grey and name in DENSITIES:
+        observed = observed.under_density()
     device = str(torch.get_default_device())
-    program = programs.build(settings, splits).to(device)
+    program = programs.build(settings, observed.pixels).to(device)
     objective = programs.build_objective(settings, 40)
-    batches = data.Batches(pixels, 5, 0, look(settings, grey and name in DENSITIES))
+    batches = observed.batches(5)
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3}), objective, graph=graph)
     batch = next(iter(batches(0)))
     svi.step(batch, observe=batches.observe)

@@ -17,12 +17,13 @@ from helpers.oracles import LinearGaussian
 from scipy.linalg import subspace_angles
 from torch import Tensor, nn
 
-from pyro_vae import config, data
+from pyro_vae import config
 from pyro_vae.config import programs
 from pyro_vae.evaluate import log_weights, score, summary, surgery
 from pyro_vae.infer import ELBO, SVI, Fit, Optim
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.flat import FlatPrior
+from pyro_vae.runs import load_images
 from pyro_vae.trace import run
 
 pytestmark = pytest.mark.host
@@ -218,18 +219,16 @@ def test_a_loss_has_a_rate_and_no_likelihood() -> None:
 def test_patience_watches_the_distortion() -> None:
     """Without an ELBO: the best epoch is the one whose reconstructions of validation images are the best."""
     settings = config.Config(program="autoencoder", train_images=200, epochs=40, latent_dim=8, learning_rate=0.05)
-    images = config.load_images(settings.resolved())
-    program = programs.build(settings.resolved(), images)
-    look = config.look(settings, density=False)
-    batches = data.Batches(images.train, 50, 0, look)
+    images = load_images(settings.resolved())
+    program = programs.build(settings.resolved(), images.pixels)
     driver = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.05}), ELBO())
-    fit = Fit(driver, batches, 40, valid=data.observe_once(images.valid, look), patience=5)
+    fit = Fit(driver, images.batches(50), 40, valid=images.split("valid"), patience=5)
     records = list(fit)
     distortions = [record.valid_distortion for record in records]
     assert all(record.elbo is None and record.valid_elbo is None for record in records)
     assert fit.best_epoch == min(range(len(distortions)), key=distortions.__getitem__)
     assert len(records) == min(40, fit.best_epoch + 6)
-    assert fit._validate(data.observe_once(images.valid, look))[1] == pytest.approx(min(distortions), rel=1e-9)
+    assert fit._validate(images.split("valid"))[1] == pytest.approx(min(distortions), rel=1e-9)
 
 
 def test_a_run_has_no_density_and_reconstructs(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pyro_vae.config import programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.evaluate import train_features
 from pyro_vae.report.systems import generated, measure_system
-from pyro_vae.runs import Labelled
+from pyro_vae.runs import Labelled, load_images
 
 
 class Bars:
@@ -74,7 +74,7 @@ def test_every_system_is_a_configuration_that_builds(name: str) -> None:
     settings = config.Config(**SYSTEMS[name])
     for field, default in programs.unread(settings).items():
         assert getattr(settings, field) == default
-    images = config.load_images(settings.resolved())
+    images = load_images(settings.resolved()).pixels
     programs.build(settings.resolved(), images)
     programs.build_objective(settings, len(images.train))
 

@@ -1,4 +1,4 @@
-"""Fitted runs opened again: any number in one process, each with its own weights."""
+"""Run runs opened again: any number in one process, each with its own weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from helpers.calls import inside
 
 from pyro_vae import ELBO, SVI, Optim, score
-from pyro_vae.runs import Fitted, load_run
+from pyro_vae.runs import Run, load_run
 
 pytestmark = pytest.mark.on_device
 
@@ -62,16 +62,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-def opened(path: Path) -> Fitted:
+def opened(path: Path) -> Run:
     return load_run(path, program=f"{path.with_name('net.py')}:factory")
 
 
-def weights(run: Fitted) -> dict[str, torch.Tensor]:
+def weights(run: Run) -> dict[str, torch.Tensor]:
     with run.program.scope():
         return copy.deepcopy({**run.program.state_dict(), "width": pyro.param("width").detach()})
 
 
-def elbos(run: Fitted) -> torch.Tensor:
+def elbos(run: Run) -> torch.Tensor:
     x = run.observed("test")
     return torch.as_tensor(score(run.program.model, run.program.guide, x, 20, seed=3).elbo)
 

@@ -16,12 +16,13 @@ from helpers.steps import driver, is_recorded, take_steps
 from scipy.stats import chisquare
 from torch import Tensor
 
-from pyro_vae.config import Config, load_images, programs
+from pyro_vae.config import Config, programs
 from pyro_vae.evaluate import log_weights, score, summary
 from pyro_vae.model import VAE, Tractable, nets, posteriors
 from pyro_vae.model.distributions.autoregressive import Autoregressive
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
+from pyro_vae.runs import load_images
 from pyro_vae.trace import Batch, Reader, check_domain, choose_layout, describe, log_density
 
 CHANNELS, FEATURES = 4, 2
@@ -312,4 +313,4 @@ def test_a_flag_that_the_program_does_not_read_is_refused(program: str, unread: 
     settings = Config(program=program, device="cpu", **unread)
     (name,) = unread
     with pytest.raises(ValueError, match=f"--program {program} does not read --{name.replace('_', '-')}"):
-        programs.build(settings, load_images(settings))
+        programs.build(settings, load_images(settings).pixels)

@@ -1,0 +1,51 @@
+r"""Pixels that a user hands over, as uint8 tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+_TYPES = "give torch.uint8, or floats in [0, 1]."
+SHAPES = "have shape {}; it must be (N, *pixels)."
+
+
+def to_uint8(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
+    """Return pixels as uint8, 0 to 255.
+
+    Args:
+        images: (N, *pixels), uint8, or floating point in [0, 1]; arrays of any byte order and memory layout.
+        name: what an error calls them.
+
+    Raises:
+        DataError: a pixel is NaN, masked or outside [0, 1], the type is neither, or there are no pixels.
+    """
+    images = images if isinstance(images, Tensor) else _to_tensor(images, name)
+    if images.ndim < 2 or 0 in images.shape[1:]:
+        raise DataError(f"{name}: images {SHAPES.format(tuple(images.shape))}")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise DataError(f"{name}: pixels are {images.dtype}; {_TYPES}")
+    bad = ~((images >= 0) & (images <= 1))
+    if bad.any():
+        image = int(bad.flatten(1).any(1).nonzero()[0])
+        value = images[bad][0].item()
+        raise DataError(f"{name}: image {image} holds {value:.6g}; floating-point pixels must lie in [0, 1].")
+    return (images * 255).round().to(torch.uint8)
+
+
+def _to_tensor(images: np.ndarray, name: str) -> Tensor:
+    if np.ma.is_masked(images):
+        raise DataError(f"{name}: some pixels are masked; fill them first.")
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise DataError(f"{name}: no array (N, *pixels); the images differ in shape.") from error
+    try:
+        # Torch reads neither another byte order nor a negative stride, and warns of memory that it may not write.
+        return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise DataError(f"{name}: pixels are {array.dtype}; {_TYPES}") from error
