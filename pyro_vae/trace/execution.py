@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
-from pyro_vae.trace.enumeration import at_every_state, check_sizes, number_of_states, states_of
+from pyro_vae.trace.discrete import check_sizes
+from pyro_vae.trace.enumeration import at_every_state, number_of_states, states_of
 from pyro_vae.trace.plates import (
     PARTICLES,
     DataPlate,
@@ -26,8 +27,9 @@ from pyro_vae.trace.plates import (
     outside_data_plate,
     plates_of,
 )
-from pyro_vae.trace.run_result import Run, Values, log_prob, proper_sites
+from pyro_vae.trace.run_result import Run, Values, proper_sites
 from pyro_vae.trace.shapes import from_particles
+from pyro_vae.trace.terms import log_prob
 
 
 def run_laid_out(

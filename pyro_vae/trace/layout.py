@@ -25,8 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Batch, Program
+from pyro_vae.trace.discrete import enumerated_sites, summed_sites
 from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import Finite, enumerated_sites, summed_sites
+from pyro_vae.trace.enumeration import Finite
 from pyro_vae.trace.execution import run_laid_out, run_summed
 from pyro_vae.trace.isolation import fork_rng, scoped_store, seeded
 from pyro_vae.trace.modes import evaluation_mode
