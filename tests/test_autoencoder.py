@@ -21,9 +21,10 @@ from pyro_vae import config, data
 from pyro_vae.config import programs
 from pyro_vae.evaluate import log_weights, score, summary, surgery
 from pyro_vae.infer import ELBO, SVI, Fit, Optim
+from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.improper import Improper
-from pyro_vae.trace import run
+from pyro_vae.trace import Batch, run
 
 DIM, UNITS = 6, 2
 
@@ -225,9 +226,10 @@ def test_patience_watches_the_distortion() -> None:
     records = list(fit)
     distortions = [record.valid_distortion for record in records]
     assert all(record.elbo is None and record.valid_elbo is None for record in records)
-    assert fit.best_epoch == min(range(len(distortions)), key=distortions.__getitem__)
-    assert len(records) == min(40, fit.best_epoch + 6)
-    assert fit._validate(data.observe_once(images.valid, look))[1] == pytest.approx(min(distortions), rel=1e-9)
+    assert fit.best.epoch == min(range(len(distortions)), key=distortions.__getitem__)
+    assert len(records) == min(40, fit.best.epoch + 6)
+    distortion = validate(program.model, program.guide, Batch(data.observe_once(images.valid, look)), fit.seed)[1]
+    assert distortion == pytest.approx(min(distortions), rel=1e-9)
 
 
 def test_a_run_has_no_density_and_reconstructs(tmp_path: Path) -> None:
