@@ -154,8 +154,11 @@ class SVI(pyro.infer.SVI):
         assert self.recorded is not None
         if not self.recorded.takes(observe, batch):
             return None
+        # On CUDA the whole step, from the images to the optimizer, is launched as one graph, since Python launches the
+        # kernels of a small network more slowly than they run. Nothing in it may wait for the device: the gate has to
+        # be one that skips steps, and the record is compared with the program between two launches.
         captures = batch.x.is_cuda and self.recorded.compiled and self._gate.skips
-        if not captures or self.recorded.compares:  # a comparison waits for the device, which no capture can
+        if not captures or self.recorded.compares:
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
         if self._capture is None:
@@ -179,7 +182,8 @@ class SVI(pyro.infer.SVI):
         loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
         self._gate.to(loss.device)
         self._add_new(stored_ids())  # before the gate, which has to see the gradients of newcomers
-        # Sums, not norms, which take a second pass; what is not finite makes a sum that is not.
+        # One number for all gradients: an entry that is not finite makes the sum so, too. Sums and not norms, which
+        # take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
         self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss
