@@ -136,11 +136,17 @@ def choose_layouts(
     subsampled = any(plate.full_size not in (None, plate.size) for plate in plates)
     if summed and subsampled and of_model.kind == "rows":
         of_model = of_model._replace(kind="singly")  # where each run takes the draw as it is
-    one_layout = one_layout or subsampled
-    if one_layout and of_model.kind != of_guide.kind != "plain" and values:
-        slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
-        # Rows that one of them takes need not suit the other, which has been found to take particles.
-        slower = "singly" if slower == "rows" and not rows_suit(model, guide, batch, values, of_guide) else slower
-        of_model, of_guide = of_model._replace(kind=slower), of_guide._replace(kind=slower)
+    if (one_layout or subsampled) and of_model.kind != of_guide.kind != "plain" and values:
+        of_model, of_guide = _in_one_layout(model, guide, batch, values, of_model, of_guide)
     of_model, of_guide = of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting)
     return Layouts(with_summed(model, batch, values, of_model, summed) if summed else of_model, of_guide)
+
+
+def _in_one_layout(
+    model: Program, guide: Program, batch: Batch, values: Values, of_model: Layout, of_guide: Layout
+) -> tuple[Layout, Layout]:
+    """Return the two layouts with the kind of the slower one, or singly where that does not suit both."""
+    slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
+    # Rows that one of them takes need not suit the other, which has been found to take particles.
+    slower = "singly" if slower == "rows" and not rows_suit(model, guide, batch, values, of_guide) else slower
+    return of_model._replace(kind=slower), of_guide._replace(kind=slower)
