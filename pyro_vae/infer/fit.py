@@ -2,30 +2,25 @@ r"""The loop: epochs of SVI steps, the ELBO of each in nats, early stopping, and
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
-from pyro_vae.errors import BatchMemoryError, NonFiniteError, UserError, is_out_of_memory
+from pyro_vae.errors import UserError
 from pyro_vae.infer.epochs import Batches, Begun, Epoch, Loader
-from pyro_vae.infer.objectives.particles import draw_particles
-from pyro_vae.infer.parameters import State, load_parameters, parameters
-from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.infer.location import located
+from pyro_vae.infer.parameters import State, load_parameters
+from pyro_vae.infer.streams import made_with, set_streams, streams, warn_of_differences
 from pyro_vae.infer.svi import SVI
-from pyro_vae.trace import Batch, Data, reading
+from pyro_vae.infer.validation import Best, validate
+from pyro_vae.trace import Batch, Data
 from pyro_vae.trace.isolation import fork_rng
-
-_LOG = logging.getLogger("pyro_vae")
-
-_VALID_BATCH = 1000
 
 
 class Fit:
@@ -73,9 +68,7 @@ class Fit:
         self.patience = patience
         self.seed = seed
         self.epoch = 0  # how many are done
-        self.best_value = -math.inf
-        self.best_epoch = -1
-        self.best: State | None = None
+        self.best = Best()
         self.setbacks = 0  # how often the fit has been put back to an earlier state
         self._begun = Begun()
         self._store: Any = {"params": {}, "constraints": {}}
@@ -112,7 +105,7 @@ class Fit:
     @property
     def finished(self) -> bool:
         """Whether no epoch remains, or patience has run out."""
-        waited = self.epoch - 1 - self.best_epoch
+        waited = self.epoch - 1 - self.best.epoch
         return self.epoch >= self.epochs or (self.patience > 0 and waited >= self.patience)
 
     def state_dict(self) -> State:
@@ -125,16 +118,16 @@ class Fit:
         """
         if self.svi.steps == 0:
             raise UserError("A fit has no state before its first step, which finds the parameters.")
-        with self.scope(), self._named():
+        with self.scope(), self._located():
             driver = self.svi.state_dict()
         return {
             "svi": driver,
             "epoch": self.epoch,
             "begun": dict(vars(self._begun)),
-            "best": {"value": self.best_value, "epoch": self.best_epoch, "parameters": self.best},
+            "best": self.best._asdict(),
             "setbacks": self.setbacks,
             "streams": streams(),
-            "made_with": _made_with(),
+            "made_with": made_with(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -148,19 +141,17 @@ class Fit:
                 self.svi.load_state_dict(state["svi"], self._some_images())
             self.epoch = state["epoch"]
             self._begun = Begun(**state["begun"])
-            self.best_value, self.best_epoch = state["best"]["value"], state["best"]["epoch"]
-            self.best = state["best"]["parameters"]
+            best = state["best"]
+            self.best = Best(best["value"], best["epoch"], best["parameters"])
             self.setbacks = state["setbacks"]
-            numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best_epoch + 1)
+            numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best.epoch + 1)
             if not all(type(number) is int and number >= 0 for number in numbers):
                 raise TypeError(f"epochs, steps and setbacks are {numbers}")
             set_streams(state["streams"])
-            made_with = dict(state["made_with"])
+            then = dict(state["made_with"])
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
-        for what, now in _made_with().items():
-            if (then := made_with.get(what)) != now:
-                _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then, now)
+        warn_of_differences(then)
         self._publish()
 
     def _some_images(self) -> Batch:
@@ -183,7 +174,7 @@ class Fit:
         begun = self._begun
         started, before = time.perf_counter(), begun.seconds
         for batch in islice(self.batches(self.epoch), begun.batches, None):
-            with self._named(batch), pyro.validation_enabled(self.svi.steps == 0):
+            with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
                 begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
             begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
             begun.batches += 1
@@ -193,38 +184,19 @@ class Fit:
                 return False
         return True
 
-    @contextmanager
-    def _named(self, batch: Any = None) -> Iterator[None]:
-        """Say of an error in which batch of which epoch it is."""
-        try:
-            yield
-        except NonFiniteError as error:
-            number = error.step - (self.svi.steps - self._begun.batches)
-            error.add_note(f"That is batch {number} of epoch {self.epoch}.")
-            raise
-        except ValueError as error:
-            if batch is None or len(batch) > 1 or "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"Batch {self._begun.batches} of epoch {self.epoch} holds one image, of which BatchNorm has no "
-                "statistics: choose a --batch-size that leaves no batch of one."
-            ) from error
-        except RuntimeError as error:
-            if batch is None or not is_out_of_memory(error):
-                raise
-            remedy = f"--batch-size {len(batch) // 2}" if len(batch) > 1 else "fewer particles, or a smaller network"
-            raise BatchMemoryError(
-                f"Memory has run out in step {self.svi.steps}, with a batch of {len(batch)} images: try {remedy}."
-            ) from error
+    def _located(self, batch: Any = None) -> AbstractContextManager[None]:
+        return located(self.epoch, self._begun, self.svi.steps, batch)
 
     def _end_epoch(self) -> Epoch:
         """Look at the epoch whose steps have been taken."""
         begun = self._begun
         started = time.perf_counter()
-        with self._named():
+        with self._located():
             self.svi.check()  # waits for the device, so that the seconds are those of the epoch
         num_images = begun.images
-        valid_elbo, valid_distortion = (None, None) if self.valid is None else self._validate(self.valid)
+        valid_elbo, valid_distortion = None, None
+        if self.valid is not None:
+            valid_elbo, valid_distortion = validate(self.svi.model, self.svi.guide, self.valid, self.seed)
         elbo = float(begun.elbo) / num_images
         record = Epoch(
             epoch=self.epoch,
@@ -238,39 +210,8 @@ class Fit:
         )
         self.epoch += 1
         self._begun = Begun()
-        self._watch(record)
-        if self.finished and self.best is not None:
-            load_parameters(self.svi.model, self.svi.guide, self.best, self._some_images())
+        if self.patience:
+            self.best = self.best.better_of(record, self.svi)
+        if self.finished and self.best.parameters is not None:
+            load_parameters(self.svi.model, self.svi.guide, self.best.parameters, self._some_images())
         return record
-
-    def _validate(self, valid: Batch) -> tuple[float | None, float]:
-        """Return the ELBO, if there is one, and the distortion of the validation images."""
-        model, guide = self.svi.model, self.svi.guide
-        described, elbo, distortion = None, 0.0, 0.0
-        # Where a fit diverges, this may be the first to see it: it is NaN then, and the next step says so.
-        with (
-            torch.no_grad(),
-            pyro.validation_enabled(False),
-            reading(model, guide, x=valid, seed=self.seed, purpose="validation"),
-        ):
-            for batch in valid.split(_VALID_BATCH):
-                particles = draw_particles(model, guide, batch, 1, described=described)
-                described = particles.described
-                elbo += float(particles.log_w.sum()) / len(valid)
-                distortion -= float(particles.log_likelihood.sum()) / len(valid)
-        return None if described is None or described.lacks else elbo, distortion
-
-    def _watch(self, record: Epoch) -> None:
-        if not self.patience or record.valid_distortion is None:
-            return
-        value = -record.valid_distortion if record.valid_elbo is None else record.valid_elbo
-        if not value > self.best_value:
-            return
-        self.best_value, self.best_epoch = value, record.epoch
-        values = parameters(self.svi.modules, self.svi.optim.params)
-        self.best = torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)
-
-
-def _made_with() -> dict[str, Any]:
-    """Return what the bits of a run depend on, beside its configuration."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical, unconstrained
-from pyro_vae.trace import Batch, Graph, GraphError, Program
+from pyro_vae.trace import Batch, Graph, GraphError, Program, stored_ids
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -26,14 +26,15 @@ _TOLERANCES = {"bf16": 0.02}
 
 
 class Outcome(NamedTuple):
-    """What a step computes before the weights move: loss and ELBO summed over the batch, in nats, the gradients by name
-    in the param store, and whether all of it is finite.
+    """What a step computes before the weights move: loss and ELBO summed over the batch, in nats, whether all of it is
+    finite, the gradients by name in the param store, and the `stored_ids` of the store that they belong to.
     """
 
     loss: Tensor
     elbo: Tensor
     finite: Tensor
     gradients: dict[str, Tensor]
+    stored: dict[str, int]
 
 
 class RecordedStep:
@@ -114,16 +115,17 @@ class RecordedStep:
         try:
             if self.compares:
                 self._soon, self._compared_at = False, self._calls
-                names, results = self._graph.compare(*tensors)
+                (names, stored), results = self._graph.compare(*tensors)
             else:
-                names, results = self._graph(*tensors)
+                (names, stored), results = self._graph(*tensors)
         except GraphError as error:
             self._refuse(str(error))
             return None
         self._calls += 1
         loss, elbo, finite, *gradients = results
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
-        return Outcome(loss, elbo, finite, {n: g for n, g in zip(names, gradients, strict=True) if g is not None})
+        by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+        return Outcome(loss, elbo, finite, by_name, stored)
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
@@ -134,7 +136,11 @@ class RecordedStep:
         assert self._graph is not None
         return self._graph.captured_key(tensors)
 
-    def _loss_and_gradients(self, *tensors: Tensor) -> tuple[list[str], tuple[Tensor | None, ...]]:
+    def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
+        """Return the names of the gradients with the store that they are of, and the numbers of an `Outcome`.
+
+        The store is part of the key of the graph, so that what it was when the graph was recorded, it is at every call.
+        """
         batch = self._build(list(tensors))
         if self._observe is not None:
             batch = Batch.of(batch.call(self._observe))
@@ -145,4 +151,5 @@ class RecordedStep:
             trained = {name: p for name, p in every.items() if p.requires_grad}
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         total = sum((gradient.sum() for gradient in gradients if gradient is not None), loss)
-        return list(trained), (loss.detach(), elbo.sum(), total.detach().isfinite(), *gradients)
+        known = list(trained), stored_ids()
+        return known, (loss.detach(), elbo.sum(), total.detach().isfinite(), *gradients)

@@ -1,12 +1,18 @@
-r"""The random streams that a program may draw from, as values that a checkpoint holds."""
+r"""What the numbers of a run depend on beside its configuration, as values that a checkpoint holds.
+
+These are the random streams that a program may draw from, the version of torch, and the number of threads.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any
 
 import numpy as np
 import torch
+
+_LOG = logging.getLogger("pyro_vae")
 
 State = dict[str, Any]
 
@@ -33,3 +39,15 @@ def set_streams(state: State) -> None:
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     key = numpy["state"]["key"].numpy().astype(np.uint32)
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
+
+
+def made_with() -> State:
+    """Return the version of torch and the number of threads, on which the order of sums depends."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def warn_of_differences(then: State) -> None:
+    """Log what differs now from `made_with` at an earlier time."""
+    for what, now in made_with().items():
+        if then.get(what) != now:
+            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then.get(what), now)

@@ -10,8 +10,9 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_vae.errors import NonFiniteError, UserError
+from pyro_vae.errors import UserError
 from pyro_vae.infer.cuda_graph import Capture
+from pyro_vae.infer.gate import Gate
 from pyro_vae.infer.graph_step import Observe, RecordedStep
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
@@ -68,10 +69,8 @@ class SVI(pyro.infer.SVI):
             self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
+        self._gate = Gate(self.optim)
         self._capture: Capture | None = None
-        # On the device of the loss, in place, so that a captured step reads and writes them.
-        self._number = torch.tensor(0)
-        self._failed_step = torch.tensor(-1)
         self._stored: dict[str, int] = {}  # in the param store when the optimizer last looked
 
     def step(self, *args: Any, observe: Observe | None = None, **kwargs: Any) -> Tensor:
@@ -90,7 +89,7 @@ class SVI(pyro.infer.SVI):
             NonFiniteError: the loss or a gradient is not finite; the weights have not changed.
             ValueError: the first step captures no parameter, or one that has a gradient is not captured.
         """
-        self._number.fill_(self.steps)
+        self._gate.step.fill_(self.steps)
         with PRECISIONS[self.precision]():
             if isinstance(self.objective, Objective):
                 loss = self._by_objective(observe, *args, **kwargs)
@@ -120,9 +119,7 @@ class SVI(pyro.infer.SVI):
         Raises:
             NonFiniteError: names the first such step.
         """
-        if (step := int(self._failed_step)) >= 0:
-            self._failed_step.fill_(-1)
-            raise NonFiniteError(step)
+        self._gate.check()
 
     def state_dict(self) -> State:
         """Return parameters, module buffers and optimizer state; tensors and plain values only.
@@ -149,18 +146,19 @@ class SVI(pyro.infer.SVI):
         self.steps = state["steps"]
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
-        self._names = set(pyro.get_param_store().keys())
+        self._gate = Gate(self.optim, Batch.of(batch).device)
         self._capture = None  # of tensors that have been replaced
-        device = Batch.of(batch).device
-        self._number, self._failed_step = (torch.tensor(value, device=device) for value in (self.steps, -1))
 
     def _by_graph(self, observe: Observe | None, batch: Batch) -> tuple[Tensor, ...] | None:
         """Take a step by its record; None where that is left to Pyro."""
         assert self.recorded is not None
         if not self.recorded.takes(observe, batch):
             return None
-        captures = batch.x.is_cuda and self.recorded.compiled and self._skips()
-        if not captures or self.recorded.compares:  # a comparison waits for the device, which no capture can
+        # On CUDA the whole step, from the images to the optimizer, is launched as one graph, since Python launches the
+        # kernels of a small network more slowly than they run. Nothing in it may wait for the device: the gate has to
+        # be one that skips steps, and the record is compared with the program between two launches.
+        captures = batch.x.is_cuda and self.recorded.compiled and self._gate.skips
+        if not captures or self.recorded.compares:
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
         if self._capture is None:
@@ -168,51 +166,37 @@ class SVI(pyro.infer.SVI):
         return self._capture(*tensors)
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
+        """Compute gradients by the record and move the weights; on a CUDA device this whole method may be captured."""
         assert self.recorded is not None
         outcome = self.recorded(batch)
         if outcome is None:
             return None
-        self._admit()
+        self._add_new(outcome.stored)
         for name, gradient in outcome.gradients.items():
             self.optim.params[name].grad = gradient
-        self._update(outcome.finite)
+        self._gate.update(outcome.finite)
         return outcome.loss, outcome.elbo
 
     def _by_pyro(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step by running the program."""
         loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
-        self._number = self._number.to(loss.device)
-        self._failed_step = self._failed_step.to(loss.device)
-        self._admit()  # before the gate, which has to see the gradients of newcomers
-        # Sums, not norms, which take a second pass; what is not finite makes a sum that is not.
+        self._gate.to(loss.device)
+        self._add_new(stored_ids())  # before the gate, which has to see the gradients of newcomers
+        # One number for all gradients: an entry that is not finite makes the sum so, too. Sums and not norms, which
+        # take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
-        self._update(torch.stack([loss, *sums]).sum().isfinite())
+        self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss
 
-    def _admit(self) -> None:
-        """Take on parameters that have appeared in the store, perhaps unfrozen, or in the place of others."""
-        if (present := stored_ids()) != self._stored:
+    def _add_new(self, present: dict[str, int]) -> None:
+        """Add parameters to the optimizer that are new in the store: later ones, unfrozen ones, or replacements.
+
+        A program may call `pyro.param` or `pyro.module` at any step, and a store that has been cleared or loaded holds
+        other tensors under the old names. An optimizer that kept the old ones would train what nothing reads.
+        """
+        if present != self._stored:
             self.optim.add(unconstrained(name) for name, key in present.items() if self._stored.get(name) != key)
             self._stored = present
-
-    def _update(self, finite: Tensor) -> None:
-        """Move the weights by their gradients, unless these or the loss are not finite."""
-        if self._skips() and finite.is_cuda:
-            assert self.optim.optimizer is not None
-            failed = self._failed_step
-            failed.copy_(torch.where(finite | (failed >= 0), failed, self._number))
-            # A fused optimizer leaves weights, moments and step count alone where this is not zero.
-            self.optim.optimizer.found_inf = (failed >= 0).float()
-        elif not finite:
-            self._failed_step.fill_(self.steps)
-            self._clear()
-            self.check()
-        self.optim.update()
-        self._clear()
-
-    def _skips(self) -> bool:
-        """Whether the optimizer can be told on the device not to step."""
-        return self.optim.optimizer is not None and bool(self.optim.optimizer.defaults.get("fused"))
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.objective, Objective):
@@ -223,13 +207,10 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the first step, in which the parameters and the modules that run become known."""
         with ModulesThatRun() as ran:
             loss, captured = capture(self.modules, lambda: self._backward(*args, **kwargs))
         self.modules = ran.outermost(self.modules)
         self.optim.add(captured)
         self._stored = stored_ids()
         return loss
-
-    def _clear(self) -> None:
-        for p in self.optim.params.values():
-            p.grad = None

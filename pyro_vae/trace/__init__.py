@@ -12,10 +12,11 @@ from pyro_vae.trace.modes import ModulesThatRun
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.roles import Description, SiteInfo, describe, description, refuse_whole_batch
-from pyro_vae.trace.run_result import Run, Terms
+from pyro_vae.trace.run_result import Run
 from pyro_vae.trace.seeds import derive
 from pyro_vae.trace.simulation import as_images, elements_of_x, image_site, simulate
 from pyro_vae.trace.support import check_domain, check_support, outside_prior
+from pyro_vae.trace.terms import Terms
 from pyro_vae.trace.unconstrained import Unconstrained
 
 __all__ = [

@@ -15,15 +15,11 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Data, Program
-from pyro_vae.trace.enumeration import (
-    at_every_state,
-    check_sizes,
-    enumerated_sites,
-    number_of_states,
-    summed_sites,
-)
-from pyro_vae.trace.execution import run_laid_out, run_summed
-from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts, run_plainly, with_summed
+from pyro_vae.trace.discrete import check_sizes, enumerated_sites, summed_sites
+from pyro_vae.trace.enumeration import at_every_state, number_of_states
+from pyro_vae.trace.execution import run_laid_out, run_plainly, run_summed
+from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
+from pyro_vae.trace.layout_comparison import with_summed
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import Run, Values

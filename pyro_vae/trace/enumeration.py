@@ -1,23 +1,14 @@
-r"""Discrete latents, summed out exactly.
+r"""Sites of finite support, and the particles at which their joint values are run.
 
 A latent c with a finite support is run at each of its S joint values, beside the K particles of z, as S * K particles
-of the model; then
-
-    log p(x, z) = log sum_c p(x, z, c),    (K, B), in nats, float64.
-
-The terms of single sites are those of the summed-out program, log p(z_1), log p(z_2 | z_1), log p(x | z), ..., latents
-first: each is the difference of two such sums, so that they add up to the whole.
-
-A guide that enumerates y (``infer={"enumerate": "parallel"}``) draws z at each of its values, as S * K particles, and
-
-    log w = log sum_y p(x, z_y, y) / q(z_y | x, y),    ELBO = E sum_y q(y|x) log [p(x, z_y, y) / q(z_y, y | x)].
+of the model, K inside S. `marginals` sums over them, and `discrete` finds the latents of a run that are treated so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import BetaBinomial
@@ -26,9 +17,6 @@ from torch.distributions import Bernoulli, Binomial, Categorical, OneHotCategori
 
 from pyro_vae.errors import UserError
 from pyro_vae.trace.elements import element
-
-if TYPE_CHECKING:
-    from pyro_vae.trace.run_result import Run
 
 LARGEST = 1024  # joint values that are run
 _FINITE = (Bernoulli, BetaBinomial, Binomial, Categorical, OneHotCategorical)  # with their subclasses
@@ -77,49 +65,11 @@ def finite(name: str, distribution: Any, value: Tensor) -> Finite | None:
         distribution: of the site.
         value: of the site, (K, B, ...).
     """
-    support = _support(distribution)
+    support = support_values(distribution)
     if support is None:
         return None
     event = tuple(element(distribution)[0].event_shape)
     return Finite(name, tuple(support.flatten().tolist()), event, tuple(value.shape[2:]), support.dtype)
-
-
-def summed_sites(result: Run, given: Collection[str]) -> tuple[Finite, ...]:
-    """Return what has to be summed out of a run of one particle: its latents that are not given.
-
-    Raises:
-        ValueError: the support of one is not finite, or it is shared by all images.
-    """
-    names = [name for name in result.latents if name not in given]
-    return _finite_sites(result, names, "has no value: the guide does not sample it")
-
-
-def enumerated_sites(result: Run) -> tuple[Finite, ...]:
-    """Return the latents of a guide that are marked ``infer={"enumerate": ...}``, from a run of one particle.
-
-    Raises:
-        ValueError: as `summed_sites`.
-    """
-    names = [name for name in result.latents if result.sites[name]["infer"].get("enumerate")]
-    return _finite_sites(result, names, "is marked to be enumerated")
-
-
-def _finite_sites(result: Run, names: list[str], why: str) -> tuple[Finite, ...]:
-    found = []
-    for name in names:
-        site = finite(name, result.sites[name]["fn"], result.values_of([name])[name])
-        if site is None:
-            raise UserError(
-                f"Latent site {name!r} of the program {why}, and its support is not finite, so that it cannot be "
-                "summed out."
-            )
-        if name in result.shared:
-            raise UserError(
-                f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
-            )
-        found.append(site)
-    number_of_states(found)
-    return tuple(found)
 
 
 def number_of_states(sites: Iterable[Finite]) -> int:
@@ -161,52 +111,7 @@ def states_of(sites: Collection[Finite], device: torch.device) -> dict[str, Tens
     return found
 
 
-def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collection[Finite]) -> dict[str, Tensor]:
-    """Return the terms of the summed-out program.
-
-    Args:
-        terms: log-densities of the sites (S * K, B), in the order in which the model draws them.
-        latents: its latent sites, those that are summed out included.
-        sites: those that are.
-
-    Returns:
-        {site: log-density (K, B)} of all others: of a latent given the latents before it, of an observed site given the
-        latents and the observed sites before it.
-    """
-    sizes = {site.name: site.size for site in sites}
-    states = math.prod(sizes.values())
-    found: dict[str, Tensor] = {}
-    joint = before = torch.zeros((), dtype=torch.float64)
-    unseen = math.log(states)  # each value of sites yet to come counts once in the sum
-    for name in sorted(terms, key=lambda name: name not in latents):  # stable
-        joint = joint + terms[name].unflatten(0, (states, -1))
-        if name in sizes:
-            unseen -= math.log(sizes[name])
-            continue
-        marginal = joint.logsumexp(0) - unseen
-        impossible = torch.as_tensor(before == -torch.inf, device=marginal.device)
-        found[name] = torch.where(impossible, -torch.inf, marginal - before)
-        before = marginal
-    return found
-
-
-def check_sizes(result: Run) -> None:
-    """Refuse a site whose number of values depends on another one, as the number of trials of a Binomial may.
-
-    Raises:
-        ValueError: names the site.
-    """
-    for site in (*result.layout.summed, *result.layout.enumerated):
-        for each in result.each(site.name):
-            support = _support(each["fn"])
-            if support is None or support.numel() != len(site.numbers):
-                raise UserError(
-                    f"The values of site {site.name!r} depend on other latents or on the image, so that they cannot be "
-                    "summed out: draw it in the guide."
-                )
-
-
-def _support(distribution: Any) -> Tensor | None:
+def support_values(distribution: Any) -> Tensor | None:
     """Return the values of an element, or None where they are not finite or differ from image to image."""
     base = element(distribution)[0]
     if not isinstance(base, _FINITE):

@@ -3,7 +3,7 @@ r"""One run of a program for K particles, in any of the layouts of `plates`, whi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
-from pyro_vae.trace.enumeration import at_every_state, check_sizes, number_of_states, states_of
+from pyro_vae.trace.discrete import check_sizes
+from pyro_vae.trace.enumeration import at_every_state, number_of_states, states_of
 from pyro_vae.trace.plates import (
     PARTICLES,
     DataPlate,
@@ -26,8 +27,11 @@ from pyro_vae.trace.plates import (
     outside_data_plate,
     plates_of,
 )
-from pyro_vae.trace.run_result import Run, Values, log_prob, proper_sites
+from pyro_vae.trace.run_result import Run, Values, proper_sites
 from pyro_vae.trace.shapes import from_particles
+from pyro_vae.trace.terms import log_prob
+
+Keep = AbstractContextManager[Any]
 
 
 def run_laid_out(
@@ -79,6 +83,20 @@ def run_laid_out(
     frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data, states)
     _check_latents(sites, given, frame)
     return Run((trace,), frame, layout._replace(data=data), frozenset(held.used))
+
+
+def run_plainly(
+    model: Program, guide: Program, batch: Batch, keep: tuple[Keep, Keep] = (nullcontext(), nullcontext())
+) -> tuple[Run, Run]:
+    """Run a guide for one particle and the model at its very tensors, as stock Pyro does; return (model, guide).
+
+    Gradients then add up in the order of stock Pyro, and come out with its bits.
+    """
+    with keep[1]:
+        q = run_laid_out(guide, batch, 1, Layout("plain"), {}, guess=True)
+    with keep[0]:
+        p = run_laid_out(model, batch, 1, Layout("plain"), {}, q.native())
+    return p, q.beside(p)
 
 
 def run_summed(program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None) -> Run:

@@ -37,6 +37,10 @@ def modules(program: Program) -> list[nn.Module]:
     return [root for key, root in found.items() if key not in inner]
 
 
+# The walk of `graphs.slots`, which watches numbers, is another one on purpose. It follows every reference, which takes
+# milliseconds, and skips what belongs to a library. This one runs at every reading: it goes no further than four
+# references, through a library's objects as well, and stops at modules. Their order is that of a checkpoint, so that
+# with the order of the other walk a checkpoint of several modules would no longer load.
 def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
     if id(thing) in seen or depth < 0:
         return

@@ -2,11 +2,10 @@ r"""What one run of a program leaves: its sites, their values and their log-dens
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -15,30 +14,14 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.errors import UserError
 from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import number_of_states, sum_out
+from pyro_vae.trace.enumeration import number_of_states
+from pyro_vae.trace.marginals import share_masked, sum_out, sum_out_terms
 from pyro_vae.trace.plates import Frame, Layout, Site, in_data_plate, names_in_guide
 from pyro_vae.trace.shapes import per_image, to_particles
+from pyro_vae.trace.terms import Terms, is_unit, log_prob
 
 Values = Mapping[str, Tensor]
-
-
-class Terms(NamedTuple):
-    """Log-densities of the sites of a run, {site: (K, B)} in nats, float64.
-
-    `densities` are unscaled; `weighed` are the same times the scales of `poutine.scale` and of mini-batch plates; both
-    leave out `losses`: factors, and what a guide observes, which are no densities of anything drawn. These are scaled.
-    """
-
-    densities: dict[str, Tensor]
-    weighed: dict[str, Tensor]
-    losses: dict[str, Tensor]
-
-    @property
-    def scaled(self) -> bool:
-        """Whether a density has a scale."""
-        return any(self.weighed[name] is not density for name, density in self.densities.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +127,10 @@ class Run:
     def terms(self, *, guide: bool = False) -> Terms:
         """Score every site once. Masks count, and the scales count in what is weighed alone."""
         terms = self._terms(guide)
-        return self._summed_out(terms) if self.summed else terms
+        if not self.summed:
+            return terms
+        scales = [self.sites[name]["scale"] for name in terms.densities]
+        return sum_out_terms(terms, scales, [*self.latents, *self.summed], self.layout.summed)
 
     def terms_of_states(self) -> dict[str, Tensor]:
         """Return {site: log-density (S * K, B)}, nothing summed out."""
@@ -157,7 +143,8 @@ class Run:
                 continue  # drawn from the model itself: its density cancels
             plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.each(name)]
             if name in self.summed:
-                plain = [self._spread_over_values(name, *pair) for pair in zip(plain, self.each(name), strict=True)]
+                of = next(finite for finite in self.layout.summed if finite.name == name)
+                plain = [share_masked(term, s, of) for term, s in zip(plain, self.each(name), strict=True)]
             if is_unit(site["scale"]):
                 density = weighed = self._spread(name, plain)
             else:
@@ -170,45 +157,11 @@ class Run:
                 terms.densities[name], terms.weighed[name] = density, weighed
         return terms
 
-    def _spread_over_values(self, name: str, term: Tensor, site: Site) -> Tensor:
-        """Give the values of a summed site one share each where it is masked: there is nothing to sum over."""
-        if site["mask"] is None:
-            return term
-        of_element = next(finite.of_element for finite in self.layout.summed if finite.name == name)
-        size = of_element ** (math.prod(site["fn"].event_shape) // math.prod(element(site["fn"])[0].event_shape))
-        return torch.where(torch.as_tensor(site["mask"], device=term.device), term, -math.log(size))
-
-    def _summed_out(self, terms: Terms) -> Terms:
-        """Sum the densities over the values of what is summed out.
-
-        Raises:
-            ValueError: scales or factors, of which no sum makes a density.
-        """
-        first = self.summed[0]
-        if terms.losses:
-            raise UserError(
-                f"Site {first!r} is summed out, and {next(iter(terms.losses))!r} is no density that could be: draw "
-                f"{first!r} in the guide."
-            )
-        scales = [self.sites[name]["scale"] for name in terms.densities]
-        if any(scale is not scales[0] and (isinstance(scale, Tensor) or scale != scales[0]) for scale in scales):
-            raise UserError(
-                f"Site {first!r} is summed out of sites with different scales: give all the same, or draw it in the "
-                "guide."
-            )
-        densities = self._sum_out(terms.densities)
-        if is_unit(scales[0]):
-            return Terms(densities, dict(densities), {})
-        if isinstance(scales[0], Tensor) and scales[0].numel() > 1:
-            raise UserError(f"Site {first!r} is summed out, and its scale has a number for each image: use one number.")
-        return Terms(densities, {name: density * scales[0] for name, density in densities.items()}, {})
-
     def log_probs(self) -> dict[str, Tensor]:
         """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""
         densities = self.terms_of_states()
-        return self._sum_out(densities) if self.summed else densities
-
-    def _sum_out(self, densities: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.summed:
+            return densities
         return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
 
     def per_image(self, name: str, of: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
@@ -252,30 +205,3 @@ def proper_sites(trace: poutine.Trace) -> dict[str, Site]:
         for name, site in nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
-
-
-def is_unit(scale: Any) -> bool:
-    """Whether a scale is the number 1; a tensor is taken for another one, since reading it would wait for a device."""
-    return not isinstance(scale, Tensor) and bool(scale == 1)
-
-
-def log_prob(site: Site) -> Tensor:
-    """Return the log-density of a site at its value, of its batch shape.
-
-    Raises:
-        ValueError: the value would be broadcast against the event of its distribution, which adds up what is no part
-            of it: images of the whole batch, for one.
-    """
-    if "log_prob" in site:
-        known: Tensor = site["log_prob"]
-        return known
-    fn, value = site["fn"], site["value"]
-    event = tuple(fn.event_shape)
-    if not isinstance(fn, Unit) and event and tuple(value.shape[-len(event) :]) != event:
-        raise UserError(
-            f"Site {site['name']!r} has a value of shape {tuple(value.shape)} under a distribution of batch shape "
-            f"{tuple(fn.batch_shape)} and event shape {event}: give the value these shapes, (batch..., event...), with "
-            "reshape or unsqueeze."
-        )
-    result: Tensor = fn.log_prob(value)
-    return result

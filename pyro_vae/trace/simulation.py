@@ -18,7 +18,8 @@ from pyro_vae.trace.densities import run
 from pyro_vae.trace.execution import run_laid_out
 from pyro_vae.trace.isolation import fork_rng
 from pyro_vae.trace.plates import Layout
-from pyro_vae.trace.run_result import Run, Values, log_prob
+from pyro_vae.trace.run_result import Run, Values
+from pyro_vae.trace.terms import log_prob
 
 _EXACT = 2**24  # whole numbers that float32 tells apart
 

@@ -18,9 +18,10 @@ from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluate import log_weights, score
 from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Epoch, Fit, Optim, schedules
 from pyro_vae.infer.objectives.particles import draw_particles
+from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE
 from pyro_vae.runs import checkpoint
-from pyro_vae.trace import derive, reading
+from pyro_vae.trace import Batch, derive, reading
 
 
 def train(**arguments: object) -> tuple[VAE, list[dict]]:
@@ -113,15 +114,15 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
     elbos = [record.valid_elbo for record in records]
     best = elbos.index(max(elbos))
     assert len(records) == best + 1 + 4 < 50
-    assert fit._validate(Fixed().valid)[0] == pytest.approx(elbos[best], rel=1e-12)
+    assert validate(vae.model, vae.guide, Batch(Fixed().valid), fit.seed)[0] == pytest.approx(elbos[best], rel=1e-12)
 
 
 def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
     for epoch, elbo in enumerate([-0.5, float("nan"), -6.0]):
-        fit._watch(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0))
-    assert (fit.best_value, fit.best_epoch) == (-0.5, 0)
+        fit.best = fit.best.better_of(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0), fit.svi)
+    assert (fit.best.value, fit.best.epoch) == (-0.5, 0)
 
 
 class Bias:
@@ -183,7 +184,7 @@ def test_each_image_counts_the_same_in_batches_of_any_size(monkeypatch: pytest.M
         def observe(self, batch: Tensor) -> Tensor:
             return self.valid[batch]
 
-    monkeypatch.setattr("pyro_vae.infer.fit._VALID_BATCH", 12)
+    monkeypatch.setattr("pyro_vae.infer.validation._VALID_BATCH", 12)
     program, batches = Bias(2.0), Uneven()
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-30}), ELBO())
     (record,) = Fit(svi, batches, 1, valid=batches.valid)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import BatchMemoryError, NonFiniteError
 from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
+from pyro_vae.infer.validation import validate
 from pyro_vae.runs import History, checkpoint, durably
 
 pytestmark = pytest.mark.on_device
@@ -193,7 +194,7 @@ def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
     with torch.no_grad():
         for p in fit.svi.optim.params.values():
             p.fill_(math.nan)
-    assert math.isnan(fit._validate(fit.valid)[0])
+    assert math.isnan(validate(fit.svi.model, fit.svi.guide, fit.valid, fit.seed)[0])
 
 
 def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -102,7 +102,9 @@ class BetaELBO(Objective):
 
 
 class MeanFieldELBO(Objective):
-    """The ELBO with the KL divergence from prior to posterior in closed form, E_q[log p(x|z)] - KL(q(z|x) || p(z)).
+    """The ELBO with the KL divergence of the posterior from the prior in closed form.
+
+    That is E_q[log p(x|z)] - KL(q(z|x) || p(z)).
 
     Raises:
         ValueError: at the first use, where torch knows no closed form, or a program has several latent sites,

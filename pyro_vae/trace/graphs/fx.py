@@ -76,7 +76,11 @@ def _value(record: GraphModule, node: Node, read: dict[int, Tensor]) -> Any:
 
 
 def lift(record: GraphModule) -> list[Tensor]:
-    """Make inputs of the tensors that a record reads from outside, and return these."""
+    """Make inputs of the tensors that a record reads from outside, and return these.
+
+    Raises:
+        GraphError: it reads something else than tensors, or a parameter with a gradient hook.
+    """
     graph = record.graph
     behind = [node for node in graph.nodes if node.op == "placeholder"][-1]
     places: dict[int, Any] = {}
@@ -92,4 +96,7 @@ def lift(record: GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(places[id(tensor)])
         graph.erase_node(node)
     record.recompile()
+    for tensor in outside:
+        if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+            raise GraphError("a parameter has a gradient hook, which a graph would not call")
     return outside

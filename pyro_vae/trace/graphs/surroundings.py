@@ -132,6 +132,11 @@ class Surroundings:
             tuple([array.tobytes() for array in self._arrays]),
         )
 
+    def buffers(self) -> list[Tensor]:
+        """Return the buffers of the modules, each once."""
+        tables = [module._buffers.values() for module in self.modules]
+        return list({id(buffer): buffer for table in tables for buffer in table if buffer is not None}.values())
+
     def lists(self) -> list[tuple[Any, int]]:
         """Return the lists among them, with their lengths."""
         return [(container, len(container)) for container in self._containers if isinstance(container, list)]
