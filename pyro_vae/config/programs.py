@@ -13,7 +13,7 @@ from pyro_vae.config import Config, components, flag, program_files
 from pyro_vae.data import Images, some_labels
 from pyro_vae.errors import UserError
 from pyro_vae.infer import Objective
-from pyro_vae.model import CVAE, GMVAE, M2, VAE, Tractable, TwoLayerVAE, likelihoods, nets, posteriors
+from pyro_vae.model import CVAE, GMVAE, M2, VAE, DensityModel, TwoLayerVAE, likelihoods, nets, posteriors
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.improper import Improper
 from pyro_vae.model.priors.mixture import GaussianMixture
@@ -211,7 +211,7 @@ def _autoencoder(config: Config, images: Images) -> nn.Module:
 
 
 def _pixelcnn(config: Config, images: Images) -> nn.Module:
-    return Tractable(PixelCNN(images.train, _channels(config)))
+    return DensityModel(PixelCNN(images.train, _channels(config)))
 
 
 def _pixelvae(config: Config, images: Images) -> nn.Module:
