@@ -7,11 +7,92 @@ E[log (1/K) sum_k w_k], and importance sampling estimates log p(x) = log E[w]:
     ELBO <= IWAE_K <= log p(x),    in nats per image.
 """
 
-from pyro_vae.evaluate import log_weights, score
-from pyro_vae.infer import ELBO, IWAE, SVI, Fit, Optim
-from pyro_vae.model import VAE
+from importlib.metadata import version as _version
+
+from pyro_vae import config, data, evaluate, infer, model, runs, trace
+from pyro_vae.evaluate import (
+    Scores,
+    ais,
+    bdmc,
+    impute,
+    local_elbos,
+    log_weights,
+    posterior_probs,
+    psis,
+    score,
+)
+from pyro_vae.infer import (
+    ELBO,
+    IWAE,
+    STL,
+    SVI,
+    WAE,
+    BetaELBO,
+    BetaTCVAE,
+    DReG,
+    Fit,
+    FreeBits,
+    MeanFieldELBO,
+    Optim,
+    Renyi,
+)
+from pyro_vae.model import (
+    CVAE,
+    GMVAE,
+    M2,
+    VAE,
+    DensityModel,
+    TwoLayerVAE,
+    likelihoods,
+    nets,
+    posteriors,
+    priors,
+)
+from pyro_vae.runs import load_run
 from pyro_vae.trace import Batch
 
-__version__ = "0.1.0"
+__version__ = _version("pyro_vae")
 
-__all__ = ["ELBO", "IWAE", "SVI", "VAE", "Batch", "Fit", "Optim", "log_weights", "score"]
+__all__ = [
+    "CVAE",
+    "ELBO",
+    "GMVAE",
+    "IWAE",
+    "M2",
+    "STL",
+    "SVI",
+    "VAE",
+    "WAE",
+    "Batch",
+    "BetaELBO",
+    "BetaTCVAE",
+    "DReG",
+    "DensityModel",
+    "Fit",
+    "FreeBits",
+    "MeanFieldELBO",
+    "Optim",
+    "Renyi",
+    "Scores",
+    "TwoLayerVAE",
+    "ais",
+    "bdmc",
+    "config",
+    "data",
+    "evaluate",
+    "impute",
+    "infer",
+    "likelihoods",
+    "load_run",
+    "local_elbos",
+    "log_weights",
+    "model",
+    "nets",
+    "posterior_probs",
+    "posteriors",
+    "priors",
+    "psis",
+    "runs",
+    "score",
+    "trace",
+]

@@ -20,7 +20,7 @@ from torch import nn
 from pyro_vae.config.components import pixelcnn_channels
 from pyro_vae.data import Images
 from pyro_vae.errors import UserError
-from pyro_vae.model import CVAE, GMVAE, M2, VAE, Tractable, TwoLayerVAE, nets, posteriors
+from pyro_vae.model import CVAE, GMVAE, M2, VAE, DensityModel, TwoLayerVAE, nets, posteriors
 from pyro_vae.model.nets.pixelcnn import PixelCNN
 from pyro_vae.model.priors.mixture import GaussianMixture
 
@@ -113,7 +113,7 @@ def _given_classes(
 
 
 def _pixelcnn(images: Images, hidden_dim: int) -> nn.Module:
-    return Tractable(PixelCNN(images.train, pixelcnn_channels(hidden_dim)))
+    return DensityModel(PixelCNN(images.train, pixelcnn_channels(hidden_dim)))
 
 
 PROGRAMS: dict[str, Builder] = {

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
-from sklearn.datasets import load_digits
 
 from pyro_vae.data import idx, shapes
 from pyro_vae.data.arrays import to_uint8
@@ -73,6 +71,8 @@ def load(
 
 
 def _digits(root: Path, download: bool) -> Images:
+    from sklearn.datasets import load_digits  # on use: scikit-learn takes seconds to import
+
     digits = load_digits()
     pixels, classes = to_uint8(digits.images / 16, "digits"), torch.as_tensor(digits.target).unsqueeze(1)
     place = torch.arange(len(pixels)) % 7  # 7 shares no factor with the 10 of the cycling labels
@@ -81,38 +81,41 @@ def _digits(root: Path, download: bool) -> Images:
     return Images("digits", train, valid, test, Labels(("class",), *(classes[split] for split in splits)))
 
 
-def _idx(kind: type[torchvision.datasets.MNIST]) -> Source:
+def _idx(name: str) -> Source:
     def read(root: Path, download: bool) -> Images:
-        raw = root / kind.__name__ / "raw"
-        absent = [name for name in idx.DIGESTS if not os.path.isfile(raw / name)]
+        raw = root / name / "raw"
+        absent = [file for file in idx.DIGESTS if not os.path.isfile(raw / file)]
         if absent and not download:
             raise DataError(f"{raw} has no {absent[0]}: name the folder of your data sets by --data-root.")
         if absent:
-            _download(kind, root, absent[0])
-        is_mnist = kind is torchvision.datasets.MNIST
+            _download(name, root, absent[0])
+        is_mnist = name == "MNIST"
         train, train_classes = idx.read_split(raw, "train", _NUM_VALID + 1, is_mnist)
         test, test_classes = idx.read_split(raw, "t10k", 1, is_mnist)
         if [len(train), len(test)] != list(idx.SIZES.values()):
-            _LOG.warning(f"{raw} is not {kind.__name__}: it holds {len(train)} training and {len(test)} test images.")
+            _LOG.warning(f"{raw} is not {name}: it holds {len(train)} training and {len(test)} test images.")
         labels = Labels(("class",), train_classes[:-_NUM_VALID], train_classes[-_NUM_VALID:], test_classes)
-        return Images(kind.__name__, train[:-_NUM_VALID], train[-_NUM_VALID:], test, labels)
+        return Images(name, train[:-_NUM_VALID], train[-_NUM_VALID:], test, labels)
 
     return read
 
 
-def _download(kind: type[torchvision.datasets.MNIST], root: Path, absent: str) -> None:
+def _download(name: str, root: Path, absent: str) -> None:
+    """Download a data set of torchvision's of this name, which is also that of its folder."""
+    import torchvision  # on use: it takes seconds to import
+
     try:
-        kind(root, download=True)
+        getattr(torchvision.datasets, name)(root, download=True)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-        where = root / kind.__name__ / "raw"
+        where = root / name / "raw"
         raise DataError(f"{where} has no {absent}, and downloading failed ({reason}). {idx.REMEDY}") from error
 
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(_digits, 1285, epochs=300, num_samples=1000),
-    "mnist": Dataset(_idx(torchvision.datasets.MNIST), 55_000),
-    "fashion-mnist": Dataset(_idx(torchvision.datasets.FashionMNIST), 55_000),
-    "kmnist": Dataset(_idx(torchvision.datasets.KMNIST), 55_000),
+    "mnist": Dataset(_idx("MNIST"), 55_000),
+    "fashion-mnist": Dataset(_idx("FashionMNIST"), 55_000),
+    "kmnist": Dataset(_idx("KMNIST"), 55_000),
     "shapes": Dataset(lambda root, download: shapes.load(), shapes.NUM_TRAIN, num_samples=1000),
 }

@@ -1,6 +1,6 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
-from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, Bidirectional, anneal, bidirectional
+from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, Bidirectional, ais, bdmc
 from pyro_vae.evaluate.annealing.imputation import Imputed, impute
 from pyro_vae.evaluate.features.finetune import NoMeanError, finetune
 from pyro_vae.evaluate.features.frechet import Features, frechet_distance, train_features
@@ -33,12 +33,10 @@ from pyro_vae.evaluate.likelihood.diagnostics import (
     good_khat,
     paired_differences,
     psis,
-    read_netcdf,
     verdict,
-    write_netcdf,
 )
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
-from pyro_vae.evaluate.likelihood.outliers import Unusual, unusual
+from pyro_vae.evaluate.likelihood.outliers import OutlierPValues, outlier_p_values
 from pyro_vae.evaluate.likelihood.scores import Scores, iwae, ladder, reduce, score
 from pyro_vae.evaluate.likelihood.summary import standard_error, summary
 from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts, log_weights
@@ -57,13 +55,13 @@ __all__ = [
     "Imputed",
     "Moments",
     "NoMeanError",
+    "OutlierPValues",
     "Parts",
     "Scores",
     "Surgery",
-    "Unusual",
     "active_units",
-    "anneal",
-    "bidirectional",
+    "ais",
+    "bdmc",
     "calibration_ranks",
     "closed_mean",
     "completed_images",
@@ -87,6 +85,7 @@ __all__ = [
     "mean_accuracy",
     "mean_images",
     "most_visible",
+    "outlier_p_values",
     "paired_differences",
     "posterior_latents",
     "posterior_means",
@@ -96,7 +95,6 @@ __all__ = [
     "prior_latents",
     "probe",
     "psis",
-    "read_netcdf",
     "reduce",
     "score",
     "shown_images",
@@ -105,7 +103,5 @@ __all__ = [
     "surgery",
     "train_features",
     "traversed",
-    "unusual",
     "verdict",
-    "write_netcdf",
 ]

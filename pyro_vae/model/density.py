@@ -9,7 +9,7 @@ import pyro
 from torch import Tensor, nn
 
 
-class Tractable(nn.Module):
+class DensityModel(nn.Module):
     """A density of images as a Pyro model, and the guide of no latent: its ELBO, and IWAE_K of every K, is log p(x).
 
     Args:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import paired_differences, read_netcdf
+from pyro_vae.evaluate import paired_differences
 from pyro_vae.report import pictures, plots
 from pyro_vae.runs.folder import Folder
+from pyro_vae.runs.netcdf import read_netcdf
 from pyro_vae.runs.run_folder import RunFolder
 from pyro_vae.text import printable
 

@@ -14,8 +14,8 @@ from pyro_vae.evaluate import (
     Annealed,
     Annealing,
     Bidirectional,
-    anneal,
-    bidirectional,
+    ais,
+    bdmc,
     discrete_values,
     local_elbos,
     posterior_probs,
@@ -44,8 +44,8 @@ def measure_annealing(program: Program, x: Data, settings: Annealing, seed: int)
     found, both = [], []
     for number, images in enumerate(Batch.of(x).split(IMAGES_AT_ONCE)):
         arguments = (program.model, program.guide, images, settings)
-        found.append(anneal(*arguments, seed=derive(seed, "batch", number), progress=bar))
-        both.append(bidirectional(*arguments, seed=derive(seed, "batch", number), progress=bar))
+        found.append(ais(*arguments, seed=derive(seed, "batch", number), progress=bar))
+        both.append(bdmc(*arguments, seed=derive(seed, "batch", number), progress=bar))
     annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
     per_image = {
         "log_likelihood": annealed.lower,

@@ -8,16 +8,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import Scores, write_netcdf
+from pyro_vae.evaluate import Scores
 from pyro_vae.runs.files import remove_unfinished, replacing
+from pyro_vae.runs.netcdf import write_netcdf
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -101,6 +103,8 @@ class Folder:
 
     def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
         """Write <name>.gif of frames (height, width), uint8, ten a second, among the figures."""
+        from PIL import Image  # on use: `load_run` needs none
+
         first, *rest = (Image.fromarray(frame) for frame in frames)
         with replacing(self.figures / f"{name}.gif") as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=100, loop=0)

@@ -81,13 +81,14 @@ class ModulesThatRun:
         self.found: dict[nn.Module, None] = {}
 
     def __enter__(self) -> ModulesThatRun:
-        self._handle = register_module_forward_pre_hook(self._note)
+        # The hook is no part of a module that torch compiles. Not said by a decorator: that would import the compiler
+        # with this module, and doubles the time that the package takes to import.
+        self._handle = register_module_forward_pre_hook(torch.compiler.disable(self._note))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._handle.remove()
 
-    @torch.compiler.disable
     def _note(self, module: nn.Module, _: Any) -> None:
         if module not in self.found and not isinstance(module, GraphModule):  # a record is no part of a program
             self.found[module] = None

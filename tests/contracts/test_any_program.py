@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae import ELBO, IWAE, SVI, Fit, Optim, log_weights, score
 from pyro_vae.evaluate import (
     Annealing,
-    anneal,
-    bidirectional,
+    ais,
+    bdmc,
     drawn_images,
     log_weight_parts,
     posterior_means,
@@ -606,8 +606,8 @@ def test_a_factor_of_the_guide_is_a_loss_and_no_density() -> None:
     torch.testing.assert_close(
         log_weights(*programs, x, 30, seed=0), log_weights(program.model, program.guide, x, 30, seed=0)
     )
-    plain = anneal(program.model, program.guide, x, SHORT, seed=0)
-    np.testing.assert_allclose(anneal(*programs, x, SHORT, seed=0).log_w, plain.log_w)
+    plain = ais(program.model, program.guide, x, SHORT, seed=0)
+    np.testing.assert_allclose(ais(*programs, x, SHORT, seed=0).log_w, plain.log_w)
     for objective in (ELBO(2), BetaELBO(2, 1.0), IWAE(2), MeanFieldELBO(2)):
         values = []
         for pair in ((program.model, program.guide), programs):
@@ -769,7 +769,7 @@ def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() ->
         return model, guide, counts
 
     with pytest.raises(ValueError, match="near the edge of their support"):
-        anneal(*programs(torch.float32), Annealing(32, 50, 3), seed=0)
+        ais(*programs(torch.float32), Annealing(32, 50, 3), seed=0)
 
 
 def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
@@ -780,8 +780,8 @@ def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
         program.guide(x + torch.randn_like(x))
 
     with pytest.raises(ValueError, match="changes from call to call"):
-        anneal(program.model, guide, x, SHORT, seed=0)
-    assert np.isfinite(anneal(program.model, guide, x, Annealing(4, 10, 2, start="prior"), seed=0).lower).all()
+        ais(program.model, guide, x, SHORT, seed=0)
+    assert np.isfinite(ais(program.model, guide, x, Annealing(4, 10, 2, start="prior"), seed=0).lower).all()
 
 
 # What a program is called with
@@ -922,7 +922,7 @@ def test_an_auxiliary_site_carries_the_density_of_what_it_is_split_into() -> Non
     torch.testing.assert_close(log_weights(model, guide, x, 6, seed=0), truth.expand(6, 5))
     torch.testing.assert_close(-ELBO(3).loss(model, guide, x), truth.sum())
     with pytest.raises(ValueError, match="auxiliary site 'both'"):
-        anneal(model, guide, x, SHORT)
+        ais(model, guide, x, SHORT)
 
 
 def test_pixels_and_halves_are_sites_of_their_own() -> None:
@@ -942,14 +942,14 @@ def test_pixels_and_halves_are_sites_of_their_own() -> None:
                 pyro.sample(f"x{number}", dist.Bernoulli(logits=logits).to_event(1), obs=part)
 
     whole = log_weight_parts(program.model, program.guide, x, 40, seed=0)
-    gap = bidirectional(program.model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
+    gap = bdmc(program.model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
     for model in (pixels, halves):
         found = log_weight_parts(model, program.guide, x, 40, seed=0)
         torch.testing.assert_close(found.log_weights, whole.log_weights)
         images, values = simulate(model, x)
         assert set(images.unique().tolist()) <= {0.0, 1.0}
         assert values["z"].shape == (1, 5, 2)
-        other = bidirectional(model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
+        other = bdmc(model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
         spread = math.sqrt((gap.var() + other.var()) / len(gap))
         assert abs(gap.mean() - other.mean()) < 4 * spread  # false alarms 6e-5
 

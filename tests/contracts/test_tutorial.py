@@ -13,8 +13,8 @@ from torch.nn.functional import softplus
 
 from pyro_vae.evaluate import (
     Annealing,
-    anneal,
-    bidirectional,
+    ais,
+    bdmc,
     calibration_ranks,
     impute,
     local_elbos,
@@ -98,9 +98,9 @@ def test_a_tutorial_program_is_measured_as_it_is() -> None:
     scores = score(vae.model, vae.guide, x, 10_000, seed=0)
     error = scores.log_likelihood - truth
     assert (np.abs(error) < 5 * np.sqrt(scores.relative_variance) + 0.01).all()
-    annealed = anneal(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
+    annealed = ais(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
     np.testing.assert_allclose(annealed.lower.mean(), truth.mean(), atol=0.03)
-    both = bidirectional(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
+    both = bdmc(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
     assert abs(both.gap.mean()) < 0.05
 
     local = local_elbos(vae.model, vae.guide, x, ["diagonal"], num_steps=200, seed=0)

@@ -19,10 +19,11 @@ from helpers.calls import TINY, command
 from helpers.oracles import LinearGaussian
 from matplotlib.figure import Figure
 
-from pyro_vae.evaluate import Scores, score, write_netcdf
+from pyro_vae.evaluate import Scores, score
 from pyro_vae.report import comparison, pictures, plots, table
 from pyro_vae.report.labels import figure_label
 from pyro_vae.runs import RunFolder
+from pyro_vae.runs.netcdf import write_netcdf
 from pyro_vae.text import printable
 
 # What a folder may be called, and what a table shows of it.

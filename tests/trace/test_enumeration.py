@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights, score
-from pyro_vae.evaluate import Annealing, anneal, bidirectional, impute, log_weight_parts, posterior_probs
+from pyro_vae.evaluate import Annealing, ais, bdmc, impute, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, BetaELBO, DReG, FreeBits, MeanFieldELBO, Objective
 from pyro_vae.infer.objectives import Renyi
 from pyro_vae.trace import (
@@ -213,11 +213,11 @@ def test_annealing_reaches_the_evidence_by_quadrature() -> None:
     ]
     right = (torch.stack(joint).logsumexp(0).logsumexp(0) + math.log(24 / 6000)).double()
     for start in ("prior", "guide"):
-        found = anneal(model, guide, x, Annealing(64, 60, 5, start=start), seed=0)
+        found = ais(model, guide, x, Annealing(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         error = torch.as_tensor(found.lower) - right
         assert (error.abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
-    both = bidirectional(model, guide, x, Annealing(32, 60, 5, start="prior"), seed=0)
+    both = bdmc(model, guide, x, Annealing(32, 60, 5, start="prior"), seed=0)
     assert abs(both.gap.mean()) < 0.3  # over six seeds at most 0.06
 
 
@@ -559,7 +559,7 @@ def test_annealing_sums_over_what_the_guide_enumerates() -> None:
     program, x = Clusters(), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
     for start in ("prior", "guide"):
-        found = anneal(program.model, program.guide, x, Annealing(64, 60, 5, start=start), seed=0)
+        found = ais(program.model, program.guide, x, Annealing(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         assert ((torch.as_tensor(found.lower) - right).abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
 

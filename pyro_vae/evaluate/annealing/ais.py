@@ -111,7 +111,7 @@ class Bidirectional:
         return Bidirectional(*map(Annealed.concatenate, sides))
 
 
-def anneal(
+def ais(
     model: Program,
     guide: Program,
     x: Data,
@@ -141,7 +141,7 @@ def anneal(
         return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
 
 
-def bidirectional(
+def bdmc(
     model: Program,
     guide: Program,
     like: Data,
@@ -150,22 +150,22 @@ def bidirectional(
     seed: int | None = None,
     progress: Progress = iter,
 ) -> Bidirectional:
-    """Bound log p(x) from both sides, on images that the model simulates: the accuracy of `anneal`.
+    """Bound log p(x) from both sides, on images that the model simulates: the accuracy of `ais`.
 
     The latents behind a simulated image are an exact draw of its posterior, where the backward chains start. Both
     directions take the same frozen kernels.
 
     Args:
-        model: as in `anneal`.
-        guide: as in `anneal`.
+        model: as in `ais`.
+        guide: as in `ais`.
         like: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
             replaced.
         settings: how to anneal.
         seed: of all noise, the images included.
-        progress: as in `anneal`.
+        progress: as in `ais`.
 
     Raises:
-        ValueError: as `anneal` and `simulate`.
+        ValueError: as `ais` and `simulate`.
     """
     with quietly(model, guide, x=like, seed=seed, purpose="bidirectional"):
         x, values = simulate(model, like)

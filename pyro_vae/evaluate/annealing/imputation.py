@@ -65,10 +65,10 @@ def impute(
         fill: what the guide sees in the gaps, (*pixels): the mean image, for one.
         truth: the whole images (B, *pixels), to score what was missing.
         seed: of all noise.
-        progress: as in `anneal`.
+        progress: as in `ais`.
 
     Raises:
-        ValueError: pixels are not independent given z, or as `anneal`.
+        ValueError: pixels are not independent given z, or as `ais`.
     """
     batch = Batch.of(x)
     x = batch.x

@@ -21,10 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 
 from pyro_vae.evaluate.annealing.hmc import Progress
 
@@ -99,6 +95,8 @@ def _subset(classes: Array, budget: int, generator: np.random.Generator) -> Arra
 
 def principal_components(train: Array, test: Array, number: int, seed: int = 0) -> Pair:
     """Project features (N, d) and (M, d) on the first principal components of the training images."""
+    from sklearn.decomposition import PCA  # on use: scikit-learn takes seconds to import
+
     components = PCA(min(number, *train.shape), random_state=seed).fit(train)
     return components.transform(train), components.transform(test)
 
@@ -114,6 +112,9 @@ def linear_head(features: Array, classes: Array) -> Pair:
     Returns:
         Weights (d, C) and biases (C,) of the logits of the classes that there are, in increasing order.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     loc, scale = features.mean(0), math.sqrt(features.var(0).mean()) or 1.0
     model = LogisticRegression(max_iter=_MOST_ITERATIONS)
     with warnings.catch_warnings():
@@ -137,6 +138,8 @@ def nearest(train: Array, classes: Array, test: Array) -> Array:
     k is 5, or the labels of a class where these are fewer: more neighbours than there are of the right class would
     outvote it. No label is spent on choosing it.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     each = len(classes) // len(np.unique(classes))
     return KNeighborsClassifier(min(_MOST_NEIGHBOURS, each), algorithm="brute").fit(train, classes).predict(test)
 

@@ -17,7 +17,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier
 
 from pyro_vae.errors import UserError
 
@@ -126,6 +125,8 @@ def separability(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array
 
 def _forests(train: tuple[Array, Array], test: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
     """Fit a forest for each factor; return the mean decrease in impurity by each unit, (D, F), and accuracies (F,)."""
+    from sklearn.ensemble import RandomForestClassifier  # on use: scikit-learn takes seconds to import
+
     importances, accuracies = [], []
     for factor, held_out in zip(train[1].T, test[1].T, strict=True):
         # Every unit is tried at every split: a tree that is not shown the best one would have to take another.

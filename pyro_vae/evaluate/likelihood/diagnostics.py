@@ -1,7 +1,8 @@
-r"""What ArviZ says of importance weights: their smoothed mean, k-hat and verdict, and the results as netCDF.
+r"""What ArviZ says of importance weights: their smoothed mean, k-hat and verdict.
 
 Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", JMLR 25 (2024)
-(https://arxiv.org/abs/1507.02646). Numpy in, numpy out, on both lines of ArviZ: 0.2x (Python 3.11) and 1.x.
+(https://arxiv.org/abs/1507.02646). Numpy in, numpy out, on both lines of ArviZ: 0.2x (Python 3.11) and 1.x. It is
+imported on use: with xarray, pandas and matplotlib it takes longer to import than Pyro itself.
 """
 
 from __future__ import annotations
@@ -9,12 +10,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import arviz
 import numpy as np
-import xarray
 
 _MIN_DRAWS = 30  # a tail of six: with five, ArviZ 1.x cannot tell the first quartile from the minimum
 _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can hold
@@ -84,6 +82,8 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     Returns:
         {model: (how far it is below the best, standard error over images)}, nats per image, best model first.
     """
+    import arviz
+
     number = len(next(iter(log_likelihoods.values())))
     data = {name: _elpd(values) for name, values in log_likelihoods.items()}
     with warnings.catch_warnings():
@@ -95,24 +95,10 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
 
 
-def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path, rows: str = "num_particles") -> None:
-    """Write per-image results, {name: (N,) or (rows, N)}, as the constant data of an ArviZ file.
-
-    `arviz.from_netcdf(path)` reads it.
-    """
-    dims = {name: ["image"] if values.ndim == 1 else [rows, "image"] for name, values in per_image.items()}
-    groups: Any = {"constant_data": dict(per_image)}
-    dataset = arviz.from_dict(groups, dims=dims) if is_arviz_1() else arviz.from_dict(**groups, dims=dims)
-    dataset.to_netcdf(str(path))
-
-
-def read_netcdf(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_netcdf` wrote."""
-    group = arviz.from_netcdf(str(path))["constant_data"]
-    return {str(name): group[name].to_numpy() for name in group.data_vars}
-
-
 def _elpd(values: np.ndarray) -> Any:
+    import arviz
+    import xarray
+
     number = len(values)
     total, error = float(values.sum()), float(math.sqrt(number * values.var()))
     points = xarray.DataArray(values, dims="image")
@@ -141,6 +127,8 @@ def _elpd(values: np.ndarray) -> Any:
 
 def is_arviz_1() -> bool:
     """Whether ArviZ is of the 1.x line, whose names and signs are others."""
+    import arviz
+
     return int(arviz.__version__.split(".")[0]) >= 1
 
 
@@ -164,6 +152,8 @@ def _fit(log_w: np.ndarray) -> tuple[float, float]:
 
             normalized, khat = array_stats.psislw(-log_w)
         else:
+            import arviz
+
             normalized, khat = arviz.psislw(log_w)
     if not np.isfinite(khat):
         second, first = np.partition(log_w, -2)[-2:]

@@ -11,7 +11,7 @@ from pyro_vae.errors import UserError
 Array = np.ndarray
 
 
-class Unusual(NamedTuple):
+class OutlierPValues(NamedTuple):
     """P-values of N images, (N,) each, uniform up to ties for images of the reference's kind.
 
     `less_likely` is small where few reference images are less likely. `less_typical` is small where few lie as far
@@ -24,7 +24,7 @@ class Unusual(NamedTuple):
     less_typical: Array
 
 
-def unusual(log_likelihood: Array, reference: Array) -> Unusual:
+def outlier_p_values(log_likelihood: Array, reference: Array) -> OutlierPValues:
     """Rank images by log p(x) among reference images that the model has not been fitted to.
 
     Args:
@@ -39,4 +39,4 @@ def unusual(log_likelihood: Array, reference: Array) -> Unusual:
     ordered, total = np.sort(reference), len(reference) + 1
     lower = (np.searchsorted(ordered, log_likelihood, side="right") + 1) / total
     upper = (len(ordered) - np.searchsorted(ordered, log_likelihood, side="left") + 1) / total
-    return Unusual(lower, np.minimum(1.0, 2 * np.minimum(lower, upper)))
+    return OutlierPValues(lower, np.minimum(1.0, 2 * np.minimum(lower, upper)))

@@ -16,7 +16,7 @@ from pyro.distributions import constraints
 from scipy.stats import ks_1samp, norm
 from torch import Tensor
 
-from pyro_vae.evaluate import Annealed, Annealing, anneal, bidirectional, log_weights, score
+from pyro_vae.evaluate import Annealed, Annealing, ais, bdmc, log_weights, score
 from pyro_vae.evaluate.annealing.hmc import Kernels
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, Path
 from pyro_vae.model.priors import flow
@@ -41,7 +41,7 @@ def test_annealing_finds_log_p_of_the_linear_gaussian_program(latent_dim: int, s
     program = LinearGaussian(latent_dim, variance_ratio=ratio)
     x = program.simulate(100)
     settings = Annealing(num_chains=16, num_temperatures=1000, num_leapfrogs=1, start=start)
-    found = anneal(program.model, program.guide, x, settings, seed=0).lower
+    found = ais(program.model, program.guide, x, settings, seed=0).lower
     assert found.mean() == pytest.approx(float(program.log_evidence(x).mean()), abs=0.05)
 
 
@@ -95,7 +95,7 @@ def test_both_directions_bracket_the_truth() -> None:
     """Simulated images of the linear-Gaussian program: bounds on the right sides within 4 s.e., and close."""
     program = LinearGaussian(5, variance_ratio=1.5)
     settings = Annealing(num_chains=8, num_temperatures=200, num_leapfrogs=3)
-    found = bidirectional(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
+    found = bdmc(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
     with reading(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
         x, _ = simulate(program.model, torch.zeros(200, 7))
     truth = program.log_evidence(x).cpu().numpy()
@@ -112,7 +112,7 @@ def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
     for parameter in program.parameters():
         parameter.data.mul_(2.0)  # posteriors far from the guide
     like = torch.zeros(200, 6)
-    found = bidirectional(program.model, program.guide, like, Annealing(5, 300, 3), seed=2)
+    found = bdmc(program.model, program.guide, like, Annealing(5, 300, 3), seed=2)
     with reading(program.model, program.guide, x=like, seed=2):
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
@@ -149,7 +149,7 @@ def test_constrained_latents_are_annealed_where_they_live(start: str) -> None:
     program = Waiting()
     with reading(program.model, x=torch.zeros(100, 5), seed=0):
         x, _ = simulate(program.model, torch.ones(100, 5))
-    found = anneal(program.model, program.guide, x, Annealing(8, 300, 2, start), seed=0).lower
+    found = ais(program.model, program.guide, x, Annealing(8, 300, 2, start), seed=0).lower
     error = found - program.log_evidence(x).cpu().numpy()
     assert abs(error.mean()) < 0.02
     assert np.abs(error).max() < 0.5
@@ -171,7 +171,7 @@ def test_an_angle_is_annealed_around_one_turn() -> None:
     axis = torch.linspace(-math.pi, math.pi, 20_001)
     joint = dist.VonMises(0.0, 1.0).log_prob(axis) + dist.Normal(axis, 0.5).log_prob(x.unsqueeze(1))
     truth = joint.logsumexp(1) + math.log(axis[1] - axis[0])
-    error = anneal(model, guide, x, Annealing(100, 200, 3), seed=0).lower - truth.cpu().numpy()
+    error = ais(model, guide, x, Annealing(100, 200, 3), seed=0).lower - truth.cpu().numpy()
     np.testing.assert_allclose(error[:3], 0, atol=0.1)
     # At x = 4 the posterior piles up at the end of the turn, where it is hard to reach: low by a little, never high.
     assert -0.5 < error[3] < 0.05
@@ -192,7 +192,7 @@ def test_a_support_that_moves_with_another_latent_is_refused() -> None:
             latents()
 
     with pytest.raises(ValueError, match="'place' moves with other latents"):
-        anneal(model, guide, torch.zeros(3), Annealing())
+        ais(model, guide, torch.zeros(3), Annealing())
 
 
 def test_a_mixture_of_each_unit_is_annealed() -> None:
@@ -212,7 +212,7 @@ def test_a_mixture_of_each_unit_is_annealed() -> None:
 
     x = torch.randn(10, 2)
     truth = (dist.Normal(places, 1.25**0.5).log_prob(x.unsqueeze(-1)).logsumexp(-1) - math.log(3)).sum(-1)
-    found = anneal(model, guide, x, Annealing(64, 200, 3), seed=0).lower
+    found = ais(model, guide, x, Annealing(64, 200, 3), seed=0).lower
     np.testing.assert_allclose(found, truth.cpu(), atol=0.1)
 
 
@@ -242,7 +242,7 @@ def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
 def test_two_layers_are_annealed_as_one() -> None:
     """Against the importance-sampled estimate of 50,000 draws, whose error is beside it: 20 images, 4 s.e."""
     program, x = two_layer(), images(20)
-    found = anneal(program.model, program.guide, x, Annealing(16, 200, 3), seed=0)
+    found = ais(program.model, program.guide, x, Annealing(16, 200, 3), seed=0)
     scores = score(program.model, program.guide, x, 50_000, seed=1)
     error = found.lower - scores.log_likelihood
     spread = np.sqrt(scores.relative_variance + (1 / found.ess - 1 / 16))
@@ -253,7 +253,7 @@ def test_a_flow_prior_is_annealed() -> None:
     """Ten images within 4 s.e. of the importance-sampled estimate: false alarms 6e-4."""
     vae, x = small_vae(), images(10)
     vae.prior = flow.maf(2).to(torch.get_default_device())
-    found = anneal(vae.model, vae.guide, x, Annealing(16, 100, 3, start="prior"), seed=0)
+    found = ais(vae.model, vae.guide, x, Annealing(16, 100, 3, start="prior"), seed=0)
     scores = score(vae.model, vae.guide, x, 20_000, seed=0)
     spread = np.sqrt(scores.relative_variance + (1 / found.ess - 1 / 16))
     assert (np.abs(found.lower - scores.log_likelihood) < 4 * spread + 1e-3).all()
@@ -263,7 +263,7 @@ def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
     vae, x = small_vae(), images(4)
     before = {name: p.clone() for name, p in vae.named_parameters()}
     stream = torch.get_rng_state()
-    first, second, other = (anneal(vae.model, vae.guide, x, Annealing(4, 5, 2), seed=seed).log_w for seed in (0, 0, 1))
+    first, second, other = (ais(vae.model, vae.guide, x, Annealing(4, 5, 2), seed=seed).log_w for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     assert (first != other).all()
     assert torch.equal(torch.get_rng_state(), stream)
@@ -300,12 +300,12 @@ def test_what_cannot_be_annealed_is_refused() -> None:
 
     x = torch.zeros(3)
     with pytest.raises(ValueError, match="'digit' is discrete"):
-        anneal(discrete, discrete, x, Annealing())
+        ais(discrete, discrete, x, Annealing())
     with pytest.raises(ValueError, match="no latent site"):
-        anneal(nothing, lambda x: None, x, Annealing())
+        ais(nothing, lambda x: None, x, Annealing())
     vae = small_vae()
     with pytest.raises(ValueError, match="outside the support"):
-        anneal(vae.model, vae.guide, torch.full((2, 3, 2), 0.5), Annealing())
+        ais(vae.model, vae.guide, torch.full((2, 3, 2), 0.5), Annealing())
     with pytest.raises(ValueError, match="num_chains is 0"):
         Annealing(num_chains=0)
     with pytest.raises(ValueError, match="start is 'middle'"):
@@ -329,7 +329,7 @@ def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pyte
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (
-        anneal(vae.model, vae.guide, x, Annealing(4, 20, 2, start, compiled=compiled), seed=0)
+        ais(vae.model, vae.guide, x, Annealing(4, 20, 2, start, compiled=compiled), seed=0)
         for compiled in (False, True)
     )
     assert compiled.log_w == pytest.approx(plain.log_w, abs=1e-9)
@@ -342,7 +342,7 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     with caplog.at_level(logging.WARNING):
         plain, compiled = (
-            anneal(vae.model, vae.guide, x, Annealing(4, 5, 2, compiled=compiled), seed=0) for compiled in (False, True)
+            ais(vae.model, vae.guide, x, Annealing(4, 5, 2, compiled=compiled), seed=0) for compiled in (False, True)
         )
     assert (compiled.log_w == plain.log_w).all()
     (line,) = [record.getMessage() for record in caplog.records]

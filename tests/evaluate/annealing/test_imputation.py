@@ -13,7 +13,7 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from helpers.programs import images, small_vae
 from torch import Tensor
 
-from pyro_vae.evaluate import Annealing, anneal, impute, log_weights
+from pyro_vae.evaluate import Annealing, ais, impute, log_weights
 from pyro_vae.trace import seen
 
 SETTINGS = Annealing(num_chains=400, num_temperatures=100, num_leapfrogs=3)
@@ -156,4 +156,4 @@ def test_pixels_that_are_not_independent_are_refused() -> None:
     x = torch.tensor([[0.0, math.nan]])
     with pytest.raises(ValueError, match="Site 'x' cannot be scored with pixels missing"):
         impute(model, guide, x, Annealing(), fill=torch.zeros(2))
-    assert anneal(model, guide, torch.zeros(1, 2), Annealing(4, 5, 2)).lower.shape == (1,)
+    assert ais(model, guide, torch.zeros(1, 2), Annealing(4, 5, 2)).lower.shape == (1,)

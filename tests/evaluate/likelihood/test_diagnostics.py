@@ -13,7 +13,8 @@ import torch
 from helpers.tails import DRAWS, FOUND, TAILS, log_weights, pyros_khat
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.evaluate import good_khat, paired_differences, psis, read_netcdf, verdict, write_netcdf
+from pyro_vae.evaluate import good_khat, paired_differences, psis, verdict
+from pyro_vae.runs.netcdf import read_netcdf, write_netcdf
 
 
 def test_khat_of_weights_with_a_known_tail(promised: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.config import Config, programs
 from pyro_vae.evaluate import log_weights, score, summary
-from pyro_vae.model import VAE, Tractable, nets, posteriors
+from pyro_vae.model import VAE, DensityModel, nets, posteriors
 from pyro_vae.model.distributions.autoregressive import Autoregressive
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
@@ -153,7 +153,7 @@ def test_without_features_each_image_is_scored_once() -> None:
 
 
 def test_it_knows_its_domain() -> None:
-    program = Tractable(net_of((2, 3)))
+    program = DensityModel(net_of((2, 3)))
     x = all_images((2, 3))
     check_domain(program.model, program.guide, x)
     assert describe(program.model, program.guide, x).observes == "probability"
@@ -215,7 +215,7 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     Two passes more, once, tell whether an image is scored by those beside it.
     """
     net = net_of((2, 3))
-    program, x = Tractable(net), all_images((2, 3))[:7]
+    program, x = DensityModel(net), all_images((2, 3))[:7]
     expected = net().log_prob(x).detach()
     rows, reader = count_rows(net), Reader()
     for num_samples in (1, 2, 30, 5000):
@@ -237,7 +237,7 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
 def test_it_learns_what_independent_pixels_cannot() -> None:
     """Images all black or all white, one bit each: 6 log 2 nats at the start, log 2 at best."""
     x = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 2, 3)
-    program = Tractable(PixelCNN((255 * x).byte(), CHANNELS, (3, 3)))
+    program = DensityModel(PixelCNN((255 * x).byte(), CHANNELS, (3, 3)))
     svi = driver(program)
     losses = [float(svi.step(x)) / 2 for _ in range(200)]
     assert losses[0] == pytest.approx(6 * math.log(2))
@@ -249,7 +249,7 @@ def test_its_recorded_steps_are_those_of_pyro() -> None:
     for graph in (None, "recorded"):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
-        program = Tractable(net_of((3, 2)))
+        program = DensityModel(net_of((3, 2)))
         svi = driver(program, graph=graph)
         runs.append(take_steps(svi, 20))
     assert is_recorded(svi)
