@@ -42,7 +42,11 @@ def flag(name: str) -> str:
 
 
 def _one_of(field: str) -> Any:
-    return tyro.conf.arg(constructor=Literal[tuple(CHOICES[field])])  # type: ignore[call-overload]
+    """Return the choices of a field for its flag, whose default a constructor would show as a list."""
+    return tyro.conf.arg(
+        constructor=Literal[tuple(CHOICES[field])],  # type: ignore[call-overload]
+        help_behavior_hint=lambda default: "(default: {})".format(default.strip("[]'")),
+    )
 
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]

@@ -44,7 +44,7 @@ _NUM_VALID = 5000
 
 def load(
     name: str,
-    root: Path,
+    root: Path | str = "data",
     train_images: int | None = None,
     test_images: int | None = None,
     *,
@@ -64,7 +64,7 @@ def load(
     """
     if name not in DATASETS:
         raise DataError(f"Unknown data set {name!r}; choose one of {', '.join(DATASETS)}.")
-    images = DATASETS[name].load(root, download)
+    images = DATASETS[name].load(Path(root), download)
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

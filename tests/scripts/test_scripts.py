@@ -354,6 +354,7 @@ def test_help_shows_every_flag_with_its_default(name: str) -> None:
     }
     for word in [*flags[name], "default:"]:
         assert word in result.stdout
+    assert "(default: [" not in result.stdout
 
 
 def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
