@@ -29,6 +29,7 @@ from pyro_vae.evaluate.latents.moments import (
     posterior_moments,
 )
 from pyro_vae.evaluate.latents.traversals import decoded, interpolated, most_visible, traversed
+from pyro_vae.evaluate.likelihood.bounds import iwae, ladder, standard_error
 from pyro_vae.evaluate.likelihood.diagnostics import (
     good_khat,
     paired_differences,
@@ -37,8 +38,8 @@ from pyro_vae.evaluate.likelihood.diagnostics import (
 )
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.outliers import OutlierPValues, outlier_p_values
-from pyro_vae.evaluate.likelihood.scores import Scores, iwae, ladder, reduce, score
-from pyro_vae.evaluate.likelihood.summary import standard_error, summary
+from pyro_vae.evaluate.likelihood.scores import Scores, reduce, score
+from pyro_vae.evaluate.likelihood.summary import summary
 from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts, log_weights
 from pyro_vae.evaluate.posterior.calibration import calibration_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs

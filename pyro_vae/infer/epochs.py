@@ -66,6 +66,17 @@ class Epoch:
     learning_rate: float
     valid_distortion: float | None
 
+    def __str__(self) -> str:
+        """Return one line: the ELBO and that of the validation images, or distortions where there is none, in nats."""
+        values = {
+            "ELBO": self.elbo,
+            "validation ELBO": self.valid_elbo,
+            "validation distortion": self.valid_distortion if self.valid_elbo is None else None,
+        }
+        found = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
+        found = found or f"objective {self.objective:.2f}"
+        return f"epoch {self.epoch}: {found} nats, {self.seconds:.1f} s"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return asdict(self)

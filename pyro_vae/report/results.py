@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.evaluate import (
     Moments,
@@ -33,7 +32,7 @@ from pyro_vae.report import pictures, plots
 from pyro_vae.runs.folder import Folder
 from pyro_vae.runs.run_folder import versions
 from pyro_vae.text import printable
-from pyro_vae.trace import Batch, CompiledReader, Data, Reader, derive, describe
+from pyro_vae.trace import Batch, Data, derive, describe
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -63,10 +62,15 @@ def measure(
     start = time.perf_counter()
     batch = Batch.of(x)
     parts = list(batch.split(IMAGES_AT_ONCE))
-    reader = CompiledReader() if compiled else Reader()
-    scores = Scores.concatenate(
-        score(program.model, program.guide, images, num_samples, seed=derive(seed, "batch", number), reader=reader)
-        for number, images in enumerate(tqdm(parts, desc="log p(x)", unit="batch", disable=None, leave=False))
+    scores = score(
+        program.model,
+        program.guide,
+        batch,
+        num_samples,
+        batch_size=IMAGES_AT_ONCE,
+        seed=seed,
+        compile=compiled,
+        progress=True,
     )
     moments = Moments.concatenate(
         posterior_moments(program.guide, images, seed=derive(seed, "batch", number))

@@ -62,7 +62,7 @@ MUTATIONS = (
     ),
     Mutation(
         "IWAE of k particles is divided by K",
-        "pyro_vae/evaluate/likelihood/scores.py",
+        "pyro_vae/evaluate/likelihood/bounds.py",
         "return groups.logsumexp(1) - math.log(k)",
         "return groups.logsumexp(1) - math.log(len(log_w))",
         ("tests/evaluate/likelihood/test_scores.py::test_groups_of_k_by_hand",),

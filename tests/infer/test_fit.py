@@ -306,3 +306,13 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
         x = again.batches.observe(next(iter(again.batches(record.epoch))))
         found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
         assert float(found) == pytest.approx(record.elbo, rel=1e-12)
+
+
+def test_an_epoch_prints_one_line() -> None:
+    epoch = Epoch(3, 30, -32.126, -33.0, -31.904, 0.44, 1e-3, 20.0)
+    assert str(epoch) == "epoch 3: ELBO -32.13, validation ELBO -31.90 nats, 0.4 s"
+    alone = Epoch(3, 30, -32.126, -33.0, None, 0.44, 1e-3, None)
+    assert str(alone) == "epoch 3: ELBO -32.13 nats, 0.4 s"
+    lossy = Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, 20.004)
+    assert str(lossy) == "epoch 3: validation distortion 20.00 nats, 0.4 s"
+    assert str(Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, None)) == "epoch 3: objective -33.00 nats, 0.4 s"

@@ -58,15 +58,18 @@ def good_khat(num_samples: int) -> float:
     return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else math.nan
 
 
+def count_khat(khat: np.ndarray, num_samples: int) -> tuple[int, int]:
+    """Return how many of the k-hats (N,) of K draws are too large, and how many exist."""
+    return int((khat > good_khat(num_samples)).sum()), int((~np.isnan(khat)).sum())
+
+
 def verdict(khat: np.ndarray, num_samples: int) -> str:
     """Say in words what the k-hats (N,) mean."""
-    exists = ~np.isnan(khat)
-    bad = int((khat > good_khat(num_samples)).sum())
-    number = int(exists.sum())
+    bad, number = count_khat(khat, num_samples)
     if number == 0:
         return "k-hat does not exist: too few draws, or weights that are equal or not finite"
     words = f"unreliable for {bad} of {number} images" if bad else f"good for all {number} images"
-    missing = "" if exists.all() else f", without k-hat for {len(khat) - number}"
+    missing = "" if number == len(khat) else f", without k-hat for {len(khat) - number}"
     return f"{words}{missing} (good: k-hat <= {good_khat(num_samples):.2f})"
 
 

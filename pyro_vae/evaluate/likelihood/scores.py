@@ -1,13 +1,8 @@
-r"""Bounds on log p(x) and their errors, from one set of importance weights per image.
+r"""Scores of images, in nats, from one set of importance weights per image.
 
-    ELBO    = mean_k log w_k = -(rate + distortion)
-    IWAE_k  = mean over groups of k of (logsumexp - log k)
-    log p(x) is estimated by IWAE_K, with all K weights: a lower bound in expectation.
-
-All values are in nats. Where k divides the sizes above it and all divide K, groups lie inside groups and the curve
-rises by Jensen's inequality, not only on average; 2 and 5 are no such pair.
-
-Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
+ELBO    = mean_k log w_k = -(rate + distortion)
+IWAE_k  = mean over groups of k of (logsumexp - log k)
+log p(x) is estimated by IWAE_K, with all K weights: a lower bound in expectation.
 """
 
 from __future__ import annotations
@@ -18,37 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.diagnostics import psis
+from pyro_vae.evaluate.likelihood.bounds import error_over_groups, iwae, ladder, standard_error
+from pyro_vae.evaluate.likelihood.diagnostics import count_khat, good_khat, psis
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts
-from pyro_vae.trace import Data, Program, Reader
+from pyro_vae.trace import Batch, CompiledReader, Data, Program, Reader, derive
 
 Array = np.ndarray
-
-
-def ladder(num_samples: int) -> list[int]:
-    """Return the sizes k = 1, 2, 5, 10, 50, 100, 500, ... up to K, and K itself."""
-    sizes = [1, 2, 5] + [step * 10**power for power in range(1, 10) for step in (1, 5)]
-    return [k for k in sizes if k < num_samples] + [num_samples]
-
-
-def iwae(log_w: Tensor, k: int) -> Tensor:
-    """Estimate the bound of k particles from K weights.
-
-    Args:
-        log_w: log importance weights (K, B).
-        k: group size, at most K; weights beyond the last whole group are left out.
-
-    Returns:
-        IWAE_k of each image in each of floor(K / k) groups, (groups, B).
-    """
-    if not 1 <= k <= len(log_w):
-        raise UserError(f"k is {k}; it must lie between 1 and the {len(log_w)} weights.")
-    groups = log_w[: len(log_w) // k * k].unflatten(0, (-1, k))
-    return groups.logsumexp(1) - math.log(k)
 
 
 @dataclass(frozen=True)
@@ -87,6 +61,18 @@ class Scores:
         """Group sizes of the rows of `iwae`."""
         return ladder(self.num_samples)
 
+    def __str__(self) -> str:
+        """Return one line: means over images, in nats, and for how many of them k-hat is too large."""
+        images = f"{self.num_images} image" + "s" * (self.num_images != 1)
+        if self.reason:
+            distortion = self.distortion.mean()
+            return f"no log p(x): {self.reason} (distortion {distortion:.2f} nats, K = {self.num_samples}, {images})"
+        error = standard_error(self.log_likelihood)
+        mean = f"{self.log_likelihood.mean():.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}")
+        bad, number = count_khat(self.khat, self.num_samples)
+        khat = f"k-hat > {good_khat(self.num_samples):.2f} for {bad} of {number}" if number else "no k-hat"
+        return f"log p(x) {mean} nats (ELBO {self.elbo.mean():.2f}, K = {self.num_samples}, {images}); {khat}"
+
     @staticmethod
     def concatenate(scores: Iterable[Scores]) -> Scores:
         """Join the scores of several batches of images."""
@@ -105,26 +91,49 @@ def score(
     x: Data,
     num_samples: int,
     *,
+    batch_size: int | None = None,
     chunk: int | None = None,
     seed: int | None = None,
-    reader: Reader | None = None,
+    compile: bool = False,
+    progress: bool = False,
 ) -> Scores:
-    """Score a batch of images.
+    """Score images: ELBO, IWAE bounds, log p(x) and the diagnostics of their importance weights.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        x: images (B, ...), a tuple of the programs' arguments, or a `Batch`; the caller batches, so that K x N weights
-            never exist at once.
+        x: images (N, ...), a tuple of the programs' arguments, or a `Batch`.
         num_samples: K.
-        chunk: as in `log_weight_parts`, like all that follows.
-        seed: of the draws.
-        reader: how the programs are read.
+        batch_size: images scored at once. None scores all at once, whose K x N weights then exist together.
+        chunk: particles scored at once, as in `log_weight_parts`.
+        seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
+        compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
+        progress: whether a bar shows how many batches are done, on a terminal.
 
     Raises:
-        ValueError: as `log_weight_parts`.
+        ValueError: the batch size is below 1, or as `log_weight_parts`.
     """
-    return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))
+    reader = CompiledReader() if compile else Reader()
+    x = Batch.of(x)
+    if batch_size is None or len(x) == 0:  # which refuses no images
+        return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+    bar = tqdm(
+        x.split(batch_size),
+        desc="log p(x)",
+        unit="batch",
+        disable=None if progress else True,
+        leave=False,
+    )
+    return Scores.concatenate(
+        reduce(
+            log_weight_parts(
+                model, guide, batch, num_samples, chunk=chunk, seed=derive(seed, "batch", number), reader=reader
+            )
+        )
+        for number, batch in enumerate(bar)
+    )
 
 
 def reduce(parts: Parts) -> Scores:
@@ -145,15 +154,9 @@ def reduce(parts: Parts) -> Scores:
         "relative_variance": relative_variance.clamp(min=0.0),
         "ess": ess,
         "iwae": torch.stack([group.mean(0) for group in groups]),
-        "iwae_se": torch.stack([_standard_error(group) for group in groups]),
+        "iwae_se": torch.stack([error_over_groups(group) for group in groups]),
     }
     columns["jvi1"], columns["jvi2"] = jackknife(log_w)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     smoothed = psis(log_w.cpu().numpy())
     return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean, reason=parts.reason)
-
-
-def _standard_error(groups: Tensor) -> Tensor:
-    """Return the standard error of the mean over groups (G, B); with a single one there is none."""
-    number = len(groups)
-    return groups.std(0) / math.sqrt(number) if number > 1 else torch.full_like(groups[0], math.nan)

@@ -3,13 +3,18 @@ r"""The numbers of a run: means over test images with their errors, in nats."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyro_vae.evaluate.likelihood.diagnostics import good_khat
+from pyro_vae.evaluate.likelihood.bounds import standard_error
+from pyro_vae.evaluate.likelihood.diagnostics import count_khat
 from pyro_vae.evaluate.likelihood.scores import Scores
 
+Array = np.ndarray
+
+_NOT_FINITE = "an importance weight is zero or not finite"
+_NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
 _BITS = 8  # of a grey level, the interval in which a dequantized pixel lies
 
 
@@ -26,32 +31,34 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
     Returns:
         JSON values. Numbers are finite; what does not exist is None, with its reason under "reasons".
     """
-    bad = scores.khat > good_khat(scores.num_samples)
-    exists = ~np.isnan(scores.khat)
-    log_likelihood = float(scores.log_likelihood.mean())
+    log_likelihood = _mean(scores.log_likelihood)
+    bits = _BITS * density - log_likelihood.value / (num_pixels * math.log(2))
     numbers: dict[str, Any] = {
         "num_test_images": scores.num_images,
-        "elbo": float(scores.elbo.mean()),
-        "elbo_se": standard_error(scores.elbo),
+        "elbo": _mean(scores.elbo),
+        "elbo_se": _error(scores.elbo),
         "log_likelihood": log_likelihood,
-        "log_likelihood_se": standard_error(scores.log_likelihood),
-        "log_likelihood_mc_se": math.sqrt(scores.relative_variance.sum()) / scores.num_images,
-        "psis": float(scores.psis.mean()),
-        "jvi1": float(scores.jvi1.mean()),
-        "jvi2": float(scores.jvi2.mean()),
+        "log_likelihood_se": _error(scores.log_likelihood),
+        "log_likelihood_mc_se": _monte_carlo_error(scores),
+        "psis": _mean(scores.psis),
+        "jvi1": _jackknife(scores.jvi1, scores.log_likelihood),
+        "jvi2": _jackknife(scores.jvi2, scores.log_likelihood),
         "density": density,
-        "bits_per_dim": _BITS * density - log_likelihood / (num_pixels * math.log(2)),
+        "bits_per_dim": _Number(bits),
         "num_samples": scores.num_samples,
-        "rate": float(scores.rate.mean()),
-        "distortion": float(scores.distortion.mean()),
-        "ess_median": float(np.median(scores.ess)),
-        "khat_median": float(np.median(scores.khat[exists])) if exists.any() else math.nan,
-        "khat_bad_fraction": float(bad[exists].mean()) if exists.any() else math.nan,
+        "rate": _mean(scores.rate),
+        "distortion": _mean(scores.distortion),
+        "ess_median": _Number(float(np.median(scores.ess))),
+        "khat_median": _median_khat(scores.khat),
+        "khat_bad_fraction": _bad_fraction(scores),
         "active_units": active_units,
     }
-    missing = [name for name, value in numbers.items() if isinstance(value, float) and not math.isfinite(value)]
-    numbers.update(dict.fromkeys(missing))
-    reasons = {name: _reason(name, scores) for name in missing}
+    reasons: dict[str, str] = {}
+    for name, number in numbers.items():
+        if isinstance(number, _Number):
+            numbers[name] = number.value if math.isfinite(number.value) else None
+            if numbers[name] is None:  # a program without log weights lacks the number for that reason
+                reasons[name] = scores.reason or number.reason
     bounds = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
     numbers["iwae"] = {k: value if math.isfinite(value) else None for k, value in bounds.items()}
     if None in numbers["iwae"].values():
@@ -59,26 +66,40 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
     return {**numbers, "reasons": reasons}
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Return the standard error of the mean over images (N,); NaN for a single one, or one that is not finite."""
-    finite = len(values) > 1 and np.isfinite(values).all()
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if finite else math.nan
+class _Number(NamedTuple):
+    """A number, and why it does not exist if it is not finite."""
+
+    value: float
+    reason: str = _NOT_FINITE
 
 
-def _reason(name: str, scores: Scores) -> str:
-    if scores.reason:
-        return scores.reason
-    if name == "khat_median" and np.isinf(scores.khat).any():
-        return "one weight outweighs all others: k-hat is infinite"
-    if name.startswith("khat"):
-        return "k-hat needs 30 draws or more, of finite weights that are not equal"
-    if name.endswith("likelihood_mc_se") and scores.num_samples == 1:
-        return "the variance of the weights needs two samples"
-    if name.startswith("jvi") and np.isfinite(scores.log_likelihood).all():
-        return "a jackknife needs three samples, of which no two outweigh all others"
-    if name in ("elbo_se", "log_likelihood_se") and scores.num_images == 1:
-        return "a standard error over images needs two of them"
-    return _NOT_FINITE
+def _mean(values: Array) -> _Number:
+    return _Number(float(values.mean()))
 
 
-_NOT_FINITE = "an importance weight is zero or not finite"
+def _error(values: Array) -> _Number:
+    reason = "a standard error over images needs two of them" if len(values) == 1 else _NOT_FINITE
+    return _Number(standard_error(values), reason)
+
+
+def _monte_carlo_error(scores: Scores) -> _Number:
+    """Return the error of the mean log p(x) that other draws for the same images would make."""
+    reason = "the variance of the weights needs two samples" if scores.num_samples == 1 else _NOT_FINITE
+    return _Number(math.sqrt(scores.relative_variance.sum()) / scores.num_images, reason)
+
+
+def _jackknife(values: Array, log_likelihood: Array) -> _Number:
+    finite = np.isfinite(log_likelihood).all()
+    reason = "a jackknife needs three samples, of which no two outweigh all others" if finite else _NOT_FINITE
+    return _Number(float(values.mean()), reason)
+
+
+def _median_khat(khat: Array) -> _Number:
+    exists = ~np.isnan(khat)
+    reason = "one weight outweighs all others: k-hat is infinite" if np.isinf(khat).any() else _NO_KHAT
+    return _Number(float(np.median(khat[exists])) if exists.any() else math.nan, reason)
+
+
+def _bad_fraction(scores: Scores) -> _Number:
+    bad, number = count_khat(scores.khat, scores.num_samples)
+    return _Number(bad / number if number else math.nan, _NO_KHAT)

@@ -6,44 +6,23 @@ log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),    z_k ~ q(z|x),    in nats.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError, is_out_of_memory
-from pyro_vae.evaluate.likelihood.independence import check_independence
+from pyro_vae.errors import UserError
+from pyro_vae.evaluate.likelihood.checks import check_finite, checked, why_outside
+from pyro_vae.evaluate.likelihood.chunks import Scorer, block_size, chunk_size
 from pyro_vae.trace import (
     Batch,
     Data,
-    Description,
-    Layout,
-    Layouts,
     Program,
     Reader,
-    Run,
-    check_support,
     choose_layouts,
-    description,
-    outside_prior,
     quietly,
-    run_pair,
 )
 from pyro_vae.trace.enumeration import number_of_states
-from pyro_vae.trace.isolation import fork_rng
-
-# Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
-# cache on a CPU, and enough work for every multiprocessor of a GPU. The chunk does not change what is drawn.
-_ROWS = {"cpu": 4_000, "cuda": 200_000}
-# Draws are made in blocks of at least so many, since the guide encodes the images once for each.
-_LEAST_BLOCK = 100
-# What a particle is reckoned to take while it is scored. A device says when it has no more memory, and the chunk is
-# halved; a process that fills the host's is killed, and so the hungriest likelihood counts there, a PixelCNN.
-_BYTES_PER_PIXEL = {"cpu": 1000, "cuda": 100}
-
-Values = dict[str, Tensor]
 
 
 class Parts(NamedTuple):
@@ -153,54 +132,37 @@ def _parts(
     batch = Batch.of(x)
     if len(batch) == 0:
         raise UserError("x holds no image.")
-    rows = rows_at_once(batch)
-    block = rows * -(-_LEAST_BLOCK // rows)
+    block = block_size(batch)
     reader = reader or Reader()
     reader.start()
     parts: list[tuple[Tensor, ...]] = []
     lacks: str | None = None
     with torch.no_grad(), quietly(model, guide, x=batch, seed=seed):
         described, first, plain = checked(model, guide, batch, reader, joint=joint)
-        # Where all particles are the same, one is all of them.
+        # Of a guide that draws nothing at random all particles are the same: one is scored, and counts as K.
         drawn = 1 if described.deterministic else num_samples
         layouts = choose_layouts(model, guide, batch, drawn) if drawn > 1 else plain
-        summed = number_of_states(layouts.model.summed)  # each particle is scored at every one of them
-        scorer = _Scorer(model, batch, reader, layouts.model, chunk or max(1, min(rows, _room(batch.x)) // summed))
+        # A particle is scored at every state of what the model sums out, and takes the memory of as many.
+        chunk = chunk or chunk_size(batch, number_of_states(layouts.model.summed))
+        scorer = Scorer(model, batch, reader, layouts.model, chunk)
         enumerated = [site.name for site in layouts.guide.enumerated]
         states = number_of_states(layouts.guide.enumerated)
+        # All draws of a block come before its chunks are scored, so that the noise depends on K and on the size of the
+        # batch alone, and neither on memory nor on `chunk`.
         for start in range(0, drawn, block):
             size = min(block, drawn - start)
             values, log_q = reader.draw(guide, batch, size, layouts.guide)
+            # The states that the guide enumerates are summed over, not drawn: their q(y|x) cancels in the sum over y
+            # of q(y|x) p(x, z, y) / q(y|x).
             log_q = {name: term for name, term in log_q.items() if name not in enumerated}
             found = list(scorer.score(values, log_q, size * states))
-            lacks = lacks or _outside(first, values, torch.cat([log_prior for _, log_prior, _ in found]))
+            lacks = lacks or why_outside(first, values, torch.cat([log_prior for _, log_prior, _ in found]))
             parts += [_over_states(found, states)] if enumerated else found
     log_p, log_prior, log_guide = (torch.cat(column).expand(num_samples, -1) for column in zip(*parts, strict=True))
-    _check_finite(batch.x, log_p, log_prior, log_guide)
+    check_finite(batch.x, log_p, log_prior, log_guide)
     if described.lacks_latent:
         log_prior = log_guide = torch.full_like(log_p, torch.nan)
     return Parts(log_p, log_prior, log_guide, described.lacks or lacks)
-
-
-def rows_at_once(batch: Batch) -> int:
-    """Return how many particles of a batch are drawn at once."""
-    return max(1, _ROWS.get(batch.device.type, _ROWS["cpu"]) // len(batch))
-
-
-def checked(
-    model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool
-) -> tuple[Description, Run, Layouts]:
-    """Describe the programs, refuse what has no weights, and return a run of the model and plain layouts beside."""
-    with fork_rng(batch.x):
-        p, q = run_pair(model, guide, batch, 1)
-        check_support(p)
-        described = description(guide, batch, p, q)
-        if not joint and described.why_not_per_image:
-            raise UserError(described.why_not_per_image)
-        if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
-            check_independence(model, guide, batch, p, q)
-            reader.checked.add((model, guide))
-    return described, p, Layouts(p.layout, q.layout)
 
 
 def _over_states(chunks: list[tuple[Tensor, ...]], states: int) -> tuple[Tensor, ...]:
@@ -217,62 +179,3 @@ def _over_states(chunks: list[tuple[Tensor, ...]], states: int) -> tuple[Tensor,
     shares = log_shares.exp()
     terms = (log_p, log_prior, log_guide + log_shares)
     return tuple(torch.where(shares > 0, shares * term, 0.0).sum(0) for term in terms)
-
-
-def _outside(p: Run, values: Values, log_prior: Tensor) -> str | None:
-    """Say why draws outside the support of the prior have no weight, unless their density there says 0 by itself."""
-    outside, name = outside_prior(p, values)
-    if (outside.to(log_prior.device) & (log_prior != -torch.inf)).any():
-        return f"the guide draws {name!r} outside the support of its prior"
-    return None
-
-
-def _check_finite(x: Tensor, *terms: Tensor) -> None:
-    """Refuse an image that is not finite, unless the program knows how to score it, as one of missing values does."""
-    bad = ~x.isfinite().reshape(len(x), -1).all(1) if x.is_floating_point() else torch.zeros(len(x), dtype=torch.bool)
-    unscored = ~torch.stack([term.isfinite().all(0) for term in terms]).all(0)
-    if (wrong := bad.to(unscored.device) & unscored).any():
-        raise UserError(f"x is not finite in image {int(wrong.nonzero()[0])}; remove or repair it.")
-
-
-class _Scorer:
-    """Scores what has been drawn, in chunks that are halved where memory runs out."""
-
-    def __init__(self, model: Program, batch: Batch, reader: Reader, layout: Layout, chunk: int) -> None:
-        self.model, self.batch, self.reader, self.layout, self.chunk = model, batch, reader, layout, chunk
-
-    def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield log p(x|z), log p(z) and log q(z|x) of K particles (K, B, ...) chunk by chunk."""
-        start = 0
-        while start < num_samples:
-            size = min(self.chunk, num_samples - start)
-            here = slice(start, start + size)
-            try:
-                given = {name: z[here] for name, z in values.items()}
-                sites = self.reader.log_density(self.model, self.batch, given, self.layout)
-            except RuntimeError as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                self.chunk = size // 2
-                continue
-            shape = (size, len(self.batch))
-            latent = [sites.pop(name) for name in values]
-            guide = [value[here] for value in log_q.values()]
-            yield tuple(_total(terms, shape, self.batch.x) for terms in (list(sites.values()), latent, guide))
-            start += size
-
-
-def _room(x: Tensor) -> int:
-    """Return how many particles of images x (B, ...) may be scored at once in half of the free memory."""
-    if x.device.type == "cuda":
-        free = torch.cuda.mem_get_info(x.device)[0]
-    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return 2**31
-    return max(1, free // 2 // (_BYTES_PER_PIXEL.get(x.device.type, 100) * x.numel()))
-
-
-def _total(terms: list[Tensor], shape: tuple[int, int], x: Tensor) -> Tensor:
-    total = torch.zeros(shape, dtype=torch.float64, device=x.device)
-    return total + sum(terms) if terms else total

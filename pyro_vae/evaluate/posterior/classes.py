@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.weights import checked, rows_at_once
+from pyro_vae.evaluate.likelihood.checks import checked
+from pyro_vae.evaluate.likelihood.chunks import rows_at_once
 from pyro_vae.trace import Batch, Data, Program, Reader, Run, choose_layouts, quietly, run_pair
 from pyro_vae.trace.enumeration import Finite, number_of_states, states_of
 

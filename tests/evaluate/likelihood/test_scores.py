@@ -14,8 +14,10 @@ import pytest
 import torch
 from helpers.oracles import BernoulliDecoder, LinearGaussian
 
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
 from pyro_vae.evaluate.likelihood.weights import Parts
+from pyro_vae.trace import derive
 
 
 def se(values: np.ndarray) -> float:
@@ -227,3 +229,62 @@ def test_weights_of_a_batch_are_its_images_own() -> None:
     x = program.simulate(3)
     weights = log_weights(program.model, program.guide, x, 2, seed=0)
     torch.testing.assert_close(weights[0], program.log_evidence(x))
+
+
+def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
+    """As the caller would batch them, to the bit; compiled graphs are kept from batch to batch."""
+    program = BernoulliDecoder(2)
+    x = torch.bernoulli(torch.full((7, 6), 0.5))
+    of = program.model, program.guide
+    expected = Scores.concatenate(
+        score(*of, images, 40, seed=derive(5, "batch", number)) for number, images in enumerate(x.split(3))
+    )
+    found = score(*of, x, 40, batch_size=3, seed=5)
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), values)
+    compiled = score(*of, x, 40, batch_size=3, seed=5, compile=True)
+    np.testing.assert_allclose(compiled.iwae, expected.iwae, atol=1e-4)
+    np.testing.assert_array_equal(score(*of, x, 40, batch_size=7, seed=5).elbo, score(*of, x, 40, seed=FIRST).elbo)
+    afresh = [score(*of, x, 40, batch_size=3).elbo for _ in range(2)]
+    assert (afresh[0] != afresh[1]).all()
+    with pytest.raises(UserError, match="batch_size is 0"):
+        score(*of, x, 40, batch_size=0)
+    with pytest.raises(UserError, match="no image"):
+        score(*of, x[:0], 40, batch_size=3)
+
+
+FIRST = derive(5, "batch", 0)
+
+
+def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, reason: str | None = None) -> Scores:
+    """Scores of which only what is printed has values."""
+    number = len(log_likelihood)
+    nothing = dict.fromkeys(("rate", "relative_variance", "ess", "psis", "jvi1", "jvi2"), np.full(number, np.nan))
+    return Scores(
+        num_samples,
+        **nothing,
+        elbo=np.array(log_likelihood) - 1.5,
+        distortion=np.full(number, 20.125),
+        log_likelihood=np.array(log_likelihood),
+        khat=np.array(khat),
+        iwae=np.full((len(ladder(num_samples)), number), np.nan),
+        iwae_se=np.full((len(ladder(num_samples)), number), np.nan),
+        reason=reason,
+    )
+
+
+def test_scores_print_one_line_in_nats() -> None:
+    """Mean -21.5 of -20 and -23, whose standard error is 3 / 2; 1 - 1 / log10(1000) = 0.667."""
+    assert str(of_values([-20.0, -23.0], [0.66, 0.68], 1000)) == (
+        "log p(x) -21.50 +- 1.50 nats (ELBO -23.00, K = 1000, 2 images); k-hat > 0.67 for 1 of 2"
+    )
+    assert str(of_values([-20.0, -23.0], [math.nan, math.inf], 100)) == (
+        "log p(x) -21.50 +- 1.50 nats (ELBO -23.00, K = 100, 2 images); k-hat > 0.50 for 1 of 1"
+    )
+    assert str(of_values([-20.0], [math.nan], 10)) == "log p(x) -20.00 nats (ELBO -21.50, K = 10, 1 image); no k-hat"
+
+
+def test_scores_without_weights_print_the_reason_in_their_place() -> None:
+    assert str(of_values([math.nan] * 2, [math.nan] * 2, 10, "the prior is improper")) == (
+        "no log p(x): the prior is improper (distortion 20.12 nats, K = 10, 2 images)"
+    )

@@ -14,7 +14,7 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from torch import Tensor
 
 from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary
-from pyro_vae.evaluate.likelihood import weights
+from pyro_vae.evaluate.likelihood import chunks
 from pyro_vae.trace import CompiledReader, Reader
 
 
@@ -66,7 +66,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     monkeypatch: pytest.MonkeyPatch, promised: Callable[[str], None]
 ) -> None:
     """K = 1,000 at six chunks and three batch sizes, the last batch a rest: weights and scores against one formula."""
-    monkeypatch.setattr(weights, "_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
+    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     z = 1.2 * torch.randn(1000, 4, 2)
@@ -93,7 +93,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
 
 def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks of draws come first, so a longer run of the same seed starts with the shorter one."""
-    monkeypatch.setattr(weights, "_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
+    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
     program = BernoulliDecoder(1)
     x = torch.bernoulli(torch.full((3, 6), 0.5))
     few = log_weights(program.model, program.guide, x, 200, seed=5)
@@ -146,7 +146,7 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     sizes = []
     for room in (10**6, 30):
-        monkeypatch.setattr(weights, "_room", lambda x, room=room: room)
+        monkeypatch.setattr(chunks, "_room", lambda x, room=room: room)
         counted = Cramped(10**6, RuntimeError())
         log_weights(program.model, program.guide, x, 1000, reader=counted)
         sizes.append(max(counted.sizes))
@@ -155,7 +155,7 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
-    monkeypatch.setattr(weights, "_ROWS", {"cpu": 400, "cuda": 400})
+    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 400, "cuda": 400})
     program = BernoulliDecoder(2)
     reader = CompiledReader()
     for x in torch.bernoulli(torch.full((10, 6), 0.5)).split(4):
