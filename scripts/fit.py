@@ -22,9 +22,11 @@ from pyro_vae import cli, config, data
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
-from pyro_vae.report import measure, plots, rehearse, table, write_results
+from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
+from pyro_vae.report import curves
 from pyro_vae.runs import History, RunFolder, durably
 from pyro_vae.runs.load import few, observed
+from pyro_vae.runs.summary import write_summary
 from pyro_vae.trace import Batch, check_domain, describe
 
 _MILESTONES = 20  # of a run, whose checkpoints it may go back to
@@ -99,22 +101,17 @@ def main(arguments: Arguments) -> None:
         epochs = durably(fit, history, seconds=arguments.checkpoint_seconds, stop=stop, setbacks=setbacks)
         write_metrics(epochs, folder, fit.epoch, settings.epochs)
 
-    scores, numbers = measure(
+    scores, numbers = measure_scores(
         program, test, settings.num_samples, density=density, seed=settings.seed, compiled=settings.graph == "compiled"
     )
-    write_results(folder, program, test, scores, settings.seed)
+    write_scores(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()
-    folder.save_figure("learning_curve", plots.learning_curve(metrics))
+    folder.save_figure("learning_curve", curves.learning_curve(metrics))
     if not scores.reason:
-        folder.save_figure("bounds", plots.bounds({folder.path.name: scores}))
+        folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
     parameters = sum(p.numel() for p in fit.svi.optim.params.values())
-    numbers |= {
-        "parameters": parameters,
-        "epochs": len(metrics),
-        "train_seconds": sum(line["seconds"] for line in metrics),
-    }
-    folder.write_json("summary.json", {"config": settings.to_json(), **numbers})
-    print(table({folder.path.name: numbers}, {folder.path.name: scores}))
+    write_summary(folder, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
+    print(scores_table({folder.path.name: numbers}, {folder.path.name: scores}))
     print(f"\nwritten to {folder.path}")
     if settings.data == "digits":
         print("real MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")

@@ -164,7 +164,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
 
 
 def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.report.probing._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
+    monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
     rows = json.loads((run / "evaluation" / "summary.json").read_text())["probe"]
