@@ -4,6 +4,8 @@ python scripts/fit.py                                             the embedded d
 python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
 python scripts/fit.py --prior mixture --objective iwae --num-particles 5
 python scripts/fit.py --program my_program.py:factory             a program of your own
+
+The run folder, --out, gets config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
 """
 
 from __future__ import annotations
