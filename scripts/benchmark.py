@@ -28,6 +28,7 @@ from typing import Any, Literal
 import pyro
 import torch
 import tyro
+from timing import Contender, Step, Timing, machine_rates, race, ratios
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -38,8 +39,6 @@ from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.model import nets
-from pyro_vae.report import speed
-from pyro_vae.report.speed import Contender, Step, Timing, machine_rates, race
 from pyro_vae.runs import load_images, versions
 from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 
@@ -101,7 +100,7 @@ def main(arguments: Arguments) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
     if "steps" in report:
-        speed.ratios(report["steps"]).savefig(arguments.out / "benchmark.png", dpi=130)
+        ratios(report["steps"]).savefig(arguments.out / "benchmark.png", dpi=130)
     print(f"\nwritten to {arguments.out}")
 
 

@@ -10,27 +10,19 @@ one, how well their codes serve a classifier, and how far what they generate is 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
 
 from pyro_vae import cli, config
 from pyro_vae.config import programs
-from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import Features, train_features
-from pyro_vae.report import comparison, systems
-from pyro_vae.runs import RunFolder, load_run
-
-# Of the summary of a run, for the gallery.
-_KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
+from pyro_vae.instruments import comparison, gallery
+from pyro_vae.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def main(arguments: Arguments) -> None:
     if arguments.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
         raise UserError("--systems compares how features vary over images: use two or more of each split.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
-        (name, seed): setting_of(arguments.config, chosen[0], name, seed)
+        (name, seed): comparison.setting_of(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)
         for name in names[chosen[0]]
     }
@@ -83,43 +75,15 @@ def main(arguments: Arguments) -> None:
         fit(setting, folder)
         runs[name].append(folder)
     if arguments.systems:
-        rows = gallery({name: folder for name, (folder,) in runs.items()})
-        systems.write_gallery(arguments.out, rows, {name: folder.path for name, (folder,) in runs.items()})
-        print(systems.gallery_table(rows))
+        folders = {name: folder for name, (folder,) in runs.items()}
+        rows = gallery.measure_systems(folders)
+        gallery.write_gallery(arguments.out, rows, {name: folder.path for name, folder in folders.items()})
+        print(gallery.gallery_table(rows))
     else:
         rows = comparison.compare(runs)
         comparison.write_comparison(arguments.out, rows, runs)
-        print(comparison.table(rows))
+        print(comparison.comparison_table(rows))
     print(f"\nwritten to {arguments.out}")
-
-
-def setting_of(settings: config.Config, part: str, name: str, seed: int) -> config.Config:
-    """Return the configuration with another part; of several objectives or systems, each gets the flags it reads."""
-    if part == "system" and name not in SYSTEMS:
-        raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
-    changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
-    setting = replace(settings, **changes)
-    return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting
-
-
-def gallery(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
-    """Measure each run as one system; one network of features serves all that observe the same."""
-    nets: dict[Any, Features] = {}
-    rows = []
-    for name, folder in runs.items():
-        summary = json.loads((folder.path / "summary.json").read_text())
-        fitted = load_run(folder.path, download=True)
-        settings = fitted.config
-        with fitted.program.scope():
-            train, test = fitted.labelled("train"), fitted.labelled("test")
-            seen = settings.binarize, fitted.density
-            if seen not in nets:
-                classes = torch.as_tensor(train.classes, device=train.pixels.device)
-                nets[seen] = train_features(train.pixels, classes, settings.seed)
-            lossy = bool(fitted.lacks) and summary["rate"] is not None
-            numbers = systems.measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
-        rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
-    return rows
 
 
 def fit(setting: config.Config, folder: RunFolder) -> None:

@@ -4,6 +4,8 @@ python scripts/fit.py                                             the embedded d
 python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
 python scripts/fit.py --prior mixture --objective iwae --num-particles 5
 python scripts/fit.py --program my_program.py:factory             a program of your own
+
+The run folder, --out, gets config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from pyro_vae import cli, config
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
-from pyro_vae.report import measure, plots, rehearse, table, write_results
+from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
+from pyro_vae.report import curves
 from pyro_vae.runs import RunFolder, fit_in_folder, prepare
+from pyro_vae.runs.summary import write_summary
 from pyro_vae.trace import Batch, check_domain
 
 
@@ -79,7 +83,7 @@ def main(arguments: Arguments) -> None:
     with cli.stop_between_steps() as stop:
         show(fit_in_folder(fit, folder, settings, seconds=arguments.checkpoint_seconds, stop=stop), settings.epochs)
 
-    scores, numbers = measure(
+    scores, numbers = measure_scores(
         program,
         test,
         settings.num_samples,
@@ -87,19 +91,14 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
         compiled=settings.graph == "compiled",
     )
-    write_results(folder, program, test, scores, settings.seed)
+    write_scores(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()
-    folder.save_figure("learning_curve", plots.learning_curve(metrics))
+    folder.save_figure("learning_curve", curves.learning_curve(metrics))
     if not scores.reason:
-        folder.save_figure("bounds", plots.bounds({folder.path.name: scores}))
+        folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
     parameters = sum(p.numel() for p in fit.svi.optim.params.values())
-    numbers |= {
-        "parameters": parameters,
-        "epochs": len(metrics),
-        "train_seconds": sum(line["seconds"] for line in metrics),
-    }
-    folder.write_json("summary.json", {"config": settings.to_json(), **numbers})
-    print(table({folder.path.name: numbers}, {folder.path.name: scores}))
+    write_summary(folder, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
+    print(scores_table({folder.path.name: numbers}, {folder.path.name: scores}))
     print(f"\nwritten to {folder.path}")
     if settings.data == "digits":
         print("real MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")

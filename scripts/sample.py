@@ -17,7 +17,7 @@ import tyro
 
 from pyro_vae import cli, config
 from pyro_vae.errors import UserError
-from pyro_vae.report import sampling
+from pyro_vae.instruments import samples
 from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
 
@@ -54,10 +54,10 @@ def main(arguments: Arguments) -> None:
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()
-    sampling.write_prior(results, program, x, settings.seed)
-    sampling.write_reconstructions(results, program, x, settings.seed)
-    sampling.write_latents(results, program, x, classes, settings.seed)
-    sampling.write_completions(results, program, x, fitted.lacks, settings.seed)
+    samples.write_prior(results, program, x, settings.seed)
+    samples.write_reconstructions(results, program, x, settings.seed)
+    samples.write_latents(results, program, x, classes, settings.seed)
+    samples.write_completions(results, program, x, fitted.lacks, settings.seed)
     print(f"written to {results.path}")
 
 

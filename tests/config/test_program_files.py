@@ -20,6 +20,7 @@ from helpers.calls import TINY, command, inside
 
 from pyro_vae.config import Config, programs
 from pyro_vae.errors import CheckpointError
+from pyro_vae.instruments import Result
 from pyro_vae.runs import History, RunFolder, RunFolderError, load, load_images
 
 Refused = Callable[..., None]
@@ -346,11 +347,11 @@ def test_the_seed_of_an_evaluation_is_that_of_its_draws(
     """Other draws from the same program, and a probe of the weights that the fit began with."""
     probed: dict[str, Any] = {}
 
-    def probe(results: object, program: Any, untrained: Any, *rest: object) -> tuple[None, dict[str, str]]:
+    def probe(program: Any, untrained: Any, *rest: object) -> Result:
         probed.update(program=program, untrained=untrained)
-        return None, {"probe": "it is noted"}
+        return Result(None, {"probe": "it is noted"})
 
-    monkeypatch.setattr("pyro_vae.report.write_probe", probe)
+    monkeypatch.setattr("pyro_vae.instruments.probe.measure_probe", probe)
     done = inside(
         "evaluate",
         moved,
@@ -380,7 +381,7 @@ def test_samples_are_of_the_program_of_the_run(
     drawn = []
     for name in ("prior", "reconstructions", "latents", "completions"):
         monkeypatch.setattr(
-            f"pyro_vae.report.sampling.write_{name}", lambda results, program, *rest: drawn.append(program)
+            f"pyro_vae.instruments.samples.write_{name}", lambda results, program, *rest: drawn.append(program)
         )
     done = inside("sample", moved, "--program", f"{moved.with_name('renamed.py')}:factory", *seed)
     assert done.returncode == 0, done.stderr

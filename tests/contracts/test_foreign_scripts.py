@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.calls import TINY, command, inside
 
-from pyro_vae.report.results import class_rows
+from pyro_vae.instruments.generated import class_rows
 from pyro_vae.trace import Batch
 
 pytestmark = pytest.mark.host

@@ -17,15 +17,18 @@ from torch import nn
 
 from pyro_vae.evaluate import Annealing, calibration_ranks, impute, local_elbos
 from pyro_vae.infer import Fit
+from pyro_vae.instruments.annealing import measure_annealing
+from pyro_vae.instruments.probe import probe_rows
+from pyro_vae.instruments.scores import measure_scores, write_scores
 from pyro_vae.model import VAE
-from pyro_vae.report import measure, measure_annealing, measure_probe, plots, write_results
+from pyro_vae.report import curves
 from pyro_vae.runs import History, Labelled, RunFolder, checkpoint
 
 Look = Callable[[VAE, Fit, RunFolder], Any]
 
 
 def scores(vae: VAE, fit: Fit, folder: RunFolder) -> None:
-    measure(vae, Fixed().valid, 30, density=False, seed=0)
+    measure_scores(vae, Fixed().valid, 30, density=False, seed=0)
 
 
 def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
@@ -39,9 +42,9 @@ def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 8 == 1:  # so do they
-        found, _ = measure(vae, Fixed().valid, 30, density=False, seed=0)
-        write_results(folder, vae, Fixed().valid, found, seed=0)
-        folder.save_figure("bounds", plots.bounds({"a": found}))
+        found, _ = measure_scores(vae, Fixed().valid, 30, density=False, seed=0)
+        write_scores(folder, vae, Fixed().valid, found, seed=0)
+        folder.save_figure("bounds", curves.bounds({"a": found}))
 
 
 def records_of_it(vae: VAE, fit: Fit, folder: RunFolder) -> None:
@@ -60,7 +63,7 @@ def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
         known = Labelled(Fixed().valid[:8], np.arange(8) % 2)
         with pyro.get_param_store().scope(), torch.random.fork_rng():
             untrained = small_vae()
-        folder.save_figure("probe", plots.probe(measure_probe(vae, untrained, known, known, 0)))
+        folder.save_figure("probe", curves.probe(probe_rows(vae, untrained, known, known, 0)))
 
 
 def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -36,8 +36,9 @@ def one_line(error: BaseException) -> str:
 def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script as `script` does, but in this process, an import of torch less."""
     call = command(name, *arguments)
-    out, errors, before = io.StringIO(), io.StringIO(), (sys.argv, torch.get_default_dtype())
+    out, errors, before = io.StringIO(), io.StringIO(), (sys.argv, torch.get_default_dtype(), sys.path)
     sys.argv = call[1:]
+    sys.path = [str(ROOT / "scripts"), *sys.path]  # where a script finds its neighbors
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
     gc.collect()  # a folder of an earlier run in this process, which would still be locked
@@ -48,7 +49,7 @@ def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     except SystemExit as end:
         status = end.code
     finally:
-        sys.argv = before[0]
+        sys.argv, sys.path = before[0], before[2]
         torch.set_default_dtype(before[1])
     return subprocess.CompletedProcess(call, int(str(status or 0)), out.getvalue(), errors.getvalue())
 

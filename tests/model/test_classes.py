@@ -20,11 +20,11 @@ from pyro_vae.config import Config
 from pyro_vae.config.saved import read_config
 from pyro_vae.data import Batches, some_labels
 from pyro_vae.evaluate import discrete_values, log_weight_parts, posterior_probs
+from pyro_vae.instruments.classes import measure_classes
+from pyro_vae.instruments.generated import prior_grid
 from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.report.instruments import measure_classes
-from pyro_vae.report.results import prior_grid
 from pyro_vae.trace import Batch
 
 CLASSES, UNITS = 4, 3
@@ -135,8 +135,7 @@ def test_purity_is_that_of_the_confusion() -> None:
 
     clusters = torch.arange(CLASSES).repeat(25)
     labels = np.where(clusters < 2, 0, np.where(clusters < 3, 1, np.where(np.arange(100) % 8 == 3, 2, 1)))
-    found = measure_classes(Apart(), 20.0 * clusters + 0.1 * torch.randn(100), labels, seed=0)
-    assert found is not None
+    found = measure_classes(Apart(), 20.0 * clusters + 0.1 * torch.randn(100), labels, seed=0).numbers
     by_hand = [[int(((labels == a) & (clusters.numpy() == b)).sum()) for b in range(CLASSES)] for a in range(3)]
     assert found["confusion"] == by_hand
     assert found["purity"] == sum(map(max, zip(*by_hand, strict=True))) / 100

@@ -20,7 +20,9 @@ from helpers.oracles import LinearGaussian
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, score
-from pyro_vae.report import comparison, pictures, plots, table
+from pyro_vae.instruments import comparison
+from pyro_vae.instruments.scores import scores_table
+from pyro_vae.report import curves, images
 from pyro_vae.report.labels import figure_label
 from pyro_vae.runs import RunFolder
 from pyro_vae.runs.netcdf import write_netcdf
@@ -85,7 +87,7 @@ def test_what_is_shown_is_one_line_of_printable_characters() -> None:
 
 
 def test_a_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[str], None]) -> None:
-    text = table(dict.fromkeys(NAMES, NUMBERS), dict.fromkeys(NAMES, scores))
+    text = scores_table(dict.fromkeys(NAMES, NUMBERS), dict.fromkeys(NAMES, scores))
     lines = text.splitlines()
     assert len(lines) == 1 + len(NAMES) + 1
     for expected, line in zip(NAMES.values(), lines[1:], strict=False):
@@ -104,8 +106,8 @@ def legend(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_show_every_name(name: str, scores: Scores) -> None:
-    both = plots.bounds({name: scores, "other": scores})
-    points = plots.rate_distortion({name: NUMBERS, "other": {**NUMBERS, "rate": 5.0}})
+    both = curves.bounds({name: scores, "other": scores})
+    points = curves.rate_distortion({name: NUMBERS, "other": {**NUMBERS, "rate": 5.0}})
     for figure in (both, points):
         draw(figure)
         first, other = legend(figure)
@@ -124,7 +126,7 @@ def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
     """Return a run in a folder of each name, as much of it as a comparison reads."""
     made: dict[str, list[RunFolder]] = {}
     picture = tmp_path / "picture.png"
-    pictures.image_grid(torch.rand(4, 3, 3), "samples").savefig(picture, dpi=20)
+    images.image_grid(torch.rand(4, 3, 3), "samples").savefig(picture, dpi=20)
     rng = np.random.default_rng(0)
     for name in NAMES:
         folder = RunFolder(tmp_path / "runs" / name)
@@ -141,7 +143,7 @@ def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
 def test_a_comparison_keeps_its_lines(runs: dict[str, list[RunFolder]], tmp_path: Path) -> None:
     rows = comparison.compare(runs)
     assert {row["name"] for row in rows} == NAMES.keys()
-    lines = comparison.table(rows).splitlines()
+    lines = comparison.comparison_table(rows).splitlines()
     assert len(lines) == 1 + len(NAMES) + 1
     for row, line in zip(rows, lines[1:], strict=False):
         assert line.isprintable()

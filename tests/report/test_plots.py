@@ -9,14 +9,15 @@ import torch
 from helpers.oracles import LinearGaussian
 
 from pyro_vae.evaluate import Scores, score
-from pyro_vae.report import pictures, plots
+from pyro_vae.report import curves
+from pyro_vae.report.images import image_grid, reconstructions
 
 
 def test_bounds_show_every_point_with_its_error() -> None:
     programs = {ratio: LinearGaussian(2, variance_ratio=ratio) for ratio in (1.5, 2.0)}
     x = programs[1.5].simulate(20)
     runs = {str(r): score(p.model, p.guide, x, 100, seed=0) for r, p in programs.items()}
-    axes = plots.bounds(runs).axes[0]
+    axes = curves.bounds(runs).axes[0]
     for container, scores in zip(axes.containers, runs.values(), strict=True):
         line, _, (bars,) = container.lines
         np.testing.assert_allclose(line.get_ydata(), scores.iwae.mean(1))
@@ -37,7 +38,7 @@ def test_bounds_of_a_loss_say_that_there_are_none() -> None:
         **{name: np.full_like(v, np.nan) if np.ndim(v) else v for name, v in columns.items()} | {"reason": "?"}
     )
     for runs in ({"none": none}, {"none": none, "some": some}):
-        figure = plots.bounds(runs)
+        figure = curves.bounds(runs)
         figure.canvas.draw()
         texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert texts[0] == "none: no log weights"
@@ -46,28 +47,28 @@ def test_bounds_of_a_loss_say_that_there_are_none() -> None:
 
 def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> None:
     lines = [{"epoch": e, "elbo": -10.0 + e, "objective": -9.0 + e, "valid_elbo": None} for e in range(5)]
-    axes = plots.learning_curve(lines).axes[0]
-    curves = {line.get_label(): line for line in axes.lines}
-    np.testing.assert_array_equal(curves["training ELBO"].get_xdata(), [1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(curves["training ELBO"].get_ydata(), [-10, -9, -8, -7, -6])
-    np.testing.assert_array_equal(curves["training objective"].get_ydata(), [-9, -8, -7, -6, -5])
-    assert np.isnan(curves["validation ELBO"].get_ydata()).all()
+    axes = curves.learning_curve(lines).axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_array_equal(drawn["training ELBO"].get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(drawn["training ELBO"].get_ydata(), [-10, -9, -8, -7, -6])
+    np.testing.assert_array_equal(drawn["training objective"].get_ydata(), [-9, -8, -7, -6, -5])
+    assert np.isnan(drawn["validation ELBO"].get_ydata()).all()
 
 
 def test_khat_counts_the_images_above_the_line() -> None:
-    axes = plots.khat(np.array([0.1, 0.9, np.nan, np.inf]), 1000).axes[0]
+    axes = curves.khat(np.array([0.1, 0.9, np.nan, np.inf]), 1000).axes[0]
     assert axes.get_title() == "2 of 3 images above 0.67"
     assert axes.lines[0].get_ydata()[0] == 1 - 1 / 3
-    assert plots.khat(np.full(3, np.nan), 10).axes[0].get_title() == "k-hat does not exist"
+    assert curves.khat(np.full(3, np.nan), 10).axes[0].get_title() == "k-hat does not exist"
 
 
 def test_grids_hold_every_image_in_its_place() -> None:
     images = torch.rand(20, 3, 3)
-    shown = np.asarray(pictures.image_grid(images, "title").axes[0].images[0].get_array())
+    shown = np.asarray(image_grid(images, "title").axes[0].images[0].get_array())
     np.testing.assert_allclose(shown[1:4, 5:8], images[1].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[5:8, 1:4], images[10].numpy(), rtol=1e-6)
     means = torch.rand(20, 3, 3)
-    shown = np.asarray(pictures.reconstructions(images, means).axes[0].images[0].get_array())
+    shown = np.asarray(reconstructions(images, means).axes[0].images[0].get_array())
     np.testing.assert_allclose(shown[5:8, 1:4], means[0].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[9:12, 1:4], images[10].numpy(), rtol=1e-6)
 
@@ -76,7 +77,7 @@ def test_calibration_draws_the_units_that_depart_most() -> None:
     """Eight units, of which the second is always among the low ranks: it is drawn, beside five others."""
     ranks = np.random.default_rng(0).integers(0, 100, (300, 8))
     ranks[:, 1] //= 3
-    figure = plots.calibration(ranks, 99)
+    figure = curves.calibration(ranks, 99)
     titles = [axes.get_title() for axes in figure.axes]
     assert any(title.split()[-1] == "1" for title in titles if title)
     assert sum(bool(title) for title in titles) == 6
@@ -87,7 +88,7 @@ def test_rate_and_distortion_lie_on_the_line_of_their_elbo() -> None:
         "a": {"rate": 20.0, "distortion": 70.0, "elbo": -90.0},
         "b": {"rate": 10.0, "distortion": 85.0, "elbo": -95.0},
     }
-    axes = plots.rate_distortion(runs).axes[0]
+    axes = curves.rate_distortion(runs).axes[0]
     points = np.concatenate([collection.get_offsets() for collection in axes.collections])
     np.testing.assert_array_equal(points, [[10, 85], [20, 70]])  # along the rate
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), points)
@@ -101,7 +102,7 @@ def test_a_probe_shows_every_point_with_its_error() -> None:
         for features, classifier in (("pixels", "kNN"), ("means", "kNN"), ("encoder", "fine-tuned"))
         for labels, error in ((10, 0.02), (100, 0.03), (1285, None))
     ]
-    panels = plots.probe(rows).axes
+    panels = curves.probe(rows).axes
     assert [axes.get_title() for axes in panels] == ["kNN", "fine-tuned"]
     drawn = [container for axes in panels for container in axes.containers]
     assert [container.get_label() for container in drawn] == ["pixels", "means", "encoder"]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pyro_vae.data import Labels
 from pyro_vae.evaluate import Accuracy
+from pyro_vae.instruments import Result
+from pyro_vae.instruments.probe import measure_probe, probe_rows, probe_table
 from pyro_vae.model import nets, posteriors
-from pyro_vae.report import measure_probe, probe_table, write_probe
 from pyro_vae.runs import Labelled
 from pyro_vae.runs.folder import Folder
 
@@ -47,10 +48,10 @@ def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest
 
     The program without its fit is blind: its gain is 0, although the store holds that of the fit under its name.
     """
-    monkeypatch.setattr("pyro_vae.report.probing._FINETUNED_SUBSETS", 2)
+    monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 2)
     fitted, blind = program_of(1.0), program_of(0.0)
     fitted.guide(labelled(2).x)  # the fitted gain stands in the store
-    rows = measure_probe(fitted, blind, labelled(40), labelled(500), 0)
+    rows = probe_rows(fitted, blind, labelled(40), labelled(500), 0)
     found = {(row["features"], row["classifier"], row["labels"]): row["accuracy"] for row in rows}
     assert {labels for *_, labels in found} == {10, 40}
     for classifier in ("logistic", "kNN"):
@@ -70,7 +71,7 @@ def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest
 
     program = SimpleNamespace(model=None, guide=guide)
     with caplog.at_level(logging.INFO, "pyro_vae"):
-        rows = measure_probe(program, program, labelled(20), labelled(20), 0)
+        rows = probe_rows(program, program, labelled(20), labelled(20), 0)
     assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
     lines = [message for message in caplog.messages if "fine-tuned" in message]
     assert lines == [
@@ -81,7 +82,7 @@ def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest
 def test_a_program_without_latents_has_pixels_alone(caplog: pytest.LogCaptureFixture) -> None:
     program = SimpleNamespace(model=None, guide=lambda x: None)
     with caplog.at_level(logging.INFO, "pyro_vae"):
-        rows = measure_probe(program, program, labelled(20), labelled(1), 0)
+        rows = probe_rows(program, program, labelled(20), labelled(1), 0)
     assert {row["features"] for row in rows} == {"pixels"}
     assert {row["se"] for row in rows} == {None}  # of one test image
     assert "no posterior means are probed: the program has no latent site." in caplog.messages
@@ -98,7 +99,7 @@ def test_both_layers_are_probed() -> None:
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]]).repeat(10, 1)
     known = Labelled(torch.cat([signs, 3 * torch.randn(40, 3)], 1), np.arange(40) % 2)
     program = SimpleNamespace(model=None, guide=guide)
-    rows = measure_probe(program, program, known, known, 0)
+    rows = probe_rows(program, program, known, known, 0)
     found = {row["features"]: row["accuracy"] for row in rows if (row["classifier"], row["labels"]) == ("kNN", 40)}
     assert found["posterior means"] == 1
     assert found["pixels"] < 1
@@ -108,8 +109,9 @@ def test_both_layers_are_probed() -> None:
 def test_there_is_nothing_to_probe_where_all_images_are_alike(tmp_path: Path) -> None:
     x = {split: torch.rand(4, 5) for split in ("train", "test")}
     labels = Labels(("shape", "size"), *(torch.tensor([[3, 0], [3, 1]]).repeat(2, 1) for _ in range(3)))
-    found = write_probe(Folder(tmp_path), None, None, x, labels, 0)
-    assert found == (None, {"probe": "the training images have the same shape"})
+    found = measure_probe(None, None, x, labels, 0)
+    assert found == Result(None, {"probe": "the training images have the same shape"})
+    found.write(Folder(tmp_path), "probe")
     assert list(tmp_path.iterdir()) == []
 
 

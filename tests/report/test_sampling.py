@@ -11,7 +11,8 @@ import torch
 from helpers.calls import TINY, command, inside
 from PIL import Image, ImageSequence
 
-from pyro_vae.report import pictures, sampling
+from pyro_vae.instruments import samples
+from pyro_vae.report.images import rows, scatter
 from pyro_vae.runs import RunFolder
 
 EVERYTHING = {
@@ -65,7 +66,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, refused: Callable[..., None])
 def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
     """Its frames are the images, grey level for grey level."""
     images = torch.rand(5, 6, 2, 2)
-    frames = sampling._there_and_back(images, 3)
+    frames = samples._there_and_back(images, 3)
     folder = RunFolder(tmp_path / "run").samples
     folder.lock()
     folder.save_animation("some", frames)
@@ -79,7 +80,7 @@ def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
 
 def test_rows_hold_their_images_under_their_names() -> None:
     first, second = torch.rand(4, 3, 3), torch.rand(4, 3, 3)
-    axes = pictures.rows({"first": first, "second": second}, "title").axes[0]
+    axes = rows({"first": first, "second": second}, "title").axes[0]
     shown = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(shown[1:4, 5:8], first[1].cpu().numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[5:8, 9:12], second[2].cpu().numpy(), rtol=1e-6)
@@ -89,7 +90,7 @@ def test_rows_hold_their_images_under_their_names() -> None:
 
 def test_codes_are_drawn_in_the_colour_of_their_class() -> None:
     codes, classes = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 3
-    axes = pictures.scatter(codes, classes).axes[0]
+    axes = scatter(codes, classes).axes[0]
     for c, points in enumerate(axes.collections):
         np.testing.assert_array_equal(points.get_offsets(), codes[classes == c])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1", "2"]

@@ -19,7 +19,8 @@ from pyro_vae import config
 from pyro_vae.config import programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.evaluate import train_features
-from pyro_vae.report.systems import generated, measure_system
+from pyro_vae.instruments.gallery import measure_system
+from pyro_vae.instruments.generated import generated
 from pyro_vae.runs import Labelled, load_images
 
 

@@ -8,17 +8,22 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import arviz
 import numpy as np
 import pytest
 import torch
-from helpers.calls import MORE, TINY, Inside, command, hearing, inside, script
+from helpers.calls import MORE, ROOT, TINY, Inside, command, hearing, inside, script
+from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
+from pyro_vae.errors import UserError
+from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
+from pyro_vae.trace import Batch
 
 
 def finite(value: object) -> bool:
@@ -69,6 +74,9 @@ def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised
     found = json.loads((copy / "evaluation" / "summary.json").read_text())
     keys = ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae")
     assert {key: found[key] for key in keys} == {key: fitted[key] for key in keys}
+    assert found.keys() == fitted.keys()
+    of_the_fit = ("parameters", "epochs", "train_seconds")
+    assert {key: found[key] for key in of_the_fit} == {key: fitted[key] for key in of_the_fit}
     promised(f"{len(keys)} of {len(keys)} numbers of a run the same when it is evaluated at another place")
 
 
@@ -164,7 +172,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
 
 
 def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.report.probing._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
+    monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
     rows = json.loads((run / "evaluation" / "summary.json").read_text())["probe"]
@@ -188,6 +196,60 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     assert (found["probe"], found["reasons"]["probe"]) == (None, "the images have no labels")
+
+
+@dataclass(frozen=True)
+class Ink:
+    """An instrument from outside: the mean of the pixels of each test image."""
+
+    name: ClassVar[str] = "ink"
+
+    ink_scale: float = 0.0
+    """Multiple of the ink."""
+
+    @property
+    def asked(self) -> bool:
+        return self.ink_scale > 0
+
+    def check(self, run: EvaluatedRun) -> None:
+        if self.ink_scale > 9:
+            raise UserError(f"{run.folder.path} has less ink.")
+
+    def measure(self, run: EvaluatedRun, seed: int) -> Result:
+        ink = self.ink_scale * Batch.of(run.test).x.flatten(1).mean(1).cpu().numpy()
+        numbers = {"mean": float(ink.mean()), "seed": seed, "nothing": None}
+        return Result(numbers, {"nothing": "there is none"}, {"ink": ink}, figures={"ink": Figure()})
+
+    def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+        return "\n".join(f"{name} has ink {numbers['ink']['mean']:.3f}" for name, numbers in summaries.items())
+
+
+def test_an_instrument_is_added_from_outside(
+    run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
+    """With its flag, its numbers, its arrays, its figure and its line; unasked, it leaves no trace."""
+    monkeypatch.setitem(INSTRUMENTS, "ink", Ink)
+    result = inside("evaluate", run, "--ink-scale", 2, "--seed", 3, "--num-samples", 5)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "ink.nc"))["constant_data"]
+    assert arrays["ink"].shape == (20,)
+    assert found["ink"] == {"mean": pytest.approx(float(arrays["ink"].mean())), "seed": 3, "nothing": None}
+    assert found["reasons"]["nothing"] == "there is none"
+    assert (run / "evaluation" / "figures" / "ink.png").stat().st_size > 0
+    assert f"{run.name} has ink {found['ink']['mean']:.3f}" in result.stdout
+    refused(command("evaluate", run, "--ink-scale", 10), "has less ink")
+    assert inside("evaluate", run, "--num-samples", 5).returncode == 0
+    assert "ink" not in json.loads((run / "evaluation" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "sample", "benchmark"])
+def test_help_shows_the_examples_line_by_line(name: str) -> None:
+    lines = [line.rstrip() for line in inside(name, "--help").stdout.splitlines()]
+    documented = (ROOT / "scripts" / f"{name}.py").read_text().split('"""')[1].splitlines()
+    examples = [line for line in documented if line.startswith(f"    python scripts/{name}.py")]
+    assert examples
+    assert set(examples) <= set(lines)
 
 
 def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:

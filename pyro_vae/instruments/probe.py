@@ -1,12 +1,13 @@
-r"""How good the features of a program are for classifiers of few labels: measured, and laid out."""
+r"""How good the features of a program are for classifiers of few labels."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -22,10 +23,12 @@ from pyro_vae.evaluate import (
     principal_components,
     probe,
 )
-from pyro_vae.report import plots
-from pyro_vae.report.results import Program, codes
-from pyro_vae.runs.folder import Folder
-from pyro_vae.runs.run import Labelled
+from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, finite
+from pyro_vae.report import curves
+from pyro_vae.report.tables import lay_out, percent
+from pyro_vae.runs import Labelled
+from pyro_vae.runs.load import rebuild
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive
 from pyro_vae.trace.isolation import scoped_store
@@ -34,13 +37,40 @@ _LOG = logging.getLogger("pyro_vae")
 _FINETUNED_SUBSETS = 5
 
 
-def write_probe(
-    folder: Folder, program: Program, untrained: Program, x: Mapping[str, Data], labels: Any, seed: int
-) -> tuple[list[dict[str, Any]] | None, dict[str, str]]:
-    """Probe a program and write the figure, where there is something to predict.
+@dataclass(frozen=True)
+class Probe:
+    """Accuracy of classifiers of few labels, in per cent of the test images."""
+
+    name: ClassVar[str] = "probe"
+
+    probe: bool = False
+    """Predict the first label of the test images from the posterior means and from pixels, by classifiers of 10, 100,
+    1,000 and all labels; and fine-tune the encoder."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a probe."""
+        return self.probe
+
+    def check(self, run: EvaluatedRun) -> None:
+        """Refuse nothing: where there is nothing to predict, there is a reason in the place of the rows."""
+
+    def measure(self, run: EvaluatedRun, seed: int) -> Result:
+        """Probe the program, and itself with the weights that its fit began with."""
+        fitted = run.fitted
+        untrained = rebuild(run.folder, fitted.config, fitted.images)
+        x = {"train": fitted.observed("train"), "test": run.test}
+        return measure_probe(fitted.program, untrained, x, fitted.labels, seed)
+
+    def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return a block of lines for each run, after an empty one."""
+        return "\n" + probe_table(summaries)
+
+
+def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: Any, seed: int) -> Result:
+    """Probe a program, where there is something to predict.
 
     Args:
-        folder: of the results.
         program: a fitted object with ``model(x)`` and ``guide(x)``.
         untrained: the same with its random initial weights.
         x: images of the splits train and test, as the program observes them.
@@ -48,24 +78,25 @@ def write_probe(
         seed: of the subsets and of all noise.
 
     Returns:
-        The rows, and no reasons; or None, and the reason under "probe".
+        The rows of `probe_rows` and their figure; or None in their place, and the reason.
     """
     if labels is None:
-        return None, {"probe": "the images have no labels"}
+        return _nothing("the images have no labels")
     if isinstance(x["train"], Batch):
-        return None, {"probe": "the program is given the labels"}
+        return _nothing("the program is given the labels")
     name = labels.names[0]
     train, test = (Labelled(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
-        return None, {"probe": f"the training images have the same {name}"}
-    rows = measure_probe(program, untrained, train, test, seed)
-    folder.save_figure("probe", plots.probe(rows))
-    return rows, {}
+        return _nothing(f"the training images have the same {name}")
+    rows = probe_rows(program, untrained, train, test, seed)
+    return Result(rows, figures={"probe": curves.probe(rows)})
 
 
-def measure_probe(
-    program: Program, untrained: Program, train: Labelled, test: Labelled, seed: int
-) -> list[dict[str, Any]]:
+def _nothing(reason: str) -> Result:
+    return Result(None, {Probe.name: reason})
+
+
+def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, seed: int) -> list[dict[str, Any]]:
     """Classify test images by what a program makes of them, by their pixels, and by an encoder that is trained on.
 
     Args:
@@ -89,10 +120,10 @@ def measure_probe(
             rows += _finetuned("random encoder", untrained, train, test, few, seed)
     except NoMeanError as error:
         _LOG.info("no encoder is fine-tuned: %s.", error)
-    return [row._asdict() | {"se": row.se if row.se == row.se else None} for row in rows]
+    return [finite(row._asdict()) for row in rows]
 
 
-def _features(program: Program, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     means, pixels = [], []
     for x in (train, test):
         means.append(codes(program, x, seed).cpu().numpy())
@@ -110,7 +141,7 @@ def _features(program: Program, train: Tensor, test: Tensor, seed: int) -> dict[
 
 def _finetuned(
     name: str,
-    program: Program,
+    program: Any,
     train: Labelled,
     test: Labelled,
     subsets: Mapping[int, Sequence[np.ndarray]],
@@ -138,22 +169,21 @@ def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the probes of one or more runs, in per cent of the test images, or say why there is none."""
     lines = []
     for name, numbers in summaries.items():
-        rows = numbers["probe"]
+        rows = numbers[Probe.name]
         if rows is None:
-            lines.append(f"{printable(name)}: nothing to probe, {numbers['reasons']['probe']}")
+            lines.append(f"{printable(name)}: nothing to probe, {numbers['reasons'][Probe.name]}")
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
-        lines.append(f"{printable(name)[-34:]:35}" + "".join(f"{head:>16}" for head in heads))
-        for classifier, features in dict.fromkeys((row["classifier"], row["features"]) for row in rows):
-            cells = [_cell(row) for row in _of(rows, classifier, features)]
-            lines.append(f"{f'{classifier}, {features}':35}" + "".join(f"{cell:>16}" for cell in cells))
+        columns = [(printable(name)[-34:], -35), *((head, 16) for head in heads)]
+        lines += lay_out(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
     lines.append("% of the test images; +- 1 s.e. over labelled subsets and test images; the last column: all labels")
     return "\n".join(lines)
 
 
-def _of(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
+def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["classifier"], row["features"]) for row in rows))
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} +- " + ("-" if row["se"] is None else f"{100 * row['se']:.1f}")
+def _cells(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[str]:
+    own = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
+    return [f"{classifier}, {features}", *(percent(row["accuracy"], row["se"]) for row in own)]

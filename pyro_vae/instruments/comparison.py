@@ -2,24 +2,46 @@ r"""The same program under several parts: one table, paired over test images, an
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyro_vae.config import Config, programs
+from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences
-from pyro_vae.report import pictures, plots
-from pyro_vae.runs.folder import Folder
+from pyro_vae.report import curves, images
+from pyro_vae.report.tables import lay_out, number, with_error
+from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.runs.netcdf import read_netcdf
-from pyro_vae.runs.run_folder import RunFolder
+from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
 _NAME_LENGTH = 40
+
+
+def setting_of(settings: Config, part: str, name: str, seed: int) -> Config:
+    """Return the configuration with another part; of several objectives or systems, each gets the flags it reads.
+
+    Args:
+        settings: of the comparison.
+        part: what is compared: prior, posterior, likelihood, objective or system.
+        name: of the prior, ....
+        seed: number of the run, added to the seed of the comparison; a system is fitted once.
+
+    Raises:
+        UserError: there is no system of the name.
+    """
+    if part == "system" and name not in SYSTEMS:
+        raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
+    changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
+    setting = replace(settings, **changes)
+    return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting
 
 
 def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
@@ -37,9 +59,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         ValueError: some have no log p(x), or some score densities of pixels and others probabilities, whose nats do not
             compare.
     """
-    summaries = {
-        name: [json.loads((run.path / "summary.json").read_text()) for run in seeds] for name, seeds in runs.items()
-    }
+    summaries = {name: [read_summary(run) for run in seeds] for name, seeds in runs.items()}
     for name, (numbers, *_) in summaries.items():
         if numbers["log_likelihood"] is None:
             reason = numbers["reasons"]["log_likelihood"]
@@ -75,28 +95,29 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the rows of a comparison, nats per image."""
-    heads = ("log p(x)", "below best", "seeds", "ELBO", "IWAE_50", "rate", "dist.", "units", "k-hat", "params", "s/ep.")
-    widths = (16, 14, 7, 9, 9, 7, 7, 6, 6, 8, 6)
+    heads = {"log p(x)": 16, "below best": 14, "seeds": 7, "ELBO": 9, "IWAE_50": 9, "rate": 7, "dist.": 7}
+    heads |= {"units": 6, "k-hat": 6, "params": 8, "s/ep.": 6}
     names = [printable(row["name"])[-_NAME_LENGTH:] for row in rows]
-    longest = max(12, *map(len, names)) + 2
-    lines = [f"{'':{longest}}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for name, row in zip(names, rows, strict=True):
-        cells = (
-            f"{row['log_likelihood']:.2f} +- {row['log_likelihood_se']:.2f}",
-            f"{row['below_best']:.2f} +- {row['below_best_se']:.2f}",
-            _cell(row["seed_spread"], ".2f"),
-            _cell(row["elbo"], ".2f"),
-            _cell(row["iwae_50"], ".2f"),
-            _cell(row["rate"], ".1f"),
-            _cell(row["distortion"], ".1f"),
-            _cell(row["active_units"], ".1f"),
-            _cell(row["khat_bad_fraction"], ".0%"),
-            _cell(row["parameters"], ".0f"),
-            _cell(row["seconds_per_epoch"], ".2f"),
+    cells = [
+        (
+            name,
+            with_error(row["log_likelihood"], row["log_likelihood_se"]),
+            with_error(row["below_best"], row["below_best_se"]),
+            number(row["seed_spread"]),
+            number(row["elbo"]),
+            number(row["iwae_50"]),
+            number(row["rate"], ".1f"),
+            number(row["distortion"], ".1f"),
+            number(row["active_units"], ".1f"),
+            number(row["khat_bad_fraction"], ".0%"),
+            number(row["parameters"], ".0f"),
+            number(row["seconds_per_epoch"]),
         )
-        lines.append(f"{name:{longest}}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+        for name, row in zip(names, rows, strict=True)
+    ]
+    lines = lay_out([("", -max(12, *map(len, names)) - 2), *heads.items()], cells)
     lines.append("nats per image; below best: paired over images; seeds: standard deviation; k-hat: share above good")
     return "\n".join(lines)
 
@@ -107,14 +128,10 @@ def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapp
     results.write_csv("comparison.csv", [{**row, "name": printable(row["name"])} for row in rows])
     results.write_json("comparison.json", rows)
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
-    results.save_figure("comparison", plots.intervals(rows))
-    results.save_figure("samples", pictures.gallery(samples))
+    results.save_figure("comparison", curves.intervals(rows))
+    results.save_figure("samples", images.gallery(samples))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -18,52 +18,44 @@ from pyro_vae.evaluate import (
     Annealing,
     completed_images,
     decoded,
-    drawn_images,
     impute,
     interpolated,
-    mean_images,
     most_visible,
-    posterior_latents,
     prior_latents,
     traversed,
 )
-from pyro_vae.evaluate.latents.decoding import Values
-from pyro_vae.report import pictures
-from pyro_vae.report.results import codes, prior_grid
-from pyro_vae.runs.folder import Folder
+from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.generated import prior_samples, reconstructions
+from pyro_vae.report import images
+from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch, Data
 
 _LOG = logging.getLogger("pyro_vae")
 
-Program = Any
 _PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 8, 10, 10, 11, 20, 15
 _TAIL = 0.01  # of the codes, on either side of where a traversal goes
 _ZOOM = 3  # pixels of an animation for each of an image
 _ANNEALING = Annealing(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 
-def write_prior(folder: Folder, program: Program, x: Data, seed: int) -> None:
+def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write prior.png: images that the program generates; nothing where it has no prior."""
-    like, values = prior_grid(program, x, _PRIOR, seed)
-    if values is None:
-        _LOG.info("The prior is improper: there are no prior samples.")
-        return
-    title = "z from the prior" if values else "without latents"
-    folder.save_figure("prior", pictures.side_by_side(_mean_and_draw(program, like, values, seed), title, _PRIOR))
+    if shown := prior_samples(program, x, _PRIOR, seed, draws=True):
+        title = "z from the prior" if shown.has_latents else "without latents"
+        folder.save_figure("prior", images.side_by_side(shown.named(), title, _PRIOR))
 
 
-def write_reconstructions(folder: Folder, program: Program, x: Data, seed: int) -> None:
+def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write reconstructions.png: test images, and what comes of a draw from their posterior."""
     some = Batch.of(x)[:_IMAGES]
-    values = posterior_latents(program.guide, some, seed)
-    if not values:
+    if shown := reconstructions(program, some, seed, draws=True):
+        rows = {"test images": some.x, **shown.named()}
+        folder.save_figure("reconstructions", images.rows(rows, "reconstructions, z from q(z|x)"))
+    else:
         _LOG.info("Without latents nothing is reconstructed.")
-        return
-    shown = {"test images": some.x, **_mean_and_draw(program, some, values, seed)}
-    folder.save_figure("reconstructions", pictures.rows(shown, "reconstructions, z from q(z|x)"))
 
 
-def write_latents(folder: Folder, program: Program, x: Data, classes: np.ndarray | None, seed: int) -> None:
+def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | None, seed: int) -> None:
     """Write traversals.png and .gif, interpolations.png, and of two units manifold.png and codes.png.
 
     Args:
@@ -80,28 +72,28 @@ def write_latents(folder: Folder, program: Program, x: Data, classes: np.ndarray
     read = partial(decoded, program.model, program.guide, x, seed=seed)
     low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
     units = most_visible(program.model, program.guide, x, means[0], low, high, _UNITS)
-    images, are_means = read(traversed(means[0], low, high, units, _STEPS))
+    moved, are_means = read(traversed(means[0], low, high, units, _STEPS))
     what = "means" if are_means else "draws"
-    named = {f"unit {unit}": row for unit, row in zip(units.tolist(), images, strict=True)}
-    folder.save_figure("traversals", pictures.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
+    named = {f"unit {unit}": row for unit, row in zip(units.tolist(), moved, strict=True)}
+    folder.save_figure("traversals", images.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
     ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in means[:3]])
     folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
     if number := min(_IMAGES, len(means)) // 2:
         ends, _ = read(interpolated(means[:number], means[number : 2 * number], _STEPS))
-        pairs = {f"{row} to {row + number}": images for row, images in enumerate(ends)}
-        folder.save_figure("interpolations", pictures.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
+        pairs = {f"{row} to {row + number}": between for row, between in enumerate(ends)}
+        folder.save_figure("interpolations", images.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
     else:
         _LOG.info("There is one test image, and none to interpolate to.")
     if means.shape[1] == 2:
-        folder.save_figure("codes", pictures.scatter(means.cpu().numpy(), classes))
+        folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
         grid, _ = read(_plane(_prior_units(program, x, seed, means)))
         folder.save_figure(
-            "manifold", pictures.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD)
+            "manifold", images.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD)
         )
 
 
-def write_completions(folder: Folder, program: Program, x: Data, lacking: str | None, seed: int) -> None:
+def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None, seed: int) -> None:
     """Write completions.png: test images whose lower half is missing, and what the program makes of the upper one.
 
     Args:
@@ -133,19 +125,11 @@ def write_completions(folder: Folder, program: Program, x: Data, lacking: str | 
             return
         found = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
     shown = {"seen": some.nan_to_num(0.5), **found, "truth": truth.x}
-    rows = {name: images.cpu() for name, images in shown.items()}
-    folder.save_figure("completions", pictures.rows(rows, "the lower half, given the upper one"))
+    rows = {name: each.cpu() for name, each in shown.items()}
+    folder.save_figure("completions", images.rows(rows, "the lower half, given the upper one"))
 
 
-def _mean_and_draw(program: Program, like: Data, values: Values, seed: int) -> dict[str, Tensor]:
-    """Return the means of p(x|z), where they are known, and draws, by what they are called."""
-    means = mean_images(program.model, like, values)
-    of = "p(x|z)" if values else "p(x)"
-    shown = {} if means is None else {f"mean of {of}": means}
-    return shown | {f"draw from {of}": drawn_images(program.model, like, values, seed)}
-
-
-def _prior_units(program: Program, x: Data, seed: int, means: Tensor) -> Tensor:
+def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
     """Return draws of two units from the prior (N, 2), or the codes of images where there is none."""
     values = prior_latents(program.model, Batch.of(x).expand(5000), seed)
     return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
@@ -160,5 +144,5 @@ def _plane(units: Tensor) -> Tensor:
 
 def _there_and_back(frames: Tensor, per_row: int) -> list[np.ndarray]:
     """Return frames of images (T, N, height, width) in [0, 1] as grids of grey levels, forwards and backwards."""
-    tiles = [pictures.tiled(images, per_row) for images in (*frames, *frames.flip(0)[1:-1])]
+    tiles = [images.tiled(frame, per_row) for frame in (*frames, *frames.flip(0)[1:-1])]
     return [(255 * tile).round().astype(np.uint8).repeat(_ZOOM, 0).repeat(_ZOOM, 1) for tile in tiles]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import decoded, disentanglement, posterior_means, traversed
-from pyro_vae.report import pictures
-from pyro_vae.report.results import Program, codes
+from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
+from pyro_vae.report import images
+from pyro_vae.report.tables import lay_out, number
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data
 
+_CLASSIFIED_IMAGES = 5000  # of training, to which classifiers of factors are fitted, at most
 _NUM_VALUES = 10  # of a traversal
 _TAIL = 0.01  # of the codes, on either side of where it goes
 _SCORES = {
@@ -28,9 +32,44 @@ _SCORES = {
 }
 
 
+@dataclass(frozen=True)
+class Factors:
+    """Latent units against the known factors of the data."""
+
+    name: ClassVar[str] = "disentanglement"
+
+    disentanglement: bool = False
+    """Score the latent units against the known factors of the data, where it has several."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the scores are asked for."""
+        return self.disentanglement
+
+    def check(self, run: EvaluatedRun) -> None:
+        """Refuse data without several known factors."""
+        labels = run.fitted.labels
+        if labels is None or len(labels.names) < 2:
+            raise UserError(
+                f"{run.folder.path}: --disentanglement needs data of several known factors, as shapes have."
+            )
+
+    def measure(self, run: EvaluatedRun, seed: int) -> Result:
+        """Score the units, and traverse the best unit of each factor."""
+        labels = run.fitted.labels
+        assert labels is not None
+        some = slice(_CLASSIFIED_IMAGES)
+        train = Batch.of(run.fitted.observed("train"))[some], labels.train[some]
+        return measure_factors(run.fitted.program, train, (run.test, labels.test), labels.names, seed)
+
+    def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return a block of lines for each run."""
+        return factor_table({name: numbers[self.name] for name, numbers in summaries.items()})
+
+
 def measure_factors(
-    program: Program, train: tuple[Data, Tensor], test: tuple[Data, Tensor], names: Sequence[str], seed: int
-) -> tuple[dict[str, Any], Figure]:
+    program: Any, train: tuple[Data, Tensor], test: tuple[Data, Tensor], names: Sequence[str], seed: int
+) -> Result:
     """Score the posterior means of images against their factors, and traverse the best unit of each.
 
     Args:
@@ -60,20 +99,22 @@ def measure_factors(
         "seconds": time.perf_counter() - start,
     }
     codes_of_both = np.concatenate([half[0] for half in halves])
-    return numbers, _traversals(program, Batch.of(test[0])[:1], codes_of_both, numbers, seed)
+    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, numbers, seed)
+    return Result(numbers, figures={"factors": figure})
 
 
 def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out what was measured of one or more runs, a line for each factor."""
     lines = []
     for name, found in numbers.items():
-        information = np.array(found["information"])
-        lines.append(f"{printable(name)[-23:]:24}{'unit':>6}{'tells':>8}{'next':>8}{'all units':>12}")
+        columns = [(printable(name)[-23:], -24), ("unit", 6), ("tells", 8), ("next", 8), ("all units", 12)]
+        rows = []
         for factor, unit, told, accuracy in zip(
-            found["factors"], found["units"], information.T, found["accuracy"], strict=True
+            found["factors"], found["units"], np.array(found["information"]).T, found["accuracy"], strict=True
         ):
             second, best = np.sort(told)[-2:]
-            lines.append(f"  {factor:22}{unit:6}{best:8.2f}{second:8.2f}{accuracy:12.2f}")
+            rows.append([f"  {factor}", str(unit), number(best), number(second), number(accuracy)])
+        lines += lay_out(columns, rows)
         lines.append("  " + ", ".join(f"{head} {found[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(
         "tells: I(unit; factor) / H(factor), and of the second unit; all units: balanced accuracy of a forest, held out"
@@ -81,14 +122,16 @@ def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _traversals(program: Program, x: Data, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
+def _traversals(program: Any, x: Data, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
     """Draw for each factor one image (1, ...) as its unit goes through the range of the codes of images (N, units)."""
     base = posterior_means(program.guide, x, seed)[0]
     low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
     latents = traversed(base, low, high, units, _NUM_VALUES)
-    images, _ = decoded(program.model, program.guide, x, latents, seed)
+    decoded_rows, _ = decoded(program.model, program.guide, x, latents, seed)
     shares = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
     labels = zip(numbers["factors"], numbers["units"], shares, strict=True)
-    named = {f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, images, strict=True)}
-    return pictures.rows(named, "traversals of the unit that tells most of each factor")
+    named = {
+        f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, decoded_rows, strict=True)
+    }
+    return images.rows(named, "traversals of the unit that tells most of each factor")

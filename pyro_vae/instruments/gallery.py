@@ -8,31 +8,58 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_vae.evaluate import (
     Features,
-    drawn_images,
     frechet_distance,
     labelled_subsets,
     logistic,
     mean_accuracy,
-    prior_latents,
-    shown_images,
+    train_features,
 )
-from pyro_vae.report import pictures
-from pyro_vae.report.probing import Labelled
-from pyro_vae.report.results import IMAGES_AT_ONCE, Program, codes
-from pyro_vae.runs.folder import Folder
+from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.generated import generated
+from pyro_vae.report import images
+from pyro_vae.report.tables import lay_out, number, percent, with_error
+from pyro_vae.runs import Folder, Labelled, RunFolder, load_run
+from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
-from pyro_vae.trace import Batch, Data, derive
 
 _FEW_LABELS = 100
 _PICTURES = ("prior_samples", "reconstructions")  # of a run, the first that it has
+# Of the summary of a run.
+_KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
+
+
+def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
+    """Measure each run as one system; one network of features serves all that observe the same.
+
+    Args:
+        runs: {name: a finished run}.
+
+    Returns:
+        For each its name, numbers of its summary.json, and those of `measure_system`.
+    """
+    nets: dict[Any, Features] = {}
+    rows = []
+    for name, folder in runs.items():
+        summary = read_summary(folder)
+        fitted = load_run(folder.path, download=True)
+        settings = fitted.config
+        with fitted.program.scope():
+            train, test = fitted.labelled("train"), fitted.labelled("test")
+            seen = settings.binarize, fitted.density
+            if seen not in nets:
+                classes = torch.as_tensor(train.classes, device=train.pixels.device)
+                nets[seen] = train_features(train.pixels, classes, settings.seed)
+            lossy = bool(fitted.lacks) and summary["rate"] is not None
+            numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
+        rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
+    return rows
 
 
 def measure_system(
-    program: Program, train: Labelled, test: Labelled, net: Features, *, lossy: bool, seed: int
+    program: Any, train: Labelled, test: Labelled, net: Features, *, lossy: bool, seed: int
 ) -> dict[str, Any]:
     """Measure what a system is good for, besides its densities.
 
@@ -70,44 +97,25 @@ def measure_system(
     return numbers
 
 
-def generated(program: Program, like: Data, seed: int, *, means: bool) -> Tensor | None:
-    """Return images (N, ...) that a program generates, or None where it has no prior.
-
-    Args:
-        program: an object with ``model(x)``.
-        like: images (N, ...) of which only number and shape count.
-        seed: of the draws.
-        means: whether means of p(x|z) stand for draws.
-    """
-    batches = []
-    for number, part in enumerate(Batch.of(like).split(IMAGES_AT_ONCE)):
-        own = derive(seed, "batch", number)
-        values = prior_latents(program.model, part, own)
-        if values is None:
-            return None
-        arguments = program.model, part, values, own
-        batches.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
-    return torch.cat(batches)
-
-
 def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the gallery."""
-    heads = ("log p(x)", "distortion", "100 labels, %", "all labels, %", "Frechet", "(training)", "params", "seconds")
-    widths = (17, 12, 15, 15, 9, 12, 9, 9)
+    heads = {"log p(x)": 17, "distortion": 12, "100 labels, %": 15, "all labels, %": 15}
+    heads |= {"Frechet": 9, "(training)": 12, "params": 9, "seconds": 9}
     longest = max(12, *(len(printable(row["name"])) for row in rows)) + 2
-    lines = [f"{'':{longest}}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for row in rows:
-        cells = (
-            _cell(row["log_likelihood"], row["log_likelihood_se"], 2),
-            _cell(row["distortion"], None, 2),
-            *(_cell(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"], 1, 100) for name in ("few", "all")),
-            _cell(row["frechet"], None, 2),
-            _cell(row["frechet_of_training_images"], None, 2),
-            _cell(row["parameters"], None, 0),
-            _cell(row["train_seconds"], None, 0),
+    cells = [
+        (
+            printable(row["name"]),
+            with_error(row["log_likelihood"], row["log_likelihood_se"]),
+            number(row["distortion"]),
+            *(percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
+            number(row["frechet"]),
+            number(row["frechet_of_training_images"]),
+            number(row["parameters"], ".0f"),
+            number(row["train_seconds"], ".0f"),
         )
-        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{printable(row['name']):{longest}}{line}")
+        for row in rows
+    ]
+    lines = lay_out([("", -longest), *heads.items()], cells)
     lines.append(
         "nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet distance of samples to test"
     )
@@ -121,15 +129,9 @@ def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping
     results.write_csv("systems.csv", rows)
     results.write_json("systems.json", rows)
     found = {name: _picture(run) for name, run in runs.items()}
-    results.save_figure("systems", pictures.gallery({name: picture for name, picture in found.items() if picture}))
+    results.save_figure("systems", images.gallery({name: picture for name, picture in found.items() if picture}))
 
 
 def _picture(run: Path) -> Path | None:
     paths = (run / "figures" / f"{name}.png" for name in _PICTURES)
     return next((path for path in paths if path.is_file()), None)
-
-
-def _cell(value: float | None, error: float | None, digits: int, factor: float = 1) -> str:
-    if value is None:
-        return "-"
-    return f"{factor * value:.{digits}f}" + (f" +- {factor * error:.{digits}f}" if error is not None else "")

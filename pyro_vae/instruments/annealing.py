@@ -1,0 +1,107 @@
+r"""Annealed importance sampling of test images, and bounds from both sides on images of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from pyro_vae import config
+from pyro_vae.evaluate import Annealed, Annealing, Bidirectional, ais, bdmc, standard_error
+from pyro_vae.instruments.batches import batches
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
+from pyro_vae.trace import Data
+
+
+@dataclass(frozen=True)
+class AnnealedSampling:
+    """Annealed importance sampling; its columns stand in the table of the scores."""
+
+    name: ClassVar[str] = "annealing"
+
+    temperatures: config.Count = 0
+    """Anneal over so many temperatures (0: do not anneal)."""
+    chains: config.Count = 16
+    """Chains of each image."""
+    leapfrogs: config.Count = 5
+    """Leapfrog steps between two temperatures."""
+    anneal_from: Literal["guide", "prior"] = "guide"
+    """Where the path begins."""
+    path: Literal["sigmoid", "linear"] = "sigmoid"
+    """How the temperatures are spaced."""
+
+    def __post_init__(self) -> None:
+        check_count("--temperatures", self.temperatures)
+        if self.asked:
+            self.settings()  # refuses the other flags before anything is scored
+
+    @property
+    def asked(self) -> bool:
+        """Whether there are temperatures."""
+        return self.temperatures > 0
+
+    def settings(self, compiled: bool = False) -> Annealing:
+        """Return how to anneal.
+
+        Raises:
+            UserError: see `Annealing`.
+        """
+        return Annealing(self.chains, self.temperatures, self.leapfrogs, self.anneal_from, self.path, compiled)
+
+    def check(self, run: EvaluatedRun) -> None:
+        """Refuse a run without densities."""
+        run.check_density("--temperatures")
+
+    def measure(self, run: EvaluatedRun, seed: int) -> Result:
+        """Anneal the test images."""
+        settings = self.settings(compiled=run.fitted.config.graph == "compiled")
+        return measure_annealing(run.fitted.program, run.test, settings, seed)
+
+    def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return nothing: see `scores_table`."""
+        return ""
+
+
+def measure_annealing(program: Any, x: Data, settings: Annealing, seed: int) -> Result:
+    """Anneal test images, and as many images of the model's own from both sides.
+
+    Args:
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, ...) as the program observes them.
+        settings: how to anneal.
+        seed: of all noise.
+
+    Returns:
+        Arrays (N,) in nats, and their means with standard errors over images.
+    """
+    start = time.perf_counter()
+    bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
+    found, both = [], []
+    for images, own in batches(x, seed):
+        arguments = (program.model, program.guide, images, settings)
+        found.append(ais(*arguments, seed=own, progress=bar))
+        both.append(bdmc(*arguments, seed=own, progress=bar))
+    annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
+    per_image = {
+        "log_likelihood": annealed.lower,
+        "ess": annealed.ess,
+        "acceptance": annealed.acceptance,
+        "simulated_lower": sides.forward.lower,
+        "simulated_upper": sides.backward.upper,
+    }
+    numbers = {
+        **vars(settings),
+        "log_likelihood": float(annealed.lower.mean()),
+        "log_likelihood_se": standard_error(annealed.lower),
+        "ess_median": float(np.median(annealed.ess)),
+        "acceptance": float(annealed.acceptance.mean()),
+        "gap": float(sides.gap.mean()),
+        "gap_se": standard_error(sides.gap),
+        "seconds": time.perf_counter() - start,
+    }
+    return Result(finite(numbers), per_image=per_image)

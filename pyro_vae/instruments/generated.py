@@ -1,0 +1,137 @@
+r"""Images that a program generates: of latents from its prior, and of latents from the posterior of an image.
+
+Wherever p(x|z) has a mean in closed form it can be shown, and a draw beside it: an image of the model is the draw.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluate import (
+    discrete_values,
+    drawn_images,
+    mean_images,
+    posterior_latents,
+    prior_latents,
+    shown_images,
+)
+from pyro_vae.evaluate.latents.decoding import Values
+from pyro_vae.instruments.batches import batches
+from pyro_vae.trace import Batch, Data, describe
+
+_LOG = logging.getLogger("pyro_vae")
+_MOST_ROWS = 50  # of a picture of classes
+
+
+def shows_x(program: Any, x: Data) -> bool:
+    """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
+    return describe(program.model, program.guide, x).image is not None
+
+
+class Images(NamedTuple):
+    """Images (N, ...) at latents: the means of p(x|z), or of p(x) without latents, and draws; one may be None."""
+
+    means: Tensor | None
+    draws: Tensor | None
+    has_latents: bool
+
+    @property
+    def distribution(self) -> str:
+        """What they are the means of, p(x|z) or p(x)."""
+        return "p(x|z)" if self.has_latents else "p(x)"
+
+    def named(self) -> dict[str, Tensor]:
+        """Return both by what they are, as far as they are there."""
+        both = {f"mean of {self.distribution}": self.means, f"draw from {self.distribution}": self.draws}
+        return {name: images for name, images in both.items() if images is not None}
+
+    def first(self) -> tuple[Tensor, str]:
+        """Return the means, or the draws where there are none, and what they are."""
+        kind = "draws from" if self.means is None else "means of"
+        return next(iter(self.named().values())), f"{kind} {self.distribution}"
+
+
+def images_of(program: Any, like: Data, values: Values, seed: int, *, draws: bool) -> Images:
+    """Return images at latents.
+
+    Args:
+        program: an object with ``model(x)``.
+        like: images (N, ...) of which only number and shape count.
+        values: latents, {site: (1, N, ...)}, empty without latents.
+        seed: of the draws.
+        draws: whether there are draws beside means; there are in any case where there are no means.
+    """
+    means = mean_images(program.model, like, values)
+    drawn = drawn_images(program.model, like, values, seed) if draws or means is None else None
+    return Images(means, drawn, bool(values))
+
+
+def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> Images | None:
+    """Return `images_of` latents from the prior, a row for each class as `prior_grid`; None where it is improper."""
+    like, values = prior_grid(program, x, columns, seed)
+    if values is None:
+        _LOG.info("The prior is improper: there are no prior samples.")
+        return None
+    return images_of(program, like, values, seed, draws=draws)
+
+
+def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images | None:
+    """Return `images_of` latents from the posterior of images x (N, ...); None where the program has no latents."""
+    values = posterior_latents(program.guide, x, seed)
+    return images_of(program, x, values, seed, draws=draws) if values else None
+
+
+def generated(program: Any, like: Data, seed: int, *, means: bool) -> Tensor | None:
+    """Return images (N, ...) that a program generates, or None where it has no prior.
+
+    Args:
+        program: an object with ``model(x)``.
+        like: images (N, ...) of which only number and shape count.
+        seed: of the draws.
+        means: whether means of p(x|z) stand for draws.
+    """
+    found = []
+    for part, own in batches(like, seed):
+        values = prior_latents(program.model, part, own)
+        if values is None:
+            return None
+        arguments = program.model, part, values, own
+        found.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
+    return torch.cat(found)
+
+
+def class_rows(x: Data, columns: int) -> Batch:
+    """Return a batch to draw with a row of so many images for each class of the labels beside x.
+
+    Where nothing stands beside x it is the first image throughout, as many rows as columns.
+    """
+    batch = Batch.of(x)
+    beside = [
+        leaf for leaf in (*batch.args, *batch.kwargs.values()) if isinstance(leaf, Tensor) and leaf is not batch.x
+    ]
+    rows = [leaf for leaf in beside if leaf.dim() and len(leaf) == len(batch) and not leaf.is_floating_point()]
+    if not rows:
+        return batch.expand(columns * columns)
+    classes = rows[0].reshape(len(batch), -1)[:, 0]
+    first = [int((classes == each).nonzero()[0]) for each in classes.unique()]  # an image of each class
+    return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
+
+
+def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
+    """Draw latents from the prior, a row for each class where the program has some: labels, or a discrete latent.
+
+    Returns:
+        What the model is called with, and {site: (1, N, ...)}, or None where the prior is improper.
+    """
+    batch = Batch.of(x)
+    classes = discrete_values(program.model, program.guide, batch[:1])
+    if not classes or len(next(iter(classes.values()))) > _MOST_ROWS:
+        like = class_rows(batch, columns)
+        return like, prior_latents(program.model, like, seed)
+    given = {name: value.repeat_interleave(columns, 0).unsqueeze(0) for name, value in classes.items()}
+    like = batch.expand(next(iter(given.values())).shape[1])
+    return like, prior_latents(program.model, like, seed, given)

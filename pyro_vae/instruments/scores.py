@@ -1,0 +1,176 @@
+r"""The main measurement: log p(x) and its bounds on test images, the numbers of summary.json, and their table."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.evaluate import (
+    Moments,
+    Scores,
+    active_units,
+    mean_images,
+    posterior_latents,
+    posterior_moments,
+    score,
+    standard_error,
+    summary,
+    surgery,
+    verdict,
+)
+from pyro_vae.instruments.batches import IMAGES_AT_ONCE, batches
+from pyro_vae.instruments.generated import images_of, prior_samples, reconstructions, shows_x
+from pyro_vae.report import curves, images
+from pyro_vae.report.tables import lay_out, number, with_error
+from pyro_vae.runs import Folder, versions
+from pyro_vae.text import printable
+from pyro_vae.trace import Batch, Data, describe
+
+_LOG = logging.getLogger("pyro_vae")
+
+_AGGREGATED_IMAGES = 1000
+_SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
+_OTHER_UNIT = "the program observes something else than x, in a unit of its own"
+
+
+def measure_scores(
+    program: Any, x: Data, num_samples: int, *, density: bool, seed: int, compiled: bool = False
+) -> tuple[Scores, dict[str, Any]]:
+    """Score test images and summarise them.
+
+    Args:
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, ...) as the program observes them, or a `Batch` of these and the program's other arguments.
+        num_samples: K of the importance-sampled log-likelihood.
+        density: whether x is observed under a density over dequantized pixels.
+        seed: of the draws.
+        compiled: whether the programs are read by compiled graphs.
+
+    Returns:
+        The scores of all images, and the summary with the seconds it took.
+    """
+    start = time.perf_counter()
+    batch, parts = Batch.of(x), list(batches(x, seed))
+    scores = score(
+        program.model,
+        program.guide,
+        batch,
+        num_samples,
+        batch_size=IMAGES_AT_ONCE,
+        seed=seed,
+        compile=compiled,
+        progress=True,
+    )
+    moments = Moments.concatenate(posterior_moments(program.guide, part, seed=own) for part, own in parts)
+    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density)
+    more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
+    if numbers["rate"] is not None:
+        split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
+        more["mutual_information"] = float(split.mutual_information.mean())
+        more["marginal_kl"] = float(split.marginal_kl.mean())
+    described = describe(program.model, program.guide, parts[0][0])
+    observed = [name for name, site in described.model.items() if site.role == "observed"]
+    if as_it_is := described.image is not None:
+        more["squared_error"] = _squared_error(program, parts)
+    numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
+    if not as_it_is:
+        numbers["reasons"]["squared_error"] = _OTHER_UNIT
+    if (density and not as_it_is) or (as_it_is and len(observed) > 1):
+        numbers["bits_per_dim"] = None
+        numbers["reasons"]["bits_per_dim"] = _OTHER_UNIT if not as_it_is else "the program observes more than x"
+    return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
+
+
+def rehearse(program: Any, x: Data, *, density: bool) -> None:
+    """Ask of an untrained program all that is asked of a fitted one, on a few images.
+
+    Raises:
+        ValueError: whatever it cannot do, and what would otherwise end the run after it has been trained.
+    """
+    some = Batch.of(x)[:2]
+    measure_scores(program, some, 2, density=density, seed=0)
+    if shows_x(program, some):
+        images_of(program, some, posterior_latents(program.guide, some, 0), 0, draws=False)
+
+
+def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
+    """Return the squared error of reconstructed images, summed over pixels, mean over images."""
+    total = 0.0
+    for part, own in parts:
+        values = posterior_latents(program.guide, part, own)
+        means = mean_images(program.model, part, values)
+        if means is None:
+            return None
+        total += float((part.x - means).double().square().sum())
+    return total / sum(len(part) for part, _ in parts)
+
+
+def _reason(name: str, scores: Scores) -> str:
+    if name == "squared_error":
+        return "the mean of p(x|z) has no closed form"
+    return scores.reason or "the rate is not finite"
+
+
+def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int) -> None:
+    """Write the per-image scores, k-hat.png, and reconstructions.png and prior_samples.png where there are some."""
+    folder.write_scores(scores)
+    folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
+    batch = Batch.of(x)
+    some = batch[:_SHOWN_IMAGES]
+    if not shows_x(program, some):
+        _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
+        return
+    if shown := reconstructions(program, some, seed, draws=False):
+        folder.save_figure("reconstructions", images.reconstructions(some.x, shown.first()[0]))
+    if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
+        samples, what = shown.first()
+        where = " for z from the prior" if shown.has_latents else ""
+        folder.save_figure("prior_samples", images.image_grid(samples, what + where))
+
+
+def write_bounds(folder: Folder, scores: Scores) -> None:
+    """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
+    rows = ["num_particles,iwae,se_over_images,se_over_groups"]
+    for k, bound, error in zip(scores.ladder, scores.iwae, scores.iwae_se, strict=True):
+        # Of a single group, the delta method.
+        spread = scores.relative_variance if k == scores.num_samples else error**2
+        of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
+        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{of_groups}")
+    folder.write_text("bounds.csv", "\n".join(rows) + "\n")
+
+
+def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
+    """Lay out the short table of one or more runs, in nats per image."""
+    annealed = any("annealing" in numbers for numbers in summaries.values())
+    lossy = any(each.reason for each in scores.values())
+    widths = {"": -24, "ELBO": 10, "IWAE_5": 10, "IWAE_50": 10, "log p(x)": 18, "PSIS": 10, "JVI-2": 10}
+    widths |= {"AIS": 10, "gap": 16} if annealed else {}
+    widths |= {"distortion": 12, "sq. error": 11} if lossy else {}
+    widths |= {"   k-hat": -1}
+    rows = []
+    for name, numbers in summaries.items():
+        path = numbers.get("annealing", {})
+        cells = {
+            "": printable(name)[-23:],
+            "ELBO": number(numbers["elbo"]),
+            "IWAE_5": number(numbers["iwae"].get("5")),
+            "IWAE_50": number(numbers["iwae"].get("50")),
+            "log p(x)": with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
+            "PSIS": number(numbers["psis"]),
+            "JVI-2": number(numbers["jvi2"]),
+            "AIS": number(path.get("log_likelihood")),
+            "gap": with_error(path.get("gap"), path.get("gap_se")),
+            "distortion": number(numbers.get("distortion")),
+            "sq. error": number(numbers.get("squared_error")),
+            "   k-hat": "   " + (scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)),
+        }
+        rows.append([cells[head] for head in widths])
+    lines = lay_out(list(widths.items()), rows)
+    lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
+    if annealed:
+        lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+r"""Text tables: columns of fixed widths, and the numbers in their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def lay_out(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, the column heads first.
+
+    Args:
+        columns: head and width of each column. As in printf, a positive width aligns to the right and a negative one
+            to the left; a cell that is longer than the width is not cut.
+        rows: of cells, one for each column.
+    """
+    heads, widths = zip(*columns, strict=True)
+    return ["".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+
+
+def _padded(cell: str, width: int) -> str:
+    return f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number in a format such as ``.2f``; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def with_error(value: float | None, error: float | None, form: str = ".2f") -> str:
+    """Return a number +- its standard error, both in a format; a dash for None."""
+    return "-" if value is None else f"{value:{form}} +- {number(error, form)}"
+
+
+def percent(value: float | None, error: float | None) -> str:
+    """Return a share +- its standard error in percent; a dash for None."""
+    value, error = (None if share is None else 100 * share for share in (value, error))
+    return with_error(value, error, ".1f")
