@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
     torch.set_num_threads(1)
 
 # What these folders test lives on the host: files, flags and figures. Modules elsewhere say so by the marker `host`.
-HOST = {"config", "data", "report", "runs", "scripts"}
+HOST = {"config", "data", "instruments", "report", "runs", "scripts"}
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 
