@@ -1,9 +1,9 @@
 """Fit a VAE, score it on the test images, and write one run folder.
 
-python scripts/fit.py                                             the embedded digits, about a minute
-python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
-python scripts/fit.py --prior mixture --objective iwae --num-particles 5
-python scripts/fit.py --program my_program.py:factory             a program of your own
+    python scripts/fit.py                                             the embedded digits, about a minute
+    python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
+    python scripts/fit.py --prior mixture --objective iwae --num-particles 5
+    python scripts/fit.py --program my_program.py:factory             a program of your own
 
 The run folder, --out, gets config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
 """
