@@ -96,14 +96,13 @@ def build_objective(config: Config, num_images: int) -> Objective:
         UserError: as `check`.
     """
     check(config)
+    options = {argument: getattr(config, name) for name, argument in components.OBJECTIVE_FLAGS.items()}
+    options["warmup_steps"] = config.warmup_epochs * config.epoch_steps(num_images)
     objective: Objective = components.construct(
         components.OBJECTIVES[config.objective],
         num_particles=config.num_particles,
         num_images=num_images,
-        warmup_steps=config.warmup_epochs * config.epoch_steps(num_images),
-        beta=config.beta,
-        free_bits=config.free_bits,
-        mmd_weight=config.mmd_weight,
+        **options,
     )
     return objective
 
