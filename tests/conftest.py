@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,9 +15,12 @@ import matplotlib as mpl
 import pyro
 import pytest
 import torch
+from filelock import FileLock
 
 mpl.use("Agg")
 pytest.register_assert_rewrite("helpers")
+from helpers.calls import TINY, script  # noqa: E402
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each, and for what they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -28,6 +33,12 @@ MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the numerical tests: cpu or cuda")
     parser.addoption("--dtype", default="float64", help="floating-point type of the numerical tests")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what imports have made to no garbage collector: there is much of it, and none of it is garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +65,33 @@ def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Non
     with pyro.validation_enabled(True), place:
         yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all workers of a session have in common; what is made in it is made behind a lock."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared: Path) -> Path:
+    """Return a run of fit.py with the flags TINY, made once by a process of its own; nobody writes to it."""
+    folder = shared / "tiny"
+    with FileLock(shared / "tiny.lock"):
+        if not folder.exists():
+            result = script("fit", *TINY, "--out", folder)
+            assert result.returncode == 0, result.stderr
+            assert result.stderr == ""  # quiet where stderr is no terminal
+            assert "IWAE_50" in result.stdout
+            assert "--data mnist" in result.stdout
+    return folder
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny run, to be written to."""
+    return shutil.copytree(tiny_run, tmp_path / "tiny" / "elbo")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.bits import assert_same, untimed
-from helpers.calls import command, hearing
+from helpers.calls import command, hearing, inside
 
 from pyro_vae.runs import History, RunFolder
 
@@ -81,7 +81,8 @@ def interrupted(epochs: int, folder: Path, signals: list[int], *flags: object) -
 
 def check(epochs: int, folder: Path, signals: list[int], *flags: object) -> None:
     interrupted(epochs, folder / "run", signals, *flags)
-    interrupted(epochs, folder / "alone", [])
+    alone = inside("fit", *FLAGS, "--epochs", epochs, "--out", folder / "alone", *flags)
+    assert alone.returncode == 0, alone.stderr
     found, expected = result(folder / "run"), result(folder / "alone")
     assert_same(*(state for state, _, _ in (found, expected)))
     assert found[1:] == expected[1:]

@@ -13,7 +13,7 @@ import pyro
 import pytest
 import torch
 from helpers.bits import assert_same, records, untimed
-from helpers.stateful import EPOCHS, STEPS, new_fit
+from helpers.stateful import EPOCHS, STEPS_OF_EPOCH, new_fit
 from torch import Tensor
 
 from pyro_vae.infer.streams import set_streams, streams
@@ -22,54 +22,61 @@ from pyro_vae.runs import checkpoint
 pytestmark = pytest.mark.host
 
 
-def interrupted(program: str, graph: str | None, folder: Path, every: int = 1, anew: bool = False) -> int:
+def interrupted(
+    program: str, graph: str | None, folder: Path, epochs: int = EPOCHS, every: int = 1, anew: bool = False
+) -> int:
     """Run once through, with a checkpoint of each step; then from some of them to the end. Return how many agree.
 
     A graph takes seconds to make, and is kept from one to the next but where it is to be made anew.
     """
-    whole = new_fit(program, graph, seed=0)
-    epochs, steps = [], []
+    whole = new_fit(program, graph, seed=0, epochs=epochs)
+    seen, steps = [], []
     for epoch in whole.run(lambda: True):
-        epochs.append(epoch)
+        seen.append(epoch)
         if epoch is None:
             steps.append(whole.svi.steps)
             checkpoint.save(folder / str(whole.svi.steps), whole.state_dict())
-    assert steps == list(range(1, STEPS + 1))
+    assert steps == list(range(1, epochs * STEPS_OF_EPOCH + 1))
     checkpoint.save(folder / "end", whole.state_dict())
-    expected, lines = untimed(checkpoint.load(folder / "end")), records(epochs)
-    assert len(lines) == EPOCHS
+    expected, lines = untimed(checkpoint.load(folder / "end")), records(seen)
+    assert len(lines) == epochs
     again = None
     for step in steps[::every]:
         if again is None or graph is None or anew:
-            again = new_fit(program, graph, seed=99)
+            again = new_fit(program, graph, seed=99, epochs=epochs)
         again.load_state_dict(checkpoint.load(folder / str(step)))
         rest = records(list(again))
         checkpoint.save(folder / "again", again.state_dict())
         assert_same(untimed(checkpoint.load(folder / "again")), expected)
-        assert rest == lines[EPOCHS - len(rest) :]
-        assert len(rest) == EPOCHS - (step - 1) // 5
+        assert rest == lines[epochs - len(rest) :]
+        assert len(rest) == epochs - (step - 1) // STEPS_OF_EPOCH
     return len(steps[::every])
 
 
 CASES = [
-    pytest.param(graph, program, dtype, marks=[pytest.mark.slow] if slow else [])
+    pytest.param(graph, program, dtype, EPOCHS, marks=pytest.mark.slow)
     for graph in (None, "recorded", "compiled")
     for program in ("standard", "mixture", "vamp", "params")
     for dtype in (torch.float32, torch.float64)
-    # The default run has each way and each program, though not with each other.
-    if (slow := (graph is not None and program != "standard") or (program == "standard") == (dtype is torch.float64))
-    is not None
+]
+# The default run has each way and each program, though not with each other, and half the epochs.
+CASES += [
+    pytest.param(graph, program, dtype, EPOCHS // 2)
+    for graph, program, dtype, *_ in (case.values for case in CASES)
+    if (graph is None or program == "standard") and (program == "standard") == (dtype is torch.float32)
 ]
 
 
-@pytest.mark.parametrize(("graph", "program", "dtype"), CASES)
+@pytest.mark.parametrize(("graph", "program", "dtype", "epochs"), CASES)
 def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
-    graph: str | None, program: str, dtype: torch.dtype, tmp_path: Path, promised: Callable[[str], None]
+    graph: str | None, program: str, dtype: torch.dtype, epochs: int, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     torch.set_default_dtype(dtype)
-    number = interrupted(program, graph, tmp_path)
+    number = interrupted(program, graph, tmp_path, epochs)
     how = graph or "run by Pyro"
-    promised(f"{number} of {STEPS} steps, {how}, as the point of interruption: the same bits at the end")
+    promised(
+        f"{number} of {epochs * STEPS_OF_EPOCH} steps, {how}, as the point of interruption: the same bits at the end"
+    )
 
 
 @pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])

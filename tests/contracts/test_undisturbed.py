@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -83,12 +85,19 @@ def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], li
     return untimed(checkpoint.load(folder / "end")), records(epochs)
 
 
+@cache
+def undisturbed(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train without a look."""
+    with TemporaryDirectory() as folder:
+        return run(lambda vae, fit, folder: None, graph, Path(folder) / "plain")
+
+
 @pytest.mark.parametrize("graph", [None, "recorded"])
 @pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments, probes])
 def test_looking_does_not_disturb(
     look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
-    plain = run(lambda vae, fit, folder: None, graph, tmp_path / "plain")
+    plain = undisturbed(graph)
     seen = run(look, graph, tmp_path / "seen")
     assert_same(seen[0], plain[0])
     assert seen[1] == plain[1]

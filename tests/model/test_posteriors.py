@@ -150,7 +150,7 @@ class Amortized:
         precision = self.truth.covariance.inverse()
         return float((precision.diagonal().log().sum() - precision.logdet()) / 2)
 
-    def fit(self, steps: int = 800) -> None:
+    def fit(self, steps: int = 400) -> None:
         optim = torch.optim.Adam(self.posterior.parameters(), lr=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
         for _ in range(steps):
