@@ -82,7 +82,9 @@ class Scores:
             for name in Scores.__dataclass_fields__
             if name not in ("num_samples", "reason")
         }
-        return Scores(scores[0].num_samples, **columns, reason=scores[0].reason)
+        # A reason may concern one batch alone, whose draws have left the support of the prior.
+        reason = next((part.reason for part in scores if part.reason), None)
+        return Scores(scores[0].num_samples, **columns, reason=reason)
 
 
 def score(

@@ -288,3 +288,22 @@ def test_scores_without_weights_print_the_reason_in_their_place() -> None:
     assert str(of_values([math.nan] * 2, [math.nan] * 2, 10, "the prior is improper")) == (
         "no log p(x): the prior is improper (distortion 20.12 nats, K = 10, 2 images)"
     )
+
+
+def test_the_reason_of_one_batch_is_that_of_all() -> None:
+    """The guide draws positive numbers for the first two images alone: 5 or -5 and 30 standard deviations from 0."""
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1 / 6))
+
+    x = torch.tensor([5.0, 5.0, -5.0, -5.0])
+    for images, undefined in ((x, [False, False, True, True]), (x.flip(0), [True, True, False, False])):
+        scores = score(model, guide, images, 20, batch_size=2, seed=0)
+        assert scores.reason == "the guide draws 'z' outside the support of its prior"
+        assert np.isnan(scores.log_likelihood).tolist() == undefined
