@@ -3,8 +3,10 @@
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.datasets import DATASETS, Dataset, load
+from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
+from pyro_vae.data.own import from_arrays
 from pyro_vae.errors import DataError
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "Images",
     "Labels",
     "Observed",
+    "from_arrays",
+    "from_folder",
     "load",
     "some_labels",
     "to_uint8",

@@ -1,0 +1,187 @@
+r"""A folder of image files as a data set: recognized by what the files hold, decoded in parallel, checked one by one.
+
+Sub-folders are classes: FOLDER/cat/1.png. Folders train, test and, if there is one, valid above these are splits;
+without them images are split by their content.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.data.images import Images
+from pyro_vae.data.own import from_arrays, from_splits
+from pyro_vae.data.splits import Shares
+from pyro_vae.errors import DataError
+
+_LOG = logging.getLogger("pyro_vae")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+_LARGEST = 100_000_000  # pixels of a file: more is no training image, and may be made to exhaust the memory
+_SPLITS = ("train", "valid", "test")
+
+
+def from_folder(
+    path: Path | str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    splits: Shares = (0.8, 0.1, 0.1),
+) -> Images:
+    """Read a folder of image files, and all folders in it.
+
+    Args:
+        path: the folder. PNG, JPEG, WebP, GIF, TIFF and BMP are read; other files are left out.
+        size: height and width; images are cropped to the square in their center and resized, antialiased. None: all
+            images have one size.
+        channels: 1 for gray images (N, height, width), 3 for colors (N, 3, height, width). None: 1 if all files are
+            gray, otherwise 3.
+        skip_bad: whether files that cannot be used are left out, with a warning for each.
+        splits: shares of training, validation and test images, where no folders say so; see `from_arrays`.
+
+    Raises:
+        DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
+            first or of a type that is no image of 8 or 16 bits; names the file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder of images.")
+    files = sorted(_files(folder))
+    if not files:
+        raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
+    arrays, good = _read_all(files, size, skip_bad)
+    pixels = _stack(arrays, channels, good)
+    parts = [file.relative_to(folder).parts[:-1] for file in good]
+    by_split = all(part and part[0] in _SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
+    classes = [part[by_split:] for part in parts]
+    labels = ["/".join(each) for each in classes] if all(classes) else None
+    if not by_split:
+        return from_arrays(pixels, labels=labels, splits=splits, name=folder.name)
+    places = {name: torch.tensor([i for i, part in enumerate(parts) if part[0] == name]) for name in _SPLITS}
+    return from_splits(pixels, places, labels, splits, folder.name)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the image files of a folder, of each directory once: a link may lead back to one above it."""
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in names:
+            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _read_all(files: Sequence[Path], size: int | None, skip_bad: bool) -> tuple[list[np.ndarray], list[Path]]:
+    """Read files in parallel; return pixels (height, width) or (height, width, 3), and the files that are good."""
+
+    def read(path: Path) -> np.ndarray | DataError:
+        try:
+            return _read(path, size)
+        except DataError as error:
+            return error
+
+    arrays, good = [], []
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(read, files)
+        for path, pixels in zip(files, tqdm(found, "images", len(files), False, disable=None), strict=True):
+            if isinstance(pixels, DataError):
+                if not skip_bad:
+                    pool.shutdown(cancel_futures=True)
+                    raise pixels
+                _LOG.warning("Left out: %s", pixels)
+                continue
+            arrays.append(pixels)
+            good.append(path)
+    if not arrays:
+        raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
+    return arrays, good
+
+
+def _read(path: Path, size: int | None) -> np.ndarray:
+    """Read one file: 8 bits, upright, without transparency."""
+    from PIL import Image, ImageOps  # on use, as it takes long to import
+
+    if not path.is_file():
+        raise DataError(f"{path} is no file; remove it.")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > _LARGEST:
+                raise DataError(f"{path} has {image.width} x {image.height} pixels; make it smaller.")
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{path} is animated; give its frames as files.")
+            image.load()
+            wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            return _resized(_plain(ImageOps.exif_transpose(image), path, wide), size)
+    except DataError:
+        raise
+    except Exception as error:  # what a decoder may raise on anybody's file has no end
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} cannot be read as an image ({reason}); repair or remove it.") from error
+
+
+def _plain(image: Any, path: Path, wide: bool) -> Any:
+    """Return an image of mode L or RGB; `wide` says that its levels have 16 bits."""
+    if image.mode in ("PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            raise DataError(f"{path} has transparent pixels; put it on a background.")
+        return image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if wide:
+        from PIL import Image
+
+        levels = np.asarray(image).astype(np.float64) / 257  # 65,535 is 255
+        return Image.fromarray(levels.round().astype(np.uint8))
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    if image.mode in ("P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"):
+        return image.convert("RGB")
+    raise DataError(f"{path} has pixels of type {image.mode}; give 8 or 16 bits.")
+
+
+def _resized(image: Any, size: int | None) -> np.ndarray:
+    if size is not None and image.size != (size, size):
+        from PIL import Image
+
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        # Cropped first: a resize of a part would mix in what lies beside it.
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _stack(arrays: Sequence[np.ndarray], channels: int | None, files: Sequence[Path]) -> Tensor:
+    """Return (N, height, width) or (N, 3, height, width), uint8."""
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels}; choose 1 or 3.")
+    shape = arrays[0].shape[:2]
+    for array, path in zip(arrays, files, strict=True):
+        if array.shape[:2] != shape:
+            sizes = [" x ".join(map(str, each)) for each in (array.shape[:2], shape)]
+            raise DataError(f"{path} is {sizes[0]} pixels and {files[0].name} {sizes[1]}; give a size for all.")
+    if channels is None:
+        channels = 3 if any(array.ndim == 3 for array in arrays) else 1
+    pixels = np.empty((len(arrays), *([3] if channels == 3 else []), *shape), np.uint8)
+    for target, array in zip(pixels, arrays, strict=True):
+        if channels == 3:
+            target[:] = array if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        else:
+            target[:] = array if array.ndim == 2 else _luma(array)
+    return torch.from_numpy(pixels)
+
+
+def _luma(colors: np.ndarray) -> np.ndarray:
+    """Return the brightness of colors (height, width, 3), by ITU-R BT.601."""
+    return (colors @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)

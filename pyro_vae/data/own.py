@@ -1,0 +1,104 @@
+r"""Images of a user's own, from arrays: splits and labels where none are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.images import Images
+from pyro_vae.data.labels import Labels
+from pyro_vae.data.splits import Shares, split_by_content
+from pyro_vae.errors import DataError
+
+Array = Tensor | np.ndarray
+
+
+def from_arrays(
+    train: Array,
+    test: Array | None = None,
+    *,
+    labels: Any = None,
+    test_labels: Any = None,
+    splits: Shares = (0.8, 0.1, 0.1),
+    name: str = "arrays",
+) -> Images:
+    """Make a data set of arrays.
+
+    Validation images, and test images where none are given, are taken from the training images by `split_by_content`.
+
+    Args:
+        train: (N, *pixels), uint8, or floating point in [0, 1].
+        test: likewise, of the same pixels.
+        labels: (N,), a class of each training image: integers or words, numbered in their order.
+        test_labels: likewise of the test images.
+        splits: shares of training, validation and test images. With test images of your own, the first two share the
+            training images in their proportion.
+        name: of the data set.
+
+    Raises:
+        DataError: see `to_uint8`; labels of another number than the images, or of one split alone; or a split that
+            holds no image.
+    """
+    pixels = to_uint8(train, f"{name}, training images")
+    held_out = None if test is None else to_uint8(test, f"{name}, test images")
+    codes = _codes(name, (labels, pixels), (test_labels, held_out))
+    if held_out is None:
+        return _images(name, pixels, split_by_content(pixels, splits, name), codes)
+    if held_out.shape[1:] != pixels.shape[1:]:
+        wanted, found = tuple(pixels.shape[1:]), tuple(held_out.shape[1:])
+        raise DataError(f"{name}: test images are {found}, training images {wanted}.")
+    kept, valid = split_by_content(pixels, _without_test(splits), name)
+    places = kept, valid, len(pixels) + torch.arange(len(held_out))
+    return _images(name, torch.cat([pixels, held_out]), places, codes)
+
+
+def from_splits(
+    pixels: Tensor, places: Mapping[str, Tensor], labels: Sequence[str] | None, splits: Shares, name: str
+) -> Images:
+    """Make a data set of images that are split, but for validation images perhaps.
+
+    Args:
+        pixels: uint8 (N, *pixels).
+        places: indices of train, test and valid; where valid has none, it is taken from train as in `from_arrays`.
+        labels: N words, or None.
+        splits: as in `from_arrays`.
+        name: of the data set.
+    """
+    train, valid = places["train"], places["valid"]
+    if not len(valid):
+        kept, held_out = split_by_content(pixels[train], _without_test(splits), name)
+        train, valid = train[kept], train[held_out]
+    codes = _codes(name, (labels, pixels))
+    return _images(name, pixels, (train, valid, places["test"]), codes)
+
+
+def _without_test(splits: Shares) -> Shares:
+    both = splits[0] + splits[1]
+    return splits[0] / both, splits[1] / both
+
+
+def _images(name: str, pixels: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> Images:
+    train, valid, test = places
+    labels = None if codes is None else Labels(("class",), codes[train], codes[valid], codes[test])
+    return Images(name, pixels[train], pixels[valid], pixels[test], labels)
+
+
+def _codes(name: str, *given: tuple[Any, Tensor | None]) -> Tensor | None:
+    """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any."""
+    there = [(np.asarray(labels), images) for labels, images in given if images is not None and labels is not None]
+    if not there:
+        return None
+    if len(there) < sum(images is not None for _, images in given):
+        raise DataError(f"{name}: labels are given for training or test images alone; give both, or none.")
+    for labels, images in there:
+        if labels.shape != (len(images),):
+            raise DataError(f"{name}: labels have shape {labels.shape}, and there are {len(images)} images.")
+        if labels.dtype.kind not in "iubUS":
+            raise DataError(f"{name}: labels are {labels.dtype}; give integers or words.")
+    _, codes = np.unique(np.concatenate([labels for labels, _ in there]), return_inverse=True)
+    return torch.as_tensor(codes).long().reshape(-1, 1)

@@ -1,0 +1,51 @@
+r"""Splits of images that come without one: by a hash of what an image holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+
+Shares = Sequence[float]
+
+
+def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor, ...]:
+    """Split images at random, each by its own pixels.
+
+    A hash of its pixels, as a number between 0 and 1, says where an image belongs. So an image stays where it is when
+    others are added or removed, whatever their order, and two that are alike are never on both sides of a split.
+
+    Args:
+        images: uint8 (N, *pixels).
+        shares: of the splits; they sum to 1, and none is 0.
+        name: what an error calls the images.
+
+    Returns:
+        The indices of each split, in the order of the images.
+
+    Raises:
+        DataError: the shares are not such, or a split holds no image.
+    """
+    if not all(share > 0 for share in shares) or not math.isclose(sum(shares), 1.0):
+        raise DataError(f"{name}: shares {tuple(shares)} of the splits; they must be positive and sum to 1.")
+    bounds = torch.tensor(list(shares), dtype=torch.float64).cumsum(0)[:-1]
+    place = torch.bucketize(_hashes(images), bounds, right=True)
+    found = tuple((place == split).nonzero().flatten() for split in range(len(shares)))
+    if empty := [split for split, indices in enumerate(found) if not len(indices)]:
+        raise DataError(
+            f"{name}: of {len(images)} images none falls into the split of share {shares[empty[0]]:g}: "
+            "give more images, or the splits yourself."
+        )
+    return found
+
+
+def _hashes(images: Tensor) -> Tensor:
+    """Return a number in [0, 1) for each image (N, *pixels), float64 (N,)."""
+    digests = [blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.cpu().contiguous()]
+    # 53 bits, so that the division is exact and never gives 1.
+    return torch.tensor([(int.from_bytes(each, "big") >> 11) / 2**53 for each in digests], dtype=torch.float64)

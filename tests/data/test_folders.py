@@ -1,0 +1,236 @@
+"""Folders of image files: every format to the same pixels, and every bad file refused by its name."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyro_vae.data import DataError, Images, from_arrays, from_folder
+
+RNG = np.random.default_rng(0)
+GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
+
+
+def write(folder: Path, pixels: np.ndarray, suffix: str = ".png", mode: str | None = None, **options: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(pixels):
+        picture = Image.fromarray(image)
+        (picture.convert(mode) if mode else picture).save(folder / f"{number:03}{suffix}", **options)
+
+
+def same(a: Images, b: Images) -> bool:
+    """Whether each split holds the same images in the same order."""
+    return all(torch.equal(getattr(a, split), getattr(b, split)) for split in ("train", "valid", "test"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp", ".PNG"])
+def test_formats_without_loss_give_the_pixels(suffix: str, tmp_path: Path) -> None:
+    options = {"lossless": True} if suffix == ".webp" else {}
+    write(tmp_path / "gray", GRAY, suffix, **options)
+    write(tmp_path / "color", COLOR, suffix, **options)
+    channels = 1 if suffix == ".webp" else None  # which has no gray images of its own
+    assert same(from_folder(tmp_path / "gray", channels=channels), from_arrays(GRAY))
+    assert same(from_folder(tmp_path / "color"), from_arrays(np.moveaxis(COLOR, -1, 1)))
+
+
+def test_jpegs_are_near(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(16), np.arange(16))[None].repeat(80, 0) * 5 + np.arange(80)[:, None, None]
+    write(tmp_path, smooth.astype(np.uint8), ".jpg", quality=95)
+    found = from_folder(tmp_path)
+    pixels = torch.cat([found.train, found.valid, found.test]).double()
+    assert pixels.mean() == pytest.approx(smooth.mean(), abs=0.5)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK"])
+def test_modes_of_color_are_colors(mode: str, tmp_path: Path) -> None:
+    few = np.zeros((40, 6, 5, 3), np.uint8)
+    few[..., 0] = 255 * (GRAY > 128)  # red and black alone, which a palette holds
+    write(tmp_path, few, ".tif" if mode == "CMYK" else ".png", mode)
+    assert same(from_folder(tmp_path), from_arrays(np.moveaxis(few, -1, 1)))
+
+
+def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
+    write(tmp_path, GRAY.astype(np.uint16) * 257)
+    assert same(from_folder(tmp_path), from_arrays(GRAY))
+
+
+def test_bits_are_black_and_white(tmp_path: Path) -> None:
+    write(tmp_path, GRAY > 128)
+    assert same(from_folder(tmp_path), from_arrays(255 * (GRAY > 128).astype(np.uint8)))
+
+
+def test_a_rotated_photograph_stands_upright(tmp_path: Path) -> None:
+    tmp_path.mkdir(exist_ok=True)
+    for number, image in enumerate(GRAY):
+        picture = Image.fromarray(np.rot90(image))
+        exif = picture.getexif()
+        exif[0x0112] = 6  # rotate by 270 degrees to see it upright
+        picture.save(tmp_path / f"{number:03}.png", exif=exif)
+    assert same(from_folder(tmp_path), from_arrays(GRAY))
+
+
+def test_colors_and_gray_are_made_one(tmp_path: Path) -> None:
+    write(tmp_path / "a", GRAY)
+    write(tmp_path / "b", COLOR)
+    colors = from_folder(tmp_path)
+    assert colors.pixel_shape == (3, 6, 5)
+    gray = from_folder(tmp_path, channels=1)
+    luma = (COLOR @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+    assert same(gray, from_arrays(np.concatenate([GRAY, luma])))
+
+
+def test_a_size_keeps_the_middle(tmp_path: Path) -> None:
+    """A constant image stays what it is; of a wide one the sides are cut off."""
+    wide = np.zeros((50, 8, 24), np.uint8)
+    wide[:, :, 8:16] = 200 + np.arange(50)[:, None, None]
+    write(tmp_path, wide)
+    found = from_folder(tmp_path, size=4)
+    every = torch.cat([found.train, found.valid, found.test])
+    assert every.shape[1:] == (4, 4)
+    assert sorted(every[:, 1, 1].tolist()) == list(range(200, 250))
+
+
+def test_folders_are_classes(tmp_path: Path) -> None:
+    write(tmp_path / "dog", GRAY[:20])
+    write(tmp_path / "cat" / "black", GRAY[20:30])
+    write(tmp_path / "cat" / "white", GRAY[30:])
+    found = from_folder(tmp_path)
+    assert same(found, from_arrays(np.concatenate([GRAY[20:], GRAY[:20]])))
+    assert found.labels is not None
+    codes = {image.tobytes(): 2 if i < 20 else int(i >= 30) for i, image in enumerate(GRAY)}
+    for split in ("train", "valid", "test"):
+        expected = [codes[image.numpy().tobytes()] for image in getattr(found, split)]
+        assert found.labels.of("class", split).tolist() == expected
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_folders_are_splits(valid: bool, tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a", GRAY[:25])
+    write(tmp_path / "test" / "b", GRAY[35:])
+    if valid:
+        write(tmp_path / "valid" / "a", GRAY[25:35])
+    found = from_folder(tmp_path)
+    assert torch.equal(found.test, torch.from_numpy(GRAY[35:]))
+    assert found.labels is not None
+    assert found.labels.test.tolist() == [[1]] * 5
+    if valid:
+        assert torch.equal(found.valid, torch.from_numpy(GRAY[25:35]))
+    else:
+        assert same(found, from_arrays(GRAY[:25], GRAY[35:]))
+
+
+def test_a_link_back_and_other_files_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "a", GRAY)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "a" / "._000.png").write_bytes(b"of another system")
+    assert same(from_folder(tmp_path), from_arrays(GRAY))
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def text(path: Path) -> None:
+    path.write_text("not an image")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(image) for image in GRAY[:3]]
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
+
+
+def transparent(path: Path) -> None:
+    Image.fromarray(np.dstack([COLOR[0], GRAY[0]])).save(path)
+
+
+def see_through_palette(path: Path) -> None:
+    Image.fromarray(GRAY[0]).convert("P").save(path, transparency=int(GRAY[0, 0, 0]))
+
+
+def real(path: Path) -> None:
+    Image.fromarray(GRAY[0].astype(np.float32)).save(path, "TIFF")
+
+
+def larger(path: Path) -> None:
+    Image.fromarray(np.zeros((7, 5), np.uint8)).save(path)
+
+
+def nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nothing"))
+
+
+def a_socket(path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as each:
+        each.bind(str(path))
+
+
+BAD: dict[Callable[[Path], None], str] = {
+    damaged: "cannot be read as an image",
+    text: "cannot be read as an image",
+    empty: "cannot be read as an image",
+    animated: "is animated; give its frames",
+    transparent: "has transparent pixels; put it on a background",
+    see_through_palette: "has transparent pixels",
+    real: "has pixels of type F; give 8 or 16 bits",
+    nowhere: "is no file; remove it",
+    a_socket: "is no file; remove it",
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_bad_file_is_named_or_left_out(
+    spoil: Callable[[Path], None],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a path of a socket must be short
+    folder = Path("f")
+    write(folder, GRAY)
+    spoil(folder / "017.png")
+    with pytest.raises(DataError, match=rf"017.png {words}") as caught:
+        from_folder(folder)
+    assert "\n" not in str(caught.value)
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        found = from_folder(folder, skip_bad=True)
+    assert same(found, from_arrays(np.delete(GRAY, 17, 0)))
+    assert "017.png" in caplog.text
+
+
+def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
+    write(tmp_path, GRAY)
+    larger(tmp_path / "017.png")
+    with pytest.raises(DataError, match=r"017.png is 7 x 5 pixels and 000.png 6 x 5; give a size for all"):
+        from_folder(tmp_path)
+    assert from_folder(tmp_path, size=3).pixel_shape == (3, 3)
+
+
+def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no folder of images"):
+        from_folder(tmp_path / "nothing")
+    with pytest.raises(DataError, match="holds no images"):
+        from_folder(tmp_path)
+    write(tmp_path, GRAY[:1])
+    with pytest.raises(DataError, match="of 1 images none falls into the split of share"):
+        from_folder(tmp_path)
+    with pytest.raises(DataError, match="channels is 2; choose 1 or 3"):
+        from_folder(tmp_path, channels=2)
+    text(tmp_path / "000.png")
+    with pytest.raises(DataError, match="None of the 1 image files can be used"):
+        from_folder(tmp_path, skip_bad=True)

@@ -1,0 +1,90 @@
+"""Arrays of one's own: every image comes once, keeps its label, and stays in its split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import DataError
+from pyro_vae.data.splits import split_by_content
+
+
+def noise(number: int, *pixels: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (number, *pixels), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images]
+
+
+def test_every_image_is_in_one_split_with_its_label() -> None:
+    pixels = noise(500, 4, 3)
+    classes = np.array(["cat", "ant", "bee"])[np.arange(500) % 3]
+    images = pv.data.from_arrays(pixels, labels=classes)
+    splits = {name: rows(getattr(images, name)) for name in ("train", "valid", "test")}
+    assert sorted([*splits["train"], *splits["valid"], *splits["test"]]) == sorted(rows(pixels))
+    assert images.labels is not None
+    known = dict(zip(rows(pixels), classes, strict=True))
+    for name, found in splits.items():
+        codes = images.labels.of("class", name).tolist()
+        assert [known[each] for each in found] == [("ant", "bee", "cat")[code] for code in codes]
+
+
+def test_the_shares_are_kept() -> None:
+    """Each image falls into a split by itself: binomial counts of 20,000, two comparisons at 4 s.e., 1.3e-4 in all."""
+    found = split_by_content(noise(20_000, 2, 2, seed=1), (0.7, 0.2, 0.1), "noise")
+    for indices, share in zip(found[1:], (0.2, 0.1), strict=True):
+        assert abs(len(indices) - 20_000 * share) < 4 * (20_000 * share * (1 - share)) ** 0.5
+
+
+def test_an_image_stays_in_its_split_when_others_come_and_in_any_order() -> None:
+    pixels = noise(300, 3, 3)
+    first = pv.data.from_arrays(pixels)
+    more = pv.data.from_arrays(torch.cat([noise(200, 3, 3, seed=1), pixels.flip(0)]))
+    for split in ("train", "valid", "test"):
+        assert set(rows(getattr(first, split))) <= set(rows(getattr(more, split)))
+
+
+def test_equal_images_are_on_one_side() -> None:
+    pixels = noise(200, 3, 3).repeat(3, 1, 1)
+    images = pv.data.from_arrays(pixels)
+    splits = [set(rows(getattr(images, name))) for name in ("train", "valid", "test")]
+    assert not splits[0] & splits[1]
+    assert not splits[0] & splits[2]
+    assert not splits[1] & splits[2]
+
+
+def test_test_images_of_ones_own_are_the_test_images() -> None:
+    train, test = noise(200, 3, 3), noise(20, 3, 3, seed=1)
+    images = pv.data.from_arrays(train, test, labels=np.arange(200) % 5, test_labels=np.arange(20) % 5 + 3)
+    assert torch.equal(images.test, test)
+    assert sorted(rows(torch.cat([images.train, images.valid]))) == sorted(rows(train))
+    assert images.labels is not None
+    assert images.labels.test.flatten().tolist() == [3 + each % 5 for each in range(20)]
+
+
+def test_floats_are_rounded_to_levels_and_split_like_these() -> None:
+    pixels = noise(100, 3, 3)
+    a, b = pv.data.from_arrays(pixels), pv.data.from_arrays((pixels / 255).numpy())
+    for split in ("train", "valid", "test"):
+        assert torch.equal(getattr(a, split), getattr(b, split))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"labels": np.zeros(99, int)}, r"labels have shape \(99,\), and there are 100 images"),
+        ({"labels": np.zeros((100, 1), int)}, r"labels have shape \(100, 1\)"),
+        ({"labels": np.zeros(100)}, "labels are float64; give integers or words"),
+        ({"test": noise(9, 3, 3), "labels": np.zeros(100, int)}, "training or test images alone"),
+        ({"test": noise(9, 3, 4)}, r"mine: test images are \(3, 4\), training images \(3, 3\)"),
+        ({"splits": (0.8, 0.2, 0.2)}, "positive and sum to 1"),
+        ({"splits": (1.0, 0.0, 0.0)}, "positive and sum to 1"),
+        ({"splits": (1 - 2e-9, 1e-9, 1e-9)}, "of 100 images none falls into the split of share 1e-09"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        pv.data.from_arrays(noise(100, 3, 3), name="mine", **arguments)
