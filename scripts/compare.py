@@ -93,8 +93,8 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
     flags = [
         word
         for name, value in setting.to_json().items()
-        if value is not None
-        for word in (config.flag(name), str(value))
+        if value is not None and value is not False
+        for word in ([config.flag(name)] if value is True else [config.flag(name), str(value)])
     ]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)

@@ -33,7 +33,16 @@ from pyro_vae.runs.load import load_config, restore
 from pyro_vae.runs.summary import num_parameters, write_summary
 
 # Flags that take the place of what the run was fitted with.
-_OF_THE_RUN: tuple[str, ...] = ("num_samples", "test_images", "program", "data_root", "seed", "device", "compile")
+_OF_THE_RUN: tuple[str, ...] = (
+    "num_samples",
+    "test_images",
+    "data",
+    "program",
+    "data_root",
+    "seed",
+    "device",
+    "compile",
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class RunArguments:
     """K of the importance-sampled log-likelihood."""
     test_images: config.OptionalCount = None
     """Test on the first so many images."""
+    data: str | None = None
+    """Folder of images of your own, where it lies elsewhere now."""
     program: str | None = None
     """path/to/file.py:factory, for runs of a program of your own: no code that a run folder names is run."""
     data_root: Path | None = None

@@ -20,7 +20,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, data
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
@@ -61,6 +61,8 @@ def main(arguments: Arguments) -> None:
         return
     pyro.set_rng_seed(settings.seed)
     run = prepare(settings)
+    if settings.data not in data.DATASETS:
+        print(run.images.pixels)
     batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
     program = run.program
     check_domain(program.model, program.guide, Batch.of(test)[:100])

@@ -21,7 +21,7 @@ from pyro_vae.instruments import samples
 from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
 
-_OF_THE_RUN = ("program", "data_root", "seed", "device")
+_OF_THE_RUN = ("data", "program", "data_root", "seed", "device")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Arguments:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
+    data: str | None = None
+    """Folder of images of your own, where it lies elsewhere now."""
     program: str | None = None
     """path/to/file.py:factory, for a run of a program of your own: no code that a run folder names is run."""
     data_root: Path | None = None
@@ -49,8 +51,8 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(settings.seed)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
     shape = tuple(Batch.of(x).x.shape[1:])
-    if len(shape) != 2:
-        raise UserError(f"The images have shape {shape}; only those of height and width can be drawn.")
+    if len(shape) != 2 and (len(shape), shape[0]) != (3, 3):
+        raise UserError(f"The images have shape {shape}; only (height, width) and (3, height, width) can be drawn.")
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()

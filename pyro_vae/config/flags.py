@@ -3,6 +3,7 @@ r"""The single source of flags, defaults and help."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from pyro_vae.infer.precision import PRECISIONS
 
 # What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
 CHOICES: dict[str, Collection[str]] = {
-    "data": data.DATASETS,
     "binarize": data.BINARIZATIONS,
     "prior": components.PRIORS,
     "posterior": components.POSTERIORS,
@@ -64,9 +64,16 @@ class Config:
     of --posterior point-mass and --prior flat; pixelcnn, an autoregressive density of 0/1 pixels without latents;
     pixelvae, the VAE of --likelihood pixelcnn; or path/to/file.py:factory, a program of your own: factory(config,
     images) returns an object with model(x) and guide(x). Its code is run."""
-    data: Annotated[str, _one_of("data")] = "digits"
-    """Data set. digits (8x8) are embedded and shapes (32x32, of five known factors) drawn; the others are downloaded
-    into --data-root where absent."""
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "digits"
+    """digits (8x8, embedded), shapes (32x32, of five known factors, drawn), or mnist, fashion-mnist and kmnist, which
+    are downloaded into --data-root where absent; or a folder of images of your own, whose sub-folders are classes, or
+    train, test and valid, and which are otherwise split by their content."""
+    image_size: OptionalCount = None
+    """Height and width of images of your own, which are cropped and resized (None: as they are, all of one size)."""
+    channels: Annotated[int | None, tyro.conf.arg(metavar="1|3")] = None
+    """Of images of your own: 1 for gray, 3 for color (None: 1 if all files are gray, otherwise 3)."""
+    skip_bad: bool = False
+    """Leave out image files that cannot be used, with a warning for each, in the place of stopping."""
     data_root: Path = Path("data")
     """Folder of the downloaded data sets."""
     binarize: Annotated[str, _one_of("binarize")] = "dynamic"
@@ -136,12 +143,18 @@ class Config:
     """Of matrix products in training: tf32 (CUDA), or bf16, which are bfloat16. Densities are float32 or better."""
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "test_images", "latent_dim", "hidden_dim", "num_particles"):
+        for name in ("train_images", "test_images", "image_size", "latent_dim", "hidden_dim", "num_particles"):
             self._at_least(name, 1)
         for name in ("epochs", "batch_size", "num_samples"):
             self._at_least(name, 1)
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
+        # A path is not asked for: a saved run may name a folder that lies elsewhere now.
+        if self.data not in data.DATASETS and os.sep not in self.data and not os.path.isdir(self.data):
+            known = ", ".join(data.DATASETS)
+            raise UserError(f"Unknown data {self.data!r}; choose one of {known}, or the path of a folder of images.")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"--channels is {self.channels}; choose 1 or 3.")
         for name in ("beta", "free_bits", "mmd_weight"):
             objectives.nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
@@ -171,9 +184,10 @@ class Config:
         device = auto if self.device == "auto" else self.device
         if self.precision == "tf32" and device != "cuda":
             raise UserError("--precision tf32 is of CUDA devices; on a CPU choose float32 or bf16.")
-        dataset = data.DATASETS[self.data]
+        dataset = data.defaults(self.data)
         return replace(
             self,
+            data=self.data if self.data in data.DATASETS else os.path.abspath(self.data),
             epochs=self.epochs or dataset.epochs,
             num_samples=self.num_samples or dataset.num_samples,
             device=device,
@@ -184,7 +198,7 @@ class Config:
         """How steps run, ``compiled``, ``recorded`` or None: a function of what is saved, the same when resumed."""
         if self.compile != "auto":
             return "compiled" if self.compile == "on" else None
-        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.DATASETS[self.data].num_train)
+        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.defaults(self.data).num_train)
         return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:

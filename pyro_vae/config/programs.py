@@ -84,7 +84,7 @@ def run_name(config: Config) -> str:
     unread = _unread_by_program(config)
     program = "" if config.program == "vae" else Path(config.program).name.replace(".py:", "-")
     particles = config.num_particles if config.num_particles > 1 else ""
-    words = [config.data, program, "" if "prior" in unread else config.prior]
+    words = [Path(config.data).stem, program, "" if "prior" in unread else config.prior]
     words.append("" if "objective" in unread else f"{config.objective}{particles}")
     return "-".join(filter(None, words))
 

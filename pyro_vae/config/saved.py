@@ -17,11 +17,12 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     str: (str,),
     int: (int,),
     float: (int, float),
+    bool: (bool,),
     type(Path()): (str,),
     type(None): (int, type(None)),  # a count that the data set decides
 }
 # Fields that runs of earlier versions do not have, and whose default is what they did.
-_ADDED = ("labels",)
+_ADDED = ("labels", "image_size", "channels", "skip_bad")
 
 
 def read_config(path: Path) -> Config:
@@ -41,7 +42,8 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{more}.")
     for name, default in known.items():
         value = values[name]
-        good = isinstance(value, _JSON_TYPES[type(default)]) and not isinstance(value, bool)
+        good = isinstance(value, _JSON_TYPES[type(default)])
+        good = good and isinstance(value, bool) == isinstance(default, bool)  # to Python, a bool is an int
         if not good or not _moderate(value):
             raise UserError(f"{path} is not a configuration: {name} is {reprlib.repr(value)}.")
     try:

@@ -2,7 +2,7 @@
 
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.batches import Batches
-from pyro_vae.data.datasets import DATASETS, Dataset, load
+from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
 from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
@@ -18,6 +18,7 @@ __all__ = [
     "Images",
     "Labels",
     "Observed",
+    "defaults",
     "from_arrays",
     "from_folder",
     "load",

@@ -18,6 +18,7 @@ import torch
 
 from pyro_vae.data import idx, shapes
 from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
 from pyro_vae.errors import DataError
@@ -38,6 +39,15 @@ class Dataset:
     """K of the importance-sampled log-likelihood."""
 
 
+# The defaults of a fit on images of one's own, whose number nobody knows before they are read.
+_OWN = Dataset(lambda root, download: from_folder(root), 0, num_samples=1000)
+
+
+def defaults(name: str) -> Dataset:
+    """Return the row of a data set, or the defaults for the path of images of your own."""
+    return DATASETS.get(name, _OWN)
+
+
 _LOG = logging.getLogger("pyro_vae")
 _NUM_VALID = 5000
 
@@ -49,22 +59,35 @@ def load(
     test_images: int | None = None,
     *,
     download: bool = True,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
 ) -> Images:
-    """Load a data set by name.
+    """Load a data set by name, or images of your own from a folder.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS`, or the path of a folder of image files.
         root: folder of the downloaded data sets; digits and shapes need none.
         train_images: use only the first so many training images.
         test_images: likewise for the test.
         download: whether what is absent from `root` is downloaded into it; otherwise nothing is written there.
+        image_size: height and width of images of your own, as `size` in `from_folder`.
+        channels: of images of your own, as in `from_folder`.
+        skip_bad: likewise.
 
     Raises:
-        DataError: unknown name, a file that is absent, damaged, inconsistent or not MNIST's, or too few images.
+        DataError: neither a name nor a folder, a file that is absent, damaged, inconsistent or not MNIST's, or too few
+            images; or an option of images of your own is set and the data set has a name.
     """
-    if name not in DATASETS:
-        raise DataError(f"Unknown data set {name!r}; choose one of {', '.join(DATASETS)}.")
-    images = DATASETS[name].load(Path(root), download)
+    if name in DATASETS:
+        if image_size is not None or channels is not None or skip_bad:
+            raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
+        images = DATASETS[name].load(Path(root), download)
+    elif os.path.isdir(name):
+        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad)
+    else:
+        known = ", ".join(DATASETS)
+        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or the path of a folder of images.")
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

@@ -1,7 +1,7 @@
 r"""A folder of image files as a data set: recognized by what the files hold, decoded in parallel, checked one by one.
 
 Sub-folders are classes: FOLDER/cat/1.png. Folders train, test and, if there is one, valid above these are splits;
-without them images are split by their content.
+without them images are split by their content. Within a split they stand in an order that their content decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pyro_vae.data.images import Images
 from pyro_vae.data.own import from_arrays, from_splits
-from pyro_vae.data.splits import Shares
+from pyro_vae.data.splits import Shares, content_hashes
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
@@ -60,7 +60,11 @@ def from_folder(
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
     arrays, good = _read_all(files, size, skip_bad)
     pixels = _stack(arrays, channels, good)
-    parts = [file.relative_to(folder).parts[:-1] for file in good]
+    # Files come class by class. In the order of a hash the first images of a split are a sample of all, and the same
+    # ones when files are added.
+    order = content_hashes(pixels).argsort(stable=True)
+    pixels = pixels[order]
+    parts = [good[index].relative_to(folder).parts[:-1] for index in order.tolist()]
     by_split = all(part and part[0] in _SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
     classes = [part[by_split:] for part in parts]
     labels = ["/".join(each) for each in classes] if all(classes) else None
@@ -112,7 +116,7 @@ def _read_all(files: Sequence[Path], size: int | None, skip_bad: bool) -> tuple[
 
 def _read(path: Path, size: int | None) -> np.ndarray:
     """Read one file: 8 bits, upright, without transparency."""
-    from PIL import Image, ImageOps  # on use, as it takes long to import
+    from PIL import Image, ImageOps, UnidentifiedImageError  # on use, as it takes long to import
 
     if not path.is_file():
         raise DataError(f"{path} is no file; remove it.")
@@ -127,6 +131,8 @@ def _read(path: Path, size: int | None) -> np.ndarray:
             return _resized(_plain(ImageOps.exif_transpose(image), path, wide), size)
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} cannot be read as an image (of no known format); repair or remove it.") from error
     except Exception as error:  # what a decoder may raise on anybody's file has no end
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path} cannot be read as an image ({reason}); repair or remove it.") from error

@@ -48,6 +48,15 @@ class Images:
         if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
+    def __str__(self) -> str:
+        """Return one line: how many images of which shape, and their classes."""
+        numbers = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "valid", "test"))
+        shape = " x ".join(map(str, self.pixel_shape))
+        classes = ""
+        if self.labels is not None and self.labels.names == ("class",):
+            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.test]).max())} classes"
+        return f"{self.name}: {numbers} images of {shape} pixels{classes}"
+
     @property
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of one image."""

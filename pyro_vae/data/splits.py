@@ -34,7 +34,7 @@ def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor,
     if not all(share > 0 for share in shares) or not math.isclose(sum(shares), 1.0):
         raise DataError(f"{name}: shares {tuple(shares)} of the splits; they must be positive and sum to 1.")
     bounds = torch.tensor(list(shares), dtype=torch.float64).cumsum(0)[:-1]
-    place = torch.bucketize(_hashes(images), bounds, right=True)
+    place = torch.bucketize(content_hashes(images), bounds, right=True)
     found = tuple((place == split).nonzero().flatten() for split in range(len(shares)))
     if empty := [split for split, indices in enumerate(found) if not len(indices)]:
         raise DataError(
@@ -44,8 +44,8 @@ def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor,
     return found
 
 
-def _hashes(images: Tensor) -> Tensor:
-    """Return a number in [0, 1) for each image (N, *pixels), float64 (N,)."""
+def content_hashes(images: Tensor) -> Tensor:
+    """Return a number in [0, 1) for each image, uint8 (N, *pixels), that its pixels alone decide: float64 (N,)."""
     digests = [blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.cpu().contiguous()]
     # 53 bits, so that the division is exact and never gives 1.
     return torch.tensor([(int.from_bytes(each, "big") >> 11) / 2**53 for each in digests], dtype=torch.float64)

@@ -109,8 +109,9 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
     batch = Batch.of(x)
     truth = batch[:_IMAGES]
     some = truth.x.clone()
-    some[:, some.shape[1] // 2 :] = torch.nan
-    seen = some[0].numel() // some.shape[1] * (some.shape[1] // 2)
+    height = some.shape[-2]
+    some[..., height // 2 :, :] = torch.nan
+    seen = some[0].numel() // height * (height // 2)
     exact = completed_images(program.model, truth, seen, seed)
     if exact is not None:
         found = {"draw": exact}

@@ -102,7 +102,7 @@ class Folder:
             figure.savefig(temporary, dpi=130)
 
     def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
-        """Write <name>.gif of frames (height, width), uint8, ten a second, among the figures."""
+        """Write <name>.gif of frames (height, width) or (height, width, 3), uint8, ten a second, among the figures."""
         from PIL import Image  # on use: `load_run` needs none
 
         first, *rest = (Image.fromarray(frame) for frame in frames)

@@ -99,7 +99,16 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
     Raises:
         DataError: see `data.load`.
     """
-    images = data.load(config.data, config.data_root, config.train_images, config.test_images, download=download)
+    images = data.load(
+        config.data,
+        config.data_root,
+        config.train_images,
+        config.test_images,
+        download=download,
+        image_size=config.image_size,
+        channels=config.channels,
+        skip_bad=config.skip_bad,
+    )
     return images.map(lambda pixels: pixels.to(config.device)).observed(config.binarize)
 
 

@@ -23,6 +23,9 @@ OTHER = Config(
     program="my.py:factory",
     data="mnist",
     data_root=Path("some/where else"),
+    image_size=9,
+    channels=3,
+    skip_bad=True,
     binarize="none",
     train_images=7,
     test_images=8,
@@ -208,7 +211,7 @@ def test_what_editors_make_of_a_file_is_read(encoding: str, tmp_path: Path) -> N
 # Values
 
 
-COUNTS = ("train_images", "test_images", "latent_dim", "hidden_dim", "num_particles")
+COUNTS = ("image_size", "train_images", "test_images", "latent_dim", "hidden_dim", "num_particles")
 COUNTS += ("epochs", "batch_size", "num_samples")
 
 

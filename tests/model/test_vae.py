@@ -69,7 +69,7 @@ def moved(net: nn.Module) -> nn.Module:
     return net.to(torch.get_default_device())
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (32, 32), (5, 7)])
+@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (32, 32), (5, 7), (3, 8, 8), (3, 5, 7)])
 @pytest.mark.parametrize("name", NETS)
 def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
     """Each image and each code alone gives what it gives among others; every parameter has a gradient."""
@@ -86,11 +86,12 @@ def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...])
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
+@pytest.mark.parametrize("shape", [(9, 7), (3, 9, 7)])
 @pytest.mark.parametrize("name", NETS)
-def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str) -> None:
-    """No pixel of an image of odd size is lost on the way down or up."""
-    family = components.NETS[name]((9, 7), 16)
-    x = torch.randn(9, 7, requires_grad=True)
+def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str, shape: tuple[int, ...]) -> None:
+    """No pixel of an image of odd size, and no color, is lost on the way down or up."""
+    family = components.NETS[name](shape, 16)
+    x = torch.randn(*shape, requires_grad=True)
     moved(family.encoder(5))(x).square().sum().backward()
     assert (x.grad != 0).all()
     z = torch.randn(5)

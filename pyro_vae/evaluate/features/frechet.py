@@ -25,16 +25,17 @@ class Features(nn.Module):
     """A small convolutional classifier of images of one shape, which gives its last hidden layer as features.
 
     Args:
-        pixel_shape: height and width.
+        pixel_shape: height and width, after the channels of images that have some.
         num_classes: of the labels.
     """
 
     def __init__(self, pixel_shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
-        height, width = (-(-size // 4) for size in pixel_shape)
+        *colors, height, width = pixel_shape
+        height, width = -(-height // 4), -(-width // 4)
         self.body = nn.Sequential(
-            nn.Unflatten(1, (1, -1)),
-            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.Identity() if colors else nn.Unflatten(1, (1, -1)),
+            nn.Conv2d(colors[0] if colors else 1, 32, 3, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -45,11 +46,11 @@ class Features(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the classes of images (N, height, width)."""
+        """Return the logits of the classes of images (N, *pixels)."""
         return self.head(self.body(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the features of images (N, height, width), float64 (N, 64)."""
+        """Return the features of images (N, *pixels), float64 (N, 64)."""
         with torch.no_grad():
             return torch.cat([self.body(part) for part in x.split(1000)]).double()
 
@@ -64,7 +65,7 @@ def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
     """Train a network on labelled images, as the programs to be judged observe them.
 
     Args:
-        x: images (N, height, width).
+        x: images (N, *pixels).
         classes: integers from 0 on (N,).
         seed: of weights and order; the caller's random streams stay as they are.
     """

@@ -1,4 +1,4 @@
-r"""Convolutional networks of grey images, halved twice: 28x28 -> 14x14 -> 7x7, and 32x32, 8x8 or any other size alike.
+r"""Convolutional networks of images, halved twice: 28x28 -> 14x14 -> 7x7, and 32x32, 8x8 or any other size alike.
 
 They have no batch normalisation, which would mix particles and images; residual branches start at zero instead
 (Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321).
@@ -6,6 +6,7 @@ They have no batch normalisation, which would mix particles and images; residual
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class Conv:
     """Convolutional encoders and decoders with rectified linear units (see `nets.Nets`).
 
     Args:
-        pixel_shape: height and width of an image.
+        pixel_shape: height and width of an image, after its channels where it has some.
         hidden_dim: units of the dense layer between image and code.
         blocks: residual blocks at each resolution.
 
@@ -29,11 +30,13 @@ class Conv:
     """
 
     def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, blocks: int = 0) -> None:
-        if len(pixel_shape) != 2:
+        if len(pixel_shape) not in (2, 3):
             raise UserError(f"Images of shape {tuple(pixel_shape)} have no height and width: choose --net mlp.")
+        self.pixel_shape = tuple(pixel_shape)
+        self.colors = self.pixel_shape[:-2]  # their number, or nothing of gray images
         self.hidden_dim = hidden_dim
         self.blocks = blocks
-        self.sizes = [tuple(pixel_shape)]
+        self.sizes = [self.pixel_shape[-2:]]
         for _ in _WIDTHS:
             self.sizes.append(tuple(-(-size // 2) for size in self.sizes[-1]))
 
@@ -43,8 +46,8 @@ class Conv:
         height, width = self.sizes[-1]
         return _Rows(
             nn.Sequential(
-                nn.Unflatten(1, (1, -1)),
-                nn.Conv2d(1, narrow, 3, stride=2, padding=1),
+                nn.Identity() if self.colors else nn.Unflatten(1, (1, -1)),
+                nn.Conv2d(math.prod(self.colors), narrow, 3, stride=2, padding=1),
                 *self._residuals(narrow),
                 nn.ReLU(),
                 nn.Conv2d(narrow, wide, 3, stride=2, padding=1),
@@ -54,7 +57,7 @@ class Conv:
                 relu(wide * height * width, self.hidden_dim),
                 linear(self.hidden_dim, outputs),
             ),
-            self.sizes[0],
+            self.pixel_shape,
         )
 
     def decoder(self, inputs: int, channels: int) -> nn.Module:
@@ -71,7 +74,8 @@ class Conv:
                 self._double(wide, narrow, 1),
                 *self._residuals(narrow),
                 nn.ReLU(),
-                self._double(narrow, channels, 0, bias=False),
+                self._double(narrow, channels * math.prod(self.colors), 0, bias=False),
+                *([nn.Unflatten(1, (channels, *self.colors))] if self.colors else []),
             ),
             (inputs,),
         )
