@@ -18,6 +18,7 @@ import tyro
 from pyro_vae import cli, config
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
+from pyro_vae.report.images import are_pictures
 from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
 
@@ -50,8 +51,9 @@ def main(arguments: Arguments) -> None:
     settings = fitted.config
     pyro.set_rng_seed(settings.seed)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
-    shape = tuple(Batch.of(x).x.shape[1:])
-    if len(shape) != 2 and (len(shape), shape[0]) != (3, 3):
+    pixels = Batch.of(x).x
+    if not are_pictures(pixels):
+        shape = tuple(pixels.shape[1:])
         raise UserError(f"The images have shape {shape}; only (height, width) and (3, height, width) can be drawn.")
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()

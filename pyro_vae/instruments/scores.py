@@ -124,6 +124,10 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
     if not shows_x(program, some):
         _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
         return
+    if not images.are_pictures(some.x):
+        shape = tuple(some.x.shape[1:])
+        _LOG.warning("Data of shape %s are not images, gray or in color: there are no pictures.", shape)
+        return
     if shown := reconstructions(program, some, seed, draws=False):
         folder.save_figure("reconstructions", images.reconstructions(some.x, shown.first()[0]))
     if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):

@@ -31,12 +31,12 @@ def gallery(pictures: Mapping[str, Path]) -> Figure:
 
 
 def image_grid(images: Tensor, title: str) -> Figure:
-    """Draw images, see `tiled`, as a grid, ten in a row."""
+    """Draw images, see `are_pictures`, as a grid, ten in a row."""
     return _grid(images, title, min(10, len(images)))
 
 
 def reconstructions(images: Tensor, means: Tensor) -> Figure:
-    """Draw images and, under each, the mean of p(x|z) for one draw of z, as many; see `tiled`."""
+    """Draw images and, under each, the mean of p(x|z) for one draw of z, as many; see `are_pictures`."""
     per_row = min(10, len(images))
     whole = len(images) // per_row * per_row
     rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, means)]
@@ -45,7 +45,7 @@ def reconstructions(images: Tensor, means: Tensor) -> Figure:
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
-    """Draw sets of images, see `tiled`, each as a grid under its name."""
+    """Draw sets of images, see `are_pictures`, each as a grid under its name."""
     grids = {name: tiled(images, per_row) for name, images in panels.items()}
     figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(title)
@@ -55,7 +55,7 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
 
 
 def rows(named: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw a row of images, see `tiled`, for each name, which stands before it."""
+    """Draw a row of images, see `are_pictures`, for each name, which stands before it."""
     tiles = tiled(torch.cat(list(named.values())), len(next(iter(named.values()))))
     figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
@@ -82,8 +82,13 @@ def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
     return figure
 
 
+def are_pictures(images: Tensor) -> bool:
+    """Return whether images can be drawn: (N, height, width), or (N, C, height, width) of one or three channels."""
+    return images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
+
+
 def tiled(images: Tensor, per_row: int) -> np.ndarray:
-    """Return images (N, height, width), or (N, 3, height, width), in [0, 1] as one, with a gray line around each."""
+    """Return images in [0, 1], see `are_pictures`, as one, with a gray line around each."""
     colored = images.dim() == 4
     shown = images.detach().cpu().float().clamp(0, 1)
     tiles = make_grid(shown if colored else shown.unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)

@@ -1,0 +1,40 @@
+"""The main measurement for data of any shape: the same numbers per dimension, and pictures where there can be some."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.config import Config, programs
+from pyro_vae.instruments.scores import measure_scores, write_scores
+from pyro_vae.runs import RunFolder
+
+SHAPES = [(8, 8), (1, 8, 8), (3, 8, 8), (2, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"), [*(("conv", shape) for shape in SHAPES), *(("mlp", s) for s in [*SHAPES, (64,)])]
+)
+def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """An untrained decoder starts at the frequencies of each dimension, and adds the spread of its own logits."""
+    settings = Config(net=net, latent_dim=4, hidden_dim=16).resolved()
+    pixels = 255 * torch.randint(0, 2, (200, *shape)).byte()
+    images = pv.data.Images("coins", pixels, pixels[:20], pixels[:20]).observed("none")
+    pyro.set_rng_seed(0)
+    vae = programs.build(settings, images.pixels)
+    x = images.split("test")
+    scores, numbers = measure_scores(vae, x, 50, density=False, seed=0)
+    assert numbers["bits_per_dim"] == pytest.approx(-scores.log_likelihood.mean() / (math.prod(shape) * math.log(2)))
+    assert 0.9 < numbers["bits_per_dim"] < 1.3
+
+    run = RunFolder(tmp_path / "run")
+    run.claim(settings.to_json())
+    write_scores(run, vae, x, scores, 0)
+    drawn = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    pictures = {"reconstructions.png", "prior_samples.png"}
+    assert drawn == {"khat.png"} | (pictures if shape[:-2] in ((), (1,), (3,)) and len(shape) > 1 else set())
