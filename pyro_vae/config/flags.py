@@ -64,10 +64,10 @@ class Config:
     of --posterior point-mass and --prior flat; pixelcnn, an autoregressive density of 0/1 pixels without latents;
     pixelvae, the VAE of --likelihood pixelcnn; or path/to/file.py:factory, a program of your own: factory(config,
     images) returns an object with model(x) and guide(x). Its code is run."""
-    data: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")] = "digits"
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "digits"
     """digits (8x8, embedded), shapes (32x32, of five known factors, drawn), or mnist, fashion-mnist and kmnist, which
     are downloaded into --data-root where absent; or a folder of images of your own, whose sub-folders are classes, or
-    train, test and valid, and which are otherwise split by their content."""
+    train, test and valid, and which are otherwise split by their content; or a .npy or .npz file of arrays."""
     image_size: OptionalCount = None
     """Height and width of images of your own, which are cropped and resized (None: as they are, all of one size)."""
     channels: Annotated[int | None, tyro.conf.arg(metavar="1|3")] = None
@@ -150,9 +150,10 @@ class Config:
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
         # A path is not asked for: a saved run may name a folder that lies elsewhere now.
-        if self.data not in data.DATASETS and os.sep not in self.data and not os.path.isdir(self.data):
+        if self.data not in data.DATASETS and os.sep not in self.data and not os.path.exists(self.data):
             known = ", ".join(data.DATASETS)
-            raise UserError(f"Unknown data {self.data!r}; choose one of {known}, or the path of a folder of images.")
+            own = "the path of a folder of images or a file of arrays"
+            raise UserError(f"Unknown data {self.data!r}; choose one of {known}, or {own}.")
         if self.channels not in (None, 1, 3):
             raise UserError(f"--channels is {self.channels}; choose 1 or 3.")
         for name in ("beta", "free_bits", "mmd_weight"):

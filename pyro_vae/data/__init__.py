@@ -1,5 +1,6 @@
 """Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
 
+from pyro_vae.data.array_files import from_file
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
@@ -20,6 +21,7 @@ __all__ = [
     "Observed",
     "defaults",
     "from_arrays",
+    "from_file",
     "from_folder",
     "load",
     "some_labels",

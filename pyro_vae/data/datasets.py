@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from pyro_vae.data import idx, shapes
+from pyro_vae.data.array_files import from_file
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import Images
@@ -66,7 +67,8 @@ def load(
     """Load a data set by name, or images of your own from a folder.
 
     Args:
-        name: a key of `DATASETS`, or the path of a folder of image files.
+        name: a key of `DATASETS`, or the path of a folder of image files or of a file of arrays; see `from_folder` and
+            `from_file`.
         root: folder of the downloaded data sets; digits and shapes need none.
         train_images: use only the first so many training images.
         test_images: likewise for the test.
@@ -85,9 +87,15 @@ def load(
         images = DATASETS[name].load(Path(root), download)
     elif os.path.isdir(name):
         images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad)
+    elif os.path.exists(name):
+        if image_size is not None or channels is not None or skip_bad:
+            raise DataError(f"{name} is no folder of images: leave out --image-size, --channels and --skip-bad.")
+        images = from_file(name)
     else:
         known = ", ".join(DATASETS)
-        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or the path of a folder of images.")
+        raise DataError(
+            f"Unknown data set {name!r}; choose one of {known}, or the path of a folder of images or a file of arrays."
+        )
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

@@ -1,0 +1,138 @@
+"""Files of arrays: the arrays that were saved, and nothing that could run code or fill the memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.data import DataError, Images, from_arrays, from_file
+
+RNG = np.random.default_rng(0)
+GRAY = RNG.integers(0, 256, (60, 6, 5), dtype=np.uint8)
+COLOR = RNG.integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)
+CLASSES = np.arange(60) % 4
+
+
+def same(a: Images, b: Images) -> bool:
+    pixels = all(torch.equal(getattr(a, split), getattr(b, split)) for split in ("train", "valid", "test"))
+    if a.labels is None or b.labels is None:
+        return pixels and a.labels is b.labels
+    return pixels and all(torch.equal(getattr(a.labels, each), getattr(b.labels, each)) for each in ("train", "test"))
+
+
+@pytest.mark.parametrize("array", [GRAY, GRAY / 255, np.asfortranarray(GRAY), GRAY.astype(">f8") / 255], ids=str)
+def test_an_array_is_read_as_it_was_saved(array: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", array)
+    (tmp_path / "images.npy").rename(tmp_path / "images.data")  # known by what it holds
+    assert same(from_file(tmp_path / "images.data"), from_arrays(GRAY))
+
+
+def test_colors_may_stand_last(tmp_path: Path) -> None:
+    first = np.moveaxis(COLOR, -1, 1)
+    for name, array in (("last", COLOR), ("first", first)):
+        np.save(tmp_path / f"{name}.npy", array)
+        assert same(from_file(tmp_path / f"{name}.npy"), from_arrays(first))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_holds_images_and_labels(save: object, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    for named in (
+        {"x": GRAY, "y": CLASSES},
+        {"images": GRAY, "labels": CLASSES[:, None]},
+        {"labels": CLASSES, "x": GRAY},
+    ):
+        save(path, **named)  # type: ignore[operator]
+        assert same(from_file(path), from_arrays(GRAY, labels=CLASSES))
+    save(path, GRAY)  # type: ignore[operator]
+    assert same(from_file(path), from_arrays(GRAY))
+    save(path, x_train=COLOR[:40], x_test=COLOR[40:], y_train=CLASSES[:40], y_test=CLASSES[40:])  # type: ignore[operator]
+    first = np.moveaxis(COLOR, -1, 1)
+    assert same(from_file(path), from_arrays(first[:40], first[40:], labels=CLASSES[:40], test_labels=CLASSES[40:]))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path("/nowhere/evil").write_text, ("code has run",))
+
+
+def header_of(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+    return file.getvalue()
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header_of((10**9, 10**6)) + bytes(10_000))
+
+
+def bad_sum(path: Path) -> None:
+    np.savez(path, x=GRAY)
+    content = bytearray(path.read_bytes())
+    content[500] ^= 255
+    path.write_bytes(content)
+
+
+def truncated_archive(path: Path) -> None:
+    np.savez(path, x=GRAY)
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def pickled(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.array([Evil()], dtype=object), allow_pickle=True)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+BAD = {
+    "pickled objects": (pickled, "holds pickled objects, which are never read"),
+    "a pickled archive": (lambda path: np.savez(path, x=np.array([None] * 60)), "x holds pickled objects"),
+    "a bomb": (bomb, "x takes 931322.6 GiB, and the memory is"),
+    "a wrong sum": (bad_sum, "cannot be read"),
+    "a truncated archive": (truncated_archive, "cannot be read"),
+    "a truncated array": (lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(99)), "ends after 99 of 1,800"),
+    "a truncated header": (lambda path: path.write_bytes(header_of((60, 6, 5))[:40]), "no header of an array"),
+    "no header": (
+        lambda path: path.write_bytes(b"\x93NUMPY" + struct.pack("<BBH", 1, 0, 9) + b"{nonsense"),
+        "no header",
+    ),
+    "other names": (lambda path: np.savez(path, a=GRAY), "holds a.npy; name its images x"),
+    "an empty archive": (lambda path: zipfile.ZipFile(path, "w").close(), "is no file of arrays"),
+    "an empty file": (lambda path: path.write_bytes(b""), "is no file of arrays"),
+    "text": (lambda path: path.write_text("1,2,3"), "is no file of arrays"),
+    "one number": (lambda path: save(path, np.uint8(3)), r"images have shape \(\)"),
+    "integers": (lambda path: save(path, GRAY.astype(int)), "pixels are torch.int64"),
+    "complex numbers": (lambda path: save(path, GRAY.astype(complex)), "pixels are"),
+    "NaN": (lambda path: save(path, np.where(GRAY > 250, np.nan, 0.5)), "holds nan"),
+    "words": (lambda path: save(path, np.array(["a"] * 60)), "pixels are"),
+    "labels of another length": (lambda path: np.savez(path, x=GRAY, y=CLASSES[1:]), r"labels have shape \(59,\)"),
+    "labels of one half": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES), "alone"),
+    "test images of another size": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY[:, 1:]), r"\(5, 5\)"),
+    "one image": (lambda path: save(path, GRAY[:1]), "of 1 images none falls"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    make, words = BAD[name]
+    path = tmp_path / "data.npz"
+    make(path)
+    with pytest.raises(DataError, match=words) as caught:
+        from_file(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.npy cannot be read"):
+        from_file(tmp_path / "nowhere.npy")
