@@ -94,6 +94,8 @@ def _read(file: IO[bytes], path: Path, name: str = "") -> np.ndarray:
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(file)
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        raise
     except Exception as error:  # of a parser of anybody's text
         raise DataError(f"{what} has no header of an array; repair or replace it.") from error
     if dtype.hasobject:
@@ -103,6 +105,7 @@ def _read(file: IO[bytes], path: Path, name: str = "") -> np.ndarray:
     if size > memory // 2:
         raise DataError(f"{what} takes {size / 2**30:.1f} GiB, and the memory is {memory / 2**30:.1f} GiB.")
     content = file.read(size)
-    if len(content) != size:
-        raise DataError(f"{what} ends after {len(content):,} of {size:,} bytes; repair or replace it.")
+    if len(content) != size or file.read(1):  # at the end of a member its check sum is compared
+        found = f"ends after {len(content):,} of {size:,} bytes" if len(content) != size else "goes on after its array"
+        raise DataError(f"{what} {found}; repair or replace it.")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

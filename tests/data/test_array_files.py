@@ -74,9 +74,9 @@ def bomb(path: Path) -> None:
 
 
 def bad_sum(path: Path) -> None:
-    np.savez(path, x=GRAY)
+    np.savez(path, x=GRAY.repeat(10, 0))
     content = bytearray(path.read_bytes())
-    content[500] ^= 255
+    content[9000] ^= 255
     path.write_bytes(content)
 
 
@@ -102,6 +102,10 @@ BAD = {
     "a wrong sum": (bad_sum, "cannot be read"),
     "a truncated archive": (truncated_archive, "cannot be read"),
     "a truncated array": (lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(99)), "ends after 99 of 1,800"),
+    "an array and more": (
+        lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(1801)),
+        "goes on after its array",
+    ),
     "a truncated header": (lambda path: path.write_bytes(header_of((60, 6, 5))[:40]), "no header of an array"),
     "no header": (
         lambda path: path.write_bytes(b"\x93NUMPY" + struct.pack("<BBH", 1, 0, 9) + b"{nonsense"),
