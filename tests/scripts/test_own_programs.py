@@ -201,7 +201,8 @@ def test_every_name_that_help_offers_runs(
     if name != getattr(config.Config(), part):
         run = tmp_path / "run"
         grey = ["--binarize", "none"] if part == "likelihood" and name != "pixelcnn" else []
-        few = [] if part == "program" else ["--latent-dim", 5]  # a graph of 50 units may take seconds to record
+        # Every part is recorded in test_graph_step: to record one of 50 units takes seconds.
+        few = [] if part == "program" else ["--latent-dim", 5, "--compile", "off"]
         call = command("fit", *TINY, *few, f"--{part}", name, *grey, "--out", run)
         monkeypatch.setattr(sys, "argv", call[1:])
         torch.set_default_dtype(torch.float32)
