@@ -40,7 +40,7 @@ CASES = [(field, name) for field, table in TABLES.items() for name in table] + [
 COMPILED = [
     ("objective", "elbo", torch.float32, 1e-5),
     ("posterior", "full-rank", torch.float32, 1e-5),
-    ("prior", "realnvp", torch.float64, 1e-10),
+    pytest.param("prior", "realnvp", torch.float64, 1e-10, marks=pytest.mark.slow),
 ]
 
 

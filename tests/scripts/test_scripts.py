@@ -317,10 +317,11 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     assert content == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status", "compiled"), [(signal.SIGINT, 130, "auto"), (signal.SIGTERM, 143, "off")])
+def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compiled: str, tmp_path: Path) -> None:
+    """Of so many steps a run is compiled, unless that is switched off."""
     folder = tmp_path / "run"
-    arguments = [*TINY[:4], "--epochs", "20000", "--out", str(folder)]
+    arguments = [*TINY[:4], "--epochs", "20000", "--compile", compiled, "--out", str(folder)]
     process = subprocess.Popen(hearing(command("fit", *arguments)), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
