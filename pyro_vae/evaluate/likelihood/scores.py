@@ -97,6 +97,7 @@ def score(
     chunk: int | None = None,
     seed: int | None = None,
     compile: bool = False,
+    reader: Reader | None = None,
     progress: bool = False,
 ) -> Scores:
     """Score images: ELBO, IWAE bounds, log p(x) and the diagnostics of their importance weights.
@@ -110,12 +111,13 @@ def score(
         chunk: particles scored at once, as in `log_weight_parts`.
         seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
         compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
+        reader: how the programs are read, in the place of `compile`; a `CompiledReader` serves later calls as well.
         progress: whether a bar shows how many batches are done, on a terminal.
 
     Raises:
         ValueError: the batch size is below 1, or as `log_weight_parts`.
     """
-    reader = CompiledReader() if compile else Reader()
+    reader = reader or (CompiledReader() if compile else Reader())
     x = Batch.of(x)
     if batch_size is None or len(x) == 0:  # which refuses no images
         return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))

@@ -17,7 +17,7 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
 from pyro_vae.evaluate.likelihood.weights import Parts
-from pyro_vae.trace import derive
+from pyro_vae.trace import CompiledReader, derive
 
 
 def se(values: np.ndarray) -> float:
@@ -307,3 +307,12 @@ def test_the_reason_of_one_batch_is_that_of_all() -> None:
         scores = score(model, guide, images, 20, batch_size=2, seed=0)
         assert scores.reason == "the guide draws 'z' outside the support of its prior"
         assert np.isnan(scores.log_likelihood).tolist() == undefined
+
+
+def test_a_reader_that_is_kept_gives_the_scores_of_each_call() -> None:
+    program = LinearGaussian(2)
+    reader = CompiledReader()
+    for seed in (0, 1):
+        x = program.simulate(6)
+        kept = score(program.model, program.guide, x, 20, seed=seed, reader=reader)
+        np.testing.assert_allclose(kept.elbo, score(program.model, program.guide, x, 20, seed=seed).elbo, rtol=1e-10)
