@@ -10,11 +10,14 @@ def lay_out(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -
 
     Args:
         columns: head and width of each column. As in printf, a positive width aligns to the right and a negative one
-            to the left; a cell that is longer than the width is not cut.
+            to the left. A column is wider where a cell would touch the column before it.
         rows: of cells, one for each column.
     """
     heads, widths = zip(*columns, strict=True)
-    return ["".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+    lines = [heads, *rows]
+    longest = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    widths = tuple(max(width, long + 1) if width > 0 else width for width, long in zip(widths, longest, strict=True))
+    return ["".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in lines]
 
 
 def _padded(cell: str, width: int) -> str:

@@ -1,0 +1,19 @@
+"""Tables: columns stay in line, and their cells apart, whatever the numbers."""
+
+from __future__ import annotations
+
+from pyro_vae.report.tables import lay_out
+
+
+def test_columns_have_their_widths() -> None:
+    assert lay_out([("run", -6), ("ELBO", 8)], [("a", "-1.50"), ("bcd", "-23.45")]) == [
+        "run       ELBO",
+        "a        -1.50",
+        "bcd     -23.45",
+    ]
+
+
+def test_a_cell_that_fills_its_column_does_not_touch_the_one_before() -> None:
+    lines = lay_out([("", -4), ("a", 4), ("b", 5)], [("x", "-", "12345"), ("y", "1.5", "-123456.7")])
+    assert [line.split() for line in lines] == [["a", "b"], ["x", "-", "12345"], ["y", "1.5", "-123456.7"]]
+    assert len({len(line) for line in lines}) == 1
