@@ -56,7 +56,7 @@ POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
 
 
 def pixelcnn_channels(hidden_dim: int) -> int:
-    """Return the channels of a PixelCNN beside hidden layers of so many units: 16 for 200."""
+    """Return the number of channels of a PixelCNN for the width of hidden layers: 16 for 200 units."""
     return max(1, hidden_dim // 12)
 
 

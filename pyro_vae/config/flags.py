@@ -73,7 +73,7 @@ class Config:
     channels: Annotated[int | None, tyro.conf.arg(metavar="1|3")] = None
     """Of images of your own: 1 for gray, 3 for color (None: 1 if all files are gray, otherwise 3)."""
     skip_bad: bool = False
-    """Leave out image files that cannot be used, with a warning for each, in the place of stopping."""
+    """Leave out image files that cannot be used, with a warning for each, instead of stopping."""
     data_root: Path = Path("data")
     """Folder of the downloaded data sets."""
     binarize: Annotated[str, _one_of("binarize")] = "dynamic"
@@ -85,7 +85,7 @@ class Config:
     """Test on the first so many images (None: all)."""
 
     prior: Annotated[str, _one_of("prior")] = "standard"
-    """p(z). flat: none, a constant in the place of a density, so that there is no log p(x)."""
+    """p(z). flat: none, a constant instead of a density, so that there is no log p(x)."""
     posterior: Annotated[str, _one_of("posterior")] = "meanfield"
     """q(z|x). point-mass: a code without noise, as of an autoencoder, so that there is no log p(x)."""
     likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"

@@ -81,21 +81,19 @@ def load(
         DataError: neither a name nor a folder, a file that is absent, damaged, inconsistent or not MNIST's, or too few
             images; or an option of images of your own is set and the data set has a name.
     """
-    if name in DATASETS:
-        if image_size is not None or channels is not None or skip_bad:
-            raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
-        images = DATASETS[name].load(Path(root), download)
-    elif os.path.isdir(name):
-        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad)
-    elif os.path.exists(name):
-        if image_size is not None or channels is not None or skip_bad:
-            raise DataError(f"{name} is no folder of images: leave out --image-size, --channels and --skip-bad.")
-        images = from_file(name)
-    else:
+    folder = name not in DATASETS and os.path.isdir(name)
+    if name not in DATASETS and not os.path.exists(name):
         known = ", ".join(DATASETS)
-        raise DataError(
-            f"Unknown data set {name!r}; choose one of {known}, or the path of a folder of images or a file of arrays."
-        )
+        own = "the path of a folder of images or a file of arrays"
+        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
+    if not folder and (image_size is not None or channels is not None or skip_bad):
+        raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
+    if folder:
+        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad)
+    elif name in DATASETS:
+        images = DATASETS[name].load(Path(root), download)
+    else:
+        images = from_file(name)
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

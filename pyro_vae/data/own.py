@@ -49,12 +49,9 @@ def from_arrays(
     codes = _codes(name, (labels, pixels), (test_labels, held_out))
     if held_out is None:
         return _images(name, pixels, split_by_content(pixels, splits, name), codes)
-    if held_out.shape[1:] != pixels.shape[1:]:
-        wanted, found = tuple(pixels.shape[1:]), tuple(held_out.shape[1:])
-        raise DataError(f"{name}: test images are {found}, training images {wanted}.")
     kept, valid = split_by_content(pixels, _without_test(splits), name)
-    places = kept, valid, len(pixels) + torch.arange(len(held_out))
-    return _images(name, torch.cat([pixels, held_out]), places, codes)
+    known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(pixels) :])
+    return Images(name, pixels[kept], pixels[valid], held_out, known)
 
 
 def from_splits(

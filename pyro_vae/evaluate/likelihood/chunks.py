@@ -18,7 +18,7 @@ from pyro_vae.trace import Batch, Layout, Program, Reader
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
 # cache on a CPU, and enough work for every multiprocessor of a GPU.
 _ROWS = {"cpu": 4_000, "cuda": 200_000}
-# The guide encodes the images once for each block, which so many particles pay for.
+# The guide encodes the images once for each block; at least this many particles share that cost.
 _LEAST_BLOCK = 100
 # What a particle is reckoned to take while it is scored. A device says when it has no more memory, and the chunk is
 # halved; a process that fills the host's is killed, and so the hungriest likelihood counts there, a PixelCNN.
@@ -39,7 +39,7 @@ def block_size(batch: Batch) -> int:
 
 
 def chunk_size(batch: Batch, states: int) -> int:
-    """Return how many particles of a batch are scored at once, each at so many states of what is summed out."""
+    """Return how many particles are scored at once, where each is scored at every one of a number of states."""
     return max(1, min(rows_at_once(batch), _room(batch.x)) // states)
 
 

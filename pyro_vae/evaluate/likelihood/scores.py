@@ -111,7 +111,7 @@ def score(
         chunk: particles scored at once, as in `log_weight_parts`.
         seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
         compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
-        reader: how the programs are read, in the place of `compile`; a `CompiledReader` serves later calls as well.
+        reader: how the programs are read, instead of `compile`; a `CompiledReader` serves later calls as well.
         progress: whether a bar shows how many batches are done, on a terminal.
 
     Raises:
