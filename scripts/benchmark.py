@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -28,8 +27,9 @@ from typing import Any, Literal
 import pyro
 import torch
 import tyro
+from baselines import STEPS, alone, decoder_layers, encoder_layers, handwritten, handwritten_scores, stock
 from timing import Contender, Step, Timing, machine_rates, race, ratios
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_vae import cli, config, data
@@ -38,16 +38,11 @@ from pyro_vae.evaluate import log_weights
 from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.infer.precision import PRECISIONS
-from pyro_vae.model import nets
 from pyro_vae.runs import load_images, versions
 from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 
-Setting = config.Config
-
 _CHAINS = 16
 _IMAGES_SCORED = 100
-_ROWS_SCORED = 4000  # of the hand-written loop: the chunk that is best for it on the CPU measured
-_STEPS = 100_000  # of the learning-rate schedule
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    settings = Setting(
+    settings = config.Config(
         data=arguments.data, data_root=arguments.data_root, hidden_dim=arguments.hidden_dim, device=arguments.device
     ).resolved()
     images = load_images(settings)
@@ -108,7 +103,7 @@ class Bench:
     """The measurements; each prints as it goes and returns what it found."""
 
     def __init__(
-        self, settings: Setting, images: data.Observed, arguments: Arguments, machine: tuple[float, float]
+        self, settings: config.Config, images: data.Observed, arguments: Arguments, machine: tuple[float, float]
     ) -> None:
         self.settings, self.images, self.arguments, self.machine = settings, images, arguments, machine
 
@@ -234,7 +229,7 @@ class Bench:
         """Time blocks of each in turn; ratios are to the last."""
         return race(contenders, full_batches(batches), self.arguments.blocks, self.arguments.seconds)
 
-    def floor(self, settings: Setting) -> tuple[float, float]:
+    def floor(self, settings: config.Config) -> tuple[float, float]:
         """Return the seconds of a step's matrix products, and of the bytes that it must move."""
         encoder, decoder = encoder_layers(settings, self.images), decoder_layers(settings, self.images)
         rows = settings.batch_size * settings.num_particles
@@ -248,19 +243,7 @@ class Bench:
         return 2 * products / self.machine[0], copied / self.machine[1]
 
 
-def encoder_layers(settings: Setting, images: data.Observed) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each layer."""
-    pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
-    return [(pixels, hidden), (hidden, hidden), (hidden, 2 * settings.latent_dim)]
-
-
-def decoder_layers(settings: Setting, images: data.Observed) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each layer."""
-    pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
-    return [(settings.latent_dim, hidden), (hidden, hidden), (hidden, pixels)]
-
-
-def batches_of(settings: Setting, images: data.Observed) -> data.Batches:
+def batches_of(settings: config.Config, images: data.Observed) -> data.Batches:
     """Return the batches of a fit."""
     return images.batches(settings.batch_size, settings.seed)
 
@@ -281,36 +264,14 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
     return {name: timing._asdict() for name, timing in timings.items()}
 
 
-def ours(settings: Setting, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
+def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
     """Return the step that scripts/fit.py takes."""
     program = programs.build(settings, images.pixels)
-    schedule = schedules.over(schedules.cosine, _STEPS)
+    schedule = schedules.over(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
     svi = SVI(program.model, program.guide, optim, objective, graph=graph, precision=settings.precision)
     return alone(lambda batch: svi.step(batch, observe=batches.observe))
-
-
-def stock(settings: Setting, images: data.Observed, batches: data.Batches) -> Contender:
-    """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
-    program = programs.build(settings, images.pixels)
-    adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
-    loss = pyro.infer.Trace_ELBO(settings.num_particles, max_plate_nesting=1, vectorize_particles=True)
-    svi = pyro.infer.SVI(program.model, program.guide, adam, loss)
-    return alone(lambda batch: svi.step(batches.observe(batch)))
-
-
-def alone(step: Step) -> Contender:
-    """Return a contender with a param store of its own and validation off."""
-    store: Any = {"params": {}, "constraints": {}}
-
-    def context() -> AbstractContextManager[Any]:
-        with ExitStack() as stack:
-            stack.enter_context(pyro.get_param_store().scope(store))
-            stack.enter_context(pyro.validation_enabled(False))
-            return stack.pop_all()
-
-    return Contender(step, context)
 
 
 def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
@@ -319,62 +280,6 @@ def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
     for batch, _ in zip(full_batches(batches), range(steps), strict=False):
         svi.step(batch, observe=batches.observe)
-
-
-def handwritten(
-    settings: Setting, images: data.Observed, batches: data.Batches, *, compiled: bool = False
-) -> Contender:
-    """Return a step written by hand: networks of the same layers, the analytic KL, one fused Adam, no Pyro."""
-    encoder_sizes = [encoder_layers(settings, images)[0][0], *(b for _, b in encoder_layers(settings, images))]
-    decoder_sizes = [settings.latent_dim, *(b for _, b in decoder_layers(settings, images))]
-    encoder, decoder = (nets.MLP(sizes).to(settings.device) for sizes in (encoder_sizes, decoder_sizes))
-    params = nn.ModuleList([encoder, decoder]).parameters()
-    adam = torch.optim.Adam(params, lr=settings.learning_rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, _STEPS)
-    particles = [settings.num_particles] if settings.num_particles > 1 else []
-
-    def loss_of(batch: Tensor) -> Tensor:
-        x = images.observe(batches.pixels[batch]).flatten(1)
-        loc, log_scale = encoder(x).chunk(2, dim=-1)
-        scale = log_scale.exp()
-        logits = decoder(loc + scale * torch.randn(*particles, *scale.shape, device=x.device))
-        distortion = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="sum")
-        rate = 0.5 * (loc**2 + scale**2 - 1 - 2 * log_scale).sum()
-        return distortion / settings.num_particles + rate
-
-    if compiled:
-        loss_of = torch.compile(loss_of, dynamic=False, mode="reduce-overhead" if settings.device == "cuda" else None)
-
-    def step(batch: Tensor) -> object:
-        loss = loss_of(batch)
-        loss.backward()
-        adam.step()
-        scheduler.step()
-        adam.zero_grad()
-        return loss.detach()
-
-    return Contender(step)
-
-
-def handwritten_scores(program: Any, x: Tensor, num_samples: int) -> Step:
-    """Return importance sampling written by hand for the same networks: log weights (K, B)."""
-    encoder, decoder, bias = program.posterior.net, program.likelihood.net, program.likelihood.bias
-    chunk = max(1, _ROWS_SCORED // len(x))
-
-    @torch.no_grad()
-    def weights(_: Tensor) -> object:
-        loc, log_scale = encoder(x).chunk(2, dim=-1)
-        scale, found = log_scale.exp(), []
-        for start in range(0, num_samples, chunk):
-            noise = torch.randn(min(chunk, num_samples - start), *loc.shape, device=x.device)
-            z = loc + scale * noise
-            logits = decoder(z).squeeze(-3) + bias[0]
-            entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
-            log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + log_scale.sum(-1)
-            found.append((log_ratio - entropy.sum((-2, -1))).double())
-        return torch.cat(found)
-
-    return weights
 
 
 def _at(path: paths.Path, u: Tensor, _: Tensor) -> object:
