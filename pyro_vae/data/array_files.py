@@ -11,21 +11,23 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from pyro_vae.data.images import Images
+from pyro_vae.data.collection import Collection
+from pyro_vae.data.numbers import from_numbers
 from pyro_vae.data.own import from_arrays
-from pyro_vae.data.splits import Shares
+from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
+_LEVEL_ERROR = 0.07  # of a level k / 255 in half precision
 _IMAGES, _LABELS = ("x", "images", "arr_0"), ("y", "labels", "arr_1")
 _SPLIT = ("x_train", "x_test", "y_train", "y_test")
 
 
-def from_file(path: Path | str, *, splits: Shares = (0.8, 0.1, 0.1)) -> Images:
-    """Read a .npy or .npz file of images (N, *pixels), uint8 or floats in [0, 1].
+def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collection:
+    """Read a .npy or .npz file of images (N, *pixels), uint8 or floats in [0, 1], or of numbers (N, columns).
 
     Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height.
 
@@ -43,7 +45,7 @@ def from_file(path: Path | str, *, splits: Shares = (0.8, 0.1, 0.1)) -> Images:
             start = file.read(4)
             file.seek(0)
             if start == b"\x93NUM":
-                return from_arrays(_colors_first(_read(file, path)), splits=splits, name=path.stem)
+                return _data_set(_colors_first(_read(file, path)), splits=splits, name=path.stem)
             if start == b"PK\x03\x04":
                 with zipfile.ZipFile(file) as archive:
                     return _from_archive({each.filename: each for each in archive.infolist()}, archive, path, splits)
@@ -56,7 +58,7 @@ def from_file(path: Path | str, *, splits: Shares = (0.8, 0.1, 0.1)) -> Images:
 
 def _from_archive(
     members: Mapping[str, zipfile.ZipInfo], archive: zipfile.ZipFile, path: Path, splits: Shares
-) -> Images:
+) -> Collection:
     def read(*names: str) -> np.ndarray | None:
         there = [name for name in names if f"{name}.npy" in members]
         if not there:
@@ -71,9 +73,25 @@ def _from_archive(
         names = ", ".join(sorted(members)[:5])
         raise DataError(f"{path} holds {names or 'nothing'}; name its images x, or x_train and x_test.")
     test = None if test is None else _colors_first(test)
-    return from_arrays(
+    return _data_set(
         _colors_first(train), test, labels=_flat(labels), test_labels=_flat(test_labels), splits=splits, name=path.stem
     )
+
+
+def _data_set(train: np.ndarray, test: np.ndarray | None = None, **given: Any) -> Collection:
+    if train.ndim == 2 and not _are_levels(train):
+        return from_numbers(train, test, **given)
+    return from_arrays(train, test, **given)
+
+
+def _are_levels(rows: np.ndarray) -> bool:
+    """Whether rows (N, columns) are pixels of 8 bits, as these or as floats in [0, 1], and not numbers in general."""
+    if rows.dtype == np.uint8:
+        return True
+    if rows.dtype.kind != "f" or not ((rows >= 0) & (rows <= 1)).all():
+        return False
+    levels = rows.astype(np.float64) * 255
+    return bool((np.abs(levels - levels.round()) < _LEVEL_ERROR).all())
 
 
 def _flat(labels: np.ndarray | None) -> np.ndarray | None:

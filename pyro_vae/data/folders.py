@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pyro_vae.data.images import Images
 from pyro_vae.data.own import from_arrays, from_splits
-from pyro_vae.data.splits import Shares, content_hashes
+from pyro_vae.data.splits import OWN_SPLITS, Shares, content_hashes
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
@@ -35,7 +35,7 @@ def from_folder(
     size: int | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
-    splits: Shares = (0.8, 0.1, 0.1),
+    splits: Shares = OWN_SPLITS,
 ) -> Images:
     """Read a folder of image files, and all folders in it.
 

@@ -26,6 +26,7 @@ OTHER = Config(
     image_size=9,
     channels=3,
     skip_bad=True,
+    splits=(0.5, 0.25, 0.25),
     binarize="none",
     train_images=7,
     test_images=8,
