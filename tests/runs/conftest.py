@@ -27,3 +27,8 @@ def folder(tmp_path: Path) -> RunFolder:
     (folder.path / "thesis").mkdir()
     (folder.path / "thesis" / "config.json").write_text("mine too")
     return folder
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "step-000000001.safetensors"
