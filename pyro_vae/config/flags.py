@@ -90,9 +90,10 @@ class Config:
     """q(z|x). point-mass: a code without noise, as of an autoencoder, so that there is no log p(x)."""
     likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
     """p(x|z). bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Grey ones
-    (--binarize none) go with categorical and logistic-mixture, over their 256 levels, and with the densities gaussian
-    (learned mean and scale), isotropic-gaussian (one scale for all pixels) and continuous-bernoulli. cross-entropy, of
-    grey pixels, is a loss and no likelihood: there is no log p(x) of it."""
+    (--binarize none) go with categorical and logistic-mixture, over their 256 levels (the latter in color: green given
+    red, blue given both), and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
+    all pixels) and continuous-bernoulli. cross-entropy, of grey pixels, is a loss and no likelihood: there is no log
+    p(x) of it."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
     relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
