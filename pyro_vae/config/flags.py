@@ -97,9 +97,10 @@ class Config:
     """p(x|z). auto: bernoulli for gray images of a data set by name, as published, and for 0/1 pixels; logistic-mixture
     for gray levels and colors of your own; gaussian for real numbers; negative-binomial for counts.
     bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Gray ones
-    (--binarize none) go with categorical and logistic-mixture, over their 256 levels, and with the densities gaussian
-    (learned mean and scale), isotropic-gaussian (one scale for all pixels) and continuous-bernoulli. cross-entropy, of
-    grey pixels, is a loss and no likelihood: there is no log p(x) of it. Counts also go with poisson."""
+    (--binarize none) go with categorical and logistic-mixture, over their 256 levels (the latter in color: green given
+    red, blue given both), and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
+    all pixels) and continuous-bernoulli. cross-entropy, of gray pixels, is a loss and no likelihood: there is no log
+    p(x) of it. Counts also go with poisson."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
     relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""

@@ -38,7 +38,9 @@ COMPILED = [
 ]
 
 
-def both_ways(field: str, name: str, dtype: torch.dtype, graph: str) -> tuple[SVI, Outcome, Tensor]:
+def both_ways(
+    field: str, name: str, dtype: torch.dtype, graph: str, shape: tuple[int, ...] = (6, 5)
+) -> tuple[SVI, Outcome, Tensor]:
     """Compute the second step of a program by its graph and eagerly, on the same noise; return the latter's loss."""
     torch.set_default_dtype(dtype)
     chosen: dict[str, Any] = {field: name}
@@ -47,7 +49,7 @@ def both_ways(field: str, name: str, dtype: torch.dtype, graph: str) -> tuple[SV
         latent_dim=4, hidden_dim=8, num_particles=3, batch_size=5, epochs=2, binarize="none" if grey else "dynamic",
         **chosen,
     ).resolved()  # fmt: skip
-    pixels = torch.randint(0, 256, (40, 6, 5), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (40, *shape), dtype=torch.uint8)
     observed = data.Images("random", pixels, pixels, pixels).observed(settings.binarize)
     if grey and name in DENSITIES:
         observed = observed.under_density()
@@ -85,6 +87,11 @@ def check(svi: SVI, outcome: Outcome, loss: Tensor, rtol: float) -> None:
 @pytest.mark.parametrize(("field", "name"), CASES)
 def test_the_record_has_the_numbers_of_the_program(field: str, name: str) -> None:
     check(*both_ways(field, name, torch.float64, "recorded"), rtol=1e-10)
+
+
+@pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_mixture_over_colors_has_its_numbers_in_a_record(graph: str) -> None:
+    check(*both_ways("likelihood", "logistic-mixture", torch.float64, graph, (3, 2, 5)), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("field", "name", "dtype", "rtol"), COMPILED)
