@@ -39,8 +39,8 @@ def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor,
     found = tuple((place == split).nonzero().flatten() for split in range(len(shares)))
     if empty := [split for split, indices in enumerate(found) if not len(indices)]:
         raise DataError(
-            f"{name}: of {len(images)} images none falls into the split of share {shares[empty[0]]:g}: "
-            "give more images, or the splits yourself."
+            f"{name}: of {len(images)} items none falls into the split of share {shares[empty[0]]:g}: "
+            "give more data, or the splits yourself."
         )
     return found
 

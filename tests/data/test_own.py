@@ -82,7 +82,7 @@ def test_floats_are_rounded_to_levels_and_split_like_these() -> None:
         ({"test": noise(9, 3, 4)}, r"mine: test images are \(3, 4\), training images \(3, 3\)"),
         ({"splits": (0.8, 0.2, 0.2)}, "positive and sum to 1"),
         ({"splits": (1.0, 0.0, 0.0)}, "positive and sum to 1"),
-        ({"splits": (1 - 2e-9, 1e-9, 1e-9)}, "of 100 images none falls into the split of share 1e-09"),
+        ({"splits": (1 - 2e-9, 1e-9, 1e-9)}, "of 100 items none falls into the split of share 1e-09"),
     ],
 )
 def test_what_is_no_data_set_is_refused(arguments: dict[str, object], words: str) -> None:

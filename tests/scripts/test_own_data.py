@@ -41,7 +41,7 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert result.returncode == 0, result.stderr
     found = [word for word in result.stdout.splitlines() if word.startswith("photographs: ")]
     assert len(found) == 1
-    assert found[0].endswith("test images of 3 x 12 x 10 pixels, 2 classes")
+    assert found[0].endswith("test images of 3 x 12 x 10 color pixels, 2 classes; --likelihood gaussian")
     fitted = summary_of(run)
     nats = fitted["log_likelihood"]
     assert isinstance(nats, float)
@@ -91,7 +91,7 @@ def test_a_size_and_gray_are_as_asked_for_and_kept_by_the_run(photographs: Path,
     result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
     assert result.returncode == 0, result.stderr
     assert "photographs: 50 train" in result.stdout
-    assert "of 8 x 8 pixels" in result.stdout
+    assert "of 8 x 8 gray pixels, 2 classes; --likelihood logistic-mixture" in result.stdout
     again = inside("evaluate", run)
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == summary_of(run)["log_likelihood"]
@@ -119,12 +119,13 @@ def test_a_bad_file_stops_before_anything_is_written_or_is_left_out(
         (["--data", "{folder}", "--channels", "2"], ["--channels is 2; choose 1 or 3"]),
         (["--data", "{folder}", "--image-size", "0"], ["--image-size is 0"]),
         (["--data", "{folder}", "--program", "pixelcnn"], ["no height and width for a PixelCNN"]),
-        (["--data", "{folder}", "--likelihood", "gaussian"], ["--binarize none"]),
+        (["--data", "{folder}", "--likelihood", "gaussian", "--binarize", "fixed"], ["--binarize none"]),
+        (["--data", "{folder}", "--likelihood", "poisson"], ["poisson does not read color data", "logistic-mixture"]),
     ],
 )
 def test_what_cannot_be_is_refused(
     flags: list[str], words: list[str], photographs: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     given = [flag.format(folder=photographs) for flag in flags]
-    refused(command("fit", *given, *FLAGS[:4], "--out", tmp_path / "run"), *words)
+    refused(command("fit", *given, *FLAGS, "--out", tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.model.likelihoods import Decoder, Likelihood
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 
 _LEAST_LOG_MEAN = -30.0  # the exponential of less is 0 in float32, and its logarithm infinite
 _MOST_LOG_DISPERSION = 7.0  # beyond 1,100 the distribution is a Poisson one, and lgamma has no digits left in float32

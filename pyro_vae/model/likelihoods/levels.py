@@ -1,0 +1,71 @@
+r"""Likelihoods of the 256 levels of 8-bit pixels, as these are."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.model.distributions import pixels
+from pyro_vae.model.distributions.colors import ColorLogisticMixture
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood
+
+
+class LogisticMixture(Likelihood):
+    """Independent pixels, each a mixture of C logistic distributions rounded to grey levels. Domain: 0, 1/255, ..., 1.
+
+    Of color images (3, height, width) a pixel is one mixture over its three channels, green given red and blue given
+    both, by coefficients tanh(a(z)): see `ColorLogisticMixture`. With another number of channels than three, they are
+    independent pixels.
+
+    Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017 (https://arxiv.org/abs/1701.05517).
+
+    Args:
+        decoder: as above. It gives each channel of a color image a log-weight for each component, and that of the pixel
+            is their mean.
+        images: as above; the locations start at quantiles of each pixel, over the first 2,000, so that a component of a
+            color pixel starts as dark, medium or bright in all channels; the coefficients start at zero.
+        num_components: C.
+    """
+
+    def __init__(self, decoder: Decoder, images: Tensor, num_components: int = 5) -> None:
+        levels = (torch.arange(num_components, device=images.device) + 0.5) / num_components
+        loc = torch.quantile(images[:2000].to(levels.dtype) / 255, levels, dim=0)
+        start = [torch.zeros_like(loc), loc, torch.full_like(loc, math.log(0.05))]
+        if images.dim() == 4 and images.shape[1] == 3:
+            start.append(torch.zeros_like(loc))  # of the coefficients
+        super().__init__(decoder, torch.cat(start))
+        self.num_components = num_components
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        """Return p(x|z), batch shape (...), event shape (*pixels)."""
+        outputs = torch.stack(self._outputs(z), -1).unflatten(-1, (-1, self.num_components))
+        logits, loc, log_scale, *coefficients = outputs.unbind(-2)
+        # A floor of a seventh of a level, far below what the data can tell apart, keeps the scale positive.
+        scale = log_scale.clamp(min=-7.5).exp()
+        if coefficients:
+            return ColorLogisticMixture(logits.mean(-4), loc, scale, coefficients[0].tanh())
+        components = pixels.DiscretizedLogistic(loc, scale)
+        return self._independent(dist.MixtureSameFamily(dist.Categorical(logits=logits), components))
+
+
+class Categorical(Likelihood):
+    """Independent pixels with a probability for each of the 256 grey levels. Domain: 0, 1/255, ..., 1.
+
+    The levels start at their frequencies in each pixel, each counted half a time more than it was seen.
+    """
+
+    def __init__(self, decoder: Decoder, images: Tensor) -> None:
+        number = images[0].numel()
+        places = 256 * torch.arange(number, device=images.device)
+        counts = sum(
+            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in images.split(5000)
+        )
+        start = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)
+        super().__init__(decoder, start.movedim(-1, 0))
+
+    def forward(self, z: Tensor) -> dist.Distribution:
+        """Return p(x|z), batch shape (...), event shape (*pixels)."""
+        return self._independent(pixels.GreyCategorical(torch.stack(self._outputs(z), -1)))
