@@ -68,8 +68,9 @@ class Config:
     pixelvae, the VAE of --likelihood pixelcnn; or path/to/file.py:factory, a program of your own: factory(config,
     images) returns an object with model(x) and guide(x). Its code is run."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "digits"
-    """digits (8x8, embedded), shapes (32x32, of five known factors, drawn), or mnist, fashion-mnist and kmnist, which
-    are downloaded into --data-root where absent; or a folder of images of your own, whose sub-folders are classes, or
+    """digits (8x8, embedded) or shapes (32x32, of five known factors, drawn); mnist, fashion-mnist, kmnist, emnist or
+    svhn, which are downloaded into --data-root where absent; static-mnist, omniglot, caltech-silhouettes, cifar10,
+    dsprites or celeba64, which must be there; or a folder of images of your own, whose sub-folders are classes, or
     train, test and valid, and which are otherwise split by their content; or a .npy or .npz file of arrays."""
     image_size: OptionalCount = None
     """Height and width of images of your own, which are cropped and resized (None: as they are, all of one size)."""
@@ -78,7 +79,7 @@ class Config:
     skip_bad: bool = False
     """Leave out image files that cannot be used, with a warning for each, instead of stopping."""
     data_root: Path = Path("data")
-    """Folder of the downloaded data sets."""
+    """Folder of the data sets that are read by name."""
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of training, validation and test data of your own, where they do not come split."""
     binarize: Annotated[str, _one_of("binarize")] = AUTO
@@ -124,7 +125,8 @@ class Config:
     mmd_weight: float = 100.0
     """Nats per unit of the squared discrepancy between codes and prior, of --objective wae-mmd."""
     epochs: OptionalCount = None
-    """Passes over the training images (None: 300 on digits, 100 on the others)."""
+    """Passes over the training images (None: 300 on digits and caltech-silhouettes, 30 on celeba64, 10 on dsprites, 100
+    on the others)."""
     batch_size: Count = 100
     """Images per step."""
     learning_rate: float = 3e-3
@@ -139,7 +141,8 @@ class Config:
     to three times."""
 
     num_samples: OptionalCount = None
-    """K of the importance-sampled log-likelihood (None: 1000 on digits and shapes, 5000 on the others)."""
+    """K of the importance-sampled log-likelihood (None: 5000 on named data sets of 28x28 pixels, 1000 on the
+    others)."""
     seed: int = 0
     """Seed of initial weights, order, noise and evaluation."""
     device: Device = "auto"

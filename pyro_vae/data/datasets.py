@@ -1,5 +1,7 @@
 r"""Where images come from: data sets by name, their files checked, their splits stable for ever.
 
+Most have a module of their own in `named/`, which says what is read and how it is split.
+
 MNIST and its relatives train on the first 55,000 of the 60,000 training images in file order, validate on the last
 5,000 and test on the 10,000 test images. MNIST's files are known by their SHA-256; files of its format
 with other numbers of images are read too, with a line in the log. Of every seven of the 1,797 digits, in file order,
@@ -8,20 +10,31 @@ five are for training, one for validation and one for the test. For the shapes s
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pyro_vae.data import idx, shapes
+from pyro_vae.data import files, idx, shapes
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
+from pyro_vae.data.named import (
+    caltech_silhouettes,
+    celeba64,
+    cifar10,
+    dsprites,
+    emnist,
+    omniglot,
+    static_mnist,
+    svhn,
+)
+from pyro_vae.data.named.held_out import hold_out
 from pyro_vae.data.own_files import from_file
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
@@ -29,12 +42,10 @@ from pyro_vae.errors import DataError
 Source = Callable[[Path, bool], Images]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data set, and the defaults of a fit on it."""
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """The defaults of a fit on a data set."""
 
-    load: Source
-    """Called with the folder of the downloaded data sets, and whether it may download into it."""
     num_train: int
     """Training images, known before any file is read."""
     epochs: int = 100
@@ -42,16 +53,23 @@ class Dataset:
     """K of the importance-sampled log-likelihood."""
 
 
-# The defaults of a fit on images of one's own, whose number nobody knows before they are read.
-_OWN = Dataset(lambda root, download: from_folder(root), 0, num_samples=1000)
+@dataclass(frozen=True)
+class Dataset(Defaults):
+    """A data set, and the defaults of a fit on it."""
+
+    load: Source
+    """Called with the folder of the downloaded data sets, and whether it may download into it."""
 
 
-def defaults(name: str) -> Dataset:
-    """Return the row of a data set, or the defaults for the path of images of your own."""
+# Of images of one's own, whose number nobody knows before they are read.
+_OWN = Defaults(num_train=0, num_samples=1000)
+
+
+def defaults(name: str) -> Defaults:
+    """Return the defaults of a fit on a data set, or on images of your own, whose name is a path."""
     return DATASETS.get(name, _OWN)
 
 
-_LOG = logging.getLogger("pyro_vae")
 _NUM_VALID = 5000
 
 
@@ -119,39 +137,34 @@ def _digits(root: Path, download: bool) -> Images:
 
 def _idx(name: str) -> Source:
     def read(root: Path, download: bool) -> Images:
+        def fetch(datasets: Any) -> None:  # torchvision's name of the data set is also that of its folder
+            getattr(datasets, name)(root, download=True)
+
         raw = root / name / "raw"
-        absent = [file for file in idx.DIGESTS if not os.path.isfile(raw / file)]
-        if absent and not download:
-            raise DataError(f"{raw} has no {absent[0]}: name the folder of your data sets by --data-root.")
-        if absent:
-            _download(name, root, absent[0])
+        files.require(raw, list(idx.DIGESTS), fetch=fetch if download else None)
         is_mnist = name == "MNIST"
         train, train_classes = idx.read_split(raw, "train", _NUM_VALID + 1, is_mnist)
         test, test_classes = idx.read_split(raw, "t10k", 1, is_mnist)
-        if [len(train), len(test)] != list(idx.SIZES.values()):
-            _LOG.warning(f"{raw} is not {name}: it holds {len(train)} training and {len(test)} test images.")
-        labels = Labels(("class",), train_classes[:-_NUM_VALID], train_classes[-_NUM_VALID:], test_classes)
-        return Images(name, train[:-_NUM_VALID], train[-_NUM_VALID:], test, labels)
+        sizes = {"training": len(train), "test": len(test)}
+        files.warn_of_other_sizes(raw, name, sizes, list(idx.SIZES.values()))
+        return hold_out(name, raw, train, test, (train_classes, test_classes), _NUM_VALID)
 
     return read
 
 
-def _download(name: str, root: Path, absent: str) -> None:
-    """Download a data set of torchvision's of this name, which is also that of its folder."""
-    import torchvision  # on use: it takes seconds to import
-
-    try:
-        getattr(torchvision.datasets, name)(root, download=True)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-        where = root / name / "raw"
-        raise DataError(f"{where} has no {absent}, and downloading failed ({reason}). {idx.REMEDY}") from error
-
-
+# Importance samples take a decoder's run each: 1000 where images have more than 28 x 28 pixels.
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(_digits, 1285, epochs=300, num_samples=1000),
-    "mnist": Dataset(_idx("MNIST"), 55_000),
-    "fashion-mnist": Dataset(_idx("FashionMNIST"), 55_000),
-    "kmnist": Dataset(_idx("KMNIST"), 55_000),
-    "shapes": Dataset(lambda root, download: shapes.load(), shapes.NUM_TRAIN, num_samples=1000),
+    "digits": Dataset(_digits, num_train=1285, epochs=300, num_samples=1000),
+    "mnist": Dataset(_idx("MNIST"), num_train=55_000),
+    "fashion-mnist": Dataset(_idx("FashionMNIST"), num_train=55_000),
+    "kmnist": Dataset(_idx("KMNIST"), num_train=55_000),
+    "emnist": Dataset(emnist.load, num_train=94_000),
+    "static-mnist": Dataset(static_mnist.load, num_train=50_000),
+    "omniglot": Dataset(omniglot.load, num_train=23_000),
+    "caltech-silhouettes": Dataset(caltech_silhouettes.load, num_train=4100, epochs=300),
+    "cifar10": Dataset(cifar10.load, num_train=45_000, num_samples=1000),
+    "svhn": Dataset(svhn.load, num_train=68_257, num_samples=1000),
+    "shapes": Dataset(lambda root, download: shapes.load(), num_train=shapes.NUM_TRAIN, num_samples=1000),
+    "dsprites": Dataset(dsprites.load, num_train=dsprites.NUM_TRAIN, epochs=10, num_samples=1000),
+    "celeba64": Dataset(celeba64.load, num_train=162_770, epochs=30, num_samples=1000),
 }

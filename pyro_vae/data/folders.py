@@ -6,26 +6,21 @@ without them images are split by their content. Within a split they stand in an 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_vae.data.image_files import read_all, square
 from pyro_vae.data.images import Images
 from pyro_vae.data.own import from_arrays, from_splits
 from pyro_vae.data.splits import OWN_SPLITS, Shares, content_hashes
 from pyro_vae.errors import DataError
 
-_LOG = logging.getLogger("pyro_vae")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
-_LARGEST = 100_000_000  # pixels of a file: more is no training image, and may be made to exhaust the memory
 _SPLITS = ("train", "valid", "test")
 
 
@@ -58,7 +53,10 @@ def from_folder(
     files = sorted(_files(folder))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
-    arrays, good = _read_all(files, size, skip_bad)
+    read = list(read_all(files, lambda image, path: image if size is None else square(image, size), skip_bad))
+    if not read:
+        raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
+    good, arrays = [path for path, _ in read], [array for _, array in read]
     pixels = _stack(arrays, channels, good)
     # Files come class by class. In the order of a hash the first images of a split are a sample of all, and the same
     # ones when files are added.
@@ -86,86 +84,6 @@ def _files(folder: Path) -> Iterator[Path]:
         for name in names:
             if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
                 yield Path(root) / name
-
-
-def _read_all(files: Sequence[Path], size: int | None, skip_bad: bool) -> tuple[list[np.ndarray], list[Path]]:
-    """Read files in parallel; return pixels (height, width) or (height, width, 3), and the files that are good."""
-
-    def read(path: Path) -> np.ndarray | DataError:
-        try:
-            return _read(path, size)
-        except DataError as error:
-            return error
-
-    arrays, good = [], []
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(read, files)
-        for path, pixels in zip(files, tqdm(found, "images", len(files), False, disable=None), strict=True):
-            if isinstance(pixels, DataError):
-                if not skip_bad:
-                    pool.shutdown(cancel_futures=True)
-                    raise pixels
-                _LOG.warning("Left out: %s", pixels)
-                continue
-            arrays.append(pixels)
-            good.append(path)
-    if not arrays:
-        raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
-    return arrays, good
-
-
-def _read(path: Path, size: int | None) -> np.ndarray:
-    """Read one file: 8 bits, upright, without transparency."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # on use, as it takes long to import
-
-    if not path.is_file():
-        raise DataError(f"{path} is no file; remove it.")
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _LARGEST:
-                raise DataError(f"{path} has {image.width} x {image.height} pixels; make it smaller.")
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path} is animated; give its frames as files.")
-            image.load()
-            wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-            return _resized(_plain(ImageOps.exif_transpose(image), path, wide), size)
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} cannot be read as an image (of no known format); repair or remove it.") from error
-    except Exception as error:  # what a decoder may raise on anybody's file has no end
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} cannot be read as an image ({reason}); repair or remove it.") from error
-
-
-def _plain(image: Any, path: Path, wide: bool) -> Any:
-    """Return an image of mode L or RGB; `wide` says that its levels have 16 bits."""
-    if image.mode in ("PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            raise DataError(f"{path} has transparent pixels; put it on a background.")
-        return image.convert("L" if image.mode in ("LA", "La") else "RGB")
-    if wide:
-        from PIL import Image
-
-        levels = np.asarray(image).astype(np.float64) / 257  # 65,535 is 255
-        return Image.fromarray(levels.round().astype(np.uint8))
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    if image.mode in ("P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"):
-        return image.convert("RGB")
-    raise DataError(f"{path} has pixels of type {image.mode}; give 8 or 16 bits.")
-
-
-def _resized(image: Any, size: int | None) -> np.ndarray:
-    if size is not None and image.size != (size, size):
-        from PIL import Image
-
-        side = min(image.size)
-        left, top = ((length - side) // 2 for length in image.size)
-        # Cropped first: a resize of a part would mix in what lies beside it.
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
 
 
 def _stack(arrays: Sequence[np.ndarray], channels: int | None, files: Sequence[Path]) -> Tensor:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.files import REMEDY, read_bytes
 from pyro_vae.errors import DataError
 
-REMEDY = "Delete damaged files to download them again, or name another --data-root."
 _SHAPE = (28, 28)
 # What the files of each split hold, and the SHA-256 of MNIST's own.
 SIZES = {"train": 60_000, "t10k": 10_000}
@@ -40,6 +40,29 @@ def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> tuple[Tenso
         DataError: a file that cannot be read, is damaged, belongs to no such images or is not MNIST's; names it.
     """
     images, labels = (raw / name for name in DIGESTS if name.startswith(split))
+    pixels, classes, digests = read_pair(images, labels, least)
+    if is_mnist and len(pixels) == SIZES[split]:
+        for path, found in zip((images, labels), digests, strict=True):
+            if found != DIGESTS[path.name]:
+                raise DataError(f"{path} is not MNIST's: its SHA-256 is {found}, not {DIGESTS[path.name]}. {REMEDY}")
+    return pixels, classes
+
+
+def read_pair(images: Path, labels: Path, least: int, num_classes: int = 10) -> tuple[Tensor, Tensor, tuple[str, str]]:
+    """Read a file of images and that of their labels.
+
+    Args:
+        images: file of images.
+        labels: file of their labels.
+        least: how many images there must be.
+        num_classes: one more than the largest label.
+
+    Returns:
+        Pixels, uint8 (N, 28, 28), classes, int64 (N, 1), and the SHA-256 of both files.
+
+    Raises:
+        DataError: as `read_split`.
+    """
     (pixels, digest), (classes, digest_of_classes) = _read(images, 3), _read(labels, 1)
     if pixels.shape[1:] != _SHAPE:
         raise DataError(f"{images} holds images of shape {pixels.shape[1:]}, not {_SHAPE}. {REMEDY}")
@@ -47,20 +70,13 @@ def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> tuple[Tenso
         raise DataError(f"{images} holds {len(pixels)} images, too few: {least} are the least. {REMEDY}")
     if len(classes) != len(pixels):
         raise DataError(f"{labels} holds {len(classes)} labels of {len(pixels)} images. {REMEDY}")
-    if classes.max() > 9:
-        raise DataError(f"{labels} holds a label {classes.max()}, not 0 to 9. {REMEDY}")
-    if is_mnist and len(pixels) == SIZES[split]:
-        for path, found in ((images, digest), (labels, digest_of_classes)):
-            if found != DIGESTS[path.name]:
-                raise DataError(f"{path} is not MNIST's: its SHA-256 is {found}, not {DIGESTS[path.name]}. {REMEDY}")
-    return torch.as_tensor(pixels), torch.as_tensor(classes).long().unsqueeze(1)
+    if classes.max() >= num_classes:
+        raise DataError(f"{labels} holds a label {classes.max()}, not 0 to {num_classes - 1}. {REMEDY}")
+    return torch.as_tensor(pixels), torch.as_tensor(classes).long().unsqueeze(1), (digest, digest_of_classes)
 
 
 def _read(path: Path, num_dims: int) -> tuple[np.ndarray, str]:
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Name another --data-root.") from error
+    content = read_bytes(path)
     magic, start = bytes((0, 0, 8, num_dims)), 4 + 4 * num_dims
     if (found := content[:4].tobytes()) != magic:
         hint = ": it is compressed, gunzip it" if found.startswith(b"\x1f\x8b") else ""

@@ -1,0 +1,70 @@
+r"""CelebA, photographs of faces, as 64 x 64 color images with the splits of its authors; attributes are not read.
+
+Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015. Of the aligned images, 178 x 218, the
+148 x 148 pixels in the center are resized, bilinear and antialiased: the pixels that torchvision's CenterCrop(148) and
+Resize(64) give, on which many VAEs are trained.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data import files
+from pyro_vae.data.image_files import read_all, square
+from pyro_vae.data.images import Images
+from pyro_vae.errors import DataError
+
+_SOURCE = "CelebA by Liu et al.: img_align_celeba.zip, unpacked, and list_eval_partition.txt"
+_SPLITS = ("training", "validation", "test")
+_SIZES = (162_770, 19_867, 19_962)
+_ROW = re.compile(r"(\w+\.jpg)\s+([012])")
+_WIDTH, _HEIGHT, _CENTER, _SIDE = 178, 218, 148, 64
+
+
+def load(root: Path, download: bool) -> Images:
+    """Read CelebA, a few minutes.
+
+    Raises:
+        DataError: a file is absent or damaged, or an image is not 178 x 218; names it.
+    """
+    folder = root / "celeba"
+    (partition,) = files.require(folder, ["list_eval_partition.txt"], _SOURCE)
+    names = _names(partition)
+    sizes = dict(zip(_SPLITS, map(len, names), strict=True))
+    files.warn_of_other_sizes(partition, "CelebA", sizes, _SIZES)
+    images = [files.require(folder / "img_align_celeba", each, _SOURCE) for each in names]  # before minutes are spent
+    train, valid, test = map(_read, images)
+    return Images("CelebA", train, valid, test)
+
+
+def _names(partition: Path) -> list[list[str]]:
+    """Return the names of the files of each split."""
+    names: list[list[str]] = [[], [], []]
+    for number, line in enumerate(files.read_bytes(partition).tobytes().decode("latin-1").splitlines(), 1):
+        row = _ROW.fullmatch(line.strip())
+        if row is None:
+            raise DataError(f"{partition}: line {number} is not NAME.jpg and 0, 1 or 2. {files.REPLACE}")
+        names[int(row[2])].append(row[1])
+    if len(set().union(*names)) < sum(map(len, names)):
+        raise DataError(f"{partition} names a file twice. {files.REPLACE}")
+    return names
+
+
+def _read(paths: list[Path]) -> Tensor:
+    pixels = np.empty((len(paths), 3, _SIDE, _SIDE), np.uint8)
+    for target, (_, image) in zip(pixels, read_all(paths, _face), strict=True):
+        target[:] = np.moveaxis(image, -1, 0)
+    return torch.from_numpy(pixels)
+
+
+def _face(image: Any, path: Path) -> Any:
+    if image.size != (_WIDTH, _HEIGHT):
+        found = " x ".join(map(str, image.size))
+        raise DataError(f"{path} is {found} pixels, not {_WIDTH} x {_HEIGHT} as aligned images are. {files.REPLACE}")
+    return square(image.convert("RGB"), _SIDE, _CENTER, "BILINEAR")

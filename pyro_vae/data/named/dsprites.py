@@ -1,0 +1,68 @@
+r"""dSprites, 64 x 64 white shapes on black, every combination of the values of five factors once.
+
+Matthey, Higgins, Hassabis, Lerchner, "dSprites: Disentanglement testing Sprites dataset", 2017
+(https://github.com/google-deepmind/dsprites-dataset). The sixth factor of the file, the color, has one value and is
+left out. Pixels 0 and 1 become 0 and 255. A fixed permutation of the images, in whose order they stand, deals them
+10 : 1 : 1 to training, validation and test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyro_vae.data import array_files, files
+from pyro_vae.data.images import Images
+from pyro_vae.data.labels import Labels
+from pyro_vae.errors import DataError
+
+NUM_TRAIN = 614_400
+_NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
+_FACTORS = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
+_SEED = 20170602  # of the permutation
+_PIECE = 8192  # images that are read at once
+
+
+def load(root: Path, download: bool) -> Images:
+    """Read dSprites, 3 GB; its metadata are pickled and never read.
+
+    Raises:
+        DataError: the file is absent, damaged, or holds pixels other than 0 and 1 or other values of the factors.
+    """
+    (path,) = files.require(root / "dsprites", [_NAME], "dSprites by Matthey et al.")
+    with array_files.open_archive(path) as archive:
+        classes = _checked(path, array_files.read_member(archive, path, "latents_classes"))
+        # NumPy has frozen the streams of this generator: the splits are the same under every version.
+        order = np.random.RandomState(_SEED).permutation(len(classes))
+        place = order.argsort()
+        pixels = np.empty((len(classes), 64, 64), np.uint8)  # once: each piece goes where it belongs
+        done = 0
+        for piece in array_files.read_pieces(archive, path, "imgs", pixels.shape, _PIECE):
+            if (largest := piece.max()) > 1:
+                raise DataError(f"{path}: imgs holds {largest}, not 0 or 1. {files.REPLACE}")
+            pixels[place[done : done + len(piece)]] = 255 * piece
+            done += len(piece)
+    held_out = len(classes) // 12
+    sizes = {"training": len(classes) - 2 * held_out, "validation": held_out, "test": held_out}
+    files.warn_of_other_sizes(path, "dSprites", sizes, (NUM_TRAIN, NUM_TRAIN // 10, NUM_TRAIN // 10))
+    train, valid, test = torch.from_numpy(pixels).split(list(sizes.values()))
+    labels = torch.from_numpy(classes[order, 1:]).split(list(sizes.values()))
+    return Images("dSprites", train, valid, test, Labels(tuple(_FACTORS)[1:], *labels))
+
+
+def _checked(path: Path, classes: np.ndarray) -> np.ndarray:
+    """Return the places of the values of the factors, int64 (N, 6)."""
+    if classes.ndim != 2 or classes.shape[1] != len(_FACTORS) or classes.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: latents_classes is {classes.dtype} {classes.shape}, not integers (N, {len(_FACTORS)}). "
+            f"{files.REPLACE}"
+        )
+    for name, values, number in zip(_FACTORS, classes.T, _FACTORS.values(), strict=True):
+        bad = (values < 0) | (values >= number)
+        if bad.any():
+            raise DataError(
+                f"{path}: latents_classes holds {values[bad][0]} as {name}, not 0 to {number - 1}. {files.REPLACE}"
+            )
+    return classes.astype(np.int64)

@@ -1,0 +1,53 @@
+r"""SVHN, 32 x 32 color images of house numbers; the class is the digit in the middle.
+
+Netzer, Wang, Coates, Bissacco, Wu, Ng, "Reading Digits in Natural Images with Unsupervised Feature Learning", NIPS
+Workshop on Deep Learning and Unsupervised Feature Learning 2011. The files say 10 for the digit 0. The last 5,000
+training images in file order are for validation; the 531,131 additional ones are not used.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data import files
+from pyro_vae.data.images import Images
+from pyro_vae.data.named import mat
+from pyro_vae.data.named.held_out import hold_out
+from pyro_vae.errors import DataError
+
+_NUM_VALID = 5000
+
+
+def load(root: Path, download: bool) -> Images:
+    """Read SVHN, which torchvision downloads where it is absent.
+
+    Raises:
+        DataError: a file is absent, damaged, or holds pixels of another shape or other labels than 1 to 10.
+    """
+    folder = root / "svhn"
+    train, train_classes = _read(folder, "train", download)
+    test, test_classes = _read(folder, "test", download)
+    files.warn_of_other_sizes(folder, "SVHN", {"training": len(train), "test": len(test)}, (73_257, 26_032))
+    return hold_out("SVHN", folder, train, test, (train_classes, test_classes), _NUM_VALID)
+
+
+def _read(folder: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
+    """Return pixels, uint8 (N, 3, 32, 32), and classes, int64 (N, 1)."""
+    fetch = partial(_fetch, folder, split) if download else None
+    source = "the cropped digits of The Street View House Numbers by Netzer et al."
+    (path,) = files.require(folder, [f"{split}_32x32.mat"], source, fetch)
+    found = mat.read(path, {"X": (32, 32, 3, mat.ANY), "y": (mat.ANY, mat.ANY)})
+    if found["X"].dtype != np.uint8:
+        raise DataError(f"{path}: X is {found['X'].dtype}, not uint8. {files.REPLACE}")
+    pixels = np.ascontiguousarray(found["X"].transpose(3, 2, 0, 1))
+    return torch.from_numpy(pixels), mat.classes(path, "y", found["y"], len(pixels), 10) % 10
+
+
+def _fetch(folder: Path, split: str, datasets: Any) -> None:
+    datasets.SVHN(folder, split=split, download=True)
