@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -90,12 +90,7 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
     """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
     if folder.finished:
         return folder.check_same(setting.resolved().to_json())
-    flags = [
-        word
-        for name, value in setting.to_json().items()
-        if value is not None and value is not False
-        for word in ([config.flag(name)] if value is True else [config.flag(name), str(value)])
-    ]
+    flags = [word for name, value in setting.to_json().items() for word in words(config.flag(name), value)]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)
     with subprocess.Popen(call, stdout=subprocess.DEVNULL) as process:
@@ -108,6 +103,15 @@ def fit(setting: config.Config, folder: RunFolder) -> None:
     if status:
         print(f"{folder.path} has ended with status {status}", file=sys.stderr)
         raise SystemExit(status if status > 0 else 128 - status)
+
+
+def words(flag: str, value: Any) -> list[str]:
+    """Return a flag and its value as fit.py reads them from its command line."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         density=fitted.density,
         seed=settings.seed,
         compiled=compiled,
+        level_bits=fitted.images.level_bits,
     )
     write_scores(results, fitted.program, run.test, scores, settings.seed)
     write_bounds(results, scores)

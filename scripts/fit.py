@@ -62,7 +62,9 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(settings.seed)
     run = prepare(settings)
     if settings.data not in data.DATASETS:
-        print(run.images.pixels)
+        seen = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
+        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{seen}")
+    settings = run.config
     batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
     program = run.program
     check_domain(program.model, program.guide, Batch.of(test)[:100])
@@ -92,6 +94,7 @@ def main(arguments: Arguments) -> None:
         density=run.density,
         seed=settings.seed,
         compiled=settings.graph == "compiled",
+        level_bits=run.images.level_bits,
     )
     write_scores(folder, program, test, scores, settings.seed)
     metrics = folder.metrics()

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from pyro_vae.config.components import pixelcnn_channels
-from pyro_vae.data import Images
+from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 from pyro_vae.model import CVAE, GMVAE, M2, VAE, DensityModel, TwoLayerVAE, nets, posteriors
 from pyro_vae.model.nets.pixelcnn import PixelCNN
@@ -53,7 +53,7 @@ def _gmvae(latent_dim: int, posterior: Builder, likelihood: Builder) -> nn.Modul
 
 
 def _cvae(
-    images: Images,
+    images: Collection,
     net: nets.Nets,
     latent_dim: int,
     hidden_dim: int,
@@ -66,7 +66,7 @@ def _cvae(
 
 
 def _m2(
-    images: Images,
+    images: Collection,
     net: nets.Nets,
     latent_dim: int,
     hidden_dim: int,
@@ -85,7 +85,7 @@ def _m2(
     return M2(**components, classifier=classifier, num_labels=labels)
 
 
-def _number_of_classes(program: str, images: Images) -> int:
+def _number_of_classes(program: str, images: Collection) -> int:
     if images.labels is None or len(images.labels.names) > 1:
         raise UserError(f"{program} needs data with one label an image, unlike {images.name}: choose other --data.")
     return 1 + int(images.labels.train.max())
@@ -112,7 +112,7 @@ def _given_classes(
     }
 
 
-def _pixelcnn(images: Images, hidden_dim: int) -> nn.Module:
+def _pixelcnn(images: Collection, hidden_dim: int) -> nn.Module:
     return DensityModel(PixelCNN(images.train, pixelcnn_channels(hidden_dim)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_vae.infer import objectives
-from pyro_vae.model import likelihoods, nets, posteriors
+from pyro_vae.model import count_likelihoods, likelihoods, nets, posteriors
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN
 from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
@@ -74,6 +74,8 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "logistic-mixture": likelihoods.LogisticMixture,
     "categorical": likelihoods.Categorical,
     "pixelcnn": _pixelcnn,
+    "poisson": count_likelihoods.Poisson,
+    "negative-binomial": count_likelihoods.NegativeBinomial,
 }
 # A kind of network is built from the shape of an image and the units of a hidden layer.
 NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {

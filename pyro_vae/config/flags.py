@@ -32,6 +32,9 @@ CHOICES: dict[str, Collection[str]] = {
     "compile": ("auto", "on", "off"),
     "precision": PRECISIONS,
 }
+# What the likelihood and the binarization are by default: what suits the data, see `suited`.
+AUTO = "auto"
+LEFT_TO_DATA = ("likelihood", "binarize")
 # Steps from which on a run is compiled: the compiler takes 5 to 60 seconds, and saves 1 to 5 milliseconds of a step.
 _COMPILED_STEPS = 10_000
 
@@ -44,7 +47,7 @@ def flag(name: str) -> str:
 def _one_of(field: str) -> Any:
     """Return the choices of a field for its flag, whose default a constructor would show as a list."""
     return tyro.conf.arg(
-        constructor=Literal[tuple(CHOICES[field])],  # type: ignore[call-overload]
+        constructor=Literal[(AUTO,) * (field in LEFT_TO_DATA) + tuple(CHOICES[field])],  # type: ignore[call-overload]
         help_behavior_hint=lambda default: "(default: {})".format(default.strip("[]'")),
     )
 
@@ -77,9 +80,11 @@ class Config:
     """Leave out image files that cannot be used, with a warning for each, instead of stopping."""
     data_root: Path = Path("data")
     """Folder of the data sets that are read by name."""
-    binarize: Annotated[str, _one_of("binarize")] = "dynamic"
-    """dynamic: Bernoulli(grey) anew per batch, the test images once; fixed: all once; threshold: grey >= 128;
-    none: grey pixels, dequantized uniformly under a density."""
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of training, validation and test data of your own, where they do not come split."""
+    binarize: Annotated[str, _one_of("binarize")] = AUTO
+    """dynamic: Bernoulli(gray) anew per batch, the test images once; fixed: all once; threshold: gray >= 128;
+    none: gray pixels, dequantized uniformly under a density; auto: as the likelihood needs it."""
     train_images: OptionalCount = None
     """Train on the first so many images (None: all)."""
     test_images: OptionalCount = None
@@ -89,11 +94,14 @@ class Config:
     """p(z). flat: none, a constant instead of a density, so that there is no log p(x)."""
     posterior: Annotated[str, _one_of("posterior")] = "meanfield"
     """q(z|x). point-mass: a code without noise, as of an autoencoder, so that there is no log p(x)."""
-    likelihood: Annotated[str, _one_of("likelihood")] = "bernoulli"
-    """p(x|z). bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Grey ones
-    (--binarize none) go with categorical and logistic-mixture, over their 256 levels, and with the densities gaussian
-    (learned mean and scale), isotropic-gaussian (one scale for all pixels) and continuous-bernoulli. cross-entropy, of
-    grey pixels, is a loss and no likelihood: there is no log p(x) of it."""
+    likelihood: Annotated[str, _one_of("likelihood")] = AUTO
+    """p(x|z). auto: bernoulli for gray images of a data set by name, as published, and for 0/1 pixels; logistic-mixture
+    for gray levels and colors of your own; gaussian for real numbers; negative-binomial for counts.
+    bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Gray ones
+    (--binarize none) go with categorical and logistic-mixture, over their 256 levels (the latter in color: green given
+    red, blue given both), and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
+    all pixels) and continuous-bernoulli. cross-entropy, of gray pixels, is a loss and no likelihood: there is no log
+    p(x) of it. Counts also go with poisson."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
     relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
@@ -159,12 +167,16 @@ class Config:
             raise UserError(f"Unknown data {self.data!r}; choose one of {known}, or {own}.")
         if self.channels not in (None, 1, 3):
             raise UserError(f"--channels is {self.channels}; choose 1 or 3.")
+        if not all(0 < share < 1 for share in self.splits) or not math.isclose(sum(self.splits), 1.0):
+            shown = " ".join(map(str, self.splits))
+            raise UserError(f"--splits is {shown}; the three shares must be positive and sum to 1.")
         for name in ("beta", "free_bits", "mmd_weight"):
             objectives.nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            open_to_data = name in LEFT_TO_DATA and getattr(self, name) == AUTO
+            if getattr(self, name) not in choices and not open_to_data:
                 raise UserError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
 
     def _at_least(self, name: str, least: int) -> None:
@@ -207,4 +219,5 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
-        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+        values = asdict(self) | {"data_root": str(self.data_root), "splits": list(self.splits)}
+        return {name: values[name] for name in asdict(self)}

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from pyro_vae.config import Config
-from pyro_vae.data import Images
+from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 
 # How the modules of program files are called, with a digest of the path behind it.
@@ -22,7 +22,7 @@ _MODULE = "pyro_vae_program_"
 _FOLDERS: set[str] = set()
 
 
-def build(config: Config, images: Images, known: Iterable[str]) -> Any:
+def build(config: Config, images: Collection, known: Iterable[str]) -> Any:
     """Run the file of a program and call the factory in it.
 
     Args:

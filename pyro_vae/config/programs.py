@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.config import Config, components, flag, program_files
+from pyro_vae.config import Config, components, flag, program_files, suited
 from pyro_vae.config.catalog import PROGRAMS
 from pyro_vae.config.presets import PRESETS
-from pyro_vae.data import Images, some_labels
+from pyro_vae.data import Collection, Numbers, some_labels
 from pyro_vae.errors import UserError
 from pyro_vae.infer import Objective
+from pyro_vae.model.nets import StandardizedNets
 from pyro_vae.model.posteriors import Encoder
 
 # What `--program` may say without a file.
@@ -46,7 +47,8 @@ def check(config: Config) -> None:
         UserError: names the flag.
     """
     for name in _unread_by_program(config):
-        if getattr(config, name) != getattr(Config, name):
+        # What `suited` makes of a likelihood that is not read has not been asked for.
+        if getattr(config, name) not in (getattr(Config, name), suited.UNREAD):
             raise UserError(f"--program {config.program} does not read {flag(name)}: leave it out.")
     for name in _unread_by_objective(config):
         if getattr(config, name) != getattr(Config, name):
@@ -107,7 +109,7 @@ def build_objective(config: Config, num_images: int) -> Objective:
     return objective
 
 
-def build(config: Config, images: Images) -> Any:
+def build(config: Config, images: Collection) -> Any:
     """Build the program of a configuration for the images it will see, on the device of the configuration.
 
     Random initial weights come from torch's global stream.
@@ -120,11 +122,14 @@ def build(config: Config, images: Images) -> Any:
         RuntimeError: from a ValueError or an OSError of the code in that file.
     """
     check(config)
+    config = suited.suited(config, images)
     if config.program not in NAMES:
         program = program_files.build(config, images, known=NAMES)
         return program.to(config.device) if isinstance(program, nn.Module) else program
     chosen = replace(config, **_preset(config))
     net = components.NETS[chosen.net](images.pixel_shape, chosen.hidden_dim)
+    if isinstance(images, Numbers):
+        net = StandardizedNets(net, images.train, counts=images.counts)
 
     def posterior(latent_dim: int, encoder: Encoder = net.encoder) -> nn.Module:
         return components.POSTERIORS[chosen.posterior](encoder, latent_dim)
@@ -153,7 +158,7 @@ def build(config: Config, images: Images) -> Any:
     return program.to(config.device)
 
 
-def _prior(config: Config, images: Images, latent_dim: int, **posterior: nn.Module) -> nn.Module:
+def _prior(config: Config, images: Collection, latent_dim: int, **posterior: nn.Module) -> nn.Module:
     build = components.PRIORS[config.prior]
     if "posterior" in components.reads(build) - posterior.keys():
         raise UserError(
@@ -172,7 +177,7 @@ def takes_labels(program: Any) -> bool:
     return len(required) > 1
 
 
-def labels_of(program: Any, images: Images, split: str) -> Tensor | None:
+def labels_of(program: Any, images: Collection, split: str) -> Tensor | None:
     """Return the labels that a program is given beside the images of a split, or None where it takes none.
 
     Labels that it is not told are -1.

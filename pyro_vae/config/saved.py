@@ -20,9 +20,10 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     bool: (bool,),
     type(Path()): (str,),
     type(None): (int, type(None)),  # a count that the data set decides
+    tuple: (list, tuple),
 }
 # Fields that runs of earlier versions do not have, and whose default is what they did.
-_ADDED = ("labels", "image_size", "channels", "skip_bad")
+_ADDED = ("labels", "image_size", "channels", "skip_bad", "splits")
 
 
 def read_config(path: Path) -> Config:
@@ -47,13 +48,15 @@ def read_config(path: Path) -> Config:
         if not good or not _moderate(value):
             raise UserError(f"{path} is not a configuration: {name} is {reprlib.repr(value)}.")
     try:
-        return Config(**{**values, "data_root": Path(values["data_root"])})
+        return Config(**{**values, "data_root": Path(values["data_root"]), "splits": tuple(values["splits"])})
     except ValueError as error:
         raise UserError(f"{path} is not a configuration: {error}") from error
 
 
 def _moderate(value: Any) -> bool:
     """Whether torch can count so far, or a terminal show the words: a file may be anybody's."""
+    if isinstance(value, (list, tuple)):
+        return len(value) == 3 and all(type(each) is float for each in value)
     if isinstance(value, int):
         return abs(value) < 2**53
     return not isinstance(value, str) or (len(value) < 4096 and not any(category(c) == "Cc" for c in value))

@@ -1,28 +1,33 @@
 """Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
 
-from pyro_vae.data.array_files import from_file
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.batches import Batches
+from pyro_vae.data.collection import Collection
 from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
 from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
+from pyro_vae.data.numbers import Numbers, from_numbers
 from pyro_vae.data.own import from_arrays
+from pyro_vae.data.own_files import from_file
 from pyro_vae.errors import DataError
 
 __all__ = [
     "BINARIZATIONS",
     "DATASETS",
     "Batches",
+    "Collection",
     "DataError",
     "Dataset",
     "Images",
     "Labels",
+    "Numbers",
     "Observed",
     "defaults",
     "from_arrays",
     "from_file",
     "from_folder",
+    "from_numbers",
     "load",
     "some_labels",
     "to_uint8",

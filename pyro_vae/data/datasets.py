@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pyro_vae.data import files, idx, shapes
-from pyro_vae.data.array_files import from_file
 from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.collection import Collection
 from pyro_vae.data.folders import from_folder
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
@@ -35,6 +35,8 @@ from pyro_vae.data.named import (
     svhn,
 )
 from pyro_vae.data.named.held_out import hold_out
+from pyro_vae.data.own_files import from_file
+from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
 Source = Callable[[Path, bool], Images]
@@ -81,7 +83,8 @@ def load(
     image_size: int | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
-) -> Images:
+    splits: Shares = OWN_SPLITS,
+) -> Collection:
     """Load a data set by name, or images of your own from a folder.
 
     Args:
@@ -94,24 +97,28 @@ def load(
         image_size: height and width of images of your own, as `size` in `from_folder`.
         channels: of images of your own, as in `from_folder`.
         skip_bad: likewise.
+        splits: shares of training, validation and test data of your own; see `from_arrays`.
 
     Raises:
         DataError: neither a name nor a folder, a file that is absent, damaged, inconsistent or not MNIST's, or too few
             images; or an option of images of your own is set and the data set has a name.
     """
     folder = name not in DATASETS and os.path.isdir(name)
+    images: Collection
     if name not in DATASETS and not os.path.exists(name):
         known = ", ".join(DATASETS)
         own = "the path of a folder of images or a file of arrays"
         raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
+    if name in DATASETS and tuple(splits) != OWN_SPLITS:
+        raise DataError(f"{name} has splits of its own: leave out --splits.")
     if not folder and (image_size is not None or channels is not None or skip_bad):
         raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
     if folder:
-        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad)
+        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad, splits=splits)
     elif name in DATASETS:
         images = DATASETS[name].load(Path(root), download)
     else:
-        images = from_file(name)
+        images = from_file(name, splits=splits)
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.data.image_files import read_all, square
 from pyro_vae.data.images import Images
 from pyro_vae.data.own import from_arrays, from_splits
-from pyro_vae.data.splits import Shares, content_hashes
+from pyro_vae.data.splits import OWN_SPLITS, Shares, content_hashes
 from pyro_vae.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
@@ -30,7 +30,7 @@ def from_folder(
     size: int | None = None,
     channels: int | None = None,
     skip_bad: bool = False,
-    splits: Shares = (0.8, 0.1, 0.1),
+    splits: Shares = OWN_SPLITS,
 ) -> Images:
     """Read a folder of image files, and all folders in it.
 

@@ -2,29 +2,26 @@ r"""Images as uint8 tensors, one for each split, and what a program observes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data.arrays import SHAPES
 from pyro_vae.data.batches import Batches
-from pyro_vae.data.labels import Labels
+from pyro_vae.data.collection import Collection
 from pyro_vae.errors import DataError
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
 
 
 @dataclass(frozen=True)
-class Images:
-    """The splits of a data set: uint8 tensors (N, *pixels), 0 to 255, and what is known of them, if anything."""
+class Images(Collection):
+    """The splits of a data set of images: uint8 tensors (N, *pixels), 0 to 255, and their labels, if there are some."""
 
-    name: str
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-    labels: Labels | None = None
+    items: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -36,47 +33,20 @@ class Images:
                 raise DataError(f"{self.name}: {split} images are {images.dtype}; they must be torch.uint8.")
             if images.ndim < 2 or 0 in images.shape[1:]:
                 raise DataError(f"{self.name}: {split} images {SHAPES.format(tuple(images.shape))}")
-            if len(images) == 0:
-                raise DataError(f"{self.name}: there are no {split} images.")
-            if images.shape[1:] != self.train.shape[1:]:
-                raise DataError(
-                    f"{self.name}: {split} images are {tuple(images.shape[1:])}, "
-                    f"training images {tuple(self.train.shape[1:])}."
-                )
-            if self.labels and (found := getattr(self.labels, split).shape) != (len(images), len(self.labels.names)):
-                raise DataError(f"{self.name}: labels {tuple(found)} of {len(images)} {split} images.")
+        super().__post_init__()
         if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
-    def __str__(self) -> str:
-        """Return one line: how many images of which shape, and their classes."""
-        numbers = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "valid", "test"))
-        shape = " x ".join(map(str, self.pixel_shape))
-        classes = ""
-        if self.labels is not None and self.labels.names == ("class",):
-            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.test]).max())} classes"
-        return f"{self.name}: {numbers} images of {shape} pixels{classes}"
+    def _described(self) -> str:
+        levels = {"binary": "black or white", "gray": "gray", "color": "color"}[self.kind]
+        return " x ".join(map(str, self.pixel_shape)) + f" {levels} pixels"
 
-    @property
-    def pixel_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return tuple(self.train.shape[1:])
-
-    def first(self, split: str, number: int) -> Images:
-        """Return the images with only the first so many of a split.
-
-        Raises:
-            DataError: there are not so many.
-        """
-        images = getattr(self, split)
-        if not 0 < number <= len(images):
-            raise DataError(f"{self.name}: {number} {split} images asked for, between 1 and {len(images)} are there.")
-        labels = self.labels and replace(self.labels, **{split: getattr(self.labels, split)[:number]})
-        return replace(self, labels=labels, **{split: images[:number]})
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Images:
-        """Return the images with every split changed."""
-        return replace(self, train=change(self.train), valid=change(self.valid), test=change(self.test))
+    @cached_property
+    def kind(self) -> str:
+        """``binary`` where every training pixel is 0 or 255, ``color`` of three channels, otherwise ``gray``."""
+        if not any(((part > 0) & (part < 255)).any() for part in self.train.split(1000)):
+            return "binary"
+        return "color" if len(self.pixel_shape) == 3 and self.pixel_shape[0] == 3 else "gray"
 
     def observed(self, binarize: str = "dynamic") -> Observed:
         """Return the images as a program observes them.
@@ -111,12 +81,15 @@ BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
 class Observed:
     """Images as a program observes them: floats in [0, 1] of torch's default type; see `Images.observed`."""
 
-    pixels: Images
-    """uint8, 0 and 255 alone where the binarization is drawn once."""
+    pixels: Collection
+    """Pixels are uint8, 0 and 255 alone where the binarization is drawn once."""
     binarize: str
     dequantize: bool = False
     """Whether gray levels are made continuous, for a density: x = (level + u) / 256 with u ~ U[0, 1). Theis, van den
     Oord, Bethge, "A note on the evaluation of generative models", ICLR 2016 (https://arxiv.org/abs/1511.01844)."""
+
+    level_bits: ClassVar[int | None] = 8
+    """Bits of a level, the interval over which a dequantized value is spread out; None of real numbers."""
 
     def under_density(self) -> Observed:
         """Return the images as a program observes them under a density.
@@ -145,6 +118,10 @@ class Observed:
             return (noise * 255 < pixels).to(noise.dtype)
         # 16 bits of noise: with more, float32 rounds some white pixels up to the next level, to exactly 1.
         return (pixels + (noise * 65536).floor() / 65536) / 256
+
+    def example(self) -> Tensor:
+        """Return the first training image without noise, (1, *pixels), for a program of which nothing is known yet."""
+        return self.pixels.train[:1] / 255
 
     def split(self, name: str) -> Tensor:
         """Return the images of a split, (N, *pixels), for evaluation: the same in every run."""

@@ -1,21 +1,23 @@
-r"""Images of a user's own, from arrays: splits and labels where none are given."""
+r"""Data of a user's own, from arrays: splits and labels where none are given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import Shares, split_by_content
+from pyro_vae.data.splits import OWN_SPLITS, Shares, split_by_content
 from pyro_vae.errors import DataError
 
 Array = Tensor | np.ndarray
+C = TypeVar("C", bound=Collection)
 
 
 def from_arrays(
@@ -24,7 +26,7 @@ def from_arrays(
     *,
     labels: Any = None,
     test_labels: Any = None,
-    splits: Shares = (0.8, 0.1, 0.1),
+    splits: Shares = OWN_SPLITS,
     name: str = "arrays",
 ) -> Images:
     """Make a data set of arrays.
@@ -46,12 +48,25 @@ def from_arrays(
     """
     pixels = to_uint8(train, f"{name}, training images")
     held_out = None if test is None else to_uint8(test, f"{name}, test images")
-    codes = _codes(name, (labels, pixels), (test_labels, held_out))
-    if held_out is None:
-        return _images(name, pixels, split_by_content(pixels, splits, name), codes)
-    kept, valid = split_by_content(pixels, _without_test(splits), name)
-    known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(pixels) :])
-    return Images(name, pixels[kept], pixels[valid], held_out, known)
+    return assemble(Images, name, pixels, held_out, labels, test_labels, splits)
+
+
+def assemble(
+    build: Callable[..., C],
+    name: str,
+    train: Tensor,
+    test: Tensor | None,
+    labels: Any,
+    test_labels: Any,
+    splits: Shares,
+) -> C:
+    """Split and label data (N, *shape), and build the data set; arguments as of `from_arrays`."""
+    codes = _codes(name, (labels, train), (test_labels, test))
+    if test is None:
+        return _built(build, name, train, split_by_content(train, splits, name), codes)
+    kept, valid = split_by_content(train, _without_test(splits), name)
+    known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(train) :])
+    return build(name, train[kept], train[valid], test, known)
 
 
 def from_splits(
@@ -71,7 +86,7 @@ def from_splits(
         kept, held_out = split_by_content(pixels[train], _without_test(splits), name)
         train, valid = train[kept], train[held_out]
     codes = _codes(name, (labels, pixels))
-    return _images(name, pixels, (train, valid, places["test"]), codes)
+    return _built(Images, name, pixels, (train, valid, places["test"]), codes)
 
 
 def _without_test(splits: Shares) -> Shares:
@@ -79,10 +94,10 @@ def _without_test(splits: Shares) -> Shares:
     return splits[0] / both, splits[1] / both
 
 
-def _images(name: str, pixels: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> Images:
+def _built(build: Callable[..., C], name: str, values: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> C:
     train, valid, test = places
     labels = None if codes is None else Labels(("class",), codes[train], codes[valid], codes[test])
-    return Images(name, pixels[train], pixels[valid], pixels[test], labels)
+    return build(name, values[train], values[valid], values[test], labels)
 
 
 def _codes(name: str, *given: tuple[Any, Tensor | None]) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.errors import DataError
 
 Shares = Sequence[float]
+OWN_SPLITS = (0.8, 0.1, 0.1)  # training, validation and test data of a user's own
 
 
 def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor, ...]:

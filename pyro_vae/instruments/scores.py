@@ -38,7 +38,14 @@ _OTHER_UNIT = "the program observes something else than x, in a unit of its own"
 
 
 def measure_scores(
-    program: Any, x: Data, num_samples: int, *, density: bool, seed: int, compiled: bool = False
+    program: Any,
+    x: Data,
+    num_samples: int,
+    *,
+    density: bool,
+    seed: int,
+    compiled: bool = False,
+    level_bits: int | None = 8,
 ) -> tuple[Scores, dict[str, Any]]:
     """Score test images and summarise them.
 
@@ -46,9 +53,10 @@ def measure_scores(
         program: an object with ``model(x)`` and ``guide(x)``.
         x: test images (N, ...) as the program observes them, or a `Batch` of these and the program's other arguments.
         num_samples: K of the importance-sampled log-likelihood.
-        density: whether x is observed under a density over dequantized pixels.
+        density: whether x is observed under a density.
         seed: of the draws.
         compiled: whether the programs are read by compiled graphs.
+        level_bits: see `evaluate.summary`.
 
     Returns:
         The scores of all images, and the summary with the seconds it took.
@@ -66,7 +74,7 @@ def measure_scores(
         progress=True,
     )
     moments = Moments.concatenate(posterior_moments(program.guide, part, seed=own) for part, own in parts)
-    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density)
+    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
     more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
     if numbers["rate"] is not None:
         split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import data
 from pyro_vae.config import Config, programs
+from pyro_vae.config.suited import suited
 from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, Data, Description, describe
 
@@ -86,6 +87,7 @@ def prepare(config: Config) -> Run:
         UserError, RuntimeError: see `programs.build`.
     """
     images = load_images(config)
+    config = suited(config, images.pixels)
     return observe(config, images, programs.build(config, images.pixels))
 
 
@@ -108,8 +110,10 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
         image_size=config.image_size,
         channels=config.channels,
         skip_bad=config.skip_bad,
+        splits=config.splits,
     )
-    return images.map(lambda pixels: pixels.to(config.device)).observed(config.binarize)
+    binarize = suited(config, images).binarize
+    return images.map(lambda pixels: pixels.to(config.device)).observed(binarize)
 
 
 def observe(config: Config, images: data.Observed, program: Any) -> Run:
@@ -126,6 +130,6 @@ def observe(config: Config, images: data.Observed, program: Any) -> Run:
 
 def example(program: Any, images: data.Observed) -> Data:
     """Return an image as a program may be called with it before it is known how it observes pixels."""
-    x = images.pixels.train[:1] / 255
+    x = images.example()
     labels = programs.labels_of(program, images.pixels, "train")
     return x if labels is None else Batch(x, labels[:1])

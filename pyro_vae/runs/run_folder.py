@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.config.flags import AUTO, LEFT_TO_DATA
 from pyro_vae.runs.files import is_unfinished, without_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
@@ -113,6 +114,8 @@ class RunFolder(Folder):
         A program in a file is told by its factory: the file may lie elsewhere now.
         """
         saved, given = _unplaced(self.config()), _unplaced(config)
+        # What is left to the data is what the data have decided.
+        given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
         changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
         if changed:
             raise RunFolderError(

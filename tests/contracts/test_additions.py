@@ -1,4 +1,4 @@
-"""What an addition costs, from outside the package: a class and a row. An instrument's is in test_scripts."""
+"""What an addition costs, from outside the package: a class and a row. An instrument's is in test_evaluate."""
 
 from __future__ import annotations
 

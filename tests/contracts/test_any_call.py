@@ -1,31 +1,21 @@
-"""Programs of other people: any arguments, and sites in any plates."""
+"""Programs of other people: called with any arguments."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.any_program import SHORT, Small, adam, binary
-from helpers.oracles import BernoulliDecoder, LinearGaussian
-from pyro import poutine
+from helpers.any_program import Small, adam, binary
+from helpers.oracles import LinearGaussian
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import ELBO, SVI, Fit, log_weights, score
-from pyro_vae.evaluate import (
-    ais,
-    bdmc,
-    log_weight_parts,
-    posterior_means,
-)
-from pyro_vae.trace import Batch, draw, log_density, simulate
-
-# What a program is called with
+from pyro_vae.trace import Batch, draw, log_density
 
 
 class Conditional(nn.Module):
@@ -116,212 +106,6 @@ def test_an_x_in_another_precision_is_named() -> None:
         score(
             program.model, program.guide, binary(3, 6).half() if torch.get_default_dtype() != torch.float16 else None, 5
         )
-
-
-# Sites
-
-
-def test_what_an_obs_mask_leaves_out_is_drawn_from_the_model() -> None:
-    """The weight of an unobserved image is log p(z) - log q(z); the others' is as ever."""
-    program, seen = Small(), torch.tensor([True, False, True, False])
-
-    def model(how: str) -> Any:
-        def model(x: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-                fn = dist.Bernoulli(logits=program.dec(z)).to_event(1)
-                if how == "mask":
-                    pyro.sample("x", fn.mask(seen), obs=x)
-                else:
-                    pyro.sample("x", fn, obs=x, obs_mask=seen)
-
-        return model
-
-    x = binary(4, 6)
-    expected = log_weights(model("mask"), program.guide, x, 20, seed=0)
-    torch.testing.assert_close(log_weights(model("obs_mask"), program.guide, x, 20, seed=0), expected)
-
-
-def test_an_auxiliary_site_carries_the_density_of_what_it_is_split_into() -> None:
-    """The exact posterior of (a, b) given x ~ N(a + b, 1), drawn jointly: every weight is log N(x; 0, 3)."""
-    covariance = torch.tensor([[2.0, -1.0], [-1.0, 2.0]]) / 3
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
-            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            loc = (x / 3).unsqueeze(-1).expand(-1, 2)
-            both = pyro.sample("both", dist.MultivariateNormal(loc, covariance), infer={"is_auxiliary": True})
-            for number, name in enumerate("ab"):
-                pyro.sample(name, dist.Delta(both[..., number]))
-
-    x = torch.randn(5)
-    truth = dist.Normal(0.0, math.sqrt(3)).log_prob(x)
-    torch.testing.assert_close(log_weights(model, guide, x, 6, seed=0), truth.expand(6, 5))
-    torch.testing.assert_close(-ELBO(3).loss(model, guide, x), truth.sum())
-    with pytest.raises(ValueError, match="auxiliary site 'both'"):
-        ais(model, guide, x, SHORT)
-
-
-def test_pixels_and_halves_are_sites_of_their_own() -> None:
-    """A decoder observed whole, in a plate of pixels, and in halves: the same weights, and the same bounds."""
-    program, x = BernoulliDecoder(2), binary(5, 6)
-
-    def pixels(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            with pyro.plate("pixels", 6, dim=-2):
-                pyro.sample("x", dist.Bernoulli(logits=program.net(z).transpose(-1, -2)), obs=x.T)
-
-    def halves(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            for number, (logits, part) in enumerate(zip(program.net(z).chunk(2, -1), x.chunk(2, -1), strict=True)):
-                pyro.sample(f"x{number}", dist.Bernoulli(logits=logits).to_event(1), obs=part)
-
-    whole = log_weight_parts(program.model, program.guide, x, 40, seed=0)
-    gap = bdmc(program.model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
-    for model in (pixels, halves):
-        found = log_weight_parts(model, program.guide, x, 40, seed=0)
-        torch.testing.assert_close(found.log_weights, whole.log_weights)
-        images, values = simulate(model, x)
-        assert set(images.unique().tolist()) <= {0.0, 1.0}
-        assert values["z"].shape == (1, 5, 2)
-        other = bdmc(model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
-        spread = math.sqrt((gap.var() + other.var()) / len(gap))
-        assert abs(gap.mean() - other.mean()) < 4 * spread  # false alarms 6e-5
-
-
-def test_latents_in_a_plate_of_time_are_read_with_the_images_first() -> None:
-    """Two steps of time to the left of the images: every layout gives (K, B, T, ...), and the same weights."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("time", 2, dim=-2):
-                u = pyro.sample("u", dist.Normal(z, torch.tensor([[0.5], [1.5]])))
-                pyro.sample("x", dist.Normal(u, 1.0), obs=x.T)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.sum(-1) / 4, 0.8))
-            with pyro.plate("time", 2, dim=-2):
-                pyro.sample("u", dist.Normal((z + x.T) / 2, 0.9))
-
-    x = torch.randn(5, 2)
-    values, log_q = draw(guide, x, 7)
-    assert values["z"].shape == (7, 5)
-    assert values["u"].shape == (7, 5, 2)
-    z, u = values["z"], values["u"]
-    by_hand = dist.Normal((z.unsqueeze(-1) + x) / 2, 0.9).log_prob(u).sum(-1)
-    torch.testing.assert_close(log_q["u"], by_hand)
-    log_p = log_density(model, x, values)
-    torch.testing.assert_close(log_p["u"], dist.Normal(z.unsqueeze(-1), torch.tensor([0.5, 1.5])).log_prob(u).sum(-1))
-    torch.testing.assert_close(log_p["x"], dist.Normal(u, 1.0).log_prob(x).sum(-1))
-    noise = torch.tensor([0.25 + 1, 2.25 + 1]).diag() + 1.0
-    truth = dist.MultivariateNormal(torch.zeros(2), noise).log_prob(x)
-    log_w = log_weights(model, guide, x, 20_000, seed=0)
-    w = (log_w - log_w.amax(0)).exp()
-    error = w.std(0) / w.mean(0) / math.sqrt(len(w))
-    assert ((log_w.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 3e-6
-
-
-def test_observations_in_two_plates_of_the_size_of_the_batch_are_no_images() -> None:
-    """Nothing says that the rows of one belong to those of the other; the batch has a joint weight all the same."""
-    program, y, x = LinearGaussian(2), torch.randn(4), LinearGaussian(2).simulate(4)
-
-    def model(x: Tensor) -> None:
-        program.model(x)
-        with pyro.plate("again", 4):
-            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
-
-    with pytest.raises(ValueError, match="Site 'y' stands outside the data plate 'data'"):
-        score(model, program.guide, x, 5)
-    found = log_weights(model, program.guide, x, 5, seed=0, shared="sampled")
-    expected = program.log_evidence(x).sum() + dist.Normal(0.0, 1.0).log_prob(y).sum()
-    torch.testing.assert_close(found, expected.expand(5))
-
-
-def test_an_obs_mask_whose_rest_the_guide_draws_counts_on_both_sides() -> None:
-    seen = torch.tensor([True, False, True, False])
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x / 2, 1.0))
-            with poutine.mask(mask=~seen):
-                pyro.sample("x_unobserved", dist.Normal(z, 1.5))
-
-    x = torch.randn(4)
-    for objective, stock in ((ELBO(), Trace_ELBO()),):
-        pyro.set_rng_seed(1)
-        expected = stock.loss(model, guide, x)
-        pyro.set_rng_seed(1)
-        assert float(objective.loss(model, guide, x)) == pytest.approx(expected)
-    found = log_weights(model, guide, x, 20_000, seed=0)
-    truth = torch.where(seen, dist.Normal(0.0, math.sqrt(2)).log_prob(x), 0.0)
-    w = (found - found.amax(0)).exp()
-    error = w.std(0) / w.mean(0) / math.sqrt(len(w))
-    assert ((found.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 2e-6
-
-
-def test_means_of_latents_with_a_plate_to_the_left_belong_to_their_images() -> None:
-    def guide(x: Tensor) -> None:
-        with pyro.plate("time", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(x.T, 1e-9))
-
-    x = torch.arange(6.0).reshape(3, 2)
-    torch.testing.assert_close(posterior_means(guide, x, seed=0), x.double())
-
-
-def test_a_part_of_the_pixels_drawn_by_a_plate_is_no_likelihood() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("pixels", 10, subsample_size=2, dim=-2) as rows:
-                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[rows])
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
-
-    assert "plate 'pixels' draws 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
-
-
-def test_batch_statistics_in_training_are_those_of_one_particle() -> None:
-    """As many images as features, where three dimensions would pass for two; the statistics are as in stock Pyro."""
-    norm = nn.BatchNorm1d(4, momentum=0.0)
-    program = LinearGaussian(4)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-            loc = (3 * norm(z)) @ program.weight.T
-            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-    x = program.simulate(4)
-    pyro.set_rng_seed(1)
-    ours = torch.stack([ELBO(2).loss(model, program.guide, x) for _ in range(300)])
-    stock = torch.tensor([Trace_ELBO(num_particles=2).loss(model, program.guide, x) for _ in range(300)])
-    error = float((ours.var() + stock.var()).sqrt()) / math.sqrt(300)
-    assert abs(float(ours.mean() - stock.mean())) < 5 * error  # false alarms 6e-7
-
-
-def test_a_guide_may_call_the_plate_of_the_images_by_another_name() -> None:
-    program, x = LinearGaussian(2), LinearGaussian(2).simulate(4)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("rows", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(program.posterior_mean(x), scale_tril=program.scale_tril))
-
-    torch.testing.assert_close(log_weights(program.model, guide, x, 5), program.log_evidence(x).expand(5, 4))
 
 
 def test_a_vocabulary_as_long_as_the_batch_is_no_batch() -> None:

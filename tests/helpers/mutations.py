@@ -107,7 +107,7 @@ MUTATIONS = (
         "pyro_vae/trace/modes.py",
         "part.training = False",
         "part.training = part.training",
-        ("tests/trace/test_layout.py::test_functions_are_read_in_evaluation_mode",),
+        ("tests/trace/test_isolation.py::test_functions_are_read_in_evaluation_mode",),
     ),
     Mutation(
         "random streams are not restored when a fit goes on",

@@ -64,6 +64,27 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
         assert (run / "samples" / f"{name}.png").stat().st_size > 2000
 
 
+def test_a_mixture_over_colors_is_fitted_scored_and_drawn(photographs: Path, tmp_path: Path) -> None:
+    """Its pictures are draws, and nothing is completed: the channels of a pixel are not independent given z."""
+    run = tmp_path / "run"
+    flags = ["--binarize", "none", "--likelihood", "logistic-mixture"]
+    result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
+    assert result.returncode == 0, result.stderr
+    fitted = summary_of(run)
+    nats = fitted["log_likelihood"]
+    assert isinstance(nats, float)
+    assert fitted["bits_per_dim"] == pytest.approx(-nats / (360 * math.log(2)))
+    assert 0 < -nats < 360 * math.log(256)  # better than uniform colors
+    again = inside("evaluate", run)
+    assert again.returncode == 0, again.stderr
+    assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
+    drawn = inside("sample", run)
+    assert drawn.returncode == 0, drawn.stderr
+    for name in ("prior", "reconstructions", "traversals", "interpolations"):
+        assert (run / "samples" / f"{name}.png").stat().st_size > 2000
+    assert not (run / "samples" / "completions.png").exists()
+
+
 def test_a_size_and_gray_are_as_asked_for_and_kept_by_the_run(photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--image-size", 8, "--channels", 1, "--train-images", 50]

@@ -14,25 +14,31 @@ from pyro_vae.evaluate.likelihood.scores import Scores
 Array = np.ndarray
 
 _NOT_FINITE = "an importance weight is zero or not finite"
+_NO_LEVELS = "real numbers have no levels that a code could name"
 _NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
-_BITS = 8  # of a grey level, the interval in which a dequantized pixel lies
 
 
-def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool = False) -> dict[str, Any]:
+def summary(
+    scores: Scores, active_units: int, num_pixels: int, *, density: bool = False, level_bits: int | None = 8
+) -> dict[str, Any]:
     """Summarise scores of N images.
 
     Args:
         scores: of all test images.
         active_units: of all latent sites.
         num_pixels: of an image.
-        density: whether the likelihood is a density over dequantized 8-bit pixels in [0, 1] rather than a probability.
-            Bits per dimension are -log p(x) / (pixels log 2), and 8 more for a density: they compare the two.
+        density: whether the likelihood is a density over dequantized data rather than a probability.
+        level_bits: -log2 of the distance of two levels of the data: 8 of 8-bit pixels in [0, 1], 0 of counts, None of
+            real numbers, which have no levels. Bits per dimension are -log p(x) / (pixels log 2), and so many more for
+            a density: they compare the two.
 
     Returns:
         JSON values. Numbers are finite; what does not exist is None, with its reason under "reasons".
     """
     log_likelihood = _mean(scores.log_likelihood)
-    bits = _BITS * density - log_likelihood.value / (num_pixels * math.log(2))
+    bits = math.nan
+    if level_bits is not None:
+        bits = level_bits * density - log_likelihood.value / (num_pixels * math.log(2))
     numbers: dict[str, Any] = {
         "num_test_images": scores.num_images,
         "elbo": _mean(scores.elbo),
@@ -44,7 +50,7 @@ def summary(scores: Scores, active_units: int, num_pixels: int, *, density: bool
         "jvi1": _jackknife(scores.jvi1, scores.log_likelihood),
         "jvi2": _jackknife(scores.jvi2, scores.log_likelihood),
         "density": density,
-        "bits_per_dim": _Number(bits),
+        "bits_per_dim": _Number(bits, _NOT_FINITE if level_bits is not None else _NO_LEVELS),
         "num_samples": scores.num_samples,
         "rate": _mean(scores.rate),
         "distortion": _mean(scores.distortion),

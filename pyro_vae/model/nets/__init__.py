@@ -2,5 +2,6 @@
 
 from pyro_vae.model.nets.conv import Conv
 from pyro_vae.model.nets.dense import MLP, Dense, Gated, Nets, relu
+from pyro_vae.model.nets.standardized import StandardizedNets
 
-__all__ = ["MLP", "Conv", "Dense", "Gated", "Nets", "relu"]
+__all__ = ["MLP", "Conv", "Dense", "Gated", "Nets", "StandardizedNets", "relu"]

@@ -1,14 +1,11 @@
-"""Every script, in a process of its own at least once, with tiny settings: what it writes, refuses, how it ends."""
+"""evaluate.py, with tiny settings: each instrument, one from outside, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,42 +13,13 @@ from typing import Any, ClassVar
 import arviz
 import numpy as np
 import pytest
-import torch
-from helpers.calls import MORE, ROOT, TINY, Inside, command, hearing, inside, script
+from helpers.calls import TINY, command, inside, script
 from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
 from pyro_vae.trace import Batch
-
-
-def finite(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(finite(v) for v in value.values())
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def test_fit_writes_the_run_folder_of_the_contract(tiny_run: Path) -> None:
-    run = tiny_run
-    summary = json.loads((run / "summary.json").read_text())
-    assert finite(summary)
-    assert summary["config"] == json.loads((run / "config.json").read_text())
-    assert summary["num_test_images"] == 20
-    assert summary["num_samples"] == 100
-    assert summary["iwae"].keys() == {"1", "2", "5", "10", "50", "100"}
-    assert summary["elbo"] <= summary["iwae"]["5"] <= summary["iwae"]["50"] <= summary["log_likelihood"]
-    assert {name for name, value in summary.items() if value is None} == summary["reasons"].keys() == set()
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in metrics] == [0, 1, 2]
-    assert [line["step"] for line in metrics] == [3, 6, 9]
-    assert metrics[-1]["elbo"] > metrics[0]["elbo"]
-    assert summary["train_seconds"] == pytest.approx(sum(line["seconds"] for line in metrics))
-    figures = {path.stem for path in (run / "figures").glob("*.png")}
-    assert figures == {"learning_curve", "bounds", "prior_samples", "reconstructions", "khat"}
-    scores = arviz.from_netcdf(str(run / "scores.nc"))["constant_data"]
-    assert scores["log_likelihood"].to_numpy().mean() == pytest.approx(summary["log_likelihood"])
-    np.testing.assert_allclose(scores["iwae"].to_numpy().mean(1), list(summary["iwae"].values()))
 
 
 def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
@@ -233,160 +201,6 @@ def test_an_instrument_is_added_from_outside(
     assert "ink" not in json.loads((run / "evaluation" / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "sample", "benchmark"])
-def test_help_shows_the_examples_line_by_line(name: str) -> None:
-    lines = [line.rstrip() for line in inside(name, "--help").stdout.splitlines()]
-    documented = (ROOT / "scripts" / f"{name}.py").read_text().split('"""')[1].splitlines()
-    examples = [line for line in documented if line.startswith(f"    python scripts/{name}.py")]
-    assert examples
-    assert set(examples) <= set(lines)
-
-
-def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
-    result = inside("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["bits_per_dim"] == pytest.approx(8 - summary["log_likelihood"] / (64 * math.log(2)))
-    assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, and a code cannot be free
-
-
-def test_densities_and_probabilities_of_pixels_are_not_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(subprocess, "Popen", Inside)
-    flags = [
-        "--likelihoods",
-        "gaussian",
-        "logistic-mixture",
-        "--binarize",
-        "none",
-        *TINY,
-        "--epochs",
-        30,
-        "--learning-rate",
-        0.01,
-    ]
-    result = inside("compare", *flags, "--out", tmp_path / "out")
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert "gaussian scores densities" in line
-    assert "bits_per_dim" in line
-    for name in ("gaussian", "logistic-mixture"):  # the runs are there, with the number that does compare
-        summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
-        assert 0 < summary["bits_per_dim"] < 8
-
-
-def test_objectives_are_compared_each_with_the_flags_that_it_reads(run: Path, tmp_path: Path) -> None:
-    """In processes of their own; the first has been fitted before, and is what it would be."""
-    shutil.copytree(run, tmp_path / "out" / "elbo")
-    flags = ["--objectives", "elbo", "beta-tcvae", "--beta", 4, *TINY]
-    result = script("compare", *flags, "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    betas = {
-        name: json.loads((tmp_path / "out" / name / "config.json").read_text())["beta"]
-        for name in ("elbo", "beta-tcvae")
-    }
-    assert betas == {"elbo": 1.0, "beta-tcvae": 4.0}
-
-
-def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
-    """A run whose last checkpoint is damaged, and which has lost its summary, ends with the same numbers."""
-    folder = tmp_path / "run"
-    shutil.copytree(run, folder)
-    (folder / "summary.json").unlink()
-    damaged = folder / "checkpoints" / "step-000000009.safetensors"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-5] + b"wrong")
-    config = json.loads((folder / "config.json").read_text())
-    refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "another seed")
-    assert json.loads((folder / "config.json").read_text()) == config
-    result = script("fit", *TINY, "--out", folder, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines() == [
-        f"{damaged} is damaged: its bytes are not those that were written. The checkpoint of step 6 is taken instead."
-    ]
-    assert damaged.with_name(f"unreadable-{damaged.name}").read_bytes() == content[:-5] + b"wrong"
-    before, after = (json.loads((r / "summary.json").read_text()) for r in (run, folder))
-    assert after["log_likelihood"] == before["log_likelihood"]
-    lines = [json.loads(line) for r in (run, folder) for line in (r / "metrics.jsonl").read_text().splitlines()]
-    assert [line["elbo"] for line in lines[3:]] == [line["elbo"] for line in lines[:3]]
-
-    content = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = inside("fit", *TINY, "--out", folder, "--resume")
-    assert again.returncode == 0
-    assert content == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize(("number", "status", "compiled"), [(signal.SIGINT, 130, "auto"), (signal.SIGTERM, 143, "off")])
-def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compiled: str, tmp_path: Path) -> None:
-    """Of so many steps a run is compiled, unless that is switched off."""
-    folder = tmp_path / "run"
-    arguments = [*TINY[:4], "--epochs", "20000", "--compile", compiled, "--out", str(folder)]
-    process = subprocess.Popen(hearing(command("fit", *arguments)), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert errors == "stopped; continue with --resume\n"
-    assert (folder / "config.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--batch-size", "301"], ["batch of 301", "300 images", "--batch-size"]),
-        (["--num-samples", "0"], ["--num-samples is 0"]),
-        (["--num-particles", "0"], ["--num-particles is 0"]),
-        (["--learning-rate", "nan"], ["--learning-rate is nan"]),
-        (["--binarize", "none"], ["'x'", "Bernoulli", "binarize"]),
-        (["--likelihood", "gaussian"], ["--binarize none"]),
-        (["--test-images", "100000"], ["100000", "256"]),
-        (["--data", "mnist", "--data-root", "/dev/null"], ["/dev/null", "--data-root"]),
-    ],
-)
-def test_fit_refuses_bad_input_in_one_line(
-    arguments: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
-) -> None:
-    refused(command("fit", *TINY, *arguments, "--out", tmp_path / "run"), *words)
-    assert not (tmp_path / "run").exists()
-
-
-def test_fit_refuses_a_device_that_is_not_there(
-    tmp_path: Path, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(command("fit", *TINY, "--device", "cuda", "--out", tmp_path / "run"), "--device cuda")
-
-
-def test_bad_input_ends_a_process_with_one_line() -> None:
-    result = script("fit", "--epochs", "0")
-    assert result.returncode == 2
-    assert result.stderr == "error: --epochs is 0; it must be at least 1.\n"
-
-
-def test_the_flag_parser_refuses_unknown_names() -> None:
-    result = inside("fit", "--prior", "unheard-of")
-    assert result.returncode == 2
-    assert "standard" in result.stderr
-
-
-def test_fit_refuses_folders_it_must_not_touch(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
-    before = (run / "summary.json").read_bytes()
-    refused(command("fit", *TINY, "--out", run), "exists", "--resume", "--overwrite")
-    assert (run / "summary.json").read_bytes() == before
-    file = tmp_path / "file"
-    file.write_text("mine")
-    refused(command("fit", *TINY, "--out", file), str(file), "--out")
-    refused(command("fit", *TINY, "--out", file / "below"), str(file), "cannot be written", "--out")
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
-    refused(command("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "no run folder")
-    assert file.read_text() == (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
-
-
 def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(command("evaluate", tmp_path), str(tmp_path), "no config.json")
     refused(command("evaluate", run, run), "twice")
@@ -395,41 +209,3 @@ def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Cal
     for path in (damaged / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     refused(command("evaluate", damaged), "No checkpoint can be loaded", "is damaged")
-
-
-@pytest.mark.parametrize("name", ["fit", "evaluate", "compare", "benchmark"])
-def test_help_shows_every_flag_with_its_default(name: str) -> None:
-    result = inside(name, "--help")
-    assert result.returncode == 0
-    flags = {
-        "fit": ["--learning-rate", "0.003"],
-        "evaluate": ["--num-samples", "None"],
-        "compare": ["--seeds", "1"],
-        "benchmark": ["--blocks", "15"],
-    }
-    for word in [*flags[name], "default:"]:
-        assert word in result.stdout
-    assert "(default: [" not in result.stdout
-
-
-def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
-    small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 20, "--num-particles", 1]
-    result = script("benchmark", "--measure", "steps", *small, "--out", tmp_path)
-    assert result.returncode == 0, result.stderr
-    (case,) = json.loads((tmp_path / "benchmark.json").read_text())["steps"]
-    assert case["contenders"]["hand-written"]["ratio"] == 1.0
-    for name, timing in case["contenders"].items():
-        assert name in result.stdout
-        # No step is faster than its arithmetic, however small the machine's share.
-        assert timing["seconds"] > case["floor_seconds"] > 0
-    assert (tmp_path / "benchmark.png").stat().st_size > 5000
-
-
-def test_mnist_reaches_what_pixel_means_cannot(mnist_root: Path, tmp_path: Path) -> None:
-    """One epoch on 5,000 real images beats the entropy of independent pixels, about -206 nats, by far."""
-    flags = ["--data", "mnist", "--data-root", mnist_root, "--train-images", 5000, "--test-images", 100]
-    result = inside("fit", *flags, "--epochs", 3, "--num-samples", 100, "--out", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["log_likelihood"] > -170
-    assert summary["elbo"] < summary["log_likelihood"]

@@ -1,0 +1,155 @@
+r"""Vectors of numbers: the rows of a table, spectra, counts of genes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.collection import Collection
+from pyro_vae.data.images import Observed
+from pyro_vae.data.own import Array, assemble
+from pyro_vae.data.splits import OWN_SPLITS, Shares
+from pyro_vae.errors import DataError
+
+_EXACT = 2**24  # float32 has every integer up to here
+# float32 has seven digits: of a column at a distance of so many standard deviations from 0, three are left.
+_FARTHEST = 1e4
+
+
+@dataclass(frozen=True)
+class Numbers(Collection):
+    """The splits of a table: floating-point tensors (N, columns) in the units of the data, and their labels.
+
+    Args:
+        columns: names, for figures and errors; numbered where there are none.
+        counts: whether the numbers are counts: 0, 1, 2, ...
+
+    Raises:
+        DataError: a number is not finite, a column of real numbers is constant over the training rows, or lies so far
+            from 0 that its differences are lost in float32.
+    """
+
+    items: ClassVar[str] = "rows"
+
+    columns: tuple[str, ...] = ()
+    counts: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.columns:
+            object.__setattr__(self, "columns", tuple(f"column {n}" for n in range(self.train.shape[1])))
+        if self.counts:
+            return
+        std, mean = torch.std_mean(self.train.double(), 0)
+        for name, spread, center in zip(self.columns, std.tolist(), mean.tolist(), strict=True):
+            if not spread > 0:
+                raise DataError(f"{self.name}: {name} is {center:g} in every training row; leave that column out.")
+            if abs(center) > _FARTHEST * spread:
+                raise DataError(
+                    f"{self.name}: {name} is about {center:.6g} and varies by {spread:.2g}, which float32 cannot tell "
+                    "apart: subtract its mean."
+                )
+
+    def _described(self) -> str:
+        return f"{len(self.columns)} {'counts' if self.counts else 'real numbers'}"
+
+    @property
+    def kind(self) -> str:
+        """``counts`` or ``real``."""
+        return "counts" if self.counts else "real"
+
+    def observed(self, binarize: str = "none") -> ObservedNumbers:
+        """Return the numbers as a program observes them, as they are.
+
+        Raises:
+            DataError: they are to be binarized.
+        """
+        if binarize != "none":
+            raise DataError(f"{self.name} holds numbers, not pixels, to which --binarize {binarize} does not apply.")
+        return ObservedNumbers(self, binarize)
+
+
+@dataclass(frozen=True)
+class ObservedNumbers(Observed):
+    """Numbers as a program observes them: of torch's default type, counts made continuous under a density."""
+
+    @property
+    def level_bits(self) -> int | None:  # type: ignore[override]
+        """0 of counts, whose levels are 1 apart, and None of real numbers, which have none."""
+        return 0 if self.pixels.kind == "counts" else None
+
+    def under_density(self) -> ObservedNumbers:
+        """Return the numbers as a program observes them under a density."""
+        return replace(self, dequantize=True)
+
+    def example(self) -> Tensor:
+        """Return the first training row (1, columns)."""
+        return self.pixels.train[:1].to(torch.get_default_dtype())
+
+    def observe(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return numbers (B, columns) as the program observes them; see `Observed.observe`."""
+        values = pixels.to(torch.get_default_dtype())
+        if not (self.dequantize and self.pixels.kind == "counts"):
+            return values
+        device = values.device if generator is None else "cpu"
+        return values + torch.rand(values.shape, generator=generator, device=device).to(values.device)
+
+
+def from_numbers(
+    train: Array,
+    test: Array | None = None,
+    *,
+    labels: Any = None,
+    test_labels: Any = None,
+    columns: Sequence[str] = (),
+    splits: Shares = OWN_SPLITS,
+    name: str = "table",
+) -> Numbers:
+    """Make a data set of a table.
+
+    Args:
+        train: (N, columns). Nonnegative integers, of whatever type, are counts; other numbers are real.
+        test: likewise, of the same columns.
+        labels: as in `from_arrays`.
+        test_labels: likewise.
+        columns: their names.
+        splits: as in `from_arrays`.
+        name: of the data set.
+
+    Raises:
+        DataError: see `Numbers`; a value that is no number; or as `from_arrays`.
+    """
+    names = tuple(columns) or tuple(f"column {n}" for n in range(np.shape(train)[-1] if np.ndim(train) == 2 else 0))
+    given = [_numbers(part, name, names) for part in (train, test) if part is not None]
+    counts = all(bool(((part >= 0) & (part == part.round())).all()) for part in given)
+    largest = max((float(part.max()) for part in given), default=0.0)
+    if counts and largest > _EXACT:
+        raise DataError(f"{name}: a count is {largest:.0f}; float32 has every integer up to {_EXACT:,} alone.")
+    rows = [part.to(torch.get_default_dtype()) for part in given]
+    build = partial(Numbers, columns=names, counts=counts)
+    return assemble(build, name, rows[0], rows[1] if len(rows) > 1 else None, labels, test_labels, splits)
+
+
+def _numbers(values: Array, name: str, columns: Sequence[str]) -> Tensor:
+    """Return a table as float64 (N, columns), finite."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim != 2 or 0 in array.shape:
+        raise DataError(f"{name}: numbers have shape {array.shape}; it must be (N, columns).")
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"{name}: numbers are {array.dtype}; give integers or floating-point numbers.")
+    table = torch.from_numpy(np.ascontiguousarray(array, np.float64))
+    if table.shape[1] != len(columns):
+        raise DataError(f"{name}: {table.shape[1]} columns and {len(columns)} names for them.")
+    bad = (~table.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise DataError(
+            f"{name}: row {row} of {columns[column]} is {table[row, column].item()}; leave out such rows or fill them."
+        )
+    return table

@@ -1,0 +1,167 @@
+r"""Tables as data sets: CSV and Parquet files of numbers, and the counts of an .h5ad file.
+
+A column of words holds the labels, or one that is called label, class, target or y.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.data.numbers import Numbers, from_numbers
+from pyro_vae.data.splits import OWN_SPLITS, Shares
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+
+_LABELS = ("label", "labels", "class", "target", "y")
+_SEPARATORS = ",\t;"
+_CELL_TYPE = "cell_type"  # the usual name of the labels of cells
+
+
+def from_csv(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
+    """Read a text file of numbers, separated by commas, tabs or semicolons, with or without a line of names.
+
+    Args:
+        path: of the file, UTF-8.
+        splits: as in `from_arrays`.
+
+    Raises:
+        DataError: it is no such table, or as `from_numbers`.
+    """
+    import pandas as pd  # on use, as it takes long to import
+
+    path = Path(path)
+    with _readable(path) as file:
+        first = [file.readline() for _ in range(2)]
+    try:
+        lines = [line.decode("utf-8-sig").strip("\r\n") for line in first]
+        separator = max(_SEPARATORS, key=lines[0].count)
+        header = 0 if _has_names(*(line.split(separator) for line in lines)) else None
+        frame = pd.read_csv(path, sep=separator, header=header, skipinitialspace=True, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:  # a parser's errors and those of UTF-8 are ValueErrors
+        raise DataError(f"{path} cannot be read as a table ({_short(error)}); repair or replace it.") from error
+    if header is None:
+        frame.columns = [f"column {n}" for n in frame.columns]
+    return from_frame(frame, path, splits)
+
+
+def from_frame(frame: pd.DataFrame, path: Path, splits: Shares) -> Numbers:
+    """Make a data set of a frame whose columns are numbers, but for one of labels perhaps; errors name the path."""
+    if nameless := [n for n, name in enumerate(frame.columns) if str(name).startswith("Unnamed:")]:
+        raise DataError(f"{path}: column {nameless[0]} has no name (row numbers?); name it or leave it out.")
+    words = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
+    named = words or [name for name in frame.columns if str(name).lower() in _LABELS]
+    if len(named) > 1:
+        listed = ", ".join(map(str, named[:3]))
+        raise DataError(f"{path}: {listed} are no numbers, and one column may hold labels; leave out the others.")
+    labels = None
+    if named:
+        column = frame[named[0]]
+        if column.isna().any():
+            row = int(np.flatnonzero(column.isna())[0])
+            raise DataError(f"{path}: row {row} of {named[0]} has no label; leave out such rows or fill them.")
+        labels = column.to_numpy() if column.dtype.kind in "iub" else column.astype(str).to_numpy(str)
+        frame = frame.drop(columns=named)
+    if not len(frame.columns):
+        raise DataError(f"{path} has no column of numbers.")
+    return from_numbers(
+        frame.to_numpy(np.float64), labels=labels, columns=[*map(str, frame.columns)], splits=splits, name=path.stem
+    )
+
+
+def from_parquet(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
+    """Read a Parquet file of numbers, with labels as in `from_csv`.
+
+    Raises:
+        DataError: it is no such table, pyarrow is not installed, or as `from_numbers`.
+    """
+    path = Path(path)
+    try:
+        from pyarrow import parquet  # of the extra [data]
+    except ImportError as error:
+        raise DataError(f"{path} needs pyarrow: pip install 'pyro_vae[data]'.") from error
+    try:
+        frame = parquet.read_table(path).to_pandas()
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:  # pyarrow's errors are among these
+        raise DataError(f"{path} cannot be read as Parquet ({_short(error)}); repair or replace it.") from error
+    return from_frame(frame, path, splits)
+
+
+def from_h5ad(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
+    """Read the layer "counts" of an AnnData file, or X where there is none, and the cell types in obs as labels.
+
+    Args:
+        path: of the file.
+        splits: as in `from_arrays`.
+
+    Raises:
+        DataError: the file is damaged or no AnnData file, or as `from_numbers`.
+    """
+    import h5py  # on use
+
+    path = Path(path)
+    try:
+        with h5py.File(path, "r") as file:
+            where = "layers/counts" if "layers/counts" in file else "X"
+            if where not in file:
+                raise DataError(f"{path} has neither X nor layers/counts; give an AnnData file.")
+            values = _matrix(file[where], path)
+            index = file["var"].attrs.get("_index", "_index") if "var" in file else None
+            columns = [] if index is None else [*file["var"][index].asstr()[:]]
+            labels = _categories(file["obs"][_CELL_TYPE]) if f"obs/{_CELL_TYPE}" in file else None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read as an AnnData file ({_short(error)}); repair or replace it.") from error
+    return from_numbers(values, labels=labels, columns=columns, splits=splits, name=path.stem)
+
+
+def _matrix(stored: h5py.Dataset | h5py.Group, path: Path) -> np.ndarray:
+    """Return a dense or sparse matrix of an AnnData file as an array (N, columns)."""
+    from scipy import sparse
+
+    if stored.attrs.get("encoding-type", "array") == "array":
+        return np.asarray(stored[:])
+    kinds = {"csr_matrix": sparse.csr_matrix, "csc_matrix": sparse.csc_matrix}
+    kind = stored.attrs["encoding-type"]
+    if kind not in kinds:
+        raise DataError(f"{path} holds a matrix of type {kind}; store it dense or sparse by rows.")
+    parts: Any = (stored["data"][:], stored["indices"][:], stored["indptr"][:])
+    return np.asarray(kinds[kind](parts, shape=tuple(stored.attrs["shape"])).toarray())
+
+
+def _categories(stored: Any) -> np.ndarray:
+    if "codes" in stored:
+        return np.asarray(stored["categories"].asstr()[:], str)[stored["codes"][:]]
+    return np.asarray(stored.asstr()[:], str)
+
+
+def _has_names(first: list[str], second: list[str]) -> bool:
+    """Whether the first line of a table has names: no number at all, or words above numbers."""
+    if not any(map(_is_number, first)):
+        return True
+    return any(not _is_number(a) and _is_number(b) for a, b in zip(first, second, strict=False))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.strip().strip('"'))
+    except ValueError:
+        return False
+    return True
+
+
+def _readable(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

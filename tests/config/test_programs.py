@@ -1,0 +1,69 @@
+"""What is built from flags: objectives, programs, and the images that they are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_vae import data
+from pyro_vae.config import Config, programs
+from pyro_vae.model import likelihoods
+from pyro_vae.runs import load_images
+
+
+@pytest.mark.parametrize(
+    ("objective", "unread"),
+    [
+        ("elbo", {"beta": 2.0}),
+        ("iwae", {"warmup_epochs": 3}),
+        ("beta", {"free_bits": 0.3}),
+        ("free-bits", {"beta": 0.5}),
+        ("beta-tcvae", {"mmd_weight": 10.0}),
+        ("wae-mmd", {"beta": 0.5}),
+    ],
+)
+def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unread: dict[str, float]) -> None:
+    (name,) = unread
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
+        programs.build_objective(Config(objective=objective, **unread), 100)
+
+
+def small(**changes: Any) -> tuple[Config, data.Images]:
+    settings = Config(device="cpu", latent_dim=3, hidden_dim=4, **changes)
+    return settings, load_images(settings).pixels
+
+
+def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:
+    settings, images = small(binarize="fixed")
+    vae = programs.build(settings, images)
+    mean = images.train.numpy().reshape(len(images.train), -1).mean(0) / 255
+    mean = np.clip(mean, 1e-3, 1 - 1e-3)  # corners are always black
+    assert isinstance(vae.likelihood, likelihoods.Bernoulli)
+    bias = vae.likelihood.bias.detach().flatten().numpy()
+    np.testing.assert_allclose(bias, np.log(mean / (1 - mean)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_same_seed_gives_the_same_parameters(likelihood: str) -> None:
+    settings, images = small(likelihood=likelihood, prior="mixture", binarize="none")
+
+    def parameters(seed: int) -> dict[str, torch.Tensor]:
+        pyro.set_rng_seed(seed)
+        return programs.build(settings, images).state_dict()
+
+    first, second, other = parameters(3), parameters(3), parameters(4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    weights = [name for name in first if name.endswith("weight")]
+    assert len(weights) == 6  # three layers each way
+    assert not any(torch.equal(first[name], other[name]) for name in weights)
+
+
+def test_load_images_takes_the_first_and_binarizes() -> None:
+    settings, images = small(binarize="threshold", train_images=20, test_images=10)
+    grey = data.load("digits", settings.data_root)
+    assert torch.equal(images.train, 255 * (grey.train[:20] >= 128).byte())
+    assert torch.equal(images.test, 255 * (grey.test[:10] >= 128).byte())

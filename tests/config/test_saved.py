@@ -1,0 +1,198 @@
+"""The configuration of a run in a file: read as it was saved, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.calls import one_line
+from helpers.saved import saved
+
+from pyro_vae.config import Config
+from pyro_vae.config.saved import read_config
+
+OTHER = Config(
+    program="my.py:factory",
+    data="mnist",
+    data_root=Path("some/where else"),
+    image_size=9,
+    channels=3,
+    skip_bad=True,
+    splits=(0.5, 0.25, 0.25),
+    binarize="none",
+    train_images=7,
+    test_images=8,
+    prior="mixture",
+    posterior="mixture",
+    likelihood="gaussian",
+    net="gated",
+    labels=30,
+    latent_dim=3,
+    hidden_dim=4,
+    objective="beta",
+    num_particles=5,
+    beta=0.5,
+    warmup_epochs=12,
+    free_bits=0.2,
+    mmd_weight=20.0,
+    epochs=6,
+    batch_size=2,
+    learning_rate=0.1 + 0.2,  # 17 digits
+    schedule="burda",
+    on_nonfinite="rollback",
+    patience=9,
+    num_samples=10,
+    seed=11,
+    device="cpu",
+    compile="on",
+    precision="bf16",
+)
+
+
+@pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolved()], ids=["default", "other", "resolved"])
+def test_a_configuration_survives_the_file(settings: Config, tmp_path: Path) -> None:
+    assert read_config(saved(tmp_path / "config.json", settings.to_json())) == settings
+
+
+def test_the_other_configuration_differs_in_every_field() -> None:
+    # So that the round trip above sees each of them.
+    same = [field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)]
+    assert same == []
+
+
+def test_unknown_keys_are_named(tmp_path: Path) -> None:
+    path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "betas": 1.0})
+    with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*betas, latent_dims"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("field", ["latent_dim", "learning_rate"])
+def test_values_out_of_range_are_refused_in_a_file_too(field: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "config.json", {**Config().to_json(), field: 0})
+    with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} is 0"):
+        read_config(path)
+
+
+def test_a_file_that_is_not_an_object(tmp_path: Path) -> None:
+    path = saved(tmp_path / "config.json", ["latent_dim", 3])
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not a configuration")):
+        read_config(path)
+
+
+def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
+    values = Config().to_json()
+    del values["data_root"]
+    path = saved(tmp_path / "config.json", values)
+    with pytest.raises(ValueError, match="data_root"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("latent_dim", "fifty"), ("learning_rate", "fast"), ("data_root", 3), ("prior", ["standard"])],
+)
+def test_values_of_another_type_are_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path / "config.json", {**Config().to_json(), field: value})
+    with pytest.raises(ValueError, match=f"{field}|{field.replace('_', '-')}"):
+        read_config(path)
+
+
+GOOD = json.dumps(Config().to_json())
+
+
+def with_seed(value: str) -> str:
+    return GOOD.replace('"seed": 0', f'"seed": {value}')
+
+
+# What stands in the file, and what the message must say.
+NO_CONFIGURATION: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", "it is not JSON (Expecting value: line 1"),
+    "binary": (bytes(range(256)), "it is not JSON ("),
+    "zeros": (bytes(1000), "it is not JSON ("),
+    "no UTF-8": (GOOD.replace("vae", "\xe9").encode("latin-1"), "it is not JSON ('utf-8' codec"),
+    "twice": (GOOD + GOOD, "it is not JSON (Extra data"),
+    "deep": ("[" * 100_000, "while decoding a JSON"),
+    "deep and closed": ("[" * 100_000 + "]" * 100_000, "while decoding a JSON"),
+    "deep objects": ('{"a":' * 100_000, "while decoding a JSON"),
+    "a deep value": (with_seed("[" * 300 + "]" * 300), "seed is [[[[[[[...]]]]]]]"),
+    "NaN": (with_seed("NaN"), "NaN is no number of JSON"),
+    "infinity": (with_seed("-Infinity"), "-Infinity is no number of JSON"),
+    "a float beyond floats": (GOOD.replace('"beta": 1.0', '"beta": 1e400'), "--beta is inf"),
+    "10,000 digits": (with_seed("9" * 10_000), "Exceeds the limit (4300 digits)"),
+    "4,000 digits": (with_seed("9" * 4_000), "seed is 9999"),
+    "4,000 digits and a sign": (with_seed("-" + "9" * 4_000), "seed is -999"),
+    "4,000 digits of a float": (GOOD.replace('"beta": 1.0', '"beta": ' + "9" * 4_000), "beta is 9999"),
+    "more than 64 bits": (with_seed(str(2**63)), "seed is 9223372036854775808"),
+    "a key twice": (GOOD[:-1] + ', "seed": 1}', "'seed' is there 2 times"),
+    "null": ("null", "unknown or missing NoneType"),
+    "a number": ("3", "unknown or missing int"),
+    "text": ('"seed"', "unknown or missing str"),
+    "no keys": ("{}", "unknown or missing batch_size, beta, binarize, compile, data and "),
+    "thousands of keys": (json.dumps({f"{i:0100d}": i for i in range(5000)}), " more."),
+    "a key with control characters": (GOOD[:-1] + r', "a\n\u001b[31m": 1}', r"missing a\n\x1b[31m"),
+    "true": (with_seed("true"), "seed is True"),
+    "no count": (with_seed("null"), "seed is None"),
+    "a fraction": (with_seed("1.5"), "seed is 1.5"),
+    "a million letters": (GOOD.replace("digits", "x" * 1_000_000), "data is 'xxxx"),
+    "control characters": (GOOD.replace("vae", r"a\n\u001b[31m"), r"program is 'a\n\x1b[31m'"),
+    "out of range": (GOOD.replace('"latent_dim": 50', '"latent_dim": 0'), "--latent-dim is 0"),
+    "an unknown part": (GOOD.replace("meanfield", "median"), "Unknown posterior 'median'"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CONFIGURATION)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    content, says = NO_CONFIGURATION[kind]
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="configuration") as caught:
+        read_config(path)
+    message = one_line(caught.value)
+    assert message.startswith(f"{path} is not a configuration")
+    assert says in message
+    assert len(message) < 400 + len(str(path))
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for length in range(len(GOOD)):
+        path.write_text(GOOD[:length])
+        with pytest.raises(ValueError, match="is not JSON") as caught:
+            read_config(path)
+        assert one_line(caught.value).startswith(str(path))
+
+
+def test_bytes_changed_anywhere_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(500):
+        content = bytearray(GOOD.encode())
+        content[rng.integers(len(content))] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            read_config(path)
+        except ValueError as error:
+            refused.append(error)
+    assert all(one_line(error).startswith(str(path)) for error in refused)
+    assert len(refused) > 250  # most letters are of names
+
+
+def test_a_folder_and_nothing_are_no_configuration(tmp_path: Path) -> None:
+    for path, says in ((tmp_path, "Is a directory"), (tmp_path / "config.json", "No such file")):
+        with pytest.raises(ValueError, match=says) as caught:
+            read_config(path)
+        assert one_line(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_what_editors_make_of_a_file_is_read(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    settings = Config(data_root=Path("données"))
+    path.write_bytes(json.dumps(settings.to_json(), ensure_ascii=False, indent=4).encode(encoding))
+    assert read_config(path) == settings

@@ -1,0 +1,119 @@
+"""Programs of other people: where there is no number, one line says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.any_program import SHORT, Small, binary
+from helpers.oracles import LinearGaussian
+from torch import Tensor, nn
+
+from pyro_vae import ELBO, score
+from pyro_vae.evaluate import Annealing, ais
+from pyro_vae.trace import run
+
+
+def test_a_value_that_would_be_broadcast_against_its_event_is_refused() -> None:
+    """One image of (4, 4) under an event of (1, 4, 4) would add up all images of the batch."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            logits = z[..., None, None].expand(*z.shape[:-1], 1, 4, 4)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    with pyro.validation_enabled(False):
+        for call in (lambda x: score(model, guide, x, 5), lambda x: ELBO().loss(model, guide, x)):
+            with pytest.raises(ValueError, match=r"Site 'x' has a value of shape \(6, 4, 4\).*event shape \(1, 4, 4\)"):
+                call(binary(6, 4, 4))
+
+
+def test_two_plates_of_one_size_that_nothing_tells_apart_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("a", 3, dim=-1), pyro.plate("b", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"both have the size of the batch"):
+        run(model, torch.zeros(3, 3))
+
+
+def test_a_plate_that_subsamples_x_by_itself_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=2) as rows:
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[rows])
+
+    with pytest.raises(ValueError, match="'data' draws 2 of the 6 rows of x by itself"):
+        ELBO().loss(model, lambda x: None, torch.zeros(6))
+
+
+def test_a_draw_outside_the_prior_has_no_weight_and_a_reason() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    found = score(model, guide, torch.zeros(3), 50, seed=0)
+    assert found.reason == "the guide draws 'z' outside the support of its prior"
+    assert np.isnan(found.log_likelihood).all()
+
+
+def test_a_score_of_an_image_by_those_beside_it_is_refused() -> None:
+    program = Small()
+    norm = nn.BatchNorm1d(6, track_running_stats=False)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=norm(program.dec(z))).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="scores an image at site 'x' by the images beside it"):
+        score(model, program.guide, binary(5, 6), 10, seed=0)
+
+
+def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() -> None:
+    """Dirichlet-multinomial: log p(x) in closed form. Guide and prior put much mass near the corners."""
+    alpha = torch.tensor([0.05, 0.3, 1.0, 0.05])
+    x = torch.tensor([[10.0, 0, 0, 0], [0, 4, 6, 0], [0, 0, 10, 0], [1, 2, 3, 4]])
+
+    def programs(dtype: torch.dtype) -> tuple[Any, Any, Tensor]:
+        a, counts = alpha.to(dtype), x.to(dtype)
+
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                theta = pyro.sample("theta", dist.Dirichlet(a))
+                pyro.sample("x", dist.Multinomial(10, theta, validate_args=False), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("theta", dist.Dirichlet(0.5 * (a + x)))
+
+        return model, guide, counts
+
+    with pytest.raises(ValueError, match="near the edge of their support"):
+        ais(*programs(torch.float32), Annealing(32, 50, 3), seed=0)
+
+
+def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
+    program = LinearGaussian(2)
+    x = program.simulate(4)
+
+    def guide(x: Tensor) -> None:
+        program.guide(x + torch.randn_like(x))
+
+    with pytest.raises(ValueError, match="changes from call to call"):
+        ais(program.model, guide, x, SHORT, seed=0)
+    assert np.isfinite(ais(program.model, guide, x, Annealing(4, 10, 2, start="prior"), seed=0).lower).all()

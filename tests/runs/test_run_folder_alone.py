@@ -1,0 +1,112 @@
+"""One process writes to a run folder, and only there: locks, links and odd names."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.run_folders import CONFIG, epochs, tree
+
+from pyro_vae.runs import RunFolder, RunFolderError
+
+
+def test_a_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
+    folder._lock.release()
+    evaluation = RunFolder(folder.path).evaluation
+    evaluation.lock()
+    with pytest.raises(RunFolderError, match="evaluation is being written by another process"):
+        RunFolder(folder.path).claim(CONFIG, overwrite=True)
+    assert epochs(folder) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("below", ["run", "runs/run"])
+def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / below
+    with pytest.raises(RunFolderError, match=re.escape(f"{path} cannot be written (")):
+        RunFolder(path).claim(CONFIG, **flags)
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunFolderError, match="file exists and is no run folder"):
+        RunFolder(tmp_path / "file").claim(CONFIG, **flags)
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+def holding(path: Path, ready: Any, leave: Any) -> None:
+    folder = RunFolder(path)
+    folder.claim(CONFIG, resume=True)
+    ready.set()
+    leave.wait()
+
+
+@pytest.mark.parametrize("ended", ["killed", "done"])
+def test_two_processes_do_not_write_to_one_folder(ended: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    other = context.Process(target=holding, args=(tmp_path / "run", ready, leave), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    before = tree(tmp_path)
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunFolderError, match=r"being written by another process|add --resume or --overwrite"):
+            RunFolder(tmp_path / "run").claim(CONFIG, **flags)
+        assert tree(tmp_path) == before
+    other.kill() if ended == "killed" else leave.set()
+    other.join()
+    RunFolder(tmp_path / "run").claim(CONFIG, resume=True)  # the lock went with the process, however that ended
+    promised("a second process on a run folder refused, and let in when the first had ended")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "figures", "evaluation", "metrics.jsonl", "summary.json", ".lock"])
+def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
+    """A run folder from somebody else may hold links to places outside it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(CONFIG)
+    path = folder.path / name
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(outside if "." not in name else outside / "file")
+    for flags in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunFolderError, match=re.escape(f"{path} is a symbolic link")):
+            RunFolder(folder.path).claim(CONFIG, **flags)
+    assert tree(outside) == {"file": b"mine"}
+
+
+NAMES = {
+    "a line feed": "one\ntwo",
+    "an escape sequence": "\x1b[31mred",
+    "letters from right to left": "\u202erun",
+    "umlauts and emoji": "Lauf-äöü-🎲",
+    "spaces and quotes": " 'run' \"x\" ",
+    "a percent sign and a dollar": "100 %s $HOME $(id)",
+    "255 bytes": "x" * 255,
+    "a dash in front": "--overwrite",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_is_a_name(kind: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    runs = tmp_path / "runs"
+    RunFolder(runs / NAMES[kind]).claim(CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in runs.iterdir()] == [NAMES[kind]]
+    assert RunFolder(runs / NAMES[kind]).config() == CONFIG
+    promised("an odd name of a run folder is that folder and nothing else")
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "a/" * 3000, "zero\0byte"])
+def test_a_name_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be written|null byte"):
+        RunFolder(tmp_path / name).claim(CONFIG)
+    assert list(tmp_path.iterdir()) == []

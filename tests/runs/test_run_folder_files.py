@@ -1,0 +1,132 @@
+"""The files of a run folder: metrics line by line, and JSON that is whole or as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.run_folders import CONFIG, epochs, tree
+
+from pyro_vae.runs import RunFolder, RunFolderError
+
+# Metrics
+
+
+def test_metrics_come_back_as_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.metrics() == []
+    lines = [
+        {"epoch": 0, "elbo": -1 / 3, "seconds": 1e-300},
+        {"epoch": 1, "elbo": None, "name": "two\nlines"},
+    ]
+    for line in lines:
+        folder.append_metrics(line)
+    assert folder.metrics() == lines
+
+
+@pytest.mark.parametrize("cut", [1, 8, 10, 23])
+def test_a_last_line_cut_short_is_left_out(cut: int, folder: RunFolder) -> None:
+    line = '{"epoch": 3, "elbo": -2.5}'
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(line[:cut])
+    assert epochs(folder) == [0, 1, 2]
+
+
+def test_a_number_cut_short_is_not_taken_for_a_line(folder: RunFolder) -> None:
+    # All but the line feed: what is there reads as JSON, and the kill may have come before the rest.
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "elbo": -2.5}')
+    assert epochs(folder) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("line", ["{half a line}", "{}", "3", '{"epoch": null}', '{"epoch": "a"}', "[" * 100_000])
+def test_a_damaged_line_is_named(line: str, folder: RunFolder) -> None:
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
+        folder.metrics()
+
+
+def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "el')
+    folder.keep_metrics(1)  # the last checkpoint was written after one epoch
+    for epoch in (1, 2, 3):
+        folder.append_metrics({"epoch": epoch, "elbo": -1.0})
+    assert epochs(folder) == [0, 1, 2, 3]
+    assert [line["elbo"] for line in folder.metrics()] == [-10.0, -1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> None:
+    before = folder.metrics()
+    folder.keep_metrics(kept)
+    assert folder.metrics() == before[:kept]
+
+
+@pytest.mark.parametrize("lines", [[], [0, 1], [0, 1, 3], [0, 1, 1, 2], [1, 0, 2]])
+def test_epochs_that_are_missing_are_not_passed_over(lines: list[int], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in lines:
+        folder.append_metrics({"epoch": epoch})
+    before = tree(tmp_path)
+    with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
+        folder.keep_metrics(3)
+    assert tree(tmp_path) == before
+
+
+def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
+    RunFolder(tmp_path).keep_metrics(0)
+    assert RunFolder(tmp_path).metrics() == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: RunFolder) -> None:
+    folder.append_metrics({"epoch": 3, "elbo": value, "objective": -1.5})
+    assert folder.metrics()[-1] == {"epoch": 3, "elbo": None, "objective": -1.5}
+
+
+# JSON files
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"elbo": math.nan}, ValueError),
+        ({"iwae": {"1": -3.0, "2": math.inf}}, ValueError),
+        ({"elbo": -2.0, "scores": [-math.inf]}, ValueError),
+        ({"elbo": -2.0, "path": Path("x")}, TypeError),
+    ],
+)
+def test_what_json_cannot_hold_leaves_the_old_file(
+    values: dict[str, Any], error: type[Exception], folder: RunFolder
+) -> None:
+    before = tree(folder.path)
+    with pytest.raises(error, match="JSON"):
+        folder.write_json("summary.json", values)
+    assert tree(folder.path) == before  # no temporary file either
+
+
+def test_a_kill_before_the_new_file_is_whole_leaves_the_old_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_json("summary.json", {"elbo": -2.0})
+    assert json.loads((folder.path / "summary.json").read_text()) == {"elbo": -3.0}
+
+
+def test_the_summary_ends_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG)
+    assert not folder.finished
+    folder.write_json("summary.json", {"elbo": -3.0})
+    assert folder.finished
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"elbo": -3.0}

@@ -1,0 +1,21 @@
+"""benchmark.py, with tiny settings: every contender is timed, none faster than its arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from helpers.calls import script
+
+
+def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
+    small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 20, "--num-particles", 1]
+    result = script("benchmark", "--measure", "steps", *small, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (case,) = json.loads((tmp_path / "benchmark.json").read_text())["steps"]
+    assert case["contenders"]["hand-written"]["ratio"] == 1.0
+    for name, timing in case["contenders"].items():
+        assert name in result.stdout
+        # No step is faster than its arithmetic, however small the machine's share.
+        assert timing["seconds"] > case["floor_seconds"] > 0
+    assert (tmp_path / "benchmark.png").stat().st_size > 5000
