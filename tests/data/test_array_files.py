@@ -123,7 +123,7 @@ BAD = {
     "labels of another length": (lambda path: np.savez(path, x=GRAY, y=CLASSES[1:]), r"labels have shape \(59,\)"),
     "labels of one half": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES), "alone"),
     "test images of another size": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY[:, 1:]), r"\(5, 5\)"),
-    "one image": (lambda path: save(path, GRAY[:1]), "of 1 images none falls"),
+    "one image": (lambda path: save(path, GRAY[:1]), "of 1 items none falls"),
 }
 
 

@@ -239,7 +239,7 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         from_folder(tmp_path)
     write(tmp_path, GRAY[:1])
-    with pytest.raises(DataError, match="of 1 images none falls into the split of share"):
+    with pytest.raises(DataError, match="of 1 items none falls into the split of share"):
         from_folder(tmp_path)
     with pytest.raises(DataError, match="channels is 2; choose 1 or 3"):
         from_folder(tmp_path, channels=2)

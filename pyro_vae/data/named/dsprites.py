@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyro_vae.data import array_files, files
+from pyro_vae.data import files, npy
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
 from pyro_vae.errors import DataError
@@ -32,14 +32,14 @@ def load(root: Path, download: bool) -> Images:
         DataError: the file is absent, damaged, or holds pixels other than 0 and 1 or other values of the factors.
     """
     (path,) = files.require(root / "dsprites", [_NAME], "dSprites by Matthey et al.")
-    with array_files.open_archive(path) as archive:
-        classes = _checked(path, array_files.read_member(archive, path, "latents_classes"))
+    with npy.open_archive(path) as archive:
+        classes = _checked(path, npy.read_member(archive, path, "latents_classes"))
         # NumPy has frozen the streams of this generator: the splits are the same under every version.
         order = np.random.RandomState(_SEED).permutation(len(classes))
         place = order.argsort()
         pixels = np.empty((len(classes), 64, 64), np.uint8)  # once: each piece goes where it belongs
         done = 0
-        for piece in array_files.read_pieces(archive, path, "imgs", pixels.shape, _PIECE):
+        for piece in npy.read_pieces(archive, path, "imgs", pixels.shape, _PIECE):
             if (largest := piece.max()) > 1:
                 raise DataError(f"{path}: imgs holds {largest}, not 0 or 1. {files.REPLACE}")
             pixels[place[done : done + len(piece)]] = 255 * piece
