@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Observed
+from pyro_vae.data.labels import Labels
 from pyro_vae.data.own import Array, assemble
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
@@ -131,9 +131,13 @@ def from_numbers(
     largest = max((float(part.max()) for part in given), default=0.0)
     if counts and largest > _EXACT:
         raise DataError(f"{name}: a count is {largest:.0f}; float32 has every integer up to {_EXACT:,} alone.")
-    rows = [part.to(torch.get_default_dtype()) for part in given]
-    build = partial(Numbers, columns=names, counts=counts)
-    return assemble(build, name, rows[0], rows[1] if len(rows) > 1 else None, labels, test_labels, splits)
+
+    def build(name: str, train: Tensor, valid: Tensor, test: Tensor, labels: Labels | None) -> Numbers:
+        # Rounded after they are split, so that the split does not depend on the type.
+        rounded = [part.to(torch.get_default_dtype()) for part in (train, valid, test)]
+        return Numbers(name, *rounded, labels, names, counts)
+
+    return assemble(build, name, given[0], given[1] if len(given) > 1 else None, labels, test_labels, splits)
 
 
 def _numbers(values: Array, name: str, columns: Sequence[str]) -> Tensor:
