@@ -5,7 +5,6 @@ A .npz holds x or images, with y or labels beside them if there are some; or x_t
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from typing import IO
 
 import numpy as np
 
+from pyro_vae.data import npy
 from pyro_vae.data.images import Images
 from pyro_vae.data.own import from_arrays
 from pyro_vae.data.splits import Shares
@@ -27,7 +27,8 @@ _SPLIT = ("x_train", "x_test", "y_train", "y_test")
 def from_file(path: Path | str, *, splits: Shares = (0.8, 0.1, 0.1)) -> Images:
     """Read a .npy or .npz file of images (N, *pixels), uint8 or floats in [0, 1].
 
-    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height.
+    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height. A .npy is
+    mapped while it is split, so that its images are in memory once; the arrays of a .npz are read first.
 
     Args:
         path: of the file, which is known by what it holds, whatever its name.
@@ -43,7 +44,8 @@ def from_file(path: Path | str, *, splits: Shares = (0.8, 0.1, 0.1)) -> Images:
             start = file.read(4)
             file.seek(0)
             if start == b"\x93NUM":
-                return from_arrays(_colors_first(_read(file, path)), splits=splits, name=path.stem)
+                array = npy.mapped(file, _header(file, str(path)), str(path))
+                return from_arrays(_colors_first(array), splits=splits, name=path.stem)
             if start == b"PK\x03\x04":
                 with zipfile.ZipFile(file) as archive:
                     return _from_archive({each.filename: each for each in archive.infolist()}, archive, path, splits)
@@ -62,7 +64,7 @@ def _from_archive(
         if not there:
             return None
         with archive.open(members[f"{there[0]}.npy"]) as member:
-            return _read(member, path, there[0])
+            return _read_member(member, f"{path}: {there[0]}")
 
     train, test, labels, test_labels = (read(name) for name in _SPLIT)
     if train is None:
@@ -87,25 +89,19 @@ def _colors_first(images: np.ndarray) -> np.ndarray:
     return images
 
 
-def _read(file: IO[bytes], path: Path, name: str = "") -> np.ndarray:
-    """Read one array: its header first, which says how many bytes are to come and whether they are numbers."""
-    what = f"{path}: {name}" if name else str(path)
-    try:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        raise
-    except Exception as error:  # of a parser of anybody's text
-        raise DataError(f"{what} has no header of an array; repair or replace it.") from error
-    if dtype.hasobject:
-        raise DataError(f"{what} holds pickled objects, which are never read; save an array of numbers.")
-    size = math.prod(shape) * dtype.itemsize
+def _header(file: IO[bytes], what: str) -> npy.Header:
+    """Read the header of an array that the memory has room for."""
+    header = npy.read_header(file, what)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory // 2:
-        raise DataError(f"{what} takes {size / 2**30:.1f} GiB, and the memory is {memory / 2**30:.1f} GiB.")
-    content = file.read(size)
-    if len(content) != size or file.read(1):  # at the end of a member its check sum is compared
-        found = f"ends after {len(content):,} of {size:,} bytes" if len(content) != size else "goes on after its array"
-        raise DataError(f"{what} {found}; repair or replace it.")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    if header.size > memory // 2:
+        raise DataError(f"{what} takes {header.size / 2**30:.1f} GiB, and the memory is {memory / 2**30:.1f} GiB.")
+    return header
+
+
+def _read_member(file: IO[bytes], what: str) -> np.ndarray:
+    """Read one array of an archive: its header first, which says how many bytes are to come."""
+    header = _header(file, what)
+    content = file.read(header.size)
+    # At the end of a member its check sum is compared.
+    npy.check_length(header, len(content) + len(file.read(1)), what)
+    return header.array(content)
