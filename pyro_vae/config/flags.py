@@ -75,7 +75,7 @@ class Config:
     skip_bad: bool = False
     """Leave out image files that cannot be used, with a warning for each, instead of stopping."""
     data_root: Path = Path("data")
-    """Folder of the downloaded data sets."""
+    """Folder of the downloaded data sets, and of the decoded images of folders, in its cache/."""
     binarize: Annotated[str, _one_of("binarize")] = "dynamic"
     """dynamic: Bernoulli(grey) anew per batch, the test images once; fixed: all once; threshold: grey >= 128;
     none: grey pixels, dequantized uniformly under a density."""

@@ -14,6 +14,7 @@ from pyro_vae.data.labels import Labels
 from pyro_vae.errors import DataError
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
+_PART = 1000  # images that are turned into others at a time, since data may be larger than the memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Images:
                 )
             if self.labels and (found := getattr(self.labels, split).shape) != (len(images), len(self.labels.names)):
                 raise DataError(f"{self.name}: labels {tuple(found)} of {len(images)} {split} images.")
-        if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
+        if _highest(self.train) == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ class Images:
         if binarize not in BINARIZATIONS:
             raise DataError(f"Unknown binarization {binarize!r}; choose one of {', '.join(BINARIZATIONS)}.")
         if binarize == "threshold":
-            return Observed(self.map(lambda pixels: 255 * (pixels >= 128).byte()), binarize)
+            return Observed(self.map(lambda pixels: _by_parts(pixels, lambda part: 255 * (part >= 128).byte())), binarize)
         if binarize == "none":
             return Observed(self, binarize)
         drawn = replace(
@@ -149,7 +150,7 @@ class Observed:
     def split(self, name: str) -> Tensor:
         """Return the images of a split, (N, *pixels), for evaluation: the same in every run."""
         generator = torch.Generator().manual_seed(_BINARIZATION_SEED)
-        return self.observe(getattr(self.pixels, name), generator)
+        return _by_parts(getattr(self.pixels, name), lambda part: self.observe(part, generator))
 
     def batches(self, batch_size: int, seed: int = 0, labels: Tensor | None = None) -> Batches:
         """Return the batches of a fit; see `Batches`."""
@@ -158,5 +159,30 @@ class Observed:
 
 def _drawn_once(pixels: Tensor, stream: int) -> Tensor:
     generator = torch.Generator().manual_seed(_BINARIZATION_SEED + stream)
-    noise = torch.rand(pixels.shape, generator=generator, device="cpu").to(pixels.device)
-    return 255 * (noise * 255 < pixels).byte()
+
+    def drawn(part: Tensor) -> Tensor:
+        noise = torch.rand(part.shape, generator=generator, device="cpu").to(part.device)
+        return 255 * (noise * 255 < part).byte()
+
+    return _by_parts(pixels, drawn)
+
+
+def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return change(pixels), with what it needs on the way for some images at a time: a generator goes on after each."""
+    first, *others = pixels.split(_PART)
+    start = change(first)
+    result = start.new_empty(pixels.shape)
+    result[:_PART] = start
+    for number, part in enumerate(others, 1):
+        result[number * _PART :][:_PART] = change(part)
+    return result
+
+
+def _highest(pixels: Tensor) -> int:
+    """Return the highest pixel, 2 for any above 1: most images need not be read to find one."""
+    highest = 0
+    for part in pixels.split(_PART):
+        highest = max(highest, min(int(part.max()), 2))
+        if highest == 2:
+            break
+    return highest

@@ -2,7 +2,7 @@ r"""Images of a user's own, from arrays: splits and labels where none are given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import Shares, split_by_content
+from pyro_vae.data.splits import Shares, split_by_content, without_test
 from pyro_vae.errors import DataError
 
 Array = Tensor | np.ndarray
@@ -46,37 +46,12 @@ def from_arrays(
     """
     pixels = to_uint8(train, f"{name}, training images")
     held_out = None if test is None else to_uint8(test, f"{name}, test images")
-    codes = _codes(name, (labels, pixels), (test_labels, held_out))
+    codes = codes_of(name, (labels, pixels), (test_labels, held_out))
     if held_out is None:
         return _images(name, pixels, split_by_content(pixels, splits, name), codes)
-    kept, valid = split_by_content(pixels, _without_test(splits), name)
+    kept, valid = split_by_content(pixels, without_test(splits), name)
     known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(pixels) :])
     return Images(name, pixels[kept], pixels[valid], held_out, known)
-
-
-def from_splits(
-    pixels: Tensor, places: Mapping[str, Tensor], labels: Sequence[str] | None, splits: Shares, name: str
-) -> Images:
-    """Make a data set of images that are split, but for validation images perhaps.
-
-    Args:
-        pixels: uint8 (N, *pixels).
-        places: indices of train, test and valid; where valid has none, it is taken from train as in `from_arrays`.
-        labels: N words, or None.
-        splits: as in `from_arrays`.
-        name: of the data set.
-    """
-    train, valid = places["train"], places["valid"]
-    if not len(valid):
-        kept, held_out = split_by_content(pixels[train], _without_test(splits), name)
-        train, valid = train[kept], train[held_out]
-    codes = _codes(name, (labels, pixels))
-    return _images(name, pixels, (train, valid, places["test"]), codes)
-
-
-def _without_test(splits: Shares) -> Shares:
-    both = splits[0] + splits[1]
-    return splits[0] / both, splits[1] / both
 
 
 def _images(name: str, pixels: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> Images:
@@ -85,8 +60,13 @@ def _images(name: str, pixels: Tensor, places: Sequence[Tensor], codes: Tensor |
     return Images(name, pixels[train], pixels[valid], pixels[test], labels)
 
 
-def _codes(name: str, *given: tuple[Any, Tensor | None]) -> Tensor | None:
-    """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any."""
+def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:
+    """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any.
+
+    Args:
+        name: what an error calls the images.
+        *given: labels (N,), integers or words, or None; and the N images of a part, or None.
+    """
     there = [(np.asarray(labels), images) for labels, images in given if images is not None and labels is not None]
     if not there:
         return None

@@ -12,7 +12,7 @@ not scored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyro.distributions as dist
@@ -124,7 +124,9 @@ class IsotropicGaussian(_Likelihood):
     def __init__(self, decoder: Decoder, images: Tensor, scale_floor: float = 1 / 256) -> None:
         mean = _mean(images)
         super().__init__(decoder, mean.unsqueeze(0))
-        spread = (images.float() / 255 - mean).square().mean().sqrt()
+        # Squares are added up in float64, since there may be more of them than float32 tells apart.
+        squares = sum((part / 255 - mean).square().sum(dtype=torch.float64) for part in _parts(images))
+        spread = (torch.as_tensor(squares) / images.numel()).sqrt()
         self.raw_scale = nn.Parameter(spread.to(torch.get_default_dtype()).expm1().log())
         self.scale_floor = scale_floor
 
@@ -171,7 +173,7 @@ class Categorical(_Likelihood):
         number = images[0].numel()
         places = 256 * torch.arange(number, device=images.device)
         counts = sum(
-            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in images.split(5000)
+            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in _parts(images)
         )
         start = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)
         super().__init__(decoder, start.movedim(-1, 0))
@@ -187,5 +189,11 @@ def mean_logits(images: Tensor) -> Tensor:
 
 
 def _mean(images: Tensor) -> Tensor:
-    """Return the mean image, in [0, 1]."""
-    return images.float().mean(0) / 255
+    """Return the mean image, in [0, 1], float32: sums of integers, which are exact, then one division."""
+    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in _parts(images)))
+    return (total.double() / len(images)).float() / 255
+
+
+def _parts(images: Tensor) -> Sequence[Tensor]:
+    """Return images in parts of about four million pixels: all of them may be more than the memory holds."""
+    return images.split(max(1, 2**22 // images[0].numel()))

@@ -48,7 +48,7 @@ HOMES = {
     "arviz_stats": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "xarray": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/", "pyro_vae/runs/folder.py", "pyro_vae/instruments/instrument.py"),
-    "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/folders.py"),
+    "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/decoding.py"),
     "torchvision": ("pyro_vae/data/datasets.py", "pyro_vae/report/images.py"),
     "sklearn": (
         "pyro_vae/data/datasets.py",
