@@ -2,7 +2,7 @@ r"""Images as uint8 tensors, one for each split, and what a program observes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from pyro_vae.data.labels import Labels
 from pyro_vae.errors import DataError
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
-_PART = 1000  # images that are turned into others at a time, since data may be larger than the memory
+_PIXELS = 2**22  # that are turned into others at a time
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Images:
         if binarize not in BINARIZATIONS:
             raise DataError(f"Unknown binarization {binarize!r}; choose one of {', '.join(BINARIZATIONS)}.")
         if binarize == "threshold":
-            return Observed(self.map(lambda pixels: _by_parts(pixels, lambda part: 255 * (part >= 128).byte())), binarize)
+            return Observed(self.map(_threshold), binarize)
         if binarize == "none":
             return Observed(self, binarize)
         drawn = replace(
@@ -167,22 +167,32 @@ def _drawn_once(pixels: Tensor, stream: int) -> Tensor:
     return _by_parts(pixels, drawn)
 
 
+def _threshold(pixels: Tensor) -> Tensor:
+    return _by_parts(pixels, lambda part: 255 * (part >= 128).byte())
+
+
+def _parts(pixels: Tensor) -> Sequence[Tensor]:
+    """Return images in parts of about `_PIXELS` pixels, since data may be larger than the memory."""
+    return pixels.split(max(1, _PIXELS // pixels[0].numel()))
+
+
 def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return change(pixels), with what it needs on the way for some images at a time: a generator goes on after each."""
-    first, *others = pixels.split(_PART)
-    start = change(first)
-    result = start.new_empty(pixels.shape)
-    result[:_PART] = start
-    for number, part in enumerate(others, 1):
-        result[number * _PART :][:_PART] = change(part)
+    """Return change(pixels), which is of their shape, made part by part: a generator goes on from each to the next."""
+    result, end = None, 0
+    for part in _parts(pixels):
+        changed = change(part)
+        result = changed.new_empty(pixels.shape) if result is None else result
+        result[end : end + len(part)] = changed
+        end += len(part)
+    assert result is not None
     return result
 
 
 def _highest(pixels: Tensor) -> int:
-    """Return the highest pixel, 2 for any above 1: most images need not be read to find one."""
+    """Return the highest pixel, or one above 1: most images need not be read to find one."""
     highest = 0
-    for part in pixels.split(_PART):
-        highest = max(highest, min(int(part.max()), 2))
-        if highest == 2:
+    for part in _parts(pixels):
+        highest = max(highest, int(part.max()))
+        if highest > 1:
             break
     return highest

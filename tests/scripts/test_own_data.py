@@ -18,6 +18,12 @@ FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 3, "--hidden-dim", 
 GAUSSIAN = ["--binarize", "none", "--likelihood", "gaussian"]
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the scripts keep in --data-root, by default where they are called, is for one test."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Reds and blues, each brighter above than below, and with noise of their own."""
