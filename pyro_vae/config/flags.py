@@ -79,7 +79,7 @@ class Config:
     skip_bad: bool = False
     """Leave out image files that cannot be used, with a warning for each, instead of stopping."""
     data_root: Path = Path("data")
-    """Folder of the data sets that are read by name."""
+    """Folder of the data sets that are read by name, and of the decoded images of folders, in its cache/."""
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of training, validation and test data of your own, where they do not come split."""
     binarize: Annotated[str, _one_of("binarize")] = AUTO

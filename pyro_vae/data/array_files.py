@@ -26,7 +26,8 @@ _SPLIT = ("x_train", "x_test", "y_train", "y_test")
 def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collection:
     """Read a .npy or .npz file of images (N, *pixels), uint8 or floats in [0, 1], or of numbers (N, columns).
 
-    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height.
+    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height. A .npy is
+    mapped while it is split, so that its images are in memory once; the arrays of a .npz are read first.
 
     Args:
         path: of the file, which is known by what it holds, whatever its name.
@@ -41,7 +42,8 @@ def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collect
         start = file.read(4)
         file.seek(0)
         if start == b"\x93NUM":
-            return _data_set(_colors_first(npy.read_array(file, str(path))), splits=splits, name=path.stem)
+            array = npy.map_array(file, str(path))
+            return _data_set(_colors_first(array), splits=splits, name=path.stem)
         if start == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:
                 return _from_archive(archive, path, splits)

@@ -90,10 +90,12 @@ def load(
     Args:
         name: a key of `DATASETS`, or the path of a folder of image files or of a file of arrays; see `from_folder` and
             `from_file`.
-        root: folder of the downloaded data sets; digits and shapes need none.
+        root: folder of the downloaded data sets, and of ``cache``, where the decoded images of folders are kept; digits
+            and shapes need none.
         train_images: use only the first so many training images.
         test_images: likewise for the test.
-        download: whether what is absent from `root` is downloaded into it; otherwise nothing is written there.
+        download: whether what is absent from `root` is downloaded or decoded into it; otherwise nothing is written
+            there.
         image_size: height and width of images of your own, as `size` in `from_folder`.
         channels: of images of your own, as in `from_folder`.
         skip_bad: likewise.
@@ -114,7 +116,15 @@ def load(
     if not folder and (image_size is not None or channels is not None or skip_bad):
         raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
     if folder:
-        images = from_folder(name, size=image_size, channels=channels, skip_bad=skip_bad, splits=splits)
+        images = from_folder(
+            name,
+            size=image_size,
+            channels=channels,
+            skip_bad=skip_bad,
+            splits=splits,
+            cache=Path(root) / "cache",
+            write_cache=download,
+        )
     elif name in DATASETS:
         images = DATASETS[name].load(Path(root), download)
     else:

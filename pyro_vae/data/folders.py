@@ -1,4 +1,4 @@
-r"""A folder of image files as a data set: recognized by what the files hold, decoded in parallel, checked one by one.
+r"""A folder of image files as a data set: decoded and checked one by one, in memory or once into a cache.
 
 Sub-folders are classes: FOLDER/cat/1.png. Folders train, test and, if there is one, valid above these are splits;
 without them images are split by their content. Within a split they stand in an order that their content decides.
@@ -6,20 +6,26 @@ without them images are split by their content. Within a split they stand in an 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.image_files import read_all, square
+from pyro_vae.data.cache import Entry, Kept, key_of
+from pyro_vae.data.decoding import InFile, Store, as_channels, decode
+from pyro_vae.data.image_files import version
 from pyro_vae.data.images import Images
-from pyro_vae.data.own import from_arrays, from_splits
-from pyro_vae.data.splits import OWN_SPLITS, Shares, content_hashes
+from pyro_vae.data.labels import Labels
+from pyro_vae.data.own import codes_of
+from pyro_vae.data.splits import OWN_SPLITS, Shares, hashes_of, split_by_hash, without_test
 from pyro_vae.errors import DataError
 
+_LOG = logging.getLogger("pyro_vae")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 _SPLITS = ("train", "valid", "test")
 
@@ -31,6 +37,8 @@ def from_folder(
     channels: int | None = None,
     skip_bad: bool = False,
     splits: Shares = OWN_SPLITS,
+    cache: Path | str | None = None,
+    write_cache: bool = True,
 ) -> Images:
     """Read a folder of image files, and all folders in it.
 
@@ -42,34 +50,64 @@ def from_folder(
             gray, otherwise 3.
         skip_bad: whether files that cannot be used are left out, with a warning for each.
         splits: shares of training, validation and test images, where no folders say so; see `from_arrays`.
+        cache: a folder where decoded images are kept. A second call with the same files and arguments decodes nothing,
+            and the images are mapped into memory from there, so that they may be larger than it. While they are decoded
+            they are on disk twice. None: all images are decoded into memory.
+        write_cache: whether images that are not in the cache are added to it; otherwise nothing is written.
 
     Raises:
         DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
             first or of a type that is no image of 8 or 16 bits; names the file.
     """
-    folder = Path(path)
+    source = _source(Path(path), size, channels, skip_bad, splits)
+    kept = None
+    if cache is not None and (write_cache or os.path.isdir(cache)):
+        entry = Entry(Path(cache), source.key())
+        kept = entry.read()
+        if kept is not None:
+            for name, why in kept.left_out:
+                _LOG.warning("Left out: %s%s", source.folder / name, why)
+        elif write_cache:
+            kept = _keep(source, entry)
+    if kept is not None:
+        return _images(source, kept.parts, kept.labels)
+    decoded: list[np.ndarray] = []
+    arranged = _arrange(source, decoded)
+    parts = [arranged.stacked(decoded, place) for place in arranged.places]
+    return _images(source, parts, arranged.codes)
+
+
+def _images(source: _Source, parts: Sequence[Tensor], codes: Tensor | None) -> Images:
+    train, valid, test = parts
+    labels = None if codes is None else Labels(("class",), *codes.split([len(part) for part in parts]))
+    return Images(source.folder.name, train, valid, test, labels)
+
+
+class _Source(NamedTuple):
+    """A folder, its image files and how they are decoded."""
+
+    folder: Path
+    files: list[Path]
+    size: int | None
+    channels: int | None
+    skip_bad: bool
+    splits: Shares
+
+    def key(self) -> str:
+        """Return the name of the entry of its images."""
+        splits = [float(share) for share in self.splits]
+        return key_of(self.folder, self.files, [version(), self.size, self.channels, self.skip_bad, splits])
+
+
+def _source(folder: Path, size: int | None, channels: int | None, skip_bad: bool, splits: Shares) -> _Source:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of images.")
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels}; choose 1 or 3.")
     files = sorted(_files(folder))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
-    read = list(read_all(files, lambda image, path: image if size is None else square(image, size), skip_bad))
-    if not read:
-        raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
-    good, arrays = [path for path, _ in read], [array for _, array in read]
-    pixels = _stack(arrays, channels, good)
-    # Files come class by class. In the order of a hash the first images of a split are a sample of all, and the same
-    # ones when files are added.
-    order = content_hashes(pixels).argsort(stable=True)
-    pixels = pixels[order]
-    parts = [good[index].relative_to(folder).parts[:-1] for index in order.tolist()]
-    by_split = all(part and part[0] in _SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
-    classes = [part[by_split:] for part in parts]
-    labels = ["/".join(each) for each in classes] if all(classes) else None
-    if not by_split:
-        return from_arrays(pixels, labels=labels, splits=splits, name=folder.name)
-    places = {name: torch.tensor([i for i, part in enumerate(parts) if part[0] == name]) for name in _SPLITS}
-    return from_splits(pixels, places, labels, splits, folder.name)
+    return _Source(folder, files, size, channels, skip_bad, splits)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -86,26 +124,79 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(root) / name
 
 
-def _stack(arrays: Sequence[np.ndarray], channels: int | None, files: Sequence[Path]) -> Tensor:
-    """Return (N, height, width) or (N, 3, height, width), uint8."""
-    if channels not in (None, 1, 3):
-        raise DataError(f"channels is {channels}; choose 1 or 3.")
-    shape = arrays[0].shape[:2]
-    for array, path in zip(arrays, files, strict=True):
-        if array.shape[:2] != shape:
-            sizes = [" x ".join(map(str, each)) for each in (array.shape[:2], shape)]
-            raise DataError(f"{path} is {sizes[0]} pixels and {files[0].name} {sizes[1]}; give a size for all.")
-    if channels is None:
-        channels = 3 if any(array.ndim == 3 for array in arrays) else 1
-    pixels = np.empty((len(arrays), *([3] if channels == 3 else []), *shape), np.uint8)
-    for target, array in zip(pixels, arrays, strict=True):
-        if channels == 3:
-            target[:] = array if array.ndim == 2 else np.moveaxis(array, -1, 0)
-        else:
-            target[:] = array if array.ndim == 2 else _luma(array)
-    return torch.from_numpy(pixels)
+class _Arranged(NamedTuple):
+    """The order of decoded images."""
+
+    shape: tuple[int, ...]
+    """Of an image, (height, width) or (3, height, width)."""
+    places: tuple[Tensor, ...]
+    """Where the images of each split are in the store, in their order."""
+    codes: Tensor | None
+    """Labels of all splits one after the other, (N, 1)."""
+    left_out: list[tuple[Path, str]]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(place) for place in self.places]
+
+    def images(self, store: Store, place: Tensor) -> Iterator[np.ndarray]:
+        """Yield the images at places in the store."""
+        for index in place.tolist():
+            yield as_channels(store[index], 3 if len(self.shape) == 3 else 1)
+
+    def stacked(self, store: Store, place: Tensor) -> Tensor:
+        """Return the images at places in the store, (N, *pixels)."""
+        pixels = np.empty((len(place), *self.shape), np.uint8)
+        for target, image in zip(pixels, self.images(store, place), strict=True):
+            target[:] = image
+        return torch.from_numpy(pixels)
 
 
-def _luma(colors: np.ndarray) -> np.ndarray:
-    """Return the brightness of colors (height, width, 3), by ITU-R BT.601."""
-    return (colors @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
+def _arrange(source: _Source, store: Store) -> _Arranged:
+    """Decode the files of a folder into an empty store, and find their splits and their order."""
+    found = decode(source.files, source.size, source.skip_bad, store)
+    channels = source.channels or (3 if found.colored else 1)
+    number, name = len(found.files), source.folder.name
+    hashes = hashes_of(as_channels(store[index], channels) for index in range(number))
+    # Files come class by class. In the order of a hash the first images of a split are a sample of all, and the same
+    # ones when files are added.
+    order = hashes.argsort(stable=True)
+    hashes = hashes[order]
+    parts = [found.files[index].relative_to(source.folder).parts[:-1] for index in order.tolist()]
+    by_split = all(part and part[0] in _SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
+    if by_split:
+        at = {each: torch.tensor([i for i, part in enumerate(parts) if part[0] == each]).long() for each in _SPLITS}
+        if not len(at["valid"]):
+            kept, held_out = split_by_hash(hashes[at["train"]], without_test(source.splits), name)
+            at["train"], at["valid"] = at["train"][kept], at["train"][held_out]
+        places = tuple(at[each] for each in _SPLITS)
+    else:
+        places = split_by_hash(hashes, source.splits, name)
+    classes = [part[by_split:] for part in parts]
+    codes = codes_of(name, (["/".join(each) for each in classes] if all(classes) else None, parts))
+    codes = None if codes is None else codes[torch.cat(places)]
+    shape = as_channels(store[0], channels).shape
+    return _Arranged(shape, tuple(order[place] for place in places), codes, found.left_out)
+
+
+def _keep(source: _Source, entry: Entry) -> Kept | None:
+    """Decode the files of a folder into a new entry and return it; None where it cannot be written."""
+    try:
+        with entry.writing() as folder:
+            with (folder / "decoded").open("w+b") as file:
+                store = InFile(file)
+                arranged = _arrange(source, store)
+                images = arranged.images(store, torch.cat(arranged.places))
+                left_out = [
+                    (path.relative_to(source.folder).as_posix(), why.removeprefix(str(path)))
+                    for path, why in arranged.left_out
+                ]
+                shape = (sum(arranged.sizes), *arranged.shape)
+                entry.write(folder, images, shape, arranged.sizes, arranged.codes, left_out)
+            (folder / "decoded").unlink()
+            if source.key() != entry.path.name:
+                raise OSError("files have changed while they were decoded")
+        return entry.read()
+    except OSError as error:
+        _LOG.warning("The cache is not written (%s); images are decoded into memory.", " ".join(str(error).split()))
+        return None

@@ -1,55 +1,16 @@
-r"""Image files, decoded in parallel and checked one by one."""
+r"""One image file: recognized by what it holds, checked and decoded."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from pyro_vae.errors import DataError
 
-_LOG = logging.getLogger("pyro_vae")
 _LARGEST = 100_000_000  # pixels of a file: more is no training image, and may be made to exhaust the memory
-
-
-def read_all(
-    files: Sequence[Path], change: Callable[[Any, Path], Any], skip_bad: bool = False
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Read files in parallel, with a progress bar; yield them in their order, each with its pixels.
-
-    Args:
-        files: of images.
-        change: called with each image, a `PIL.Image.Image` that is upright and of mode L or RGB, and its file; returns
-            the image whose pixels are wanted, (height, width) or (height, width, 3), uint8.
-        skip_bad: whether files that cannot be used are left out, with a warning for each.
-
-    Raises:
-        DataError: a file is damaged, animated, transparent or of a type that is no image of 8 or 16 bits; names it.
-    """
-
-    def read(path: Path) -> np.ndarray | DataError:
-        try:
-            return _read(path, change)
-        except DataError as error:
-            return error
-
-    pool = ThreadPoolExecutor()
-    try:
-        found = pool.map(read, files)
-        for path, pixels in zip(files, tqdm(found, "images", len(files), False, disable=None), strict=True):
-            if not isinstance(pixels, DataError):
-                yield path, pixels
-            elif skip_bad:
-                _LOG.warning("Left out: %s", pixels)
-            else:
-                raise pixels
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def square(image: Any, size: int, side: int | None = None, resample: str = "BICUBIC") -> Any:
@@ -71,8 +32,17 @@ def square(image: Any, size: int, side: int | None = None, resample: str = "BICU
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling[resample])
 
 
-def _read(path: Path, change: Callable[[Any, Path], Any]) -> np.ndarray:
-    """Read one file: 8 bits, upright, without transparency."""
+def read_image(path: Path, change: Callable[[Any, Path], Any]) -> np.ndarray:
+    """Read one file: 8 bits, upright, without transparency; uint8 (height, width), or (height, width, 3) of colors.
+
+    Args:
+        path: of the file.
+        change: called with the image, a `PIL.Image.Image` that is upright and of mode L or RGB, and its file; returns
+            the image whose pixels are wanted.
+
+    Raises:
+        DataError: it is damaged, animated, transparent or of a type that is no image of 8 or 16 bits; names the file.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.is_file():
@@ -112,3 +82,10 @@ def _plain(image: Any, path: Path, wide: bool) -> Any:
     if image.mode in ("P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"):
         return image.convert("RGB")
     raise DataError(f"{path} has pixels of type {image.mode}; give 8 or 16 bits.")
+
+
+def version() -> str:
+    """Return the version of the decoder, since another may give other pixels."""
+    import PIL
+
+    return PIL.__version__

@@ -2,6 +2,7 @@ r"""Images as uint8 tensors, one for each split, and what a program observes of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,6 +16,7 @@ from pyro_vae.data.collection import Collection
 from pyro_vae.errors import DataError
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
+_PIXELS = 2**22  # that are turned into others at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Images(Collection):
             if images.ndim < 2 or 0 in images.shape[1:]:
                 raise DataError(f"{self.name}: {split} images {SHAPES.format(tuple(images.shape))}")
         super().__post_init__()
-        if self.train.max() == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
+        if _highest(self.train) == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
     def _described(self) -> str:
@@ -44,7 +46,7 @@ class Images(Collection):
     @cached_property
     def kind(self) -> str:
         """``binary`` where every training pixel is 0 or 255, ``color`` of three channels, otherwise ``gray``."""
-        if not any(((part > 0) & (part < 255)).any() for part in self.train.split(1000)):
+        if not any(((part > 0) & (part < 255)).any() for part in _parts(self.train)):
             return "binary"
         return "color" if len(self.pixel_shape) == 3 and self.pixel_shape[0] == 3 else "gray"
 
@@ -62,7 +64,7 @@ class Images(Collection):
         if binarize not in BINARIZATIONS:
             raise DataError(f"Unknown binarization {binarize!r}; choose one of {', '.join(BINARIZATIONS)}.")
         if binarize == "threshold":
-            return Observed(self.map(lambda pixels: 255 * (pixels >= 128).byte()), binarize)
+            return Observed(self.map(_threshold), binarize)
         if binarize == "none":
             return Observed(self, binarize)
         drawn = replace(
@@ -126,7 +128,7 @@ class Observed:
     def split(self, name: str) -> Tensor:
         """Return the images of a split, (N, *pixels), for evaluation: the same in every run."""
         generator = torch.Generator().manual_seed(_BINARIZATION_SEED)
-        return self.observe(getattr(self.pixels, name), generator)
+        return _by_parts(getattr(self.pixels, name), lambda part: self.observe(part, generator))
 
     def batches(self, batch_size: int, seed: int = 0, labels: Tensor | None = None) -> Batches:
         """Return the batches of a fit; see `Batches`."""
@@ -135,5 +137,40 @@ class Observed:
 
 def _drawn_once(pixels: Tensor, stream: int) -> Tensor:
     generator = torch.Generator().manual_seed(_BINARIZATION_SEED + stream)
-    noise = torch.rand(pixels.shape, generator=generator, device="cpu").to(pixels.device)
-    return 255 * (noise * 255 < pixels).byte()
+
+    def drawn(part: Tensor) -> Tensor:
+        noise = torch.rand(part.shape, generator=generator, device="cpu").to(part.device)
+        return 255 * (noise * 255 < part).byte()
+
+    return _by_parts(pixels, drawn)
+
+
+def _threshold(pixels: Tensor) -> Tensor:
+    return _by_parts(pixels, lambda part: 255 * (part >= 128).byte())
+
+
+def _parts(pixels: Tensor) -> Sequence[Tensor]:
+    """Return images in parts of about `_PIXELS` pixels, since data may be larger than the memory."""
+    return pixels.split(max(1, _PIXELS // pixels[0].numel()))
+
+
+def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return change(pixels), which is of their shape, made part by part: a generator goes on from each to the next."""
+    result, end = None, 0
+    for part in _parts(pixels):
+        changed = change(part)
+        result = changed.new_empty(pixels.shape) if result is None else result
+        result[end : end + len(part)] = changed
+        end += len(part)
+    assert result is not None
+    return result
+
+
+def _highest(pixels: Tensor) -> int:
+    """Return the highest pixel, or one above 1: most images need not be read to find one."""
+    highest = 0
+    for part in _parts(pixels):
+        highest = max(highest, int(part.max()))
+        if highest > 1:
+            break
+    return highest

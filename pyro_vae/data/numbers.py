@@ -134,8 +134,8 @@ def from_numbers(
 
     def build(name: str, train: Tensor, valid: Tensor, test: Tensor, labels: Labels | None) -> Numbers:
         # Rounded after they are split, so that the split does not depend on the type.
-        rounded = [part.to(torch.get_default_dtype()) for part in (train, valid, test)]
-        return Numbers(name, *rounded, labels, names, counts)
+        dtype = torch.get_default_dtype()
+        return Numbers(name, train.to(dtype), valid.to(dtype), test.to(dtype), labels, names, counts)
 
     return assemble(build, name, given[0], given[1] if len(given) > 1 else None, labels, test_labels, splits)
 

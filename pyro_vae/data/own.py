@@ -2,7 +2,7 @@ r"""Data of a user's own, from arrays: splits and labels where none are given.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import OWN_SPLITS, Shares, split_by_content
+from pyro_vae.data.splits import OWN_SPLITS, Shares, split_by_content, without_test
 from pyro_vae.errors import DataError
 
 Array = Tensor | np.ndarray
@@ -61,37 +61,12 @@ def assemble(
     splits: Shares,
 ) -> C:
     """Split and label data (N, *shape), and build the data set; arguments as of `from_arrays`."""
-    codes = _codes(name, (labels, train), (test_labels, test))
+    codes = codes_of(name, (labels, train), (test_labels, test))
     if test is None:
         return _built(build, name, train, split_by_content(train, splits, name), codes)
-    kept, valid = split_by_content(train, _without_test(splits), name)
+    kept, valid = split_by_content(train, without_test(splits), name)
     known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(train) :])
     return build(name, train[kept], train[valid], test, known)
-
-
-def from_splits(
-    pixels: Tensor, places: Mapping[str, Tensor], labels: Sequence[str] | None, splits: Shares, name: str
-) -> Images:
-    """Make a data set of images that are split, but for validation images perhaps.
-
-    Args:
-        pixels: uint8 (N, *pixels).
-        places: indices of train, test and valid; where valid has none, it is taken from train as in `from_arrays`.
-        labels: N words, or None.
-        splits: as in `from_arrays`.
-        name: of the data set.
-    """
-    train, valid = places["train"], places["valid"]
-    if not len(valid):
-        kept, held_out = split_by_content(pixels[train], _without_test(splits), name)
-        train, valid = train[kept], train[held_out]
-    codes = _codes(name, (labels, pixels))
-    return _built(Images, name, pixels, (train, valid, places["test"]), codes)
-
-
-def _without_test(splits: Shares) -> Shares:
-    both = splits[0] + splits[1]
-    return splits[0] / both, splits[1] / both
 
 
 def _built(build: Callable[..., C], name: str, values: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> C:
@@ -100,8 +75,13 @@ def _built(build: Callable[..., C], name: str, values: Tensor, places: Sequence[
     return build(name, values[train], values[valid], values[test], labels)
 
 
-def _codes(name: str, *given: tuple[Any, Tensor | None]) -> Tensor | None:
-    """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any."""
+def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:
+    """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any.
+
+    Args:
+        name: what an error calls the images.
+        *given: labels (N,), integers or words, or None; and the N images of a part, or None.
+    """
     there = [(np.asarray(labels), images) for labels, images in given if images is not None and labels is not None]
     if not there:
         return None

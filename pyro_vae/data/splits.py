@@ -3,9 +3,10 @@ r"""Splits of images that come without one: by a hash of what an image holds."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,21 +33,37 @@ def split_by_content(images: Tensor, shares: Shares, name: str) -> tuple[Tensor,
     Raises:
         DataError: the shares are not such, or a split holds no image.
     """
+    return split_by_hash(content_hashes(images), shares, name)
+
+
+def split_by_hash(hashes: Tensor, shares: Shares, name: str) -> tuple[Tensor, ...]:
+    """Split images as `split_by_content` does, by their `content_hashes` (N,)."""
     if not all(share > 0 for share in shares) or not math.isclose(sum(shares), 1.0):
         raise DataError(f"{name}: shares {tuple(shares)} of the splits; they must be positive and sum to 1.")
     bounds = torch.tensor(list(shares), dtype=torch.float64).cumsum(0)[:-1]
-    place = torch.bucketize(content_hashes(images), bounds, right=True)
+    place = torch.bucketize(hashes, bounds, right=True)
     found = tuple((place == split).nonzero().flatten() for split in range(len(shares)))
     if empty := [split for split, indices in enumerate(found) if not len(indices)]:
         raise DataError(
-            f"{name}: of {len(images)} items none falls into the split of share {shares[empty[0]]:g}: "
+            f"{name}: of {len(hashes)} items none falls into the split of share {shares[empty[0]]:g}: "
             "give more data, or the splits yourself."
         )
     return found
 
 
+def without_test(splits: Shares) -> Shares:
+    """Return the shares of training and validation images where the test images are given."""
+    both = splits[0] + splits[1]
+    return splits[0] / both, splits[1] / both
+
+
 def content_hashes(images: Tensor) -> Tensor:
     """Return a number in [0, 1) for each image, uint8 (N, *pixels), that its pixels alone decide: float64 (N,)."""
-    digests = [blake2b(image.numpy().tobytes(), digest_size=8).digest() for image in images.cpu().contiguous()]
+    return hashes_of(image for part in images.split(1000) for image in part.cpu().numpy())
+
+
+def hashes_of(images: Iterable[np.ndarray]) -> Tensor:
+    """Return `content_hashes` of images (*pixels) that come one by one."""
+    digests = (blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     # 53 bits, so that the division is exact and never gives 1.
     return torch.tensor([(int.from_bytes(each, "big") >> 11) / 2**53 for each in digests], dtype=torch.float64)

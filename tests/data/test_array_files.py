@@ -140,3 +140,12 @@ def test_a_bad_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.npy cannot be read"):
         from_file(tmp_path / "nowhere.npy")
+
+
+def test_images_stay_when_their_file_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, GRAY)
+    found = from_file(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert same(found, from_arrays(GRAY))

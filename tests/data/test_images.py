@@ -148,3 +148,31 @@ def test_binarized_pixels_of_0_and_1_are_refused(white: int, refused: bool) -> N
         return
     with pytest.raises(DataError, match="no training image has a pixel above 1; pixels go from 0 to 255"):
         images()
+
+
+@pytest.mark.parametrize("binarize", ["dynamic", "fixed"])
+def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
+    binarize: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gray = torch.randint(0, 256, (50, 8, 9), dtype=torch.uint8)
+    images = Images("noise", gray, gray, gray)
+    seen = []
+    for pixels in (2**22, 100, 7 * 72):  # all images at once; one, and seven at a time
+        monkeypatch.setattr("pyro_vae.data.images._PIXELS", pixels)
+        observed = images.observed(binarize)
+        seen.append([observed.pixels.train, *(observed.split(name) for name in ("valid", "test"))])
+        seen[-1].append(images.observed("none").under_density().split("train"))
+        seen[-1].append(images.observed("threshold").pixels.train)
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+    assert torch.equal(seen[0][-1], 255 * (gray >= 128).byte())
+
+
+def test_one_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.data.images._PIXELS", 100)
+    dark = torch.ones(9, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match="no training image has a pixel above 1"):
+        Images("dark", dark, dark, dark)
+    bright = dark.clone()
+    bright[-1, -1, -1] = 2
+    assert Images("bright", bright, dark, dark).train is bright

@@ -241,3 +241,15 @@ def test_a_continuous_bernoulli_of_logit_zero_is_uniform_and_smooth_there() -> N
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_the_starts_are_exact_for_more_images_than_float32_can_add() -> None:
+    """Levels 3 and 252 in turn, 140,001 of them: the sum is beyond 2^24, where float32 skips integers."""
+    number = 140_001
+    images = torch.where(torch.arange(number) % 2 == 0, 3, 252).to(torch.uint8).view(-1, 1, 1).expand(-1, *SHAPE)
+    decoder = partial(nets.Dense(SHAPE, 4, depth=1).decoder, 2)
+    mean = (3 * (number // 2 + 1) + 252 * (number // 2)) / number / 255
+    spread = math.sqrt(((3 / 255 - mean) ** 2 * (number // 2 + 1) + (252 / 255 - mean) ** 2 * (number // 2)) / number)
+    part = components.LIKELIHOODS["isotropic-gaussian"](decoder, images)
+    torch.testing.assert_close(part.bias.detach(), torch.full((1, *SHAPE), mean).to(part.bias), rtol=1e-7, atol=0)
+    assert math.log1p(part.raw_scale.exp().item()) == pytest.approx(spread, rel=1e-7)

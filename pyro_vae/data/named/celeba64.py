@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import files
-from pyro_vae.data.image_files import read_all, square
+from pyro_vae.data.decoding import read_all
+from pyro_vae.data.image_files import square
 from pyro_vae.data.images import Images
 from pyro_vae.errors import DataError
 

@@ -11,7 +11,7 @@ not scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -47,5 +47,11 @@ def mean_logits(images: Tensor) -> Tensor:
 
 
 def mean_image(images: Tensor) -> Tensor:
-    """Return the mean image, in [0, 1]."""
-    return images.float().mean(0) / 255
+    """Return the mean of images, uint8 (N, *pixels), in [0, 1] and float32: an exact sum, then one division."""
+    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in parts_of(images)))
+    return (total.double() / len(images)).float() / 255
+
+
+def parts_of(images: Tensor) -> Sequence[Tensor]:
+    """Return images in parts of about four million pixels: all of them may be more than the memory holds."""
+    return images.split(max(1, 2**22 // images[0].numel()))

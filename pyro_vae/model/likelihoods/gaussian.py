@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_image
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_image, parts_of
 from pyro_vae.model.nets.standardized import Standardize
 
 
@@ -62,7 +62,9 @@ class IsotropicGaussian(_Normal):
         if images.is_floating_point():
             spread = torch.ones((), device=images.device)
         else:
-            spread = (images.float() / 255 - mean).square().mean().sqrt()
+            # Squares are added up in float64, since there may be more of them than float32 tells apart.
+            squares = sum((part / 255 - mean).square().sum(dtype=torch.float64) for part in parts_of(images))
+            spread = (torch.as_tensor(squares) / images.numel()).sqrt()
         self.raw_scale = nn.Parameter(spread.to(torch.get_default_dtype()).expm1().log())
 
     def forward(self, z: Tensor) -> dist.Distribution:

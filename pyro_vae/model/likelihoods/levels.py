@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.model.distributions import pixels
 from pyro_vae.model.distributions.colors import ColorLogisticMixture
-from pyro_vae.model.likelihoods.base import Decoder, Likelihood
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood, parts_of
 
 
 class LogisticMixture(Likelihood):
@@ -61,7 +61,7 @@ class Categorical(Likelihood):
         number = images[0].numel()
         places = 256 * torch.arange(number, device=images.device)
         counts = sum(
-            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in images.split(5000)
+            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in parts_of(images)
         )
         start = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)
         super().__init__(decoder, start.movedim(-1, 0))

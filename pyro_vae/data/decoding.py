@@ -1,0 +1,173 @@
+r"""Image files decoded in parallel and a few at a time, into memory or into a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from pyro_vae.data.image_files import read_image, square
+from pyro_vae.errors import DataError
+
+_LOG = logging.getLogger("pyro_vae")
+_WORKERS = min(32, (os.cpu_count() or 1) + 4)
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Store(Protocol):
+    """Where decoded images go, uint8 (height, width) or (height, width, 3) each: a list, or a file."""
+
+    def append(self, image: np.ndarray, /) -> None:
+        """Add an image."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Return an image."""
+
+
+class InFile:
+    """A `Store` in a file on disk, one image after the other; all have one height and width.
+
+    Args:
+        file: new, to be written and read.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._shape: tuple[int, ...] = ()
+        self._channels = bytearray()
+
+    def append(self, image: np.ndarray) -> None:
+        """Add an image."""
+        self._shape = image.shape[:2]
+        self._channels.append(image.size // (self._shape[0] * self._shape[1]))
+        self._file.write(image.tobytes())
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return an image; once one has been returned, none may be added."""
+        start, end = self._ends[index : index + 2].tolist()
+        image = np.frombuffer(os.pread(self._file.fileno(), end - start, start), np.uint8)
+        return image.reshape(*self._shape, *([3] if self._channels[index] == 3 else []))
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        self._file.flush()
+        channels = np.frombuffer(b"\0" + self._channels, np.uint8)
+        return channels.cumsum(dtype=np.int64) * (self._shape[0] * self._shape[1])
+
+
+class Decoded(NamedTuple):
+    """What has become of the files of a folder."""
+
+    files: list[Path]
+    """Of the images in the store, in their order."""
+    left_out: list[tuple[Path, str]]
+    """Files that cannot be used, and why."""
+    colored: bool
+    """Whether an image has colors."""
+
+
+def decode(files: Sequence[Path], size: int | None, skip_bad: bool, store: Store) -> Decoded:
+    """Decode files in parallel, into a store in their order.
+
+    Args:
+        files: to be read.
+        size: height and width that images are brought to, or None: all must have those of the first.
+        skip_bad: whether files that cannot be used are left out, with a warning for each.
+        store: empty.
+
+    Raises:
+        DataError: a file that cannot be used, an image of another size than the first, or no image.
+    """
+    good: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+    shape, colored = None, False
+
+    def resized(image: Any, path: Path) -> Any:
+        return image if size is None else square(image, size)
+
+    for path, pixels in read_all(files, resized, left_out if skip_bad else None):
+        shape = shape or pixels.shape[:2]
+        if pixels.shape[:2] != shape:
+            sizes = [" x ".join(map(str, each)) for each in (pixels.shape[:2], shape)]
+            raise DataError(f"{path} is {sizes[0]} pixels and {good[0].name} {sizes[1]}; give a size for all.")
+        store.append(pixels)
+        good.append(path)
+        colored |= pixels.ndim == 3
+    if not good:
+        raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
+    return Decoded(good, left_out, colored)
+
+
+def read_all(
+    files: Sequence[Path], change: Callable[[Any, Path], Any], left_out: list[tuple[Path, str]] | None = None
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Read files in parallel, with a progress bar; yield them in their order, each with its pixels.
+
+    Args:
+        files: of images.
+        change: see `read_image`.
+        left_out: gets the files that cannot be used and why, with a warning for each. None: the first one is an error.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+
+    def read(path: Path) -> np.ndarray | DataError:
+        try:
+            return read_image(path, change)
+        except DataError as error:
+            return error
+
+    found = in_order(read, files)
+    for path, pixels in zip(files, tqdm(found, "images", len(files), False, disable=None), strict=True):
+        if not isinstance(pixels, DataError):
+            yield path, pixels
+        elif left_out is None:
+            raise pixels
+        else:
+            _LOG.warning("Left out: %s", pixels)
+            left_out.append((path, str(pixels)))
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int = 4 * _WORKERS
+) -> Iterator[_Result]:
+    """Yield function(item) of each item in order, computed in parallel.
+
+    Args:
+        function: called in threads.
+        items: its arguments.
+        ahead: results that are computed before they are asked for, at most: `Executor.map` knows no such bound.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return an image as (height, width) for 1 channel, as (3, height, width) for 3."""
+    if channels == 3:
+        return np.broadcast_to(image, (3, *image.shape)) if image.ndim == 2 else np.moveaxis(image, -1, 0)
+    return image if image.ndim == 2 else _luma(image)
+
+
+def _luma(colors: np.ndarray) -> np.ndarray:
+    """Return the brightness of colors (height, width, 3), by ITU-R BT.601."""
+    return (colors @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
