@@ -16,6 +16,7 @@ from pyro_vae import data
 from pyro_vae.config import components
 from pyro_vae.errors import UserError
 from pyro_vae.infer import objectives, schedules
+from pyro_vae.infer.averaging import check_decay
 from pyro_vae.infer.precision import PRECISIONS
 
 # What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
@@ -26,6 +27,7 @@ CHOICES: dict[str, Collection[str]] = {
     "likelihood": components.LIKELIHOODS,
     "net": components.NETS,
     "objective": components.OBJECTIVES,
+    "optimizer": components.OPTIMIZERS,
     "schedule": schedules.SCHEDULES,
     "on_nonfinite": ("stop", "rollback"),
     "device": ("auto", "cpu", "cuda"),
@@ -95,7 +97,14 @@ class Config:
     grey pixels, is a loss and no likelihood: there is no log p(x) of it."""
     net: Annotated[str, _one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
-    relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
+    relu, with half as many units in each layer nearer to the code; conv and resnet: convolutions, which halve the
+    image twice, and from 64 pixels on more often; resnet with residual blocks."""
+    depth: OptionalCount = None
+    """Hidden layers of --net mlp, relu, gated and funnel (None: 2), or residual blocks at each resolution of conv
+    (None: 0) and resnet (None: 2)."""
+    width: OptionalCount = None
+    """Channels of --net conv and resnet where the image is halved once (None: 32); they double at each further halving,
+    up to 256."""
     labels: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Training images with a label, as many of each class, for --program m2."""
     latent_dim: Count = 50
@@ -119,12 +128,17 @@ class Config:
     """Passes over the training images (None: 300 on digits, 100 on the others)."""
     batch_size: Count = 100
     """Images per step."""
+    optimizer: Annotated[str, _one_of("optimizer")] = "adam"
+    """adam, or adamax, whose steps are scaled by the largest recent gradient instead of the mean square."""
     learning_rate: float = 3e-3
-    """Adam's step size at the start."""
+    """Step size of the optimizer at the start."""
     schedule: Annotated[str, _one_of("schedule")] = "cosine"
     """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
     patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
+    ema: Annotated[float, tyro.conf.arg(metavar="DECAY")] = 0.0
+    """Decay of an exponential moving average of the weights over the steps, such as 0.999 (0: off). Validation, scores
+    and figures are of the averaged weights; training goes on with the others."""
 
     on_nonfinite: Annotated[str, _one_of("on_nonfinite")] = "stop"
     """Where a loss or a gradient is not finite: stop, or rollback to the last milestone with half the learning rate, up
@@ -147,6 +161,8 @@ class Config:
             self._at_least(name, 1)
         for name in ("epochs", "batch_size", "num_samples"):
             self._at_least(name, 1)
+        self._at_least("depth", 0)
+        self._at_least("width", 1)
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
         # A path is not asked for: a saved run may name a folder that lies elsewhere now.
@@ -160,6 +176,7 @@ class Config:
             objectives.nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
+        check_decay(flag("ema"), self.ema)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")

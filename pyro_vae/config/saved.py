@@ -22,7 +22,7 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     type(None): (int, type(None)),  # a count that the data set decides
 }
 # Fields that runs of earlier versions do not have, and whose default is what they did.
-_ADDED = ("labels", "image_size", "channels", "skip_bad")
+_ADDED = ("labels", "image_size", "channels", "skip_bad", "depth", "width", "optimizer", "ema")
 
 
 def read_config(path: Path) -> Config:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ OTHER = Config(
     posterior="mixture",
     likelihood="gaussian",
     net="gated",
+    depth=4,
+    width=16,
     labels=30,
     latent_dim=3,
     hidden_dim=4,
@@ -44,10 +46,12 @@ OTHER = Config(
     mmd_weight=20.0,
     epochs=6,
     batch_size=2,
+    optimizer="adamax",
     learning_rate=0.1 + 0.2,  # 17 digits
     schedule="burda",
     on_nonfinite="rollback",
     patience=9,
+    ema=0.99,
     num_samples=10,
     seed=11,
     device="cpu",
@@ -73,6 +77,12 @@ def test_the_other_configuration_differs_in_every_field() -> None:
     # So that the round trip above sees each of them.
     same = [field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)]
     assert same == []
+
+
+def test_a_run_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) -> None:
+    added = ("labels", "image_size", "channels", "skip_bad", "depth", "width", "optimizer", "ema")
+    values = {name: value for name, value in Config(prior="vamp").to_json().items() if name not in added}
+    assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
@@ -212,7 +222,7 @@ def test_what_editors_make_of_a_file_is_read(encoding: str, tmp_path: Path) -> N
 
 
 COUNTS = ("image_size", "train_images", "test_images", "latent_dim", "hidden_dim", "num_particles")
-COUNTS += ("epochs", "batch_size", "num_samples")
+COUNTS += ("epochs", "batch_size", "num_samples", "width")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +231,8 @@ COUNTS += ("epochs", "batch_size", "num_samples")
         *((name, 0) for name in COUNTS),
         *((name, -3) for name in COUNTS),
         ("patience", -1),
+        ("depth", -1),
+        *(("ema", value) for value in (1.5, 1.0, -0.1, math.nan)),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
         *((name, value) for name in ("beta", "free_bits", "mmd_weight") for value in (-0.1, math.nan, math.inf)),
     ],
@@ -244,6 +256,7 @@ def test_the_least_count_is_accepted(field: str) -> None:
         ("likelihood", ["bernoulli", "gaussian"]),
         ("net", ["mlp"]),
         ("objective", ["elbo", "iwae"]),
+        ("optimizer", ["adam", "adamax"]),
         # The flag parser holds these three to their choices; a saved file and a program come without it, and
         # an unknown binarization would pass for one that fixes no test images.
         ("binarize", ["dynamic", "fixed", "threshold", "none"]),
@@ -342,6 +355,53 @@ def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unre
     (name,) = unread
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
         programs.build_objective(Config(objective=objective, **unread), 100)
+
+
+@pytest.mark.parametrize(
+    ("net", "unread", "says"),
+    [
+        ("linear", {"depth": 3}, r"--depth is of --net mlp and .* and resnet, not of linear"),
+        ("linear", {"width": 8}, r"--width is of --net conv and resnet, not of linear; .* --hidden-dim"),
+        *((net, {"width": 8}, f"not of {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
+    ],
+)
+def test_a_flag_that_the_networks_do_not_read_is_refused(net: str, unread: dict[str, int], says: str) -> None:
+    settings, images = small(net=net, **unread)
+    with pytest.raises(ValueError, match=says) as caught:
+        programs.build(settings, images)
+    one_line(caught.value)
+    assert programs.unread(settings) | {"width": None} == programs.unread(replace(settings, depth=None, width=None))
+
+
+@pytest.mark.parametrize("flags", [{"depth": 2}, {"width": 32}])
+def test_a_program_of_ones_own_may_read_any_flag_of_networks(flags: dict[str, int]) -> None:
+    programs.check(Config(program="my.py:factory", net="linear", **flags))
+
+
+@pytest.mark.parametrize(
+    ("net", "flags", "layers"),
+    [
+        ("mlp", {}, 6),
+        ("mlp", {"depth": 0}, 2),
+        ("relu", {"depth": 1}, 4),
+        ("funnel", {"depth": 5}, 12),
+        ("gated", {"depth": 3}, 14),
+        ("conv", {}, 8),
+        ("conv", {"depth": 1, "width": 4}, 16),
+        ("resnet", {"width": 4}, 24),
+        ("resnet", {"depth": 3}, 32),
+    ],
+)
+def test_networks_are_as_deep_and_as_wide_as_asked_for(net: str, flags: dict[str, int], layers: int) -> None:
+    """Counted by their weights, of both networks; a residual block has two, and a gated layer."""
+    settings, images = small(net=net, **flags)
+    vae = programs.build(settings, images)
+    weights = [p for name, p in vae.named_parameters() if name.endswith("weight")]
+    assert len(weights) == layers
+    if net in ("conv", "resnet"):
+        assert {p.shape[0] for p in weights if p.dim() == 4} == {k * flags.get("width", 32) for k in (1, 2)}
+    if net == "funnel":
+        assert [p.shape[0] for p in vae.posterior.net[1].parameters() if p.dim() == 2] == [4, 2, 1, 1, 1, 6]
 
 
 def small(**changes: Any) -> tuple[Config, data.Images]:
