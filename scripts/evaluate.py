@@ -112,7 +112,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         instrument.check(run)
     metrics = run.folder.metrics()
     results.lock()
-    compiled = settings.graph == "compiled"
+    compiled = fitted.graph == "compiled"
     scores, numbers = measure_scores(
         fitted.program,
         run.test,

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Annotated
 
 import pyro
-import torch
 import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data
-from pyro_vae.config import programs
+from pyro_vae.config import components, programs
 from pyro_vae.errors import UserError
 from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
 from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
@@ -73,15 +72,17 @@ def main(arguments: Arguments) -> None:
     assert settings.num_samples is not None
     total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
     schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
-    optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
+    optimizer, options = components.OPTIMIZERS[settings.optimizer]
+    optim = Optim(optimizer, {"lr": settings.learning_rate, **options}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective, graph=settings.graph, precision=settings.precision),
+        SVI(program.model, program.guide, optim, objective, graph=run.graph, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,
         patience=settings.patience,
         seed=settings.seed,
+        ema=settings.ema,
     )
     folder.claim(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
     with cli.stop_between_steps() as stop:
@@ -93,7 +94,7 @@ def main(arguments: Arguments) -> None:
         settings.num_samples,
         density=run.density,
         seed=settings.seed,
-        compiled=settings.graph == "compiled",
+        compiled=run.graph == "compiled",
         level_bits=run.images.level_bits,
     )
     write_scores(folder, program, test, scores, settings.seed)

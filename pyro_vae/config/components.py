@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.infer import objectives
@@ -20,8 +21,9 @@ from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, 
 
 
 def reads(build: Callable[..., Any]) -> set[str]:
-    """Return the names of the arguments that a component is built from."""
-    return set(inspect.signature(build).parameters)
+    """Return the names of the arguments that a component is built from; one that a `partial` has set is not read."""
+    already = build.keywords if isinstance(build, partial) else {}
+    return set(inspect.signature(build).parameters) - already.keys()
 
 
 def construct(build: Callable[..., Any], **available: Any) -> Any:
@@ -77,16 +79,18 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "poisson": likelihoods.Poisson,
     "negative-binomial": likelihoods.NegativeBinomial,
 }
-# A kind of network is built from the shape of an image and the units of a hidden layer.
-NETS: dict[str, Callable[[tuple[int, ...], int], nets.Nets]] = {
+# A kind of network is built from the shape of an image and the units of a hidden layer, and may read the flags in
+# `NET_FLAGS`; those that it does not read are refused when they are set. Each has a default of its own.
+NETS: dict[str, Callable[..., nets.Nets]] = {
     "linear": partial(nets.Dense, depth=0),
     "mlp": nets.Dense,
     "relu": partial(nets.Dense, layer=nets.relu),
     "gated": partial(nets.Dense, layer=nets.Gated),
     "funnel": partial(nets.Dense, layer=nets.relu, narrowing=2),
     "conv": nets.Conv,
-    "resnet": partial(nets.Conv, blocks=2),
+    "resnet": nets.ResNet,
 }
+NET_FLAGS = ("depth", "width")
 # An objective may read num_particles, num_images (of the training split), warmup_steps, and the flags in
 # `OBJECTIVE_FLAGS`; those that it does not read are refused when they are set.
 OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
@@ -107,4 +111,9 @@ OBJECTIVE_FLAGS = {
     "warmup_epochs": "warmup_steps",
     "free_bits": "free_bits",
     "mmd_weight": "mmd_weight",
+}
+# An optimizer and the arguments it is built with beside the learning rate.
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "adamax": (torch.optim.Adamax, {"foreach": True}),
 }

@@ -4,57 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from pyro_vae import data
-from pyro_vae.config import components
+from pyro_vae.config.choices import AUTO, CHOICES, LEFT_TO_DATA, Count, Device, OptionalCount, flag, one_of
 from pyro_vae.errors import UserError
-from pyro_vae.infer import objectives, schedules
-from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer import objectives
+from pyro_vae.infer.averaging import check_decay
 
-# What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
-CHOICES: dict[str, Collection[str]] = {
-    "binarize": data.BINARIZATIONS,
-    "prior": components.PRIORS,
-    "posterior": components.POSTERIORS,
-    "likelihood": components.LIKELIHOODS,
-    "net": components.NETS,
-    "objective": components.OBJECTIVES,
-    "schedule": schedules.SCHEDULES,
-    "on_nonfinite": ("stop", "rollback"),
-    "device": ("auto", "cpu", "cuda"),
-    "compile": ("auto", "on", "off"),
-    "precision": PRECISIONS,
-}
-# What the likelihood and the binarization are by default: what suits the data, see `suited`.
-AUTO = "auto"
-LEFT_TO_DATA = ("likelihood", "binarize")
 # Steps from which on a run is compiled: the compiler takes 5 to 60 seconds, and saves 1 to 5 milliseconds of a step.
 _COMPILED_STEPS = 10_000
-
-
-def flag(name: str) -> str:
-    """Return the flag of a field of the configuration."""
-    return "--" + name.replace("_", "-")
-
-
-def _one_of(field: str) -> Any:
-    """Return the choices of a field for its flag, whose default a constructor would show as a list."""
-    return tyro.conf.arg(
-        constructor=Literal[(AUTO,) * (field in LEFT_TO_DATA) + tuple(CHOICES[field])],  # type: ignore[call-overload]
-        help_behavior_hint=lambda default: "(default: {})".format(default.strip("[]'")),
-    )
-
-
-Count = Annotated[int, tyro.conf.arg(metavar="N")]
-OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
-Device = Annotated[str, _one_of("device")]
 
 
 @dataclass(frozen=True)
@@ -82,7 +46,7 @@ class Config:
     """Folder of the data sets that are read by name, and of the decoded images of folders, in its cache/."""
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of training, validation and test data of your own, where they do not come split."""
-    binarize: Annotated[str, _one_of("binarize")] = AUTO
+    binarize: Annotated[str, one_of("binarize")] = AUTO
     """dynamic: Bernoulli(gray) anew per batch, the test images once; fixed: all once; threshold: gray >= 128;
     none: gray pixels, dequantized uniformly under a density; auto: as the likelihood needs it."""
     train_images: OptionalCount = None
@@ -90,11 +54,11 @@ class Config:
     test_images: OptionalCount = None
     """Test on the first so many images (None: all)."""
 
-    prior: Annotated[str, _one_of("prior")] = "standard"
+    prior: Annotated[str, one_of("prior")] = "standard"
     """p(z). flat: none, a constant instead of a density, so that there is no log p(x)."""
-    posterior: Annotated[str, _one_of("posterior")] = "meanfield"
+    posterior: Annotated[str, one_of("posterior")] = "meanfield"
     """q(z|x). point-mass: a code without noise, as of an autoencoder, so that there is no log p(x)."""
-    likelihood: Annotated[str, _one_of("likelihood")] = AUTO
+    likelihood: Annotated[str, one_of("likelihood")] = AUTO
     """p(x|z). auto: bernoulli for gray images of a data set by name, as published, and for 0/1 pixels; logistic-mixture
     for gray levels and colors of your own; gaussian for real numbers; negative-binomial for counts.
     bernoulli and pixelcnn (pixels in order, each given those before it) take binarized pixels. Gray ones
@@ -102,9 +66,16 @@ class Config:
     red, blue given both), and with the densities gaussian (learned mean and scale), isotropic-gaussian (one scale for
     all pixels) and continuous-bernoulli. cross-entropy, of gray pixels, is a loss and no likelihood: there is no log
     p(x) of it. Counts also go with poisson."""
-    net: Annotated[str, _one_of("net")] = "mlp"
+    net: Annotated[str, one_of("net")] = "mlp"
     """Networks of encoder and decoder. mlp: two hidden tanh layers; relu and gated: the same with other units; funnel:
-    relu, with half as many units in the layer beside the code; conv and resnet: convolutions."""
+    relu, with half as many units in each layer nearer to the code; conv and resnet: convolutions, which halve the
+    image twice, and from 64 pixels on more often; resnet with residual blocks."""
+    depth: OptionalCount = None
+    """Hidden layers of --net mlp, relu, gated and funnel (None: 2), or residual blocks at each resolution of conv
+    (None: 0) and resnet (None: 2)."""
+    width: OptionalCount = None
+    """Channels of --net conv and resnet where the image is halved once (None: 32); they double at each further halving,
+    up to 256."""
     labels: Annotated[int, tyro.conf.arg(metavar="N")] = 100
     """Training images with a label, as many of each class, for --program m2."""
     latent_dim: Count = 50
@@ -112,7 +83,7 @@ class Config:
     hidden_dim: Count = 200
     """Units of a hidden layer; a PixelCNN has one channel for every twelve."""
 
-    objective: Annotated[str, _one_of("objective")] = "elbo"
+    objective: Annotated[str, one_of("objective")] = "elbo"
     """What is maximised, per image."""
     num_particles: Count = 1
     """Particles per image in training."""
@@ -129,14 +100,19 @@ class Config:
     on the others)."""
     batch_size: Count = 100
     """Images per step."""
+    optimizer: Annotated[str, one_of("optimizer")] = "adam"
+    """adam, or adamax, whose steps are scaled by the largest recent gradient instead of the mean square."""
     learning_rate: float = 3e-3
-    """Adam's step size at the start."""
-    schedule: Annotated[str, _one_of("schedule")] = "cosine"
+    """Step size of the optimizer at the start."""
+    schedule: Annotated[str, one_of("schedule")] = "cosine"
     """Learning rate over the run: constant, cosine to 0, or burda (8 stages of 3^i parts, each 10^(-1/7) lower)."""
     patience: Annotated[int, tyro.conf.arg(metavar="EPOCHS")] = 0
     """Stop after so many epochs without a better validation ELBO and keep the best (0: off)."""
+    ema: Annotated[float, tyro.conf.arg(metavar="DECAY")] = 0.0
+    """Decay of an exponential moving average of the weights over the steps, such as 0.999 (0: off). Validation, scores
+    and figures are of the averaged weights; training goes on with the others."""
 
-    on_nonfinite: Annotated[str, _one_of("on_nonfinite")] = "stop"
+    on_nonfinite: Annotated[str, one_of("on_nonfinite")] = "stop"
     """Where a loss or a gradient is not finite: stop, or rollback to the last milestone with half the learning rate, up
     to three times."""
 
@@ -147,10 +123,10 @@ class Config:
     """Seed of initial weights, order, noise and evaluation."""
     device: Device = "auto"
     """auto takes CUDA where it is available."""
-    compile: Annotated[str, _one_of("compile")] = "auto"
+    compile: Annotated[str, one_of("compile")] = "auto"
     """Run the program once and from then on the tensor operations it issued: on compiles them, and scores as well; auto
     does so from 10,000 steps on and takes them one by one in shorter runs; off runs the program at every step."""
-    precision: Annotated[str, _one_of("precision")] = "float32"
+    precision: Annotated[str, one_of("precision")] = "float32"
     """Of matrix products in training: tf32 (CUDA), or bf16, which are bfloat16. Densities are float32 or better."""
 
     def __post_init__(self) -> None:
@@ -158,6 +134,8 @@ class Config:
             self._at_least(name, 1)
         for name in ("epochs", "batch_size", "num_samples"):
             self._at_least(name, 1)
+        self._at_least("depth", 0)
+        self._at_least("width", 1)
         self._at_least("patience", 0)
         self._at_least("warmup_epochs", 0)
         # A path is not asked for: a saved run may name a folder that lies elsewhere now.
@@ -174,6 +152,7 @@ class Config:
             objectives.nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
+        check_decay(flag("ema"), self.ema)
         for name, choices in CHOICES.items():
             open_to_data = name in LEFT_TO_DATA and getattr(self, name) == AUTO
             if getattr(self, name) not in choices and not open_to_data:
@@ -209,12 +188,14 @@ class Config:
             device=device,
         )
 
-    @property
-    def graph(self) -> str | None:
-        """How steps run, ``compiled``, ``recorded`` or None: a function of what is saved, the same when resumed."""
+    def graph(self, num_images: int) -> str | None:
+        """Return how steps over so many training images run, ``compiled``, ``recorded`` or None.
+
+        It depends on nothing else, so that a run that is resumed goes on as it began.
+        """
         if self.compile != "auto":
             return "compiled" if self.compile == "on" else None
-        steps = (self.epochs or 0) * self.epoch_steps(self.train_images or data.defaults(self.data).num_train)
+        steps = (self.epochs or 0) * self.epoch_steps(num_images)
         return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@ r"""The program and the objective of a configuration, built from the components 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ _NEEDED_BY: dict[str, set[str]] = {
     "posterior": {"posterior"},
     "likelihood": {"likelihood"},
     "net": {"net", "posterior", "likelihood"},
+    "depth": {"net", "posterior", "likelihood"},
+    "width": {"net", "posterior", "likelihood"},
     "latent_dim": {"latent_dim"},
     "objective": {"latent_dim"},
     "num_particles": {"latent_dim"},
@@ -35,13 +38,13 @@ _NEEDED_BY: dict[str, set[str]] = {
 
 
 def unread(config: Config) -> dict[str, Any]:
-    """Return the fields that the program or the objective does not read, with their defaults."""
-    names = [*_unread_by_program(config), *_unread_by_objective(config)]
+    """Return the fields that the program, its networks or the objective do not read, with their defaults."""
+    names = [*_unread_by_program(config), *_unread_by_net(config), *_unread_by_objective(config)]
     return {name: getattr(Config, name) for name in names}
 
 
 def check(config: Config) -> None:
-    """Refuse a flag that is set and that the program or the objective does not read.
+    """Refuse a flag that is set and that the program, its networks or the objective do not read.
 
     Raises:
         UserError: names the flag.
@@ -50,12 +53,14 @@ def check(config: Config) -> None:
         # What `suited` makes of a likelihood that is not read has not been asked for.
         if getattr(config, name) not in (getattr(Config, name), suited.UNREAD):
             raise UserError(f"--program {config.program} does not read {flag(name)}: leave it out.")
+    for name in _unread_by_net(config):
+        if getattr(config, name) != getattr(Config, name):
+            of = _that_read(name, components.NETS)
+            wide = "; fully connected layers have --hidden-dim units" if name == "width" else ""
+            raise UserError(f"{flag(name)} is of --net {of}, not of {config.net}{wide}: leave it out.")
     for name in _unread_by_objective(config):
         if getattr(config, name) != getattr(Config, name):
-            argument = components.OBJECTIVE_FLAGS[name]
-            of = " and ".join(
-                each for each, build in components.OBJECTIVES.items() if argument in components.reads(build)
-            )
+            of = _that_read(components.OBJECTIVE_FLAGS[name], components.OBJECTIVES)
             raise UserError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
 
 
@@ -67,9 +72,20 @@ def _unread_by_program(config: Config) -> list[str]:
     return [name for name, needed_by in _NEEDED_BY.items() if name in preset or not needed_by & read]
 
 
+def _unread_by_net(config: Config) -> list[str]:
+    if config.program not in NAMES:
+        return []  # which networks it has is its own affair
+    read = components.reads(components.NETS[config.net])
+    return [name for name in components.NET_FLAGS if name not in read]
+
+
 def _unread_by_objective(config: Config) -> list[str]:
     read = components.reads(components.OBJECTIVES[config.objective])
     return [name for name, argument in components.OBJECTIVE_FLAGS.items() if argument not in read]
+
+
+def _that_read(argument: str, builds: Mapping[str, Callable[..., Any]]) -> str:
+    return " and ".join(name for name, build in builds.items() if argument in components.reads(build))
 
 
 def _preset(config: Config) -> dict[str, Any]:
@@ -127,7 +143,9 @@ def build(config: Config, images: Collection) -> Any:
         program = program_files.build(config, images, known=NAMES)
         return program.to(config.device) if isinstance(program, nn.Module) else program
     chosen = replace(config, **_preset(config))
-    net = components.NETS[chosen.net](images.pixel_shape, chosen.hidden_dim)
+    build_net = partial(components.NETS[chosen.net], images.pixel_shape, chosen.hidden_dim)
+    given = {name: getattr(chosen, name) for name in components.NET_FLAGS if getattr(chosen, name) is not None}
+    net = components.construct(build_net, **given)
     if isinstance(images, Numbers):
         net = StandardizedNets(net, images.train, counts=images.counts)
 

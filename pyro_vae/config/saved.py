@@ -23,7 +23,7 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     tuple: (list, tuple),
 }
 # Fields that runs of earlier versions do not have, and whose default is what they did.
-_ADDED = ("labels", "image_size", "channels", "skip_bad", "splits")
+_ADDED = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
 
 
 def read_config(path: Path) -> Config:

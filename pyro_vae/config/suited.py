@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pyro_vae import data
-from pyro_vae.config.flags import AUTO, Config
+from pyro_vae.config.choices import AUTO
+from pyro_vae.config.flags import Config
 from pyro_vae.config.presets import PRESETS
 from pyro_vae.errors import UserError
 

@@ -46,8 +46,6 @@ Source = Callable[[Path, bool], Images]
 class Defaults:
     """The defaults of a fit on a data set."""
 
-    num_train: int
-    """Training images, known before any file is read."""
     epochs: int = 100
     num_samples: int = 5000
     """K of the importance-sampled log-likelihood."""
@@ -61,8 +59,8 @@ class Dataset(Defaults):
     """Called with the folder of the downloaded data sets, and whether it may download into it."""
 
 
-# Of images of one's own, whose number nobody knows before they are read.
-_OWN = Defaults(num_train=0, num_samples=1000)
+# Of data of a user's own.
+_OWN = Defaults(num_samples=1000)
 
 
 def defaults(name: str) -> Defaults:
@@ -164,17 +162,17 @@ def _idx(name: str) -> Source:
 
 # Importance samples take a decoder's run each: 1000 where images have more than 28 x 28 pixels.
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(_digits, num_train=1285, epochs=300, num_samples=1000),
-    "mnist": Dataset(_idx("MNIST"), num_train=55_000),
-    "fashion-mnist": Dataset(_idx("FashionMNIST"), num_train=55_000),
-    "kmnist": Dataset(_idx("KMNIST"), num_train=55_000),
-    "emnist": Dataset(emnist.load, num_train=94_000),
-    "static-mnist": Dataset(static_mnist.load, num_train=50_000),
-    "omniglot": Dataset(omniglot.load, num_train=23_000),
-    "caltech-silhouettes": Dataset(caltech_silhouettes.load, num_train=4100, epochs=300),
-    "cifar10": Dataset(cifar10.load, num_train=45_000, num_samples=1000),
-    "svhn": Dataset(svhn.load, num_train=68_257, num_samples=1000),
-    "shapes": Dataset(lambda root, download: shapes.load(), num_train=shapes.NUM_TRAIN, num_samples=1000),
-    "dsprites": Dataset(dsprites.load, num_train=dsprites.NUM_TRAIN, epochs=10, num_samples=1000),
-    "celeba64": Dataset(celeba64.load, num_train=162_770, epochs=30, num_samples=1000),
+    "digits": Dataset(_digits, epochs=300, num_samples=1000),
+    "mnist": Dataset(_idx("MNIST")),
+    "fashion-mnist": Dataset(_idx("FashionMNIST")),
+    "kmnist": Dataset(_idx("KMNIST")),
+    "emnist": Dataset(emnist.load),
+    "static-mnist": Dataset(static_mnist.load),
+    "omniglot": Dataset(omniglot.load),
+    "caltech-silhouettes": Dataset(caltech_silhouettes.load, epochs=300),
+    "cifar10": Dataset(cifar10.load, num_samples=1000),
+    "svhn": Dataset(svhn.load, num_samples=1000),
+    "shapes": Dataset(lambda root, download: shapes.load(), num_samples=1000),
+    "dsprites": Dataset(dsprites.load, epochs=10, num_samples=1000),
+    "celeba64": Dataset(celeba64.load, epochs=30, num_samples=1000),
 }

@@ -2,6 +2,7 @@ r"""What an epoch is fed with, what it leaves behind, and how far one has come."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -91,3 +92,9 @@ class Begun:
     objective: Tensor = field(default_factory=lambda: torch.zeros(()))
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
+
+    def ended(self, **found: Any) -> Epoch:
+        """Return the epoch of these batches, given what else has been found at its end."""
+        elbo = float(self.elbo) / self.images
+        objective = float(self.objective) / self.images
+        return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **found)

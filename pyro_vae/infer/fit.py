@@ -2,7 +2,6 @@ r"""The loop: epochs of SVI steps, the ELBO of each in nats, early stopping, and
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +12,7 @@ import pyro
 import torch
 
 from pyro_vae.errors import UserError
+from pyro_vae.infer.averaging import Average
 from pyro_vae.infer.epochs import Batches, Begun, Epoch, Loader
 from pyro_vae.infer.location import located
 from pyro_vae.infer.parameters import State, load_parameters
@@ -42,9 +42,12 @@ class Fit:
         patience: stop after this many epochs without a better validation ELBO and return to the parameters
             of the best; 0 never stops. Where there is no ELBO it is the distortion that counts.
         seed: seed of the validation noise.
+        ema: decay of an exponential moving average of the parameters over the steps (`averaging`), such as 0.999; 0
+            keeps none. Validation and patience are of the averages, and at the end the parameters become them. Until
+            then they are those that train; inside `with fit.average.in_place():` they are the averages.
 
     Raises:
-        ValueError: patience without validation images.
+        ValueError: patience without validation images, or a decay outside [0, 1).
         NonFiniteError: while iterating, names the step, the epoch and the batch.
         BatchMemoryError: likewise.
     """
@@ -58,6 +61,7 @@ class Fit:
         valid: Data | None = None,
         patience: int = 0,
         seed: int = 0,
+        ema: float = 0.0,
     ) -> None:
         if patience and valid is None:
             raise UserError("patience needs validation images: pass valid, or patience=0.")
@@ -67,6 +71,7 @@ class Fit:
         self.valid = None if valid is None else Batch.of(valid)
         self.patience = patience
         self.seed = seed
+        self.average = Average(ema)
         self.epoch = 0  # how many are done
         self.best = Best()
         self.setbacks = 0  # how often the fit has been put back to an earlier state
@@ -120,8 +125,10 @@ class Fit:
             raise UserError("A fit has no state before its first step, which finds the parameters.")
         with self.scope(), self._located():
             driver = self.svi.state_dict()
+            average = self.average.state_dict(self.svi)
         return {
             "svi": driver,
+            "average": average,
             "epoch": self.epoch,
             "begun": dict(vars(self._begun)),
             "best": self.best._asdict(),
@@ -134,18 +141,19 @@ class Fit:
         """Continue from what `state_dict` returned, random streams included.
 
         Raises:
-            ValueError: the state is of another program.
+            ValueError: the state is of another program, or of a fit with an average where this one has none.
         """
         try:
             with self.scope():
                 self.svi.load_state_dict(state["svi"], self._some_images())
+            self.average.load_state_dict(state.get("average"), self.svi)  # earlier versions had none
             self.epoch = state["epoch"]
             self._begun = Begun(**state["begun"])
             best = state["best"]
             self.best = Best(best["value"], best["epoch"], best["parameters"])
             self.setbacks = state["setbacks"]
             numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best.epoch + 1)
-            if not all(type(number) is int and number >= 0 for number in numbers):
+            if not all(type(number) is int and number >= 0 for number in (*numbers, self.average.steps)):
                 raise TypeError(f"epochs, steps and setbacks are {numbers}")
             set_streams(state["streams"])
             then = dict(state["made_with"])
@@ -176,6 +184,7 @@ class Fit:
         for batch in islice(self.batches(self.epoch), begun.batches, None):
             with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
                 begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
+                self.average.update(self.svi)
             begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
             begun.batches += 1
             begun.images += len(batch)
@@ -193,25 +202,24 @@ class Fit:
         started = time.perf_counter()
         with self._located():
             self.svi.check()  # waits for the device, so that the seconds are those of the epoch
-        num_images = begun.images
         valid_elbo, valid_distortion = None, None
-        if self.valid is not None:
-            valid_elbo, valid_distortion = validate(self.svi.model, self.svi.guide, self.valid, self.seed)
-        elbo = float(begun.elbo) / num_images
-        record = Epoch(
-            epoch=self.epoch,
-            step=self.svi.steps,
-            elbo=None if math.isnan(elbo) else elbo,
-            objective=float(begun.objective) / num_images,
-            seconds=begun.seconds + time.perf_counter() - started,
-            valid_elbo=valid_elbo,
-            valid_distortion=valid_distortion,
-            learning_rate=float(self.svi.optim.learning_rate),
-        )
+        with self.average.in_place():
+            if self.valid is not None:
+                valid_elbo, valid_distortion = validate(self.svi.model, self.svi.guide, self.valid, self.seed)
+            record = begun.ended(
+                epoch=self.epoch,
+                step=self.svi.steps,
+                seconds=begun.seconds + time.perf_counter() - started,
+                valid_elbo=valid_elbo,
+                valid_distortion=valid_distortion,
+                learning_rate=float(self.svi.optim.learning_rate),
+            )
+            if self.patience:
+                self.best = self.best.better_of(record, self.svi)
         self.epoch += 1
         self._begun = Begun()
-        if self.patience:
-            self.best = self.best.better_of(record, self.svi)
-        if self.finished and self.best.parameters is not None:
-            load_parameters(self.svi.model, self.svi.guide, self.best.parameters, self._some_images())
+        if self.finished:
+            self.average.settle()
+            if self.best.parameters is not None:  # of averages, where the fit keeps them
+                load_parameters(self.svi.model, self.svi.guide, self.best.parameters, self._some_images())
         return record

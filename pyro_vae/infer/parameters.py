@@ -2,7 +2,7 @@ r"""The fitted values of a program: what a checkpoint holds of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -125,15 +125,26 @@ def _targets(modules: list[nn.Module], state: State, found: set[str]) -> list[tu
         raise UserError("The state is not that of a program, or of another one.")
     pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained(name) for name in found}, params)]
     pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
-    targets = []
-    for where, tensors, values in pairs:
-        if not isinstance(values, dict):
-            raise UserError(f"The state is not that of a program: it has no values{where}.")
-        if odd := sorted(map(str, tensors.keys() ^ values.keys())):
-            raise UserError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
-        for name, tensor in tensors.items():
-            shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
-            if shape != tuple(tensor.shape):
-                raise UserError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
-            targets.append((tensor, values[name]))
-    return targets
+    return [target for where, tensors, values in pairs for target in matched(tensors, values, where)]
+
+
+def matched(tensors: Mapping[str, Tensor], values: Any, where: str = "") -> list[tuple[Tensor, Tensor]]:
+    """Return each tensor with its value in a state, of which nothing is taken on trust.
+
+    Args:
+        tensors: by name.
+        values: tensors of the same names and shapes.
+        where: these are, for an error: " of ...".
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"The state is not that of a program: it has no values{where}.")
+    if odd := sorted(map(str, tensors.keys() ^ values.keys())):
+        raise UserError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
+    for name, tensor in tensors.items():
+        shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
+        if shape != tuple(tensor.shape):
+            raise UserError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
+    return [(tensor, values[name]) for name, tensor in tensors.items()]

@@ -113,6 +113,11 @@ class SVI(pyro.infer.SVI):
         loss, self.elbo = found
         return loss
 
+    @property
+    def failed(self) -> Tensor:
+        """Whether a step was not finite, a tensor; nothing waits for the device."""
+        return self._gate.failed_step >= 0
+
     def check(self) -> None:
         """Wait for the device and raise if a step was not finite.
 
@@ -182,8 +187,7 @@ class SVI(pyro.infer.SVI):
         loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
         self._gate.to(loss.device)
         self._add_new(stored_ids())  # before the gate, which has to see the gradients of newcomers
-        # One number for all gradients: an entry that is not finite makes the sum so, too. Sums and not norms, which
-        # take a second pass.
+        # One number for all gradients, not finite if an entry is. Sums and not norms, which take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
         self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss

@@ -59,7 +59,7 @@ class AnnealedSampling:
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Anneal the test images."""
-        settings = self.settings(compiled=run.fitted.config.graph == "compiled")
+        settings = self.settings(compiled=run.fitted.graph == "compiled")
         return measure_annealing(run.fitted.program, run.test, settings, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -74,6 +74,8 @@ def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
 def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
     """Build the program of a run and give it the parameters of its newest checkpoint, in a param store of its own.
 
+    Where the fit averages its weights, they are the averages.
+
     Args:
         folder: of the run.
         config: as `load_config` returns it.
@@ -88,7 +90,9 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
-        load_parameters(program.model, program.guide, found[1].get("svi", {}), example(program, images))
+        averaged = found[1].get("average")
+        weights = found[1].get("svi", {}) if averaged is None else averaged
+        load_parameters(program.model, program.guide, weights, example(program, images))
         run = observe(config, images, program)
     return replace(run, program=InOwnStore(program, store))
 

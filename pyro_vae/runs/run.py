@@ -43,6 +43,11 @@ class Run:
         return self.description.observes == "density"
 
     @property
+    def graph(self) -> str | None:
+        """How steps run, and whether densities are read by compiled graphs; see `Config.graph`."""
+        return self.config.graph(len(self.images.pixels.train))
+
+    @property
     def lacks(self) -> str | None:
         """Why the program has no log weights, or None."""
         return self.description.lacks

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.config.flags import AUTO, LEFT_TO_DATA
+from pyro_vae.config.choices import AUTO, LEFT_TO_DATA
 from pyro_vae.runs.files import is_unfinished, without_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 

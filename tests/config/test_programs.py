@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from helpers.calls import one_line
 
 from pyro_vae import data
 from pyro_vae.config import Config, programs
@@ -30,6 +32,53 @@ def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unre
     (name,) = unread
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
         programs.build_objective(Config(objective=objective, **unread), 100)
+
+
+@pytest.mark.parametrize(
+    ("net", "unread", "says"),
+    [
+        ("linear", {"depth": 3}, r"--depth is of --net mlp and .* and resnet, not of linear"),
+        ("linear", {"width": 8}, r"--width is of --net conv and resnet, not of linear; .* --hidden-dim"),
+        *((net, {"width": 8}, f"not of {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
+    ],
+)
+def test_a_flag_that_the_networks_do_not_read_is_refused(net: str, unread: dict[str, int], says: str) -> None:
+    settings, images = small(net=net, **unread)
+    with pytest.raises(ValueError, match=says) as caught:
+        programs.build(settings, images)
+    one_line(caught.value)
+    assert programs.unread(settings) | {"width": None} == programs.unread(replace(settings, depth=None, width=None))
+
+
+@pytest.mark.parametrize("flags", [{"depth": 2}, {"width": 32}])
+def test_a_program_of_ones_own_may_read_any_flag_of_networks(flags: dict[str, int]) -> None:
+    programs.check(Config(program="my.py:factory", net="linear", **flags))
+
+
+@pytest.mark.parametrize(
+    ("net", "flags", "layers"),
+    [
+        ("mlp", {}, 6),
+        ("mlp", {"depth": 0}, 2),
+        ("relu", {"depth": 1}, 4),
+        ("funnel", {"depth": 5}, 12),
+        ("gated", {"depth": 3}, 14),
+        ("conv", {}, 8),
+        ("conv", {"depth": 1, "width": 4}, 16),
+        ("resnet", {"width": 4}, 24),
+        ("resnet", {"depth": 3}, 32),
+    ],
+)
+def test_networks_are_as_deep_and_as_wide_as_asked_for(net: str, flags: dict[str, int], layers: int) -> None:
+    """Counted by their weights, of both networks; a residual block has two, and a gated layer."""
+    settings, images = small(net=net, **flags)
+    vae = programs.build(settings, images)
+    weights = [p for name, p in vae.named_parameters() if name.endswith("weight")]
+    assert len(weights) == layers
+    if net in ("conv", "resnet"):
+        assert {p.shape[0] for p in weights if p.dim() == 4} == {k * flags.get("width", 32) for k in (1, 2)}
+    if net == "funnel":
+        assert [p.shape[0] for p in vae.posterior.net[1].parameters() if p.dim() == 2] == [4, 2, 1, 1, 1, 6]
 
 
 def small(**changes: Any) -> tuple[Config, data.Images]:

@@ -31,6 +31,8 @@ OTHER = Config(
     posterior="mixture",
     likelihood="gaussian",
     net="gated",
+    depth=4,
+    width=16,
     labels=30,
     latent_dim=3,
     hidden_dim=4,
@@ -42,10 +44,12 @@ OTHER = Config(
     mmd_weight=20.0,
     epochs=6,
     batch_size=2,
+    optimizer="adamax",
     learning_rate=0.1 + 0.2,  # 17 digits
     schedule="burda",
     on_nonfinite="rollback",
     patience=9,
+    ema=0.99,
     num_samples=10,
     seed=11,
     device="cpu",
@@ -63,6 +67,12 @@ def test_the_other_configuration_differs_in_every_field() -> None:
     # So that the round trip above sees each of them.
     same = [field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)]
     assert same == []
+
+
+def test_a_run_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) -> None:
+    added = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
+    values = {name: value for name, value in Config(prior="vamp").to_json().items() if name not in added}
+    assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")
 
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def squares(root: Path, download: bool) -> pv.data.Images:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setitem(pv.data.DATASETS, "squares", pv.data.Dataset(squares, num_train=40, epochs=7, num_samples=11))
+    monkeypatch.setitem(pv.data.DATASETS, "squares", pv.data.Dataset(squares, epochs=7, num_samples=11))
     return Config(data="squares", device="cpu", latent_dim=2, hidden_dim=8, batch_size=20)
 
 

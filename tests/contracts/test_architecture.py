@@ -55,7 +55,7 @@ HOMES = {
         "pyro_vae/evaluate/latents/disentanglement.py",
         "pyro_vae/evaluate/features/probe.py",
     ),
-    "tyro": ("pyro_vae/config/flags.py",),
+    "tyro": ("pyro_vae/config/flags.py", "pyro_vae/config/choices.py"),
 }
 
 

@@ -23,13 +23,19 @@ pytestmark = pytest.mark.host
 
 
 def interrupted(
-    program: str, graph: str | None, folder: Path, epochs: int = EPOCHS, every: int = 1, anew: bool = False
+    program: str,
+    graph: str | None,
+    folder: Path,
+    epochs: int = EPOCHS,
+    every: int = 1,
+    anew: bool = False,
+    **options: Any,
 ) -> int:
     """Run once through, with a checkpoint of each step; then from some of them to the end. Return how many agree.
 
     A graph takes seconds to make, and is kept from one to the next but where it is to be made anew.
     """
-    whole = new_fit(program, graph, seed=0, epochs=epochs)
+    whole = new_fit(program, graph, seed=0, epochs=epochs, **options)
     seen, steps = [], []
     for epoch in whole.run(lambda: True):
         seen.append(epoch)
@@ -43,7 +49,7 @@ def interrupted(
     again = None
     for step in steps[::every]:
         if again is None or graph is None or anew:
-            again = new_fit(program, graph, seed=99, epochs=epochs)
+            again = new_fit(program, graph, seed=99, epochs=epochs, **options)
         again.load_state_dict(checkpoint.load(folder / str(step)))
         rest = records(list(again))
         checkpoint.save(folder / "again", again.state_dict())
@@ -82,6 +88,21 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
 @pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_path: Path) -> None:
     assert interrupted("vamp", graph, tmp_path, every=13, anew=True) == 4
+
+
+@pytest.mark.parametrize(
+    ("graph", "optimizer"),
+    [
+        (None, "adamax"),
+        ("recorded", "adamax"),
+        *(pytest.param(graph, "adam", marks=pytest.mark.slow) for graph in (None, "recorded", "compiled")),
+        pytest.param("compiled", "adamax", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_averages_its_weights_ends_with_the_same_bits(
+    graph: str | None, optimizer: str, tmp_path: Path
+) -> None:
+    assert interrupted("params", graph, tmp_path, 2, optimizer=optimizer, ema=0.6) == 2 * STEPS_OF_EPOCH
 
 
 @pytest.mark.parametrize("before", [0, 1])

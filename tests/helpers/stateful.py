@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import data
-from pyro_vae.config import Config, programs
+from pyro_vae.config import Config, components, programs
 from pyro_vae.infer import IWAE, SVI, Fit, Optim, schedules
 
 IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps of an epoch, the last of three images
@@ -33,7 +33,15 @@ class Params:
             pyro.sample("z", dist.LogNormal(loc, scale).to_event(1))
 
 
-def new_fit(program: str, graph: str | None, seed: int, device: str = "cpu", epochs: int = EPOCHS) -> Fit:
+def new_fit(
+    program: str,
+    graph: str | None,
+    seed: int,
+    device: str = "cpu",
+    epochs: int = EPOCHS,
+    optimizer: str = "adam",
+    ema: float = 0.0,
+) -> Fit:
     """Return a fit with everything in it that has a state: schedule, early stopping, noise, binarization."""
     pyro.clear_param_store()
     generator = torch.Generator("cpu").manual_seed(1)
@@ -45,9 +53,9 @@ def new_fit(program: str, graph: str | None, seed: int, device: str = "cpu", epo
     else:
         settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device=device)
         built = programs.build(settings, images.pixels)
-    optim = Optim(
-        torch.optim.Adam, {"lr": 0.01, "fused": True}, schedules.over(schedules.cosine, epochs * STEPS_OF_EPOCH)
-    )
+    constructor, options = components.OPTIMIZERS[optimizer]
+    schedule = schedules.over(schedules.cosine, epochs * STEPS_OF_EPOCH)
+    optim = Optim(constructor, {"lr": 0.01, **options}, schedule)
     svi = SVI(built.model, built.guide, optim, IWAE(2), graph=graph)
     valid = images.split("valid")[:7]
-    return Fit(svi, images.batches(BATCH), epochs, valid=valid, patience=epochs, seed=3)
+    return Fit(svi, images.batches(BATCH), epochs, valid=valid, patience=epochs, seed=3, ema=ema)

@@ -94,7 +94,7 @@ def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Ten
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.over(schedules.cosine, EPOCHS * BATCHES))
     svi = SVI(vae.model, vae.guide, optim, objective, graph=graph)
     harm = {"data": batches.shift, "loss": objective.factor, "gradient": factor, "weight": weight.detach()}
-    return Fit(svi, batches, EPOCHS, valid=Fixed().valid), harm
+    return Fit(svi, batches, EPOCHS, valid=Fixed().valid, ema=0.6), harm
 
 
 def history(folder: Path) -> History:
@@ -106,7 +106,8 @@ def run(fit: Fit, folder: Path, setbacks: int = 0, seconds: float = NEVER) -> li
 
 
 def copied(fit: Fit) -> dict[str, Any]:
-    return torch.utils._pytree.tree_map_only(Tensor, torch.clone, fit.svi.state_dict())
+    state = {part: fit.state_dict()[part] for part in ("svi", "average")}
+    return torch.utils._pytree.tree_map_only(Tensor, torch.clone, state)
 
 
 # Not finite
@@ -137,7 +138,7 @@ def test_what_is_not_finite_stops_the_fit_before_the_weights_change(
         f"That is batch {number} of epoch {EPOCH}.",
         f"The last good checkpoint is {last}.",
     ]
-    assert_same(copied(fit), before["state"])  # weights, buffers, moments, schedule
+    assert_same(copied(fit), before["state"])  # weights, buffers, moments, schedule, averages
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before["files"]
     again, _ = new_fit()
     again.load_state_dict(history(tmp_path).newest()[1])

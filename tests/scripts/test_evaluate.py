@@ -13,12 +13,16 @@ from typing import Any, ClassVar
 import arviz
 import numpy as np
 import pytest
+import torch
+from helpers.bits import assert_same
 from helpers.calls import TINY, command, inside, script
 from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
+from pyro_vae.infer.parameters import unconstrained
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
+from pyro_vae.runs import History, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
@@ -36,6 +40,28 @@ def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised
     of_the_fit = ("parameters", "epochs", "train_seconds")
     assert {key: found[key] for key in of_the_fit} == {key: fitted[key] for key in of_the_fit}
     promised(f"{len(keys)} of {len(keys)} numbers of a run the same when it is evaluated at another place")
+
+
+def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: Path) -> None:
+    """Finished, it is evaluated as it was scored; and before its end, where weights and averages differ."""
+    folder = tmp_path / "averaged"
+    flags = ["--ema", 0.9, "--optimizer", "adamax", "--net", "resnet", "--depth", 1, "--width", 4]
+    fit = inside("fit", *TINY, *flags, "--checkpoint-seconds", 0, "--out", folder)
+    assert fit.returncode == 0, fit.stderr
+    assert inside("evaluate", folder).returncode == 0
+    fitted, found = (json.loads((path / "summary.json").read_text()) for path in (folder, folder / "evaluation"))
+    for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
+        assert found[key] == fitted[key]
+    history = History(folder / "checkpoints", RunFolder(folder).config())
+    list(history.paths().values())[-1].unlink()
+    step, state = history.newest()
+    assert step == 8
+    torch.set_default_dtype(torch.float32)  # that of the script
+    run = load_run(folder)
+    with run.program.scope():
+        weights = {name: unconstrained(name).detach() for name in state["svi"]["params"]}
+    assert_same(weights, state["average"]["params"])
+    assert not any(torch.equal(weights[name], value) for name, value in state["svi"]["params"].items())
 
 
 def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
 from pyro_vae.errors import DataError
 
-NUM_TRAIN = 614_400
+_NUM_TRAIN = 614_400
 _NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 _FACTORS = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 _SEED = 20170602  # of the permutation
@@ -46,7 +46,7 @@ def load(root: Path, download: bool) -> Images:
             done += len(piece)
     held_out = len(classes) // 12
     sizes = {"training": len(classes) - 2 * held_out, "validation": held_out, "test": held_out}
-    files.warn_of_other_sizes(path, "dSprites", sizes, (NUM_TRAIN, NUM_TRAIN // 10, NUM_TRAIN // 10))
+    files.warn_of_other_sizes(path, "dSprites", sizes, (_NUM_TRAIN, _NUM_TRAIN // 10, _NUM_TRAIN // 10))
     train, valid, test = torch.from_numpy(pixels).split(list(sizes.values()))
     labels = torch.from_numpy(classes[order, 1:]).split(list(sizes.values()))
     return Images("dSprites", train, valid, test, Labels(tuple(_FACTORS)[1:], *labels))

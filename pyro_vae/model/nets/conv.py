@@ -1,7 +1,13 @@
-r"""Convolutional networks of images, halved twice: 28x28 -> 14x14 -> 7x7, and 32x32, 8x8 or any other size alike.
+r"""Convolutional networks of images of any size, which is halved again and again: 28x28 -> 14x14 -> 7x7.
+
+An image below 64 pixels on its longer side is halved twice. From 64 on it is halved once more each time that side
+doubles (64: three times, 128: four), down to 8 to 16 pixels, so that the dense layer behind does not grow with the
+image. The channels double at each halving, up to 256.
 
 They have no batch normalisation, which would mix particles and images; residual branches start at zero instead
-(Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321).
+(Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321). Of more than two at a
+resolution each counts 2/depth: Adam moves every weight by the learning rate, and the first steps of many branches would
+add up.
 """
 
 from __future__ import annotations
@@ -9,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.model.nets.dense import check_pixels, linear, relu
 
-_WIDTHS = (32, 64)  # channels after each halving
+_MOST_CHANNELS = 256  # of a resolution, unless the first has more
 
 
 class Conv:
@@ -23,85 +30,90 @@ class Conv:
     Args:
         pixel_shape: height and width of an image, after its channels where it has some.
         hidden_dim: units of the dense layer between image and code.
-        blocks: residual blocks at each resolution.
+        depth: residual blocks at each resolution.
+        width: channels of the first resolution, that of the image halved once.
 
     Raises:
         ValueError: images that are not of height and width.
     """
 
-    def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, blocks: int = 0) -> None:
+    def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, depth: int = 0, width: int = 32) -> None:
         if len(pixel_shape) not in (2, 3):
             raise UserError(f"Images of shape {tuple(pixel_shape)} have no height and width: choose --net mlp.")
         self.pixel_shape = tuple(pixel_shape)
         self.colors = self.pixel_shape[:-2]  # their number, or nothing of gray images
         self.hidden_dim = hidden_dim
-        self.blocks = blocks
+        self.depth = depth
+        halvings = max(2, max(self.pixel_shape[-2:]).bit_length() - 4)
+        self.widths = [min(width * 2**level, max(width, _MOST_CHANNELS)) for level in range(halvings)]
         self.sizes = [self.pixel_shape[-2:]]
-        for _ in _WIDTHS:
+        for _ in self.widths:
             self.sizes.append(tuple(-(-size // 2) for size in self.sizes[-1]))
 
     def encoder(self, outputs: int) -> nn.Module:
-        """Return two halvings and a dense layer."""
-        narrow, wide = _WIDTHS
-        height, width = self.sizes[-1]
-        return _Rows(
-            nn.Sequential(
-                nn.Identity() if self.colors else nn.Unflatten(1, (1, -1)),
-                nn.Conv2d(math.prod(self.colors), narrow, 3, stride=2, padding=1),
-                *self._residuals(narrow),
-                nn.ReLU(),
-                nn.Conv2d(narrow, wide, 3, stride=2, padding=1),
-                *self._residuals(wide),
-                nn.ReLU(),
-                nn.Flatten(),
-                relu(wide * height * width, self.hidden_dim),
-                linear(self.hidden_dim, outputs),
-            ),
-            self.pixel_shape,
-        )
+        """Return halvings and a dense layer."""
+        layers: list[nn.Module] = [nn.Identity() if self.colors else nn.Unflatten(1, (1, -1))]
+        channels = math.prod(self.colors)
+        for width in self.widths:
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), *self._residuals(width), nn.ReLU()]
+            channels = width
+        layers += [
+            nn.Flatten(),
+            relu(channels * math.prod(self.sizes[-1]), self.hidden_dim),
+            linear(self.hidden_dim, outputs),
+        ]
+        return _Rows(nn.Sequential(*layers), self.pixel_shape)
 
     def decoder(self, inputs: int, channels: int) -> nn.Module:
-        """Return a dense layer and two doublings."""
-        narrow, wide = _WIDTHS
-        height, width = self.sizes[-1]
-        return _Rows(
-            nn.Sequential(
-                relu(inputs, self.hidden_dim),
-                linear(self.hidden_dim, wide * height * width),
-                nn.Unflatten(1, (wide, height, width)),
-                *self._residuals(wide),
+        """Return a dense layer and doublings."""
+        smallest = (self.widths[-1], *self.sizes[-1])
+        layers: list[nn.Module] = [
+            relu(inputs, self.hidden_dim),
+            linear(self.hidden_dim, math.prod(smallest)),
+            nn.Unflatten(1, smallest),
+        ]
+        outputs = [channels * math.prod(self.colors), *self.widths]  # of each doubling, by level
+        for level in reversed(range(len(self.widths))):
+            width = self.widths[level]
+            layers += [
+                *self._residuals(width),
                 nn.ReLU(),
-                self._double(wide, narrow, 1),
-                *self._residuals(narrow),
-                nn.ReLU(),
-                self._double(narrow, channels * math.prod(self.colors), 0, bias=False),
-                *([nn.Unflatten(1, (channels, *self.colors))] if self.colors else []),
-            ),
-            (inputs,),
-        )
+                self._double(width, outputs[level], level, bias=level > 0),
+            ]
+        if self.colors:
+            layers.append(nn.Unflatten(1, (channels, *self.colors)))
+        return _Rows(nn.Sequential(*layers), (inputs,))
 
     def _residuals(self, channels: int) -> list[nn.Module]:
-        return [_Residual(channels) for _ in range(self.blocks)]
+        return [_Residual(channels, min(1.0, 2 / self.depth)) for _ in range(self.depth)]
 
-    def _double(self, inputs: int, outputs: int, level: int, *, bias: bool = True) -> nn.ConvTranspose2d:
+    def _double(self, inputs: int, outputs: int, level: int, *, bias: bool) -> nn.ConvTranspose2d:
         # Odd sizes were rounded up on the way down; the output padding undoes that.
         height, width = self.sizes[level]
         padding = (1 - height % 2, 1 - width % 2)
         return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=padding, bias=bias)
 
 
-class _Residual(nn.Module):
-    """h + A relu(B relu(h)), with A starting at zero."""
+class ResNet(Conv):
+    """`Conv` with two residual blocks at each resolution, or as many as `depth` says."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, depth: int = 2, width: int = 32) -> None:
+        super().__init__(pixel_shape, hidden_dim, depth, width)
+
+
+class _Residual(nn.Module):
+    """h + scale A relu(B relu(h)), with A starting at zero."""
+
+    def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         for parameter in self.second.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.second(self.first(h.relu()).relu())
+        return torch.add(h, self.second(self.first(h.relu()).relu()), alpha=self.scale)
 
 
 class _Rows(nn.Module):

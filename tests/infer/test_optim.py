@@ -1,0 +1,86 @@
+"""Adamax behind our driver: the steps of torch's own, and those of the paper."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pyro
+import pytest
+import torch
+from helpers.fits import BATCHES, Fixed
+from helpers.programs import small_vae
+from torch import Tensor
+
+from pyro_vae.config import components
+from pyro_vae.errors import NonFiniteError
+from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
+from pyro_vae.model import VAE
+
+STEPS, RATE = 12, 0.02
+
+
+def adamax(vae: VAE, graph: str | None) -> SVI:
+    constructor, options = components.OPTIMIZERS["adamax"]
+    optim = Optim(constructor, {"lr": RATE, **options}, schedules.over(schedules.cosine, STEPS))
+    return SVI(vae.model, vae.guide, optim, ELBO(), graph=graph)
+
+
+def rate(step: int) -> float:
+    return RATE * schedules.over(schedules.cosine, STEPS)(step)
+
+
+def gradients(vae: VAE, x: Tensor) -> list[Tensor]:
+    loss = -ELBO().bounds(vae.model, vae.guide, x)[0].sum()
+    return list(torch.autograd.grad(loss, list(vae.parameters())))
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+def test_its_steps_are_those_of_torch_and_of_the_paper(graph: str | None) -> None:
+    """Kingma, Ba (2015), section 7.1: m is the mean of g, u the maximum of beta_2 u and |g|, and the step m / u."""
+    ours = small_vae()
+    stock, paper = copy.deepcopy(ours), copy.deepcopy(ours)
+    batches = [Fixed().valid.roll(number, 0)[:8] for number in range(STEPS)]
+    pyro.set_rng_seed(3)
+    svi = adamax(ours, graph)
+    for x in batches:
+        svi.step(x)
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    optim = torch.optim.Adamax(stock.parameters(), lr=RATE)
+    for step, x in enumerate(batches):
+        optim.param_groups[0]["lr"] = rate(step)
+        for p, g in zip(stock.parameters(), gradients(stock, x), strict=True):
+            p.grad = g
+        optim.step()
+
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    m, u = ([torch.zeros_like(p) for p in paper.parameters()] for _ in range(2))
+    for step, x in enumerate(batches):
+        for n, (p, g) in enumerate(zip(paper.parameters(), gradients(paper, x), strict=True)):
+            m[n] = 0.9 * m[n] + 0.1 * g
+            u[n] = torch.maximum(0.999 * u[n], g.abs() + 1e-8)
+            p.data -= rate(step) / (1 - 0.9 ** (step + 1)) * m[n] / u[n]
+
+    for p, q, r in zip(ours.parameters(), stock.parameters(), paper.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(p, r, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", [None, "recorded"])
+def test_what_is_not_finite_stops_it_before_the_weights_and_the_moments_change(graph: str | None) -> None:
+    class Hurt(Fixed):
+        factor = torch.ones(())
+
+        def observe(self, batch: Tensor) -> Tensor:
+            return super().observe(batch) * self.factor
+
+    fit = Fit(adamax(small_vae(), graph), Hurt(), 3)
+    next(iter(fit))
+    before = copy.deepcopy(fit.svi.state_dict())
+    fit.batches.factor = torch.tensor(math.nan)
+    with pytest.raises(NonFiniteError, match=f"at step {BATCHES} "):
+        next(iter(fit))
+    torch.testing.assert_close(fit.svi.state_dict(), before, rtol=0, atol=0)
