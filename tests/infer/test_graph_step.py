@@ -23,6 +23,7 @@ from pyro_vae.trace import Batch
 
 DENSITIES = {"gaussian", "continuous-bernoulli"}
 GREY = DENSITIES | {"categorical", "logistic-mixture", "cross-entropy"}
+COUNTS = {"poisson", "negative-binomial"}
 TABLES = {
     name: getattr(components, name.upper() + "S") for name in ("prior", "posterior", "likelihood", "net", "objective")
 }
@@ -44,13 +45,16 @@ def both_ways(
     """Compute the second step of a program by its graph and eagerly, on the same noise; return the latter's loss."""
     torch.set_default_dtype(dtype)
     chosen: dict[str, Any] = {field: name}
-    grey = name in GREY and field == "likelihood"
+    counts = name in COUNTS
+    grey = counts or (name in GREY and field == "likelihood")
     settings = Config(
         latent_dim=4, hidden_dim=8, num_particles=3, batch_size=5, epochs=2, binarize="none" if grey else "dynamic",
         **chosen,
     ).resolved()  # fmt: skip
     pixels = torch.randint(0, 256, (40, *shape), dtype=torch.uint8)
-    observed = data.Images("random", pixels, pixels, pixels).observed(settings.binarize)
+    rows = pixels.flatten(1).to(dtype)
+    images = data.Numbers("random", rows, rows, rows, counts=True) if counts else data.Images("random", *[pixels] * 3)
+    observed = images.observed(settings.binarize)
     if grey and name in DENSITIES:
         observed = observed.under_density()
     device = str(torch.get_default_device())
