@@ -88,13 +88,15 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     import arviz
 
     number = len(next(iter(log_likelihoods.values())))
-    data = {name: _elpd(values) for name, values in log_likelihoods.items()}
+    # Under numbers: pandas refuses names that are no Unicode, as those of files may be.
+    names = {f"m{place}": name for place, name in enumerate(log_likelihoods)}
+    data = {key: _elpd(log_likelihoods[name]) for key, name in names.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
         # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
         extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
         table = arviz.compare(data, method="pseudo-BMA", **extra)
-    rows = {str(name): (abs(row["elpd_diff"]) / number, row["dse"] / number) for name, row in table.iterrows()}
+    rows = {names[key]: (abs(row["elpd_diff"]) / number, row["dse"] / number) for key, row in table.iterrows()}
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
 
 
