@@ -122,7 +122,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         compiled=compiled,
         level_bits=fitted.images.level_bits,
     )
-    write_scores(results, fitted.program, run.test, scores, settings.seed)
+    write_scores(results, fitted.program, run.test, scores, settings.seed, fitted.images.pixels.columns)
     write_bounds(results, scores)
     for instrument in asked:
         found = instrument.measure(run, settings.seed)

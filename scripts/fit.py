@@ -97,7 +97,7 @@ def main(arguments: Arguments) -> None:
         compiled=run.graph == "compiled",
         level_bits=run.images.level_bits,
     )
-    write_scores(folder, program, test, scores, settings.seed)
+    write_scores(folder, program, test, scores, settings.seed, run.images.pixels.columns)
     metrics = folder.metrics()
     folder.save_figure("learning_curve", curves.learning_curve(metrics))
     if not scores.reason:

@@ -4,7 +4,8 @@
 
 writes RUN/samples/: prior.png and reconstructions.png (the mean of p(x|z) beside a draw from it), traversals.png and
 .gif (one latent unit moved at a time), interpolations.png, completions.png (the lower half of an image given the upper
-one), and of two latent units manifold.png and codes.png. What a program does not have is left out, with a line.
+one), and of two latent units manifold.png and codes.png; of a table prior.png and reconstructions.png. What a program
+does not have is left out, with a line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tyro
 from pyro_vae import cli, config
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
+from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report.images import are_pictures
 from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
@@ -52,9 +54,16 @@ def main(arguments: Arguments) -> None:
     pyro.set_rng_seed(settings.seed)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")
     pixels = Batch.of(x).x
+    if pixels.dim() == 2:
+        results.lock()
+        write_rows(results, program, Batch.of(x), fitted.images.pixels.columns, settings.seed, "prior")
+        print(f"written to {results.path}")
+        return
     if not are_pictures(pixels):
         shape = tuple(pixels.shape[1:])
-        raise UserError(f"The images have shape {shape}; only (height, width) and (3, height, width) can be drawn.")
+        raise UserError(
+            f"Data of shape {shape} cannot be drawn; it must be (columns,), (height, width) or (3, height, width)."
+        )
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()

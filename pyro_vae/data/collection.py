@@ -65,6 +65,11 @@ class Collection:
         raise NotImplementedError
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, where the data are rows that have some."""
+        return ()
+
+    @property
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of one item."""
         return tuple(self.train.shape[1:])

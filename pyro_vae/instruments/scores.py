@@ -24,6 +24,7 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.instruments.batches import IMAGES_AT_ONCE, batches
 from pyro_vae.instruments.generated import images_of, prior_samples, reconstructions, shows_x
+from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
 from pyro_vae.report.tables import lay_out, number, with_error
 from pyro_vae.runs import Folder, versions
@@ -123,14 +124,26 @@ def _reason(name: str, scores: Scores) -> str:
     return scores.reason or "the rate is not finite"
 
 
-def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int) -> None:
-    """Write the per-image scores, k-hat.png, and reconstructions.png and prior_samples.png where there are some."""
+def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int, columns: Sequence[str] = ()) -> None:
+    """Write the per-image scores, k-hat.png, and reconstructions.png and prior_samples.png where there are some.
+
+    Args:
+        folder: where they are written.
+        program: an object with ``model(x)`` and ``guide(x)``.
+        x: test images (N, *pixels) or rows (N, columns), beside the program's other arguments if it has any.
+        scores: of x.
+        seed: of the draws.
+        columns: names of the columns of rows.
+    """
     folder.write_scores(scores)
     folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
     some = batch[:_SHOWN_IMAGES]
     if not shows_x(program, some):
         _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
+        return
+    if some.x.dim() == 2:
+        write_rows(folder, program, batch, columns, seed, "prior_samples")
         return
     if not images.are_pictures(some.x):
         shape = tuple(some.x.shape[1:])

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.errors import UserError
 from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
 
 
@@ -45,6 +46,11 @@ def from_images(posterior: nn.Module, images: Tensor, num_components: int = 200)
         posterior: q(z|x), a module of images.
         images: uint8 (N, *pixels).
         num_components: P, at most N.
+
+    Raises:
+        UserError: the data are numbers: pseudo-inputs are images.
     """
+    if images.is_floating_point():
+        raise UserError("--prior vamp learns images, and the data are numbers: choose another --prior.")
     chosen = torch.randperm(len(images))[:num_components]
     return VampPrior(posterior, images[chosen].cpu() / 255)

@@ -1,0 +1,86 @@
+r"""Rows of numbers drawn: data beside what a program makes of them; every function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.report.labels import figure_label
+
+MOST_PAIRS = 6  # columns of a pair plot; more are drawn as a heat map
+_SPREAD = 3.0  # standard deviations that the colors of a heat map reach
+
+
+def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
+    """Draw two sets of rows (N, columns): of few columns every pair of them, of many a heat map of each set."""
+    if data.shape[1] <= MOST_PAIRS:
+        return _pairs({"data": data, "samples": samples}, columns, title)
+    return _heat_maps({"data": data, "samples": samples}, title)
+
+
+def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figure:
+    """Draw rows (N, columns) and their reconstructions: of few columns one against the other, of many a heat map."""
+    title = "test rows and their reconstructions"
+    if data.shape[1] > MOST_PAIRS:
+        return _heat_maps({"test rows": data, "reconstructions": means}, title)
+    number = data.shape[1]
+    figure = Figure(figsize=(2.4 * number, 2.9), layout="constrained")
+    figure.suptitle(title)
+    for axes, name, x, y in zip(
+        figure.subplots(1, number, squeeze=False)[0], columns, _columns(data), _columns(means), strict=True
+    ):
+        axes.scatter(x, y, s=6)
+        axes.axline((x.mean(), x.mean()), slope=1, color="0.6", lw=1)
+        axes.set(title=figure_label(name), xlabel="data", ylabel="reconstruction")
+    return figure
+
+
+def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Figure:
+    number = len(columns)
+    figure = Figure(figsize=(1 + 1.7 * number, 1 + 1.7 * number), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(number, number, squeeze=False)
+    values = {name: _columns(rows) for name, rows in sets.items()}
+    for row in range(number):
+        for column in range(number):
+            axes = grid[row][column]
+            if column > row:
+                axes.axis("off")
+            elif column == row:
+                edges = np.histogram_bin_edges(np.concatenate([each[row] for each in values.values()]), 20)
+                for name, each in values.items():
+                    axes.hist(each[row], edges, density=True, histtype="step", label=name)
+                axes.set_yticks([])
+            else:
+                for each in values.values():
+                    axes.scatter(each[column], each[row], s=3, alpha=0.5)
+            if row == number - 1:
+                axes.set_xlabel(figure_label(columns[column]))
+            if column == 0 and row > 0:
+                axes.set_ylabel(figure_label(columns[row]))
+    grid[0][0].legend(fontsize=7)
+    return figure
+
+
+def _heat_maps(sets: Mapping[str, Tensor], title: str) -> Figure:
+    """Draw each set as an image of its rows, in standard deviations of the first one's columns from their means."""
+    first = next(iter(sets.values())).double()
+    center, spread = first.mean(0), first.std(0, correction=0).clamp(min=1e-12)
+    figure = Figure(figsize=(5 * len(sets), 4.6), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, rows) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
+        scaled = ((rows.double() - center) / spread).cpu().numpy()
+        shown = axes.imshow(
+            scaled, cmap="coolwarm", vmin=-_SPREAD, vmax=_SPREAD, aspect="auto", interpolation="nearest"
+        )
+        axes.set(title=name, xlabel="column", ylabel="row")
+    figure.colorbar(shown, ax=figure.axes, label="standard deviations of the data's columns")
+    return figure
+
+
+def _columns(rows: Tensor) -> np.ndarray:
+    """Return rows (N, columns) as (columns, N)."""
+    return np.asarray(rows.detach().cpu().double().numpy().T)
