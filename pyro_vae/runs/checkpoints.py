@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.config.saved import with_added
 from pyro_vae.errors import CheckpointError
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoint import State
@@ -67,8 +68,8 @@ class History:
         if repr(content["step"]) != repr(step):
             named = reprlib.repr(content["step"])
             raise CheckpointError(f"{path} is the checkpoint of step {named}, under another's name.")
-        run = content["run"]
-        odd = sorted(str(key) for key in run.keys() | self.run.keys() if _look(run, key) != _look(self.run, key))
+        run, mine = with_added(content["run"]), with_added(self.run)
+        odd = sorted(str(key) for key in run.keys() | mine.keys() if _look(run, key) != _look(mine, key))
         if odd:
             raise CheckpointError(f"{path} is of another run: its {odd[0][:40]} is {reprlib.repr(run.get(odd[0]))}.")
         return content["state"]

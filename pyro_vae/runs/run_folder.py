@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.config.choices import AUTO, LEFT_TO_DATA
+from pyro_vae.config.saved import with_added
 from pyro_vae.runs.files import is_unfinished, without_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
@@ -113,7 +114,7 @@ class RunFolder(Folder):
 
         A program in a file is told by its factory: the file may lie elsewhere now.
         """
-        saved, given = _unplaced(self.config()), _unplaced(config)
+        saved, given = (_unplaced(with_added(each)) for each in (self.config(), config))
         # What is left to the data is what the data have decided.
         given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
         changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))

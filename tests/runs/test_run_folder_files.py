@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.calls import TINY, inside
 from helpers.run_folders import CONFIG, epochs, tree
 
+from pyro_vae.config import Config
 from pyro_vae.runs import RunFolder, RunFolderError
+
+# What the last version added.
+ADDED = {"splits", "depth", "width", "optimizer", "ema"}
 
 # Metrics
 
@@ -130,3 +135,20 @@ def test_the_summary_ends_a_run(tmp_path: Path) -> None:
     folder.write_json("summary.json", {"elbo": -3.0})
     assert folder.finished
     assert json.loads((tmp_path / "summary.json").read_text()) == {"elbo": -3.0}
+
+
+def test_a_run_of_an_earlier_version_is_resumed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose configuration lacks the fields added since: it goes on from its checkpoint, to the same end."""
+    older = tmp_path / "older"
+    written = Config.to_json
+    with monkeypatch.context() as patch:
+        patch.setattr(Config, "to_json", lambda self: {k: v for k, v in written(self).items() if k not in ADDED})
+        assert inside("fit", *TINY, "--out", older).returncode == 0
+    assert not ADDED & json.loads((older / "config.json").read_text()).keys()
+    (older / "summary.json").unlink()
+    newest = max((older / "checkpoints").iterdir())
+    newest.unlink()  # so that there are steps left to take
+    result = inside("fit", *TINY, "--out", older, "--resume")
+    assert result.returncode == 0, result.stderr
+    found, expected = (json.loads((path / "summary.json").read_text()) for path in (older, run))
+    assert found["log_likelihood"] == expected["log_likelihood"]
