@@ -22,7 +22,7 @@ from pyro_vae import cli, config
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
-from pyro_vae.runs import RunFolder
+from pyro_vae.runs import RunFolder, load_images
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def main(arguments: Arguments) -> None:
     }
     for setting in settings.values():
         programs.check(setting)
+    if arguments.systems:
+        gallery.check_images(load_images(arguments.config.resolved()).pixels)
     runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
     for (name, seed), setting in settings.items():
         folder = RunFolder(arguments.out / (f"{name}-seed{setting.seed}" if seed else name))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_vae.data import Collection
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import (
     Features,
     frechet_distance,
@@ -29,6 +31,18 @@ _FEW_LABELS = 100
 _PICTURES = ("prior_samples", "reconstructions")  # of a run, the first that it has
 # Of the summary of a run.
 _KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
+
+
+def check_images(images: Collection) -> None:
+    """Refuse data that have no features to compare by, before anything is fitted to them.
+
+    Raises:
+        UserError: they are no images, or have no labels.
+    """
+    if len(images.pixel_shape) < 2:
+        raise UserError(f"--systems compares features of images, which {images.name} are not: compare --priors, say.")
+    if images.labels is None:
+        raise UserError(f"--systems trains features on labels, and {images.name} has none: choose other --data.")
 
 
 def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:

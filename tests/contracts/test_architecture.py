@@ -34,6 +34,7 @@ ALLOWED = {
     "pyro_vae/report/": {"pyro_vae.evaluate"},
     "pyro_vae/instruments/": {
         "pyro_vae.config",
+        "pyro_vae.data",
         "pyro_vae.evaluate",
         "pyro_vae.report",
         "pyro_vae.runs",

@@ -113,10 +113,15 @@ def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.
         (["--systems", "vae", "unheard-of"], ["unheard-of", "pixelcnn"]),
         (["--systems", "vae", "wae", "--seeds", "2"], ["leave out --seeds"]),
         (["--systems", "vae", "wae", "--test-images", "1"], ["two or more of each split"]),
+        (["--systems", "vae", "wae", "--data", "{table}"], ["features of images", "table"]),
+        (["--systems", "vae", "wae", "--data", "{plain}"], ["trains features on labels", "plain"]),
     ],
 )
 def test_compare_refuses_what_is_no_gallery(
     flags: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
-    refused(command("compare", *flags, "--out", tmp_path / "out"), *words)
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    np.save(tmp_path / "plain.npy", np.random.default_rng(0).integers(0, 256, (100, 4, 4), dtype=np.uint8))
+    given = [flag.format(table=tmp_path / "table.npy", plain=tmp_path / "plain.npy") for flag in flags]
+    refused(command("compare", *given, "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
