@@ -35,7 +35,8 @@ class Config:
     """digits (8x8, embedded) or shapes (32x32, of five known factors, drawn); mnist, fashion-mnist, kmnist, emnist or
     svhn, which are downloaded into --data-root where absent; static-mnist, omniglot, caltech-silhouettes, cifar10,
     dsprites or celeba64, which must be there; or a folder of images of your own, whose sub-folders are classes, or
-    train, test and valid, and which are otherwise split by their content; or a .npy or .npz file of arrays."""
+    train, test and valid, and which are otherwise split by their content; or a file of arrays (.npy, .npz) or
+    a table (.csv, .parquet, .h5ad); or a folder of Hugging Face's save_to_disk."""
     image_size: OptionalCount = None
     """Height and width of images of your own, which are cropped and resized (None: as they are, all of one size)."""
     channels: Annotated[int | None, tyro.conf.arg(metavar="1|3")] = None

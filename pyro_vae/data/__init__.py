@@ -9,7 +9,8 @@ from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
 from pyro_vae.data.numbers import Numbers, from_numbers
 from pyro_vae.data.own import from_arrays
-from pyro_vae.data.own_files import from_file
+from pyro_vae.data.own_files import from_file, from_path
+from pyro_vae.data.torch_datasets import from_dataset
 from pyro_vae.errors import DataError
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Observed",
     "defaults",
     "from_arrays",
+    "from_dataset",
     "from_file",
     "from_folder",
     "from_numbers",
+    "from_path",
     "load",
     "some_labels",
     "to_uint8",

@@ -43,7 +43,7 @@ def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collect
         file.seek(0)
         if start == b"\x93NUM":
             array = npy.map_array(file, str(path))
-            return _data_set(_colors_first(array), splits=splits, name=path.stem)
+            return data_set(colors_first(array), splits=splits, name=path.stem)
         if start == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:
                 return _from_archive(archive, path, splits)
@@ -63,14 +63,15 @@ def _from_archive(archive: zipfile.ZipFile, path: Path, splits: Shares) -> Colle
     if train is None:
         names = ", ".join(sorted(members)[:5])
         raise DataError(f"{path} holds {names or 'nothing'}; name its images x, or x_train and x_test.")
-    test = None if test is None else _colors_first(test)
-    return _data_set(
-        _colors_first(train), test, labels=_flat(labels), test_labels=_flat(test_labels), splits=splits, name=path.stem
+    test = None if test is None else colors_first(test)
+    return data_set(
+        colors_first(train), test, labels=_flat(labels), test_labels=_flat(test_labels), splits=splits, name=path.stem
     )
 
 
-def _data_set(train: np.ndarray, test: np.ndarray | None = None, **given: Any) -> Collection:
-    if train.ndim == 2 and not _are_levels(train):
+def data_set(train: np.ndarray, test: np.ndarray | None = None, **given: Any) -> Collection:
+    """Make images or, of rows (N, columns) that are no levels of gray, a table; arguments of `from_arrays`."""
+    if train.ndim == 2 and not all(_are_levels(part) for part in (train, test) if part is not None):
         return from_numbers(train, test, **given)
     return from_arrays(train, test, **given)
 
@@ -90,7 +91,8 @@ def _flat(labels: np.ndarray | None) -> np.ndarray | None:
     return labels[:, 0] if labels is not None and labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def _colors_first(images: np.ndarray) -> np.ndarray:
+def colors_first(images: np.ndarray) -> np.ndarray:
+    """Return images (N, height, width, 1 or 3) with the channels before the height, others as they are."""
     if images.ndim == 4 and images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
         return np.ascontiguousarray(np.moveaxis(images, -1, 1))
     return images

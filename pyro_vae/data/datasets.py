@@ -21,7 +21,7 @@ import torch
 from pyro_vae.data import files, idx, shapes
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.folders import from_folder
+from pyro_vae.data.decoding import Options
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
 from pyro_vae.data.named import (
@@ -35,7 +35,7 @@ from pyro_vae.data.named import (
     svhn,
 )
 from pyro_vae.data.named.held_out import hold_out
-from pyro_vae.data.own_files import from_file
+from pyro_vae.data.own_files import from_path
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
@@ -83,11 +83,10 @@ def load(
     skip_bad: bool = False,
     splits: Shares = OWN_SPLITS,
 ) -> Collection:
-    """Load a data set by name, or images of your own from a folder.
+    """Load a data set by name, or data of your own by their path.
 
     Args:
-        name: a key of `DATASETS`, or the path of a folder of image files or of a file of arrays; see `from_folder` and
-            `from_file`.
+        name: a key of `DATASETS`, or a path; see `from_path`.
         root: folder of the downloaded data sets, and of ``cache``, where the decoded images of folders are kept; digits
             and shapes need none.
         train_images: use only the first so many training images.
@@ -100,21 +99,17 @@ def load(
         splits: shares of training, validation and test data of your own; see `from_arrays`.
 
     Raises:
-        DataError: neither a name nor a folder, a file that is absent, damaged, inconsistent or not MNIST's, or too few
-            images; or an option of images of your own is set and the data set has a name.
+        DataError: neither a name nor a path, a file that is absent, damaged, inconsistent or not MNIST's, or too few
+            images; or an option of data of your own is set that does not apply.
     """
-    folder = name not in DATASETS and os.path.isdir(name)
     images: Collection
-    if name not in DATASETS and not os.path.exists(name):
-        known = ", ".join(DATASETS)
-        own = "the path of a folder of images or a file of arrays"
-        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
-    if name in DATASETS and tuple(splits) != OWN_SPLITS:
-        raise DataError(f"{name} has splits of its own: leave out --splits.")
-    if not folder and (image_size is not None or channels is not None or skip_bad):
-        raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
-    if folder:
-        images = from_folder(
+    if name in DATASETS:
+        if tuple(splits) != OWN_SPLITS:
+            raise DataError(f"{name} has splits of its own: leave out --splits.")
+        Options(image_size, channels, skip_bad).refuse(name)
+        images = DATASETS[name].load(Path(root), download)
+    elif os.path.exists(name):
+        images = from_path(
             name,
             size=image_size,
             channels=channels,
@@ -123,10 +118,10 @@ def load(
             cache=Path(root) / "cache",
             write_cache=download,
         )
-    elif name in DATASETS:
-        images = DATASETS[name].load(Path(root), download)
     else:
-        images = from_file(name, splits=splits)
+        known = ", ".join(DATASETS)
+        own = "the path of a folder of images or a file of arrays"
+        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.first(split, number)
     return images

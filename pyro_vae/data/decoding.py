@@ -8,19 +8,36 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from pyro_vae.data.image_files import read_image, square
+from pyro_vae.data.image_files import Source, read_image, square
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
 _WORKERS = min(32, (os.cpu_count() or 1) + 4)
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+class Options(NamedTuple):
+    """How the image files of a user's own become images of one kind; see `from_folder`."""
+
+    size: int | None = None
+    channels: int | None = None
+    skip_bad: bool = False
+
+    def check(self) -> None:
+        """Raise a DataError where they are none."""
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"channels is {self.channels}; choose 1 or 3.")
+
+    def refuse(self, name: object) -> None:
+        """Raise a DataError where one is set, of data that are no image files."""
+        if self != Options():
+            raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
 
 
 class Store(Protocol):
@@ -65,17 +82,17 @@ class InFile:
 
 
 class Decoded(NamedTuple):
-    """What has become of the files of a folder."""
+    """What has become of image files."""
 
-    files: list[Path]
-    """Of the images in the store, in their order."""
-    left_out: list[tuple[Path, str]]
-    """Files that cannot be used, and why."""
+    kept: list[int]
+    """Which of the files the images in the store are, in their order."""
+    left_out: list[tuple[int, str]]
+    """Which files cannot be used, and why."""
     colored: bool
     """Whether an image has colors."""
 
 
-def decode(files: Sequence[Path], size: int | None, skip_bad: bool, store: Store) -> Decoded:
+def decode(files: Sequence[Source], size: int | None, skip_bad: bool, store: Store) -> Decoded:
     """Decode files in parallel, into a store in their order.
 
     Args:
@@ -87,20 +104,21 @@ def decode(files: Sequence[Path], size: int | None, skip_bad: bool, store: Store
     Raises:
         DataError: a file that cannot be used, an image of another size than the first, or no image.
     """
-    good: list[Path] = []
-    left_out: list[tuple[Path, str]] = []
+    good: list[int] = []
+    left_out: list[tuple[int, str]] = []
     shape, colored = None, False
 
-    def resized(image: Any, path: Path) -> Any:
+    def resized(image: Any, source: Source) -> Any:
         return image if size is None else square(image, size)
 
-    for path, pixels in read_all(files, resized, left_out if skip_bad else None):
+    for index, pixels in read_all(files, resized, left_out if skip_bad else None):
         shape = shape or pixels.shape[:2]
         if pixels.shape[:2] != shape:
             sizes = [" x ".join(map(str, each)) for each in (pixels.shape[:2], shape)]
-            raise DataError(f"{path} is {sizes[0]} pixels and {good[0].name} {sizes[1]}; give a size for all.")
+            first = files[good[0]].name
+            raise DataError(f"{files[index]} is {sizes[0]} pixels and {first} {sizes[1]}; give a size for all.")
         store.append(pixels)
-        good.append(path)
+        good.append(index)
         colored |= pixels.ndim == 3
     if not good:
         raise DataError(f"None of the {len(files)} image files can be used; the first: {files[0]}.")
@@ -108,34 +126,34 @@ def decode(files: Sequence[Path], size: int | None, skip_bad: bool, store: Store
 
 
 def read_all(
-    files: Sequence[Path], change: Callable[[Any, Path], Any], left_out: list[tuple[Path, str]] | None = None
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Read files in parallel, with a progress bar; yield them in their order, each with its pixels.
+    files: Sequence[Source], change: Callable[[Any, Source], Any], left_out: list[tuple[int, str]] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Read files in parallel, with a progress bar; yield in their order the index of each and its pixels.
 
     Args:
         files: of images.
         change: see `read_image`.
-        left_out: gets the files that cannot be used and why, with a warning for each. None: the first one is an error.
+        left_out: gets the index of each file that cannot be used and why, with a warning. None: the first is an error.
 
     Raises:
         DataError: see `read_image`.
     """
 
-    def read(path: Path) -> np.ndarray | DataError:
+    def read(source: Source) -> np.ndarray | DataError:
         try:
-            return read_image(path, change)
+            return read_image(source, change)
         except DataError as error:
             return error
 
     found = in_order(read, files)
-    for path, pixels in zip(files, tqdm(found, "images", len(files), False, disable=None), strict=True):
+    for index, pixels in enumerate(tqdm(found, "images", len(files), False, disable=None)):
         if not isinstance(pixels, DataError):
-            yield path, pixels
+            yield index, pixels
         elif left_out is None:
             raise pixels
         else:
             _LOG.warning("Left out: %s", pixels)
-            left_out.append((path, str(pixels)))
+            left_out.append((index, str(pixels)))
 
 
 def in_order(

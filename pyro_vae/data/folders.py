@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from pyro_vae.data.arranging import SPLITS, Arranged, arrange, images_of
 from pyro_vae.data.cache import Entry, Kept, key_of
-from pyro_vae.data.decoding import InFile, Store, as_channels, decode
+from pyro_vae.data.decoding import InFile, Options, Store, decode
 from pyro_vae.data.image_files import version
 from pyro_vae.data.images import Images
-from pyro_vae.data.labels import Labels
-from pyro_vae.data.own import codes_of
-from pyro_vae.data.splits import OWN_SPLITS, Shares, hashes_of, split_by_hash, without_test
+from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
-_SPLITS = ("train", "valid", "test")
 
 
 def from_folder(
@@ -59,7 +56,7 @@ def from_folder(
         DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
             first or of a type that is no image of 8 or 16 bits; names the file.
     """
-    source = _source(Path(path), size, channels, skip_bad, splits)
+    source = _source(Path(path), Options(size, channels, skip_bad), splits)
     kept = None
     if cache is not None and (write_cache or os.path.isdir(cache)):
         entry = Entry(Path(cache), source.key())
@@ -70,17 +67,10 @@ def from_folder(
         elif write_cache:
             kept = _keep(source, entry)
     if kept is not None:
-        return _images(source, kept.parts, kept.labels)
+        return images_of(source.folder.name, kept.parts, kept.labels)
     decoded: list[np.ndarray] = []
-    arranged = _arrange(source, decoded)
-    parts = [arranged.stacked(decoded, place) for place in arranged.places]
-    return _images(source, parts, arranged.codes)
-
-
-def _images(source: _Source, parts: Sequence[Tensor], codes: Tensor | None) -> Images:
-    train, valid, test = parts
-    labels = None if codes is None else Labels(("class",), *codes.split([len(part) for part in parts]))
-    return Images(source.folder.name, train, valid, test, labels)
+    arranged, _ = _arrange(source, decoded)
+    return images_of(source.folder.name, arranged.stacked(decoded), arranged.codes)
 
 
 class _Source(NamedTuple):
@@ -88,26 +78,23 @@ class _Source(NamedTuple):
 
     folder: Path
     files: list[Path]
-    size: int | None
-    channels: int | None
-    skip_bad: bool
+    options: Options
     splits: Shares
 
     def key(self) -> str:
         """Return the name of the entry of its images."""
         splits = [float(share) for share in self.splits]
-        return key_of(self.folder, self.files, [version(), self.size, self.channels, self.skip_bad, splits])
+        return key_of(self.folder, self.files, [version(), *self.options, splits])
 
 
-def _source(folder: Path, size: int | None, channels: int | None, skip_bad: bool, splits: Shares) -> _Source:
+def _source(folder: Path, options: Options, splits: Shares) -> _Source:
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of images.")
-    if channels not in (None, 1, 3):
-        raise DataError(f"channels is {channels}; choose 1 or 3.")
+    options.check()
     files = sorted(_files(folder))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
-    return _Source(folder, files, size, channels, skip_bad, splits)
+    return _Source(folder, files, options, splits)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -124,59 +111,26 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(root) / name
 
 
-class _Arranged(NamedTuple):
-    """The order of decoded images."""
+def _arrange(source: _Source, store: Store) -> tuple[Arranged, list[tuple[Path, str]]]:
+    """Decode the files of a folder into an empty store; return the order of the images, and what is left out and why.
 
-    shape: tuple[int, ...]
-    """Of an image, (height, width) or (3, height, width)."""
-    places: tuple[Tensor, ...]
-    """Where the images of each split are in the store, in their order."""
-    codes: Tensor | None
-    """Labels of all splits one after the other, (N, 1)."""
-    left_out: list[tuple[Path, str]]
-
-    @property
-    def sizes(self) -> list[int]:
-        return [len(place) for place in self.places]
-
-    def images(self, store: Store, place: Tensor) -> Iterator[np.ndarray]:
-        """Yield the images at places in the store."""
-        for index in place.tolist():
-            yield as_channels(store[index], 3 if len(self.shape) == 3 else 1)
-
-    def stacked(self, store: Store, place: Tensor) -> Tensor:
-        """Return the images at places in the store, (N, *pixels)."""
-        pixels = np.empty((len(place), *self.shape), np.uint8)
-        for target, image in zip(pixels, self.images(store, place), strict=True):
-            target[:] = image
-        return torch.from_numpy(pixels)
-
-
-def _arrange(source: _Source, store: Store) -> _Arranged:
-    """Decode the files of a folder into an empty store, and find their splits and their order."""
-    found = decode(source.files, source.size, source.skip_bad, store)
-    channels = source.channels or (3 if found.colored else 1)
-    number, name = len(found.files), source.folder.name
-    hashes = hashes_of(as_channels(store[index], channels) for index in range(number))
-    # Files come class by class. In the order of a hash the first images of a split are a sample of all, and the same
-    # ones when files are added.
-    order = hashes.argsort(stable=True)
-    hashes = hashes[order]
-    parts = [found.files[index].relative_to(source.folder).parts[:-1] for index in order.tolist()]
-    by_split = all(part and part[0] in _SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
-    if by_split:
-        at = {each: torch.tensor([i for i, part in enumerate(parts) if part[0] == each]).long() for each in _SPLITS}
-        if not len(at["valid"]):
-            kept, held_out = split_by_hash(hashes[at["train"]], without_test(source.splits), name)
-            at["train"], at["valid"] = at["train"][kept], at["train"][held_out]
-        places = tuple(at[each] for each in _SPLITS)
-    else:
-        places = split_by_hash(hashes, source.splits, name)
+    All images of a folder with train and test are in these or in valid; folders below are classes.
+    """
+    size, channels, skip_bad = source.options
+    found = decode(source.files, size, skip_bad, store)
+    parts = [source.files[index].relative_to(source.folder).parts[:-1] for index in found.kept]
+    by_split = all(part and part[0] in SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
     classes = [part[by_split:] for part in parts]
-    codes = codes_of(name, (["/".join(each) for each in classes] if all(classes) else None, parts))
-    codes = None if codes is None else codes[torch.cat(places)]
-    shape = as_channels(store[0], channels).shape
-    return _Arranged(shape, tuple(order[place] for place in places), codes, found.left_out)
+    arranged = arrange(
+        store,
+        channels or (3 if found.colored else 1),
+        [part[0] for part in parts] if by_split else None,
+        ["/".join(each) for each in classes] if all(classes) else None,
+        number=len(parts),
+        shares=source.splits,
+        name=source.folder.name,
+    )
+    return arranged, [(source.files[index], why) for index, why in found.left_out]
 
 
 def _keep(source: _Source, entry: Entry) -> Kept | None:
@@ -185,11 +139,10 @@ def _keep(source: _Source, entry: Entry) -> Kept | None:
         with entry.writing() as folder:
             with (folder / "decoded").open("w+b") as file:
                 store = InFile(file)
-                arranged = _arrange(source, store)
+                arranged, bad = _arrange(source, store)
                 images = arranged.images(store, torch.cat(arranged.places))
                 left_out = [
-                    (path.relative_to(source.folder).as_posix(), why.removeprefix(str(path)))
-                    for path, why in arranged.left_out
+                    (path.relative_to(source.folder).as_posix(), why.removeprefix(str(path))) for path, why in bad
                 ]
                 shape = (sum(arranged.sizes), *arranged.shape)
                 entry.write(folder, images, shape, arranged.sizes, arranged.codes, left_out)

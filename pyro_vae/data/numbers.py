@@ -107,6 +107,8 @@ def from_numbers(
     *,
     labels: Any = None,
     test_labels: Any = None,
+    valid: Array | None = None,
+    valid_labels: Any = None,
     columns: Sequence[str] = (),
     splits: Shares = OWN_SPLITS,
     name: str = "table",
@@ -118,6 +120,8 @@ def from_numbers(
         test: likewise, of the same columns.
         labels: as in `from_arrays`.
         test_labels: likewise.
+        valid: likewise.
+        valid_labels: likewise.
         columns: their names.
         splits: as in `from_arrays`.
         name: of the data set.
@@ -126,7 +130,8 @@ def from_numbers(
         DataError: see `Numbers`; a value that is no number; or as `from_arrays`.
     """
     names = tuple(columns) or tuple(f"column {n}" for n in range(np.shape(train)[-1] if np.ndim(train) == 2 else 0))
-    given = [_numbers(part, name, names) for part in (train, test) if part is not None]
+    parts = [None if part is None else _numbers(part, name, names) for part in (train, valid, test)]
+    given = [part for part in parts if part is not None]
     counts = all(bool(((part >= 0) & (part == part.round())).all()) for part in given)
     largest = max((float(part.max()) for part in given), default=0.0)
     if counts and largest > _EXACT:
@@ -137,7 +142,7 @@ def from_numbers(
         dtype = torch.get_default_dtype()
         return Numbers(name, train.to(dtype), valid.to(dtype), test.to(dtype), labels, names, counts)
 
-    return assemble(build, name, given[0], given[1] if len(given) > 1 else None, labels, test_labels, splits)
+    return assemble(build, name, parts, (labels, valid_labels, test_labels), splits)
 
 
 def _numbers(values: Array, name: str, columns: Sequence[str]) -> Tensor:
@@ -147,7 +152,7 @@ def _numbers(values: Array, name: str, columns: Sequence[str]) -> Tensor:
         raise DataError(f"{name}: numbers have shape {array.shape}; it must be (N, columns).")
     if array.dtype.kind not in "iufb":
         raise DataError(f"{name}: numbers are {array.dtype}; give integers or floating-point numbers.")
-    table = torch.from_numpy(np.ascontiguousarray(array, np.float64))
+    table = torch.from_numpy(np.require(array, np.float64, ["C", "W"]))  # torch warns of memory that it may not write
     if table.shape[1] != len(columns):
         raise DataError(f"{name}: {table.shape[1]} columns and {len(columns)} names for them.")
     bad = (~table.isfinite()).nonzero()

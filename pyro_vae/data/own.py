@@ -26,47 +26,60 @@ def from_arrays(
     *,
     labels: Any = None,
     test_labels: Any = None,
+    valid: Array | None = None,
+    valid_labels: Any = None,
     splits: Shares = OWN_SPLITS,
     name: str = "arrays",
 ) -> Images:
     """Make a data set of arrays.
 
-    Validation images, and test images where none are given, are taken from the training images by `split_by_content`.
+    Validation and test images, where none are given, are taken from the training images by `split_by_content`.
 
     Args:
         train: (N, *pixels), uint8, or floating point in [0, 1].
         test: likewise, of the same pixels.
         labels: (N,), a class of each training image: integers or words, numbered in their order.
         test_labels: likewise of the test images.
+        valid: validation images, likewise; only beside test images.
+        valid_labels: likewise of the validation images.
         splits: shares of training, validation and test images. With test images of your own, the first two share the
             training images in their proportion.
         name: of the data set.
 
     Raises:
-        DataError: see `to_uint8`; labels of another number than the images, or of one split alone; or a split that
-            holds no image.
+        DataError: see `to_uint8`; labels of another number than the images, or of some splits alone; validation
+            images without test images; or a split that holds no image.
     """
-    pixels = to_uint8(train, f"{name}, training images")
-    held_out = None if test is None else to_uint8(test, f"{name}, test images")
-    return assemble(Images, name, pixels, held_out, labels, test_labels, splits)
+    given = ((train, "training"), (valid, "validation"), (test, "test"))
+    parts = [None if images is None else to_uint8(images, f"{name}, {split} images") for images, split in given]
+    return assemble(Images, name, parts, (labels, valid_labels, test_labels), splits)
 
 
 def assemble(
-    build: Callable[..., C],
-    name: str,
-    train: Tensor,
-    test: Tensor | None,
-    labels: Any,
-    test_labels: Any,
-    splits: Shares,
+    build: Callable[..., C], name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], splits: Shares
 ) -> C:
-    """Split and label data (N, *shape), and build the data set; arguments as of `from_arrays`."""
-    codes = codes_of(name, (labels, train), (test_labels, test))
+    """Split and label data, and build the data set.
+
+    Args:
+        build: called with the name, training, validation and test data, and `Labels` or None.
+        name: of the data set.
+        parts: training, validation and test data (N, *shape); but for the first, None where they are not given.
+        labels: of each part, (N,), or None.
+        splits: as in `from_arrays`.
+    """
+    train, valid, test = parts
+    assert train is not None
+    codes = codes_of(name, *zip(labels, parts, strict=True))
     if test is None:
+        if valid is not None:
+            raise DataError(f"{name}: validation data are given without test data; give both, or test data alone.")
         return _built(build, name, train, split_by_content(train, splits, name), codes)
-    kept, valid = split_by_content(train, without_test(splits), name)
-    known = None if codes is None else Labels(("class",), codes[kept], codes[valid], codes[len(train) :])
-    return build(name, train[kept], train[valid], test, known)
+    if valid is not None:
+        sizes = [len(train), len(valid), len(test)]
+        return build(name, train, valid, test, None if codes is None else Labels(("class",), *codes.split(sizes)))
+    kept, held_out = split_by_content(train, without_test(splits), name)
+    known = None if codes is None else Labels(("class",), codes[kept], codes[held_out], codes[len(train) :])
+    return build(name, train[kept], train[held_out], test, known)
 
 
 def _built(build: Callable[..., C], name: str, values: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> C:
@@ -87,6 +100,8 @@ def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:
         return None
     if len(there) < sum(images is not None for _, images in given):
         raise DataError(f"{name}: labels are given for training or test images alone; give both, or none.")
+    if len({labels.dtype.kind in "US" for labels, _ in there}) > 1:  # joined, the numbers would become words
+        raise DataError(f"{name}: labels are words in one split and numbers in another; give either.")
     for labels, images in there:
         if labels.shape != (len(images),):
             raise DataError(f"{name}: labels have shape {labels.shape}, and there are {len(images)} images.")

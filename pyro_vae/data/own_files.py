@@ -1,34 +1,81 @@
-r"""A file of a user's own as a data set, known by what it holds, whatever its name."""
+r"""Data of a user's own on disk, known by what they hold, whatever their names."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pyro_vae.data import array_files, tables
+from pyro_vae.data import array_files, arrow, arrow_tables, hugging_face, tables
 from pyro_vae.data.collection import Collection
+from pyro_vae.data.columns import Part
+from pyro_vae.data.decoding import Options
+from pyro_vae.data.folders import from_folder
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
 _READERS = {
     b"\x93NUM": array_files.from_array_file,
     b"PK\x03\x04": array_files.from_array_file,
-    b"PAR1": tables.from_parquet,
     b"\x89HDF": tables.from_h5ad,
 }
 
 
-def from_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collection:
+def from_path(
+    path: Path | str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    splits: Shares = OWN_SPLITS,
+    cache: Path | str | None = None,
+    write_cache: bool = True,
+) -> Collection:
+    """Read a file, a folder of images, or a folder that Hugging Face's `save_to_disk` has written.
+
+    Args:
+        path: of it.
+        size: height and width of images, as in `from_folder`.
+        channels: likewise.
+        skip_bad: likewise.
+        splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
+        cache: of folders of images, as in `from_folder`.
+        write_cache: likewise.
+
+    Raises:
+        DataError: see `from_folder`, `from_file` and `hugging_face.from_saved`; or an option of images that does not
+            apply.
+    """
+    path = Path(path)
+    if hugging_face.is_saved(path):
+        return hugging_face.from_saved(path, Options(size, channels, skip_bad), splits)
+    options: dict[str, Any] = {"size": size, "channels": channels, "skip_bad": skip_bad, "splits": splits}
+    if path.is_dir():
+        return from_folder(path, **options, cache=cache, write_cache=write_cache)
+    return from_file(path, **options)
+
+
+def from_file(
+    path: Path | str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    skip_bad: bool = False,
+    splits: Shares = OWN_SPLITS,
+) -> Collection:
     """Read a file of images or numbers.
 
     Args:
         path: of a .npy or .npz file of arrays, a table in CSV or Parquet, or an .h5ad file of counts.
+        size: height and width of image files in Parquet, as in `from_folder`; other files are read as they are.
+        channels: likewise.
+        skip_bad: likewise.
         splits: shares of training, validation and test data; see `from_arrays`.
 
     Raises:
-        DataError: the file cannot be read or is of no known kind; or see `array_files.from_array_file`,
-            `tables.from_csv`, `tables.from_parquet` and `tables.from_h5ad`.
+        DataError: the file cannot be read or is of no known kind, or an option does not apply to it; or see
+            `array_files.from_array_file`, `tables.from_csv`, `arrow_tables.from_parts` and `tables.from_h5ad`.
     """
-    path = Path(path)
+    path, options = Path(path), Options(size, channels, skip_bad)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder; give a path of data.")
     try:
@@ -36,6 +83,9 @@ def from_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collection:
             start = file.read(4096)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+    if start[:4] == b"PAR1":
+        return arrow_tables.from_parts({"train": Part(str(path), arrow.read_parquet(path))}, path, options, splits)
+    options.refuse(path)
     if start[:4] in _READERS:
         return _READERS[start[:4]](path, splits=splits)
     if not start or b"\0" in start:

@@ -1,4 +1,4 @@
-r"""Tables as data sets: CSV and Parquet files of numbers, and the counts of an .h5ad file.
+r"""Tables as data sets: CSV files and other tables of numbers, and the counts of an .h5ad file.
 
 A column of words holds the labels, or one that is called label, class, target or y.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import h5py
     import pandas as pd
 
-_LABELS = ("label", "labels", "class", "target", "y")
+LABELS = ("label", "labels", "class", "target", "y")
 _SEPARATORS = ",\t;"
 _CELL_TYPE = "cell_type"  # the usual name of the labels of cells
 
@@ -50,12 +50,56 @@ def from_csv(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
     return from_frame(frame, path, splits)
 
 
-def from_frame(frame: pd.DataFrame, path: Path, splits: Shares) -> Numbers:
-    """Make a data set of a frame whose columns are numbers, but for one of labels perhaps; errors name the path."""
+def from_frame(
+    frame: pd.DataFrame,
+    path: Path,
+    splits: Shares,
+    *,
+    valid: pd.DataFrame | None = None,
+    test: pd.DataFrame | None = None,
+) -> Numbers:
+    """Make a data set of a frame whose columns are numbers, but for one of labels perhaps.
+
+    Args:
+        frame: the training rows, and those of all splits that are not given.
+        path: errors name it.
+        splits: as in `from_arrays`.
+        valid: validation rows, likewise; only beside test rows.
+        test: likewise.
+
+    Raises:
+        DataError: columns of something else, several of labels, or splits of other columns; or as `from_numbers`.
+    """
+    values, labels, columns = _numbers_and_labels(frame, path)
+    held_out, tested = (_beside(each, path, columns) for each in (valid, test))
+    return from_numbers(
+        values,
+        tested[0],
+        labels=labels,
+        test_labels=tested[1],
+        valid=held_out[0],
+        valid_labels=held_out[1],
+        columns=columns,
+        splits=splits,
+        name=path.stem,
+    )
+
+
+def _beside(frame: pd.DataFrame | None, path: Path, columns: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if frame is None:
+        return None, None
+    values, labels, names = _numbers_and_labels(frame, path)
+    if names != columns:
+        raise DataError(f"{path}: the splits differ in their columns; give all the same, in one order.")
+    return values, labels
+
+
+def _numbers_and_labels(frame: pd.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Return numbers (N, columns), labels (N,) if there are some, and the names of the columns."""
     if nameless := [n for n, name in enumerate(frame.columns) if str(name).startswith("Unnamed:")]:
         raise DataError(f"{path}: column {nameless[0]} has no name (row numbers?); name it or leave it out.")
     words = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
-    named = words or [name for name in frame.columns if str(name).lower() in _LABELS]
+    named = words or [name for name in frame.columns if str(name).lower() in LABELS]
     if len(named) > 1:
         listed = ", ".join(map(str, named[:3]))
         raise DataError(f"{path}: {listed} are no numbers, and one column may hold labels; leave out the others.")
@@ -69,27 +113,7 @@ def from_frame(frame: pd.DataFrame, path: Path, splits: Shares) -> Numbers:
         frame = frame.drop(columns=named)
     if not len(frame.columns):
         raise DataError(f"{path} has no column of numbers.")
-    return from_numbers(
-        frame.to_numpy(np.float64), labels=labels, columns=[*map(str, frame.columns)], splits=splits, name=path.stem
-    )
-
-
-def from_parquet(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
-    """Read a Parquet file of numbers, with labels as in `from_csv`.
-
-    Raises:
-        DataError: it is no such table, pyarrow is not installed, or as `from_numbers`.
-    """
-    path = Path(path)
-    try:
-        from pyarrow import parquet  # of the extra [data]
-    except ImportError as error:
-        raise DataError(f"{path} needs pyarrow: pip install 'pyro_vae[data]'.") from error
-    try:
-        frame = parquet.read_table(path).to_pandas()
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:  # pyarrow's errors are among these
-        raise DataError(f"{path} cannot be read as Parquet ({_short(error)}); repair or replace it.") from error
-    return from_frame(frame, path, splits)
+    return frame.to_numpy(np.float64), labels, [*map(str, frame.columns)]
 
 
 def from_h5ad(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:

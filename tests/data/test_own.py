@@ -79,6 +79,7 @@ def test_floats_are_rounded_to_levels_and_split_like_these() -> None:
         ({"labels": np.zeros((100, 1), int)}, r"labels have shape \(100, 1\)"),
         ({"labels": np.zeros(100)}, "labels are float64; give integers or words"),
         ({"test": noise(9, 3, 3), "labels": np.zeros(100, int)}, "training or test images alone"),
+        ({"valid": noise(9, 3, 3)}, "validation data are given without test data"),
         ({"test": noise(9, 3, 4)}, r"mine: test images are \(3, 4\), training images \(3, 3\)"),
         ({"splits": (0.8, 0.2, 0.2)}, "positive and sum to 1"),
         ({"splits": (1.0, 0.0, 0.0)}, "positive and sum to 1"),
@@ -88,3 +89,19 @@ def test_floats_are_rounded_to_levels_and_split_like_these() -> None:
 def test_what_is_no_data_set_is_refused(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(DataError, match=words):
         pv.data.from_arrays(noise(100, 3, 3), name="mine", **arguments)
+
+
+def test_validation_images_of_ones_own_are_the_validation_images() -> None:
+    train, valid, test = noise(30, 3, 3), noise(10, 3, 3, seed=1), noise(9, 3, 3, seed=2)
+    names = np.array(["ant", "bee", "cat"])
+    given = {"labels": names[np.arange(30) % 3], "valid_labels": names[np.arange(10) % 2], "test_labels": ["cat"] * 9}
+    images = pv.data.from_arrays(train, test, valid=valid, **given)
+    assert all(map(torch.equal, (images.train, images.valid, images.test), (train, valid, test)))
+    assert images.labels is not None
+    found = [images.labels.of("class", split).tolist() for split in ("train", "valid", "test")]
+    assert found == [[n % 3 for n in range(30)], [n % 2 for n in range(10)], [2] * 9]
+
+
+def test_labels_of_words_and_numbers_are_not_made_one() -> None:
+    with pytest.raises(DataError, match="labels are words in one split and numbers in another"):
+        pv.data.from_arrays(noise(30, 3, 3), noise(9, 3, 3), labels=np.arange(30) % 3, test_labels=["1"] * 9)

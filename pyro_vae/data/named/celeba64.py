@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vae.data import files
 from pyro_vae.data.decoding import read_all
-from pyro_vae.data.image_files import square
+from pyro_vae.data.image_files import Source, square
 from pyro_vae.data.images import Images
 from pyro_vae.errors import DataError
 
@@ -64,8 +64,8 @@ def _read(paths: list[Path]) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def _face(image: Any, path: Path) -> Any:
+def _face(image: Any, source: Source) -> Any:
     if image.size != (_WIDTH, _HEIGHT):
         found = " x ".join(map(str, image.size))
-        raise DataError(f"{path} is {found} pixels, not {_WIDTH} x {_HEIGHT} as aligned images are. {files.REPLACE}")
+        raise DataError(f"{source} is {found} pixels, not {_WIDTH} x {_HEIGHT} as aligned images are. {files.REPLACE}")
     return square(image.convert("RGB"), _SIDE, _CENTER, "BILINEAR")

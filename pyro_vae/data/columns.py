@@ -1,0 +1,124 @@
+r"""Columns of Arrow tables: which hold images, labels or numbers, and what they hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pyro_vae.data.image_files import Encoded
+from pyro_vae.errors import DataError
+from pyro_vae.text import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Part(NamedTuple):
+    """A split of a data set, or all of it."""
+
+    where: str
+    """What an error calls it."""
+    table: pa.Table
+
+    def row(self, index: int, name: str) -> str:
+        """Return what an error calls a row of a column."""
+        return f"{self.where}: row {index} of {printable(name)}"
+
+
+def holds_files(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds image files: structs with a field of bytes."""
+    from pyarrow import types
+
+    return types.is_struct(kind) and any(
+        field.name == "bytes" and (types.is_binary(field.type) or types.is_large_binary(field.type)) for field in kind
+    )
+
+
+def holds_pixels(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds pixels: lists, perhaps of lists, of uint8."""
+    from pyarrow import types
+
+    nested = False
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind, nested = kind.value_type, True
+    return nested and types.is_uint8(kind)
+
+
+def is_plain(kind: pa.DataType, labels: bool = False) -> bool:
+    """Whether a type is of integers, truth values or words, or, but for labels, of floating-point numbers."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind):
+        return True
+    return types.is_floating(kind) and not labels
+
+
+def read_files(part: Part, column: str) -> Iterator[Encoded]:
+    """Yield the image files of a column, whose bytes stay where they are."""
+    row = 0
+    for chunk in part.table.column(column).chunks:
+        fields = dict(zip([field.name for field in chunk.type], chunk.flatten(), strict=True))
+        paths = fields.get("path")
+        for index, content in enumerate(fields["bytes"]):
+            has_path = paths is not None and paths[index].is_valid
+            buffer = content.as_buffer() if content.is_valid else None
+            yield Encoded(part.where, f"row {row} of {printable(column)}", buffer, has_path)
+            row += 1
+
+
+def read_pixels(part: Part, name: str) -> np.ndarray:
+    """Return nested lists as an array (N, *pixels).
+
+    Raises:
+        DataError: rows differ in size, or one is null or empty; names the row.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values, shape = part.table.column(name), [part.table.num_rows]
+    while True:
+        per_row = math.prod(shape[1:])
+        _check_filled(part, name, values, per_row)
+        if values.type == pa.uint8():
+            return values.to_numpy().reshape(shape)
+        lengths = pc.list_value_length(values).to_numpy()
+        if not lengths[0]:
+            raise DataError(f"{part.row(0, name)} holds no pixels; leave out such rows.")
+        if (other := np.flatnonzero(lengths != lengths[0])).size:
+            raise DataError(
+                f"{part.row(int(other[0]) // per_row, name)} has lists of {lengths[other[0]]} pixels and row 0 of "
+                f"{lengths[0]}; give images of one size."
+            )
+        shape.append(int(lengths[0]))
+        values = pc.list_flatten(values)
+
+
+def read_labels(part: Part, name: str) -> np.ndarray:
+    """Return the integers, truth values or words of a column, (N,).
+
+    Raises:
+        DataError: one is null or negative; names the row.
+    """
+    import pyarrow as pa
+
+    column = part.table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    _check_filled(part, name, column)
+    if not pa.types.is_integer(column.type):
+        return np.asarray(column.to_pylist())
+    labels = column.to_numpy()
+    if (labels < 0).any():  # Hugging Face's ClassLabel has -1 for a label that is not known
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(f"{part.row(row, name)} is {labels[row]}, no class; leave out such rows or the column.")
+    return labels
+
+
+def _check_filled(part: Part, name: str, values: pa.ChunkedArray, per_row: int = 1) -> None:
+    if values.null_count:
+        row = int(np.flatnonzero(values.is_null().to_numpy())[0]) // per_row
+        raise DataError(f"{part.row(row, name)} is null, or part of it is; leave out such rows or fill them.")

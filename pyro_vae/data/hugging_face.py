@@ -1,0 +1,94 @@
+r"""Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of Hugging Face's `datasets` write.
+
+A data set is state.json, which names files of Arrow streams beside it, and dataset_info.json. A dictionary of data sets
+is dataset_dict.json, which names a folder for each split.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.data.arrow import read_streams
+from pyro_vae.data.arrow_tables import from_parts
+from pyro_vae.data.collection import Collection
+from pyro_vae.data.columns import Part
+from pyro_vae.data.decoding import Options
+from pyro_vae.data.splits import Shares
+from pyro_vae.errors import DataError
+from pyro_vae.text import printable
+
+_LOG = logging.getLogger("pyro_vae")
+_DICTIONARY, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
+_OURS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "test": "test"}
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a path is a folder that `save_to_disk` has written."""
+    return (path / _DICTIONARY).is_file() or ((path / _STATE).is_file() and (path / _INFO).is_file())
+
+
+def from_saved(path: Path, options: Options, splits: Shares) -> Collection:
+    """Read a folder for which `is_saved` holds.
+
+    Args:
+        path: the folder. Its splits train, test and validation (valid, val) are kept; others are left out, which the
+            log says. Without validation it is taken from the training data; train alone is split by content.
+        options: of images that are stored as files.
+        splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
+
+    Raises:
+        DataError: files that are absent or damaged, or lie elsewhere; no splits that are known; or see `from_parts`.
+    """
+    if not (path / _DICTIONARY).is_file():
+        return from_parts({"train": _part(path)}, path, options, splits)
+    names = [str(name) for name in _list(path / _DICTIONARY, "splits")]
+    known = [name for name in names if name in _OURS]
+    ours = {_OURS[name] for name in known}
+    if len(ours) < len(known) or ours not in ({"train"}, {"train", "test"}, {"train", "valid", "test"}):
+        listed = ", ".join(map(printable, names)) or "none"
+        raise DataError(f"{path} has splits {listed}; give train, train and test, or these and validation.")
+    if len(known) < len(names):
+        _LOG.warning("Left out: splits %s of %s", ", ".join(printable(n) for n in names if n not in known), path)
+    return from_parts({_OURS[name]: _part(path / name) for name in known}, path, options, splits)
+
+
+def _part(folder: Path) -> Part:
+    """Read one data set."""
+    path = folder / _STATE
+    state = _object(path)
+    if any(value for key, value in state.items() if key.startswith("_indices")):
+        raise DataError(f"{path}: the rows are chosen by a file of indices; save the data set by a newer version.")
+    names: list[Any] = [file.get("filename") if isinstance(file, dict) else None for file in _list(path, "_data_files")]
+    for name in names:
+        if not _is_plain(name):
+            raise DataError(f"{path} names {printable(str(name))}, which is no file of the folder; replace it.")
+    if not names:
+        raise DataError(f"{path} names no files of data; replace it.")
+    return Part(str(folder), read_streams([folder / name for name in names]))
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a name is that of a file of the same folder: anybody's data set may name any file."""
+    return isinstance(name, str) and Path(name).name == name and "\0" not in name and "\\" not in name
+
+
+def _list(path: Path, key: str) -> list[Any]:
+    found = _object(path).get(key)
+    if not isinstance(found, list):
+        raise DataError(f"{path} has no list {key}; replace it.")
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        reason = printable(" ".join(str(text).split())[:120])
+        raise DataError(f"{path} cannot be read ({reason}); repair or replace it.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no JSON object; replace it.")
+    return found
