@@ -1,16 +1,14 @@
-"""Images in: one uint8 tensor per split, what a program observes of it, and the order of an epoch."""
+"""Data in: a tensor for each split, what a program observes of it, and the order of an epoch."""
 
 from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.batches import Batches
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
-from pyro_vae.data.folders import from_folder
+from pyro_vae.data.formats import from_dataset, from_file, from_folder, from_path
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
 from pyro_vae.data.numbers import Numbers, from_numbers
-from pyro_vae.data.own import from_arrays
-from pyro_vae.data.own_files import from_file, from_path
-from pyro_vae.data.torch_datasets import from_dataset
 from pyro_vae.errors import DataError
 
 __all__ = [

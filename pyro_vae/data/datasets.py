@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from pyro_vae.data import files, idx, shapes
+from pyro_vae.data import idx, shapes
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.decoding import Options
+from pyro_vae.data.formats.decoding import Options
+from pyro_vae.data.formats.own_files import from_path
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
 from pyro_vae.data.named import (
@@ -30,12 +31,12 @@ from pyro_vae.data.named import (
     cifar10,
     dsprites,
     emnist,
+    files,
     omniglot,
     static_mnist,
     svhn,
 )
 from pyro_vae.data.named.held_out import hold_out
-from pyro_vae.data.own_files import from_path
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 

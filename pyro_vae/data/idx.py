@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.files import REMEDY, read_bytes
+from pyro_vae.data.named.files import REMEDY, read_bytes
 from pyro_vae.errors import DataError
 
 _SHAPE = (28, 28)

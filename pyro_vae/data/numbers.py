@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.assembly import Array, assemble
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Observed
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.own import Array, assemble
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 

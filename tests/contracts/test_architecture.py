@@ -49,8 +49,8 @@ HOMES = {
     "arviz_stats": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "xarray": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/", "pyro_vae/runs/folder.py", "pyro_vae/instruments/instrument.py"),
-    "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/image_files.py"),
-    "torchvision": ("pyro_vae/data/files.py", "pyro_vae/report/images.py"),
+    "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/formats/image_files.py"),
+    "torchvision": ("pyro_vae/data/named/files.py", "pyro_vae/report/images.py"),
     "sklearn": (
         "pyro_vae/data/datasets.py",
         "pyro_vae/evaluate/latents/disentanglement.py",

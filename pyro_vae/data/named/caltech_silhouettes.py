@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data import files
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.named import mat
+from pyro_vae.data.named import files, mat
 from pyro_vae.errors import DataError
 
 _NAME = "caltech101_silhouettes_28_split1.mat"

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data import files
-from pyro_vae.data.decoding import read_all
-from pyro_vae.data.image_files import Source, square
+from pyro_vae.data.formats.decoding import read_all
+from pyro_vae.data.formats.image_files import Source, square
 from pyro_vae.data.images import Images
+from pyro_vae.data.named import files
 from pyro_vae.errors import DataError
 
 _SOURCE = "CelebA by Liu et al.: img_align_celeba.zip, unpacked, and list_eval_partition.txt"

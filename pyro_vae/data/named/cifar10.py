@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data import files
 from pyro_vae.data.images import Images
+from pyro_vae.data.named import files
 from pyro_vae.data.named.held_out import hold_out
 from pyro_vae.errors import DataError
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyro_vae.data import files, npy
+from pyro_vae.data import npy
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
+from pyro_vae.data.named import files
 from pyro_vae.errors import DataError
 
 _NUM_TRAIN = 614_400

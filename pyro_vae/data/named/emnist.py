@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.data import files, idx
+from pyro_vae.data import idx
 from pyro_vae.data.images import Images
+from pyro_vae.data.named import files
 from pyro_vae.data.named.held_out import hold_out
 
 _NUM_CLASSES = 47

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_vae.data.files import REPLACE
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
+from pyro_vae.data.named.files import REPLACE
 from pyro_vae.errors import DataError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.files import REPLACE
+from pyro_vae.data.named.files import REPLACE
 from pyro_vae.errors import DataError
 
 ANY = -1

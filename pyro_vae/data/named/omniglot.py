@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data import files
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.images import Images
-from pyro_vae.data.named import mat
+from pyro_vae.data.named import files, mat
 from pyro_vae.data.named.held_out import hold_out
 
 _LOG = logging.getLogger("pyro_vae")

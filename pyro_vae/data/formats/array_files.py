@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data import npy
+from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.numbers import from_numbers
-from pyro_vae.data.own import from_arrays
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyro_vae.data.arranging import SPLITS, Arranged, arrange, images_of
-from pyro_vae.data.cache import Entry, Kept, key_of
-from pyro_vae.data.decoding import InFile, Options, Store, decode
-from pyro_vae.data.image_files import version
+from pyro_vae.data.formats.arranging import SPLITS, Arranged, arrange, images_of
+from pyro_vae.data.formats.cache import Entry, Kept, key_of
+from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
+from pyro_vae.data.formats.image_files import version
 from pyro_vae.data.images import Images
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError

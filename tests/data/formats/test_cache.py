@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_vae.data import DataError, Images, decoding, from_folder, load
-from pyro_vae.data.cache import Entry
+from pyro_vae.data import DataError, Images, from_folder, load
+from pyro_vae.data.formats import decoding
+from pyro_vae.data.formats.cache import Entry
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyro_vae.data.image_files import Encoded
+from pyro_vae.data.formats.image_files import Encoded
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.data import npy
-from pyro_vae.data.decoding import in_order
+from pyro_vae.data.formats.decoding import in_order
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from pyro_vae.data.image_files import Source, read_image, square
+from pyro_vae.data.formats.image_files import Source, read_image, square
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")

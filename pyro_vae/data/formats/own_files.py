@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data import array_files, arrow, arrow_tables, hugging_face, tables
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.columns import Part
-from pyro_vae.data.decoding import Options
-from pyro_vae.data.folders import from_folder
+from pyro_vae.data.formats import array_files, arrow, arrow_tables, hugging_face, tables
+from pyro_vae.data.formats.columns import Part
+from pyro_vae.data.formats.decoding import Options
+from pyro_vae.data.formats.folders import from_folder
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 

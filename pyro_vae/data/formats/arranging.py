@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.decoding import Store, as_channels
+from pyro_vae.data.assembly import codes_of
+from pyro_vae.data.formats.decoding import Store, as_channels
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.own import codes_of
 from pyro_vae.data.splits import Shares, hashes_of, split_by_hash, without_test
 
 SPLITS = ("train", "valid", "test")

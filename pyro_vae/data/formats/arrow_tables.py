@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data import columns, tables
-from pyro_vae.data.arranging import arrange, images_of
-from pyro_vae.data.array_files import colors_first
+from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.columns import Part
-from pyro_vae.data.decoding import Options, decode
+from pyro_vae.data.formats import columns, tables
+from pyro_vae.data.formats.arranging import arrange, images_of
+from pyro_vae.data.formats.array_files import colors_first
+from pyro_vae.data.formats.columns import Part
+from pyro_vae.data.formats.decoding import Options, decode
 from pyro_vae.data.images import Images
 from pyro_vae.data.numbers import Numbers
-from pyro_vae.data.own import from_arrays
 from pyro_vae.data.splits import Shares
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable

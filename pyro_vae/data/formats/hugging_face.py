@@ -11,11 +11,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data.arrow import read_streams
-from pyro_vae.data.arrow_tables import from_parts
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.columns import Part
-from pyro_vae.data.decoding import Options
+from pyro_vae.data.formats.arrow import read_streams
+from pyro_vae.data.formats.arrow_tables import from_parts
+from pyro_vae.data.formats.columns import Part
+from pyro_vae.data.formats.decoding import Options
 from pyro_vae.data.splits import Shares
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyro_vae.data.array_files import colors_first, data_set
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.image_files import pixels_of
+from pyro_vae.data.formats.array_files import colors_first, data_set
+from pyro_vae.data.formats.image_files import pixels_of
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 

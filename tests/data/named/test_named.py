@@ -52,7 +52,7 @@ def test_the_module_says_how_many_images_the_published_set_has(
     def compare(where: Path, name: str, found: dict[str, int], published: Sequence[int]) -> None:
         told.append(published)
 
-    monkeypatch.setattr("pyro_vae.data.files.warn_of_other_sizes", compare)
+    monkeypatch.setattr("pyro_vae.data.named.files.warn_of_other_sizes", compare)
     WRITERS[name](tmp_path)
     data.load(name, tmp_path)
     train, valid, test = SIZES[name]
