@@ -150,7 +150,7 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
         _LOG.warning("Data of shape %s are not images, gray or in color: there are no pictures.", shape)
         return
     if shown := reconstructions(program, some, seed, draws=False):
-        folder.save_figure("reconstructions", images.reconstructions(some.x, shown.first()[0]))
+        folder.save_figure("reconstructions", images.reconstructions(some.x, *shown.first()))
     if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
         samples, what = shown.first()
         where = " for z from the prior" if shown.has_latents else ""
@@ -169,10 +169,12 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
 
 
 def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
-    """Lay out the short table of one or more runs, in nats per image."""
+    """Lay out the short table of one or more runs, in nats per image, and in bits per dimension where these exist."""
+    coded = any(numbers.get("bits_per_dim") is not None for numbers in summaries.values())
     annealed = any("annealing" in numbers for numbers in summaries.values())
     lossy = any(each.reason for each in scores.values())
     widths = {"": -24, "ELBO": 10, "IWAE_5": 10, "IWAE_50": 10, "log p(x)": 18, "PSIS": 10, "JVI-2": 10}
+    widths |= {"bits/dim": 10} if coded else {}
     widths |= {"AIS": 10, "gap": 16} if annealed else {}
     widths |= {"distortion": 12, "sq. error": 11} if lossy else {}
     widths |= {"   k-hat": -1}
@@ -187,6 +189,7 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
             "log p(x)": with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
             "PSIS": number(numbers["psis"]),
             "JVI-2": number(numbers["jvi2"]),
+            "bits/dim": number(numbers.get("bits_per_dim"), ".3f"),
             "AIS": number(path.get("log_likelihood")),
             "gap": with_error(path.get("gap"), path.get("gap_se")),
             "distortion": number(numbers.get("distortion")),
@@ -196,6 +199,9 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
         rows.append([cells[head] for head in widths])
     lines = lay_out(list(widths.items()), rows)
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
+    if len({numbers.get("density") for numbers in summaries.values()}) > 1:
+        dense = ", ".join(printable(name) for name, numbers in summaries.items() if numbers.get("density"))
+        lines.append(f"{dense}: nats of a density, which do not compare with those of a probability; bits/dim do")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
     return "\n".join(lines)

@@ -35,13 +35,19 @@ def image_grid(images: Tensor, title: str) -> Figure:
     return _grid(images, title, min(10, len(images)))
 
 
-def reconstructions(images: Tensor, means: Tensor) -> Figure:
-    """Draw images and, under each, the mean of p(x|z) for one draw of z, as many; see `are_pictures`."""
+def reconstructions(images: Tensor, decoded: Tensor, what: str) -> Figure:
+    """Draw images and, under each, what p(x|z) gives for one draw of z from q(z|x), as many; see `are_pictures`.
+
+    Args:
+        images: (N, ...).
+        decoded: of the same shape.
+        what: they are, such as "means of p(x|z)", for the title.
+    """
     per_row = min(10, len(images))
     whole = len(images) // per_row * per_row
-    rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, means)]
+    rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, decoded)]
     pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, "test images, and under each its reconstruction", per_row)
+    return _grid(pairs, f"test images, and under them {what}, z from q(z|x)", per_row)
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.config import Config, programs
@@ -38,3 +40,30 @@ def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp
     drawn = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     pictures = {"reconstructions.png", "prior_samples.png"}
     assert drawn == {"khat.png"} | (pictures if shape[:-2] in ((), (1,), (3,)) and len(shape) > 1 else set())
+
+
+class _Titles:
+    """A folder that keeps the titles of the figures instead of drawing them."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def write_scores(self, scores: object) -> None: ...
+
+    def save_figure(self, name: str, figure: Figure) -> None:
+        self.found[name] = figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize(("likelihood", "what"), [("gaussian", "means of"), ("logistic-mixture", "draws from")])
+def test_pictures_say_whether_they_are_means_or_draws(likelihood: str, what: str) -> None:
+    """The logistic mixture of colors has no mean in closed form."""
+    settings = Config(likelihood=likelihood, binarize="none", net="linear", latent_dim=2).resolved()
+    pixels = torch.randint(0, 256, (40, 3, 4, 4)).byte()
+    images = pv.data.Images("noise", pixels, pixels[:20], pixels[:20]).observed("none")
+    pyro.set_rng_seed(0)
+    vae, x = programs.build(settings, images.pixels), images.split("test")
+    scores, _ = measure_scores(vae, x, 50, density=likelihood == "gaussian", seed=0)
+    titles = _Titles()
+    write_scores(cast(RunFolder, titles), vae, x, scores, 0)
+    assert titles.found["reconstructions"] == f"test images, and under them {what} p(x|z), z from q(z|x)"
+    assert titles.found["prior_samples"] == f"{what} p(x|z) for z from the prior"

@@ -68,7 +68,9 @@ def test_grids_hold_every_image_in_its_place() -> None:
     np.testing.assert_allclose(shown[1:4, 5:8], images[1].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[5:8, 1:4], images[10].numpy(), rtol=1e-6)
     means = torch.rand(20, 3, 3)
-    shown = np.asarray(reconstructions(images, means).axes[0].images[0].get_array())
+    axes = reconstructions(images, means, "means of p(x|z)").axes[0]
+    assert "means of p(x|z)" in axes.get_title()
+    shown = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(shown[5:8, 1:4], means[0].numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[9:12, 1:4], images[10].numpy(), rtol=1e-6)
 

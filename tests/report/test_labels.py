@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import runpy
 import shutil
 import sys
@@ -95,6 +96,21 @@ def test_a_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[st
         assert line[:24] == f"{expected[-23:]:24}"
         assert line[24:34] == "     -9.00"
     promised(f"{len(NAMES)} of {len(NAMES)} hostile names of runs shown on one line")
+
+
+def test_nats_of_densities_and_of_probabilities_are_told_apart(scores: Scores) -> None:
+    """Of 8 pixels: 8 bits each for their levels, less 8 nats / (8 log 2) of a density; of a probability that alone."""
+    coded = 8 / (8 * math.log(2))
+    levels = {**NUMBERS, "density": False, "bits_per_dim": coded}
+    dense = {**NUMBERS, "density": True, "log_likelihood": 8.0, "bits_per_dim": 8 - coded}
+    both = scores_table({"levels": levels, "dense": dense}, {"levels": scores, "dense": scores})
+    head, *rows = both.splitlines()
+    end = head.index("bits/dim") + len("bits/dim")
+    assert [float(row[:end].split()[-1]) for row in rows[:2]] == [1.443, 6.557]
+    assert rows[-1].startswith("dense: nats of a density, which do not compare")
+    for alone in (levels, dense):
+        assert "do not compare" not in scores_table({"alone": alone}, {"alone": scores})
+    assert "bits/dim" not in scores_table({"table": {**dense, "bits_per_dim": None}}, {"table": scores})
 
 
 def legend(figure: Figure) -> list[str]:
