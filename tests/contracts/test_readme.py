@@ -37,7 +37,7 @@ def test_the_library_example(tmp_path: Path) -> None:
 
 
 def test_the_patches_of_photographs(tmp_path: Path) -> None:
-    """Each lies in the part of its photograph that its split is cut from: no test patch overlaps a training patch."""
+    """Each lies in its split's part of the photograph, so that no test patch overlaps a training patch."""
     lines_of(EXAMPLES[1], tmp_path)
     for name, photograph in zip(["china", "flower"], load_sample_images().images, strict=True):
         for split, part, number in [("train", photograph[:, 214:], 2250), ("test", photograph[:, :214], 250)]:
