@@ -13,6 +13,7 @@ from pyro_vae.evaluate.features.probe import (
     probe,
 )
 from pyro_vae.evaluate.latents.decoding import (
+    averaged_images,
     completed_images,
     drawn_images,
     mean_images,
@@ -62,6 +63,7 @@ __all__ = [
     "Surgery",
     "active_units",
     "ais",
+    "averaged_images",
     "bdmc",
     "calibration_ranks",
     "closed_mean",

@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_vae.evaluate import (
     discrete_values,
     drawn_images,
-    mean_images,
     posterior_latents,
     prior_latents,
     shown_images,
@@ -36,6 +35,8 @@ class Images(NamedTuple):
     """Images (N, ...) at latents: the means of p(x|z), or of p(x) without latents, and draws; one may be None."""
 
     means: Tensor | None
+    what: str
+    """What the means are; see `evaluate.shown_images`."""
     draws: Tensor | None
     has_latents: bool
 
@@ -46,13 +47,13 @@ class Images(NamedTuple):
 
     def named(self) -> dict[str, Tensor]:
         """Return both by what they are, as far as they are there."""
-        both = {f"mean of {self.distribution}": self.means, f"draw from {self.distribution}": self.draws}
+        both = {f"{self.what} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
         return {name: images for name, images in both.items() if images is not None}
 
     def first(self) -> tuple[Tensor, str]:
         """Return the means, or the draws where there are none, and what they are."""
-        kind = "draws from" if self.means is None else "means of"
-        return next(iter(self.named().values())), f"{kind} {self.distribution}"
+        name, images = next(iter(self.named().items()))
+        return images, name
 
 
 def images_of(program: Any, like: Data, values: Values, seed: int, *, draws: bool) -> Images:
@@ -65,9 +66,11 @@ def images_of(program: Any, like: Data, values: Values, seed: int, *, draws: boo
         seed: of the draws.
         draws: whether there are draws beside means; there are in any case where there are no means.
     """
-    means = mean_images(program.model, like, values)
-    drawn = drawn_images(program.model, like, values, seed) if draws or means is None else None
-    return Images(means, drawn, bool(values))
+    shown, what = shown_images(program.model, like, values, seed)
+    if what == "draws":
+        return Images(None, what, shown, bool(values))
+    drawn = drawn_images(program.model, like, values, seed) if draws else None
+    return Images(shown, what, drawn, bool(values))
 
 
 def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> Images | None:

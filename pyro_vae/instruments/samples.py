@@ -72,8 +72,7 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
     read = partial(decoded, program.model, program.guide, x, seed=seed)
     low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
     units = most_visible(program.model, program.guide, x, means[0], low, high, _UNITS)
-    moved, are_means = read(traversed(means[0], low, high, units, _STEPS))
-    what = "means" if are_means else "draws"
+    moved, what = read(traversed(means[0], low, high, units, _STEPS))
     named = {f"unit {unit}": row for unit, row in zip(units.tolist(), moved, strict=True)}
     folder.save_figure("traversals", images.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
     ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in means[:3]])

@@ -47,7 +47,7 @@ def reconstructions(images: Tensor, decoded: Tensor, what: str) -> Figure:
     whole = len(images) // per_row * per_row
     rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, decoded)]
     pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, f"test images, and under them {what}, z from q(z|x)", per_row)
+    return _grid(pairs, f"test images, and under them {what},\nz from q(z|x)", per_row)
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.trace import Batch, Data, Program, as_images, draw, image_site, reading, run
 
 Values = dict[str, Tensor]
+_DRAWS = 100
 
 
 def prior_latents(model: Program, like: Data, seed: int | None = None, given: Values | None = None) -> Values | None:
@@ -66,10 +67,31 @@ def drawn_images(model: Program, like: Data, values: Values, seed: int | None = 
         return _of_images(model, like, values, lambda pixels: pixels.sample())
 
 
-def shown_images(model: Program, like: Data, values: Values, seed: int | None = None) -> tuple[Tensor, bool]:
-    """Return `mean_images`, or `drawn_images` where there is no mean, and whether they are means."""
-    means = mean_images(model, like, values)
-    return (drawn_images(model, like, values, seed), False) if means is None else (means, True)
+def averaged_images(model: Program, like: Data, values: Values, seed: int | None = None) -> Tensor | None:
+    """Return means of 100 draws from p(x|z), for figures where the mean has no closed form; see `drawn_images`.
+
+    None of an autoregressive likelihood, whose draws take a run of its network for every pixel.
+    """
+
+    def average(pixels: Any) -> Tensor:
+        if hasattr(pixels, "complete"):
+            raise NotImplementedError
+        return torch.as_tensor(sum(pixels.sample() for _ in range(_DRAWS)) / _DRAWS)
+
+    with torch.no_grad(), reading(model, x=like, seed=seed, purpose="averages"):
+        try:
+            return _of_images(model, like, values, average)
+        except NotImplementedError:
+            return None
+
+
+def shown_images(model: Program, like: Data, values: Values, seed: int | None = None) -> tuple[Tensor, str]:
+    """Return what figures show at latents, and what it is: means, means of 100 draws, or draws of p(x|z)."""
+    if (means := mean_images(model, like, values)) is not None:
+        return means, "means"
+    if (means := averaged_images(model, like, values, seed)) is not None:
+        return means, f"means of {_DRAWS} draws"
+    return drawn_images(model, like, values, seed), "draws"
 
 
 def completed_images(model: Program, x: Data, seen: int, seed: int | None = None) -> Tensor | None:

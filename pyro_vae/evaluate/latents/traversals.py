@@ -13,7 +13,7 @@ from pyro_vae.evaluate.latents.decoding import Values, posterior_latents, shown_
 from pyro_vae.trace import Batch, Data, Program
 
 
-def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, bool]:
+def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, str]:
     """Return the images at latents.
 
     Args:
@@ -24,14 +24,14 @@ def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | 
         seed: of draws.
 
     Returns:
-        Means of p(x|z), or draws where there is no closed form, (..., *pixels), and whether they are means.
+        (..., *pixels), and what they are; see `shown_images`.
     """
     rows = units.flatten(0, -2)
     batch = Batch.of(x)
     like = batch.expand(len(rows))
     values = _sites(rows, posterior_latents(guide, batch[:1], seed=0))
-    images, are_means = shown_images(model, like, values, seed)
-    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), are_means
+    images, what = shown_images(model, like, values, seed)
+    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), what
 
 
 def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:

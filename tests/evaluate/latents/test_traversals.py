@@ -30,8 +30,8 @@ def test_an_interpolation_is_straight_and_keeps_both_ends() -> None:
 def test_images_at_latents_are_what_the_program_makes_of_them() -> None:
     """x = W z + b, at any leading dimensions."""
     program, units = LinearGaussian(3), torch.randn(2, 5, 3)
-    images, are_means = decoded(program.model, program.guide, torch.zeros(1, 7), units)
-    assert are_means
+    images, what = decoded(program.model, program.guide, torch.zeros(1, 7), units)
+    assert what == "means"
     torch.testing.assert_close(images, units @ program.weight.T + program.bias)
 
 
