@@ -71,7 +71,7 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
 
 
 def test_a_mixture_over_colors_is_fitted_scored_and_drawn(photographs: Path, tmp_path: Path) -> None:
-    """Its pictures are means of draws, and nothing is completed: the channels of a pixel are not independent given z."""
+    """Its pictures are means of draws, and nothing is completed: channels of a pixel are not independent given z."""
     run = tmp_path / "run"
     flags = ["--binarize", "none", "--likelihood", "logistic-mixture"]
     result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
