@@ -13,7 +13,7 @@ from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import OWN_SPLITS, Shares, split_by_content, without_test
+from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, OWN_SPLITS, Shares, split_by_content, without_test
 from pyro_vae.errors import DataError
 
 Array = Tensor | np.ndarray
@@ -61,7 +61,7 @@ def assemble(
     """Split and label data, and build the data set.
 
     Args:
-        build: called with the name, training, validation and test data, and `Labels` or None.
+        build: called with the name, training, validation and test data, `Labels` or None, and how they are split.
         name: of the data set.
         parts: training, validation and test data (N, *shape); but for the first, None where they are not given.
         labels: of each part, (N,), or None.
@@ -73,19 +73,16 @@ def assemble(
     if test is None:
         if valid is not None:
             raise DataError(f"{name}: validation data are given without test data; give both, or test data alone.")
-        return _built(build, name, train, split_by_content(train, splits, name), codes)
+        first, second, third = split_by_content(train, splits, name)
+        known = None if codes is None else Labels(("class",), codes[first], codes[second], codes[third])
+        return build(name, train[first], train[second], train[third], known, BY_CONTENT)
     if valid is not None:
         sizes = [len(train), len(valid), len(test)]
-        return build(name, train, valid, test, None if codes is None else Labels(("class",), *codes.split(sizes)))
+        known = None if codes is None else Labels(("class",), *codes.split(sizes))
+        return build(name, train, valid, test, known, GIVEN)
     kept, held_out = split_by_content(train, without_test(splits), name)
     known = None if codes is None else Labels(("class",), codes[kept], codes[held_out], codes[len(train) :])
-    return build(name, train[kept], train[held_out], test, known)
-
-
-def _built(build: Callable[..., C], name: str, values: Tensor, places: Sequence[Tensor], codes: Tensor | None) -> C:
-    train, valid, test = places
-    labels = None if codes is None else Labels(("class",), codes[train], codes[valid], codes[test])
-    return build(name, values[train], values[valid], values[test], labels)
+    return build(name, train[kept], train[held_out], test, known, HELD_OUT)
 
 
 def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:

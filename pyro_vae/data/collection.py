@@ -34,6 +34,8 @@ class Collection:
     valid: Tensor
     test: Tensor
     labels: Labels | None = None
+    how_split: str = ""
+    """How a user's own data have come to their splits, in words."""
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -49,12 +51,13 @@ class Collection:
                 raise DataError(f"{self.name}: labels {tuple(found)} of {len(values)} {split} {self.items}.")
 
     def __str__(self) -> str:
-        """Return one line: how many items of which shape and kind, and their classes."""
+        """Return one line: how many items of which shape and kind, their classes, and how they have been split."""
         numbers = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "valid", "test"))
         classes = ""
         if self.labels is not None and self.labels.names == ("class",):
             classes = f", {1 + int(torch.cat([self.labels.train, self.labels.test]).max())} classes"
-        return f"{self.name}: {numbers} {self.items} of {self._described()}{classes}"
+        how_split = f", {self.how_split}" if self.how_split else ""
+        return f"{self.name}: {numbers} {self.items} of {self._described()}{classes}{how_split}"
 
     def _described(self) -> str:
         raise NotImplementedError

@@ -137,10 +137,10 @@ def from_numbers(
     if counts and largest > _EXACT:
         raise DataError(f"{name}: a count is {largest:.0f}; float32 has every integer up to {_EXACT:,} alone.")
 
-    def build(name: str, train: Tensor, valid: Tensor, test: Tensor, labels: Labels | None) -> Numbers:
+    def build(name: str, train: Tensor, valid: Tensor, test: Tensor, labels: Labels | None, how: str) -> Numbers:
         # Rounded after they are split, so that the split does not depend on the type.
         dtype = torch.get_default_dtype()
-        return Numbers(name, train.to(dtype), valid.to(dtype), test.to(dtype), labels, names, counts)
+        return Numbers(name, train.to(dtype), valid.to(dtype), test.to(dtype), labels, how, names, counts)
 
     return assemble(build, name, parts, (labels, valid_labels, test_labels), splits)
 

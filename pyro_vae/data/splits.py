@@ -13,6 +13,8 @@ from torch import Tensor
 from pyro_vae.errors import DataError
 
 Shares = Sequence[float]
+# How a data set has come to its splits, in words.
+GIVEN, HELD_OUT, BY_CONTENT = "split as given", "validation data split off by their content", "split by their content"
 OWN_SPLITS = (0.8, 0.1, 0.1)  # training, validation and test data of a user's own
 
 

@@ -30,7 +30,7 @@ def test_every_row_is_in_one_split_as_it_is(values: np.ndarray) -> None:
 def test_counts_are_known_by_their_values(dtype: str) -> None:
     table = from_numbers(COUNTS.astype(dtype), labels=np.arange(300) % 4)
     assert table.kind == "counts"
-    assert str(table).endswith("rows of 5 counts, 4 classes")
+    assert str(table).endswith("rows of 5 counts, 4 classes, split by their content")
     assert rows(torch.cat([table.train, table.valid, table.test])) == rows(torch.as_tensor(COUNTS).double())
     assert from_numbers(COUNTS - 1.0).kind == "real"
     assert from_numbers(COUNTS / 2).kind == "real"

@@ -47,7 +47,9 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert result.returncode == 0, result.stderr
     found = [word for word in result.stdout.splitlines() if word.startswith("photographs: ")]
     assert len(found) == 1
-    assert found[0].endswith("test images of 3 x 12 x 10 color pixels, 2 classes; --likelihood gaussian")
+    assert found[0].endswith(
+        "test images of 3 x 12 x 10 color pixels, 2 classes, split by their content; --likelihood gaussian"
+    )
     fitted = summary_of(run)
     nats = fitted["log_likelihood"]
     assert isinstance(nats, float)
@@ -97,7 +99,7 @@ def test_a_size_and_gray_are_as_asked_for_and_kept_by_the_run(photographs: Path,
     result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
     assert result.returncode == 0, result.stderr
     assert "photographs: 50 train" in result.stdout
-    assert "of 8 x 8 gray pixels, 2 classes; --likelihood logistic-mixture" in result.stdout
+    assert "of 8 x 8 gray pixels, 2 classes, split by their content; --likelihood logistic-mixture" in result.stdout
     again = inside("evaluate", run)
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == summary_of(run)["log_likelihood"]

@@ -13,8 +13,8 @@ from helpers.calls import command, inside
 
 FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 2, "--hidden-dim", 8, "--batch-size", 20]
 LINES = {
-    "flowers.csv": " test rows of 4 real numbers, 3 classes; --likelihood gaussian",
-    "cells.npy": " test rows of 9 counts; --likelihood negative-binomial",
+    "flowers.csv": " test rows of 4 real numbers, 3 classes, split by their content; --likelihood gaussian",
+    "cells.npy": " test rows of 9 counts, split by their content; --likelihood negative-binomial",
 }
 
 

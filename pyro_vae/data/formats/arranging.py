@@ -13,7 +13,7 @@ from pyro_vae.data.assembly import codes_of
 from pyro_vae.data.formats.decoding import Store, as_channels
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import Shares, hashes_of, split_by_hash, without_test
+from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, Shares, hashes_of, split_by_hash, without_test
 
 SPLITS = ("train", "valid", "test")
 
@@ -27,6 +27,8 @@ class Arranged(NamedTuple):
     """Where the images of each split are in the store, in their order."""
     codes: Tensor | None
     """Labels of all splits one after the other, (N, 1)."""
+    how_split: str
+    """See `Collection`."""
 
     @property
     def sizes(self) -> list[int]:
@@ -80,19 +82,22 @@ def arrange(
     hashes = hashes_of(as_channels(store[index], channels) for index in range(number))
     order = hashes.argsort(stable=True)
     if splits is None:
+        how_split = BY_CONTENT
         places = tuple(order[place] for place in split_by_hash(hashes[order], shares, name))
     else:
+        how_split = GIVEN if "valid" in splits else HELD_OUT
         at = {each: torch.tensor([i for i in order.tolist() if splits[i] == each]).long() for each in SPLITS}
         if not len(at["valid"]):
             kept, held_out = split_by_hash(hashes[at["train"]], without_test(shares), name)
             at["train"], at["valid"] = at["train"][kept], at["train"][held_out]
         places = tuple(at[each] for each in SPLITS)
     codes = codes_of(name, (classes, range(number)))
-    return Arranged(as_channels(store[0], channels).shape, places, None if codes is None else codes[torch.cat(places)])
+    codes = None if codes is None else codes[torch.cat(places)]
+    return Arranged(as_channels(store[0], channels).shape, places, codes, how_split)
 
 
-def images_of(name: str, parts: Sequence[Tensor], codes: Tensor | None) -> Images:
-    """Return a data set of training, validation and test images and the labels of all, as of `Arranged`."""
+def images_of(name: str, parts: Sequence[Tensor], codes: Tensor | None, how_split: str) -> Images:
+    """Return a data set of training, validation and test images, the labels of all and how_split as of `Arranged`."""
     train, valid, test = parts
     labels = None if codes is None else Labels(("class",), *codes.split([len(part) for part in parts]))
-    return Images(name, train, valid, test, labels)
+    return Images(name, train, valid, test, labels, how_split)

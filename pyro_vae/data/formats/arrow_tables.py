@@ -88,7 +88,7 @@ def _from_files(
         shares=splits,
         name=name,
     )
-    return images_of(name, arranged.stacked(store), arranged.codes)
+    return images_of(name, arranged.stacked(store), arranged.codes, arranged.how_split)
 
 
 def _from_pixels(

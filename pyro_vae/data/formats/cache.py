@@ -28,7 +28,7 @@ from pyro_vae.data.formats.decoding import in_order
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
-_FORMAT = 1  # raised when the same files come to other entries
+_FORMAT = 2  # raised when the same files come to other entries
 _IMAGES, _ABOUT, _UNFINISHED = "images.npy", "entry.json", ".unfinished-"
 _ABANDONED = 24 * 3600  # seconds without a change, after which nobody is writing an entry any more
 _BLOCK = 2**20
@@ -68,6 +68,8 @@ class Kept(NamedTuple):
     """Training, validation and test images, uint8 (N, *pixels) each, mapped."""
     labels: Tensor | None
     """Of all images, one split after the other, (N, 1)."""
+    how_split: str
+    """See `Collection`."""
     left_out: list[tuple[str, str]]
     """Files that cannot be used, relative to the folder, and why."""
 
@@ -112,7 +114,8 @@ class Entry:
         if len(sizes) != 3 or min(sizes) < 1 or sum(sizes) != len(pixels):
             raise DataError(f"{sizes} of {len(pixels)} images")
         codes = None if labels is None else torch.tensor(labels, dtype=torch.long).view(len(pixels), 1)
-        return Kept(pixels.split(sizes), codes, [(str(name), str(why)) for name, why in about["left_out"]])
+        left_out = [(str(name), str(why)) for name, why in about["left_out"]]
+        return Kept(pixels.split(sizes), codes, str(about["how_split"]), left_out)
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
@@ -159,6 +162,7 @@ class Entry:
         shape: tuple[int, ...],
         sizes: Sequence[int],
         labels: Tensor | None,
+        how_split: str,
         left_out: Sequence[tuple[str, str]],
     ) -> None:
         """Write the files of an entry.
@@ -169,6 +173,7 @@ class Entry:
             shape: (N, *pixels).
             sizes: numbers of training, validation and test images.
             labels: as in `Kept`.
+            how_split: likewise.
             left_out: likewise.
 
         Raises:
@@ -186,6 +191,7 @@ class Entry:
                 "shape": shape,
                 "sizes": list(sizes),
                 "labels": None if labels is None else labels.flatten().tolist(),
+                "how_split": how_split,
                 "left_out": list(left_out),
             }
             digest = _digest(about, file.fileno())

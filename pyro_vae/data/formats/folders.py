@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ def from_folder(
 
     Raises:
         DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
-            first or of a type that is no image of 8 or 16 bits; names the file.
+            first or of a type that is no image of 8 or 16 bits; names the file; or a class without images.
     """
     source = _source(Path(path), Options(size, channels, skip_bad), splits)
     kept = None
@@ -67,10 +67,10 @@ def from_folder(
         elif write_cache:
             kept = _keep(source, entry)
     if kept is not None:
-        return images_of(source.folder.name, kept.parts, kept.labels)
+        return images_of(source.folder.name, kept.parts, kept.labels, kept.how_split)
     decoded: list[np.ndarray] = []
     arranged, _ = _arrange(source, decoded)
-    return images_of(source.folder.name, arranged.stacked(decoded), arranged.codes)
+    return images_of(source.folder.name, arranged.stacked(decoded), arranged.codes, arranged.how_split)
 
 
 class _Source(NamedTuple):
@@ -94,7 +94,31 @@ def _source(folder: Path, options: Options, splits: Shares) -> _Source:
     files = sorted(_files(folder))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
+    _check_classes(folder, files, options.skip_bad)
     return _Source(folder, files, options, splits)
+
+
+def _check_classes(folder: Path, files: list[Path], skip_bad: bool) -> None:
+    """Refuse a class without images, or, of bad data that are skipped, warn of it."""
+    parts = [path.relative_to(folder).parts[:-1] for path in files]
+    depth = int(_are_split(parts))
+    if not all(len(part) > depth for part in parts):
+        return  # sub-folders are no classes
+    above = sorted({part[:depth] for part in parts})
+    there = {part[: depth + 1] for part in parts}
+    for start in above:
+        for each in sorted(folder.joinpath(*start).iterdir()):
+            seen = each.is_symlink() or (*start, each.name) in there  # a link may lead back to a folder above
+            if each.is_dir() and not each.name.startswith(".") and not seen:
+                message = f"{each} is a class without images; remove the folder, or put some there."
+                if not skip_bad:
+                    raise DataError(message)
+                _LOG.warning("Left out: %s", message)
+
+
+def _are_split(parts: Sequence[tuple[str, ...]]) -> bool:
+    """Whether the folders that images are in say of which split they are."""
+    return all(part and part[0] in SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -119,7 +143,7 @@ def _arrange(source: _Source, store: Store) -> tuple[Arranged, list[tuple[Path, 
     size, channels, skip_bad = source.options
     found = decode(source.files, size, skip_bad, store)
     parts = [source.files[index].relative_to(source.folder).parts[:-1] for index in found.kept]
-    by_split = all(part and part[0] in SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
+    by_split = _are_split(parts)
     classes = [part[by_split:] for part in parts]
     arranged = arrange(
         store,
@@ -145,7 +169,7 @@ def _keep(source: _Source, entry: Entry) -> Kept | None:
                     (path.relative_to(source.folder).as_posix(), why.removeprefix(str(path))) for path, why in bad
                 ]
                 shape = (sum(arranged.sizes), *arranged.shape)
-                entry.write(folder, images, shape, arranged.sizes, arranged.codes, left_out)
+                entry.write(folder, images, shape, arranged.sizes, arranged.codes, arranged.how_split, left_out)
             (folder / "decoded").unlink()
             if source.key() != entry.path.name:
                 raise OSError("files have changed while they were decoded")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,12 @@ def damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def damaged_jpeg(path: Path) -> None:
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    Image.fromarray(smooth).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
 def text(path: Path) -> None:
     path.write_text("not an image")
 
@@ -193,6 +200,7 @@ def a_socket(path: Path) -> None:
 
 BAD: dict[Callable[[Path], None], str] = {
     damaged: "cannot be read as an image",
+    damaged_jpeg: "cannot be read as an image",
     text: "cannot be read as an image",
     empty: "cannot be read as an image",
     animated: "is animated; give its frames",
@@ -223,6 +231,35 @@ def test_a_bad_file_is_named_or_left_out(
         found = from_folder(folder, skip_bad=True)
     assert same(found, from_arrays(np.delete(GRAY, 17, 0)))
     assert "017.png" in caplog.text
+
+
+def test_a_class_without_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, part in zip(("cat", "dog"), np.split(GRAY, 2), strict=True):
+        write(tmp_path / name, part)
+    expected = from_folder(tmp_path)
+    (tmp_path / "emu" / "young").mkdir(parents=True)
+    (tmp_path / "emu" / "notes.txt").write_text("no emus yet")
+    (tmp_path / ".hidden").mkdir()
+    with pytest.raises(DataError, match=r"emu is a class without images; remove the folder, or put some there\.$"):
+        from_folder(tmp_path)
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        assert same(from_folder(tmp_path, skip_bad=True), expected)
+    assert "emu is a class without images" in caplog.text
+    write(tmp_path, GRAY[:1])  # an image beside the folders: they are no classes then
+    assert from_folder(tmp_path).labels is None
+
+
+def test_it_is_said_how_images_have_come_to_their_splits(tmp_path: Path) -> None:
+    write(tmp_path / "alone", GRAY)
+    write(tmp_path / "two" / "train", GRAY[10:])
+    write(tmp_path / "two" / "test", GRAY[:10])
+    shutil.copytree(tmp_path / "two", tmp_path / "three")
+    (tmp_path / "three" / "valid").mkdir()
+    (tmp_path / "three" / "train" / "000.png").rename(tmp_path / "three" / "valid" / "0.png")
+    said = {"alone": "split by their content", "two": "validation data split off by their content"}
+    for name, how in {**said, "three": "split as given"}.items():
+        for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+            assert str(from_folder(tmp_path / name, cache=cache)).endswith(f"pixels, {how}")
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
