@@ -40,7 +40,8 @@ class Images(Collection):
             raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
 
     def _described(self) -> str:
-        levels = {"binary": "black or white", "gray": "gray", "color": "color"}[self.kind]
+        one_channel = len(self.pixel_shape) < 3 or self.pixel_shape[0] == 1
+        levels = {"binary": "black or white", "gray": "gray" if one_channel else "8-bit", "color": "color"}[self.kind]
         return " x ".join(map(str, self.pixel_shape)) + f" {levels} pixels"
 
     @cached_property

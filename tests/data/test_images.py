@@ -176,3 +176,21 @@ def test_one_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyP
     bright = dark.clone()
     bright[-1, -1, -1] = 2
     assert Images("bright", bright, dark, dark).train is bright
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((5, 4), "5 x 4 gray"),
+        ((1, 5, 4), "1 x 5 x 4 gray"),
+        ((3, 5, 4), "3 x 5 x 4 color"),
+        ((4, 5, 4), "4 x 5 x 4 8-bit"),
+    ],
+)
+def test_one_line_says_what_images_are(shape: tuple[int, ...], says: str) -> None:
+    pixels = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
+    assert (
+        str(Images("mine", pixels, pixels[:2], pixels[:3])) == f"mine: 9 train, 2 valid, 3 test images of {says} pixels"
+    )
+    black = 255 * (pixels > 99).byte()
+    assert "black or white" in str(Images("mine", black, black, black))
