@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import arviz
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, good_khat
@@ -88,6 +86,9 @@ def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
 
     Of many units the six that depart most are drawn.
     """
+    import arviz  # on use: both take long to import
+    import scipy.stats
+
     shares = (ranks + 0.5) / (num_samples + 1)
     grid = (np.arange(len(shares)) + 0.5)[:, None] / len(shares)
     farthest = np.abs(np.sort(shares, axis=0) - grid).max(0).argsort()[::-1][:_CALIBRATED_UNITS]

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from pyro_vae.report.labels import figure_label
 
@@ -95,6 +94,8 @@ def are_pictures(images: Tensor) -> bool:
 
 def tiled(images: Tensor, per_row: int) -> np.ndarray:
     """Return images in [0, 1], see `are_pictures`, as one, with a gray line around each."""
+    from torchvision.utils import make_grid  # on use: it takes a second to import
+
     colored = images.dim() == 4
     shown = images.detach().cpu().float().clamp(0, 1)
     tiles = make_grid(shown if colored else shown.unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)

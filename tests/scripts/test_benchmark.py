@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from helpers.calls import script
 
 
+@pytest.mark.slow  # it waits for the compiler twice
 def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
     small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 20, "--num-particles", 1]
     result = script("benchmark", "--measure", "steps", *small, "--out", tmp_path)
