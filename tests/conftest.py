@@ -98,7 +98,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def promised(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Return what takes down a figure for the README's section "What is promised", shown at the end of the run."""
+    """Return what takes down a figure for the guarantees of tests/README.md, shown at the end of the run."""
     return lambda figure: record_property("promised", figure)
 
 
