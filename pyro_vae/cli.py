@@ -25,7 +25,9 @@ def exit_status() -> Iterator[None]:
     0 done; 1 training that stopped being finite, memory or disk that has run out; 2 bad usage or bad input; 130 and
     143 stopped by SIGINT or SIGTERM, to be continued with --resume.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Warnings of every library, and what this one has to say besides: others say a good deal when they are imported.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("pyro_vae").setLevel(logging.INFO)
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _leave_at_once)
