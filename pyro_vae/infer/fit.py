@@ -26,10 +26,10 @@ from pyro_vae.trace.isolation import fork_rng
 class Fit:
     """Fit a program; iterating runs one epoch at a time and yields its `Epoch`.
 
-    A fit starts from an empty param store, since a second program of the same parameter names would silently
-    not train, and leaves its parameters in the store after each epoch, as Pyro users expect. Where two fitted
-    programs share names of `pyro.param`, read each inside the `scope` of its fit. Each epoch runs with the
-    modules in training mode; the first step validates the distributions, the others do not.
+    A fit starts from an empty param store, since a second program of the same parameter names would silently not train,
+    and leaves its parameters in the store after each epoch, as Pyro users expect. Where two fitted programs share names
+    of `pyro.param`, read each inside the `scope` of its fit. Each epoch runs with the modules in training mode; the
+    first step validates the distributions, the others do not.
 
     Args:
         driver: the SVI that takes the steps.
@@ -39,8 +39,8 @@ class Fit:
         epochs: number of epochs in all.
         valid: validation images as the program sees them, a batch of any size; their ELBO is estimated after each epoch
             with one particle and the same noise every time.
-        patience: stop after this many epochs without a better validation ELBO and return to the parameters
-            of the best; 0 never stops. Where there is no ELBO it is the distortion that counts.
+        patience: stop after this many epochs without a better validation ELBO and return to the parameters of the best;
+            0 never stops. Where there is no ELBO it is the distortion that counts.
         seed: seed of the validation noise.
         ema: decay of an exponential moving average of the parameters over the steps (`averaging`), such as 0.999; 0
             keeps none. Validation and patience are of the averages, and at the end the parameters become them. Until
@@ -124,11 +124,9 @@ class Fit:
         if self.svi.steps == 0:
             raise UserError("A fit has no state before its first step, which finds the parameters.")
         with self.scope(), self._located():
-            driver = self.svi.state_dict()
-            average = self.average.state_dict(self.svi)
+            parts = {"svi": self.svi.state_dict(), "average": self.average.state_dict(self.svi)}
         return {
-            "svi": driver,
-            "average": average,
+            **parts,
             "epoch": self.epoch,
             "begun": dict(vars(self._begun)),
             "best": self.best._asdict(),
@@ -149,8 +147,7 @@ class Fit:
             self.average.load_state_dict(state.get("average"), self.svi)  # earlier versions had none
             self.epoch = state["epoch"]
             self._begun = Begun(**state["begun"])
-            best = state["best"]
-            self.best = Best(best["value"], best["epoch"], best["parameters"])
+            self.best = Best(*(state["best"][name] for name in Best._fields))
             self.setbacks = state["setbacks"]
             numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best.epoch + 1)
             if not all(type(number) is int and number >= 0 for number in (*numbers, self.average.steps)):
@@ -169,9 +166,8 @@ class Fit:
 
     def _publish(self) -> None:
         store = pyro.get_param_store()
-        before = store.get_state()
-        params = before["params"] | self._store["params"]
-        store.set_state({"params": params, "constraints": before["constraints"] | self._store["constraints"]})
+        merged: Any = {part: values | self._store[part] for part, values in store.get_state().items()}
+        store.set_state(merged)
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
         """Take the steps that remain of an epoch; return whether all are taken."""
@@ -202,16 +198,15 @@ class Fit:
         started = time.perf_counter()
         with self._located():
             self.svi.check()  # waits for the device, so that the seconds are those of the epoch
-        valid_elbo, valid_distortion = None, None
+        model, guide, valid = self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
-            if self.valid is not None:
-                valid_elbo, valid_distortion = validate(self.svi.model, self.svi.guide, self.valid, self.seed)
+            elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
             record = begun.ended(
                 epoch=self.epoch,
                 step=self.svi.steps,
                 seconds=begun.seconds + time.perf_counter() - started,
-                valid_elbo=valid_elbo,
-                valid_distortion=valid_distortion,
+                valid_elbo=elbo,
+                valid_distortion=distortion,
                 learning_rate=float(self.svi.optim.learning_rate),
             )
             if self.patience:
@@ -221,5 +216,5 @@ class Fit:
         if self.finished:
             self.average.settle()
             if self.best.parameters is not None:  # of averages, where the fit keeps them
-                load_parameters(self.svi.model, self.svi.guide, self.best.parameters, self._some_images())
+                load_parameters(model, guide, self.best.parameters, self._some_images())
         return record
