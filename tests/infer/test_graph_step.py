@@ -34,7 +34,7 @@ CASES = [(field, name) for field, table in TABLES.items() for name in table] + [
 # What the compiler itself is tried on: a plain program, a factorisation, masks.
 COMPILED = [
     ("objective", "elbo", torch.float32, 1e-5),
-    ("posterior", "full-rank", torch.float32, 1e-5),
+    pytest.param("posterior", "full-rank", torch.float32, 1e-5, marks=pytest.mark.slow),
     pytest.param("prior", "realnvp", torch.float64, 1e-10, marks=pytest.mark.slow),
 ]
 

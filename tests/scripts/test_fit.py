@@ -82,7 +82,10 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     assert content == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("number", "status", "compiled"), [(signal.SIGINT, 130, "auto"), (signal.SIGTERM, 143, "off")])
+@pytest.mark.parametrize(
+    ("number", "status", "compiled"),
+    [pytest.param(signal.SIGINT, 130, "auto", marks=pytest.mark.slow), (signal.SIGTERM, 143, "off")],
+)
 def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compiled: str, tmp_path: Path) -> None:
     """Of so many steps a run is compiled, unless that is switched off."""
     folder = tmp_path / "run"

@@ -40,7 +40,7 @@ def summary_of(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", [pytest.param("mlp", marks=pytest.mark.slow), "conv"])
 def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, tmp_path: Path) -> None:
     run, moved = tmp_path / "run", tmp_path / "elsewhere"
     result = inside("fit", "--data", photographs, *FLAGS, *GAUSSIAN, "--net", net, "--out", run)
