@@ -89,7 +89,9 @@ def check(epochs: int, folder: Path, signals: list[int], *flags: object) -> None
     assert [line["epoch"] for line in found[1]] == list(range(epochs))
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(1, 40), pytest.param(25, 1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "epochs"), [pytest.param(1, 40, marks=pytest.mark.slow), pytest.param(25, 1200, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_killed_ends_with_the_same_bits(
     kills: int, epochs: int, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:

@@ -171,7 +171,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
         torch.testing.assert_close(found.log_weights[:, rows], right.log_weights[:, rows], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("program", ["gmvae", "cvae", "m2"])
+@pytest.mark.parametrize("program", ["gmvae", "cvae", pytest.param("m2", marks=pytest.mark.slow)])
 def test_programs_of_classes_go_through_every_script(program: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     inside("fit", *TINY, "--test-images", 10, "--program", program, "--out", run)
