@@ -8,7 +8,7 @@ from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
 from pyro_vae.data.formats import from_dataset, from_file, from_folder, from_path
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
 from pyro_vae.data.labels import Labels, some_labels
-from pyro_vae.data.numbers import Numbers, from_numbers
+from pyro_vae.data.numbers import Numbers, column_names, from_numbers
 from pyro_vae.errors import DataError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Labels",
     "Numbers",
     "Observed",
+    "column_names",
     "defaults",
     "from_arrays",
     "from_dataset",

@@ -2,6 +2,7 @@ r"""The splits of a data set: one tensor each, of the same columns or pixels, wi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -19,7 +20,7 @@ _C = TypeVar("_C", bound="Collection")
 
 
 @dataclass(frozen=True)
-class Collection:
+class Collection(ABC):
     """Training, validation and test data, (N, *shape) each, and their labels, if there are some.
 
     Raises:
@@ -59,13 +60,14 @@ class Collection:
         how_split = f", {self.how_split}" if self.how_split else ""
         return f"{self.name}: {numbers} {self.items} of {self._described()}{classes}{how_split}"
 
+    @abstractmethod
     def _described(self) -> str:
-        raise NotImplementedError
+        """Return the shape and the kind of an item, in words."""
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """What the values are, a key of `config.suited.LIKELIHOODS_OF`."""
-        raise NotImplementedError
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -77,9 +79,9 @@ class Collection:
         """Shape of one item."""
         return tuple(self.train.shape[1:])
 
+    @abstractmethod
     def observed(self, binarize: str = "dynamic") -> Observed:
         """Return the data as a program observes them."""
-        raise NotImplementedError
 
     def first(self: _C, split: str, number: int) -> _C:
         """Return the data with only the first so many items of a split.

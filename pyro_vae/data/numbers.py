@@ -43,7 +43,7 @@ class Numbers(Collection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.columns:
-            object.__setattr__(self, "columns", tuple(f"column {n}" for n in range(self.train.shape[1])))
+            object.__setattr__(self, "columns", column_names(self.train.shape[1]))
         if self.counts:
             return
         std, mean = torch.std_mean(self.train.double(), 0)
@@ -101,6 +101,11 @@ class ObservedNumbers(Observed):
         return values + torch.rand(values.shape, generator=generator, device=device).to(values.device)
 
 
+def column_names(number: int) -> tuple[str, ...]:
+    """Return the names of so many columns that have none of their own."""
+    return tuple(f"column {place}" for place in range(number))
+
+
 def from_numbers(
     train: Array,
     test: Array | None = None,
@@ -129,7 +134,7 @@ def from_numbers(
     Raises:
         DataError: see `Numbers`; a value that is no number; or as `from_arrays`.
     """
-    names = tuple(columns) or tuple(f"column {n}" for n in range(np.shape(train)[-1] if np.ndim(train) == 2 else 0))
+    names = tuple(columns) or column_names(np.shape(train)[-1] if np.ndim(train) == 2 else 0)
     parts = [None if part is None else _numbers(part, name, names) for part in (train, valid, test)]
     given = [part for part in parts if part is not None]
     counts = all(bool(((part >= 0) & (part == part.round())).all()) for part in given)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from pyro_vae.data import column_names
 from pyro_vae.instruments.generated import generated, reconstructions
 from pyro_vae.report import rows
 from pyro_vae.runs import Folder
@@ -27,7 +28,7 @@ def write_rows(folder: Folder, program: Any, x: Batch, columns: Sequence[str], s
         prior: name of the figure of samples.
     """
     number = x.x.shape[1]
-    names = columns or [f"column {place}" for place in range(number)]
+    names = columns or column_names(number)
     some = x[: _ROWS if number <= rows.MOST_PAIRS else _MAPPED_ROWS]
     samples = generated(program, some, seed, means=False)
     if samples is None:

@@ -34,6 +34,28 @@ class Fixed:
         return (self.grey > 0.5).to(self.grey.dtype)
 
 
+class Inverted(Fixed):
+    """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
+
+    def __call__(self, epoch: int) -> Iterator[Tensor]:
+        self.epoch = epoch
+        return super().__call__(epoch)
+
+    def observe(self, batch: Tensor) -> Tensor:
+        return 1 - super().observe(batch) if self.epoch >= 3 else super().observe(batch)
+
+
+class Multiplied(Fixed):
+    """Images times a factor, which a test sets to NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones(())
+
+    def observe(self, batch: Tensor) -> Tensor:
+        return super().observe(batch) * self.factor
+
+
 def new_fit(vae: VAE, loss: Objective | None = None, graph: str | None = None, **arguments: object) -> Fit:
     schedule = schedules.over(schedules.cosine, EPOCHS * BATCHES)
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedule)

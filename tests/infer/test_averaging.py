@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -13,7 +12,7 @@ import pytest
 import torch
 from helpers.bits import assert_same
 from helpers.calls import one_line
-from helpers.fits import BATCHES, EPOCHS, Fixed, new_fit
+from helpers.fits import BATCHES, EPOCHS, Fixed, Inverted, Multiplied, new_fit
 from helpers.programs import small_vae
 from helpers.stateful import Params
 from torch import Tensor, nn
@@ -103,19 +102,9 @@ def test_the_validation_elbo_is_that_of_the_averaged_weights() -> None:
 
 
 def test_patience_keeps_the_averages_of_the_best_epoch() -> None:
-    class Worse(Fixed):
-        """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
-
-        def __call__(self, epoch: int) -> Iterator[Tensor]:
-            self.epoch = epoch
-            return super().__call__(epoch)
-
-        def observe(self, batch: Tensor) -> Tensor:
-            return 1 - super().observe(batch) if self.epoch >= 3 else super().observe(batch)
-
     vae = small_vae()
     fit = new_fit(vae, epochs=50, patience=3, ema=DECAY)
-    fit.batches = Worse()
+    fit.batches = Inverted()
     kept, elbos = [], []
     for record in fit:
         kept.append(values(fit) if fit.finished else averages(fit))
@@ -191,14 +180,8 @@ def test_a_parameter_of_another_tensor_starts_anew() -> None:
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 def test_a_step_that_is_not_finite_leaves_it_alone(graph: str | None) -> None:
-    class Hurt(Fixed):
-        factor = torch.ones(())
-
-        def observe(self, batch: Tensor) -> Tensor:
-            return super().observe(batch) * self.factor
-
     fit = new_fit(small_vae(), graph=graph, ema=DECAY)
-    fit.batches = Hurt()
+    fit.batches = Multiplied()
     next(iter(fit))
     before, steps = averages(fit), fit.average.steps
     fit.batches.factor = torch.tensor(math.nan)

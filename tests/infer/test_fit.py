@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.fits import BATCHES, EPOCHS, SIZE, Fixed, new_fit
+from helpers.fits import BATCHES, EPOCHS, SIZE, Fixed, Inverted, new_fit
 from helpers.oracles import LinearGaussian
 from helpers.programs import small_vae
 from torch import Tensor, nn
@@ -96,20 +96,10 @@ def test_the_reported_elbo_is_that_of_the_epoch() -> None:
 
 
 def test_early_stopping_returns_to_the_best_epoch() -> None:
-    class Worse(Fixed):
-        """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
-
-        def __call__(self, epoch: int) -> Iterator[Tensor]:
-            self.epoch = epoch
-            return super().__call__(epoch)
-
-        def observe(self, batch: Tensor) -> Tensor:
-            return 1 - super().observe(batch) if self.epoch >= 3 else super().observe(batch)
-
     pyro.set_rng_seed(0)
     vae = small_vae()
     fit = new_fit(vae, epochs=50, patience=4)
-    fit.batches = Worse()
+    fit.batches = Inverted()
     records = list(fit)
     elbos = [record.valid_elbo for record in records]
     best = elbos.index(max(elbos))

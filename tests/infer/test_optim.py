@@ -8,7 +8,7 @@ import math
 import pyro
 import pytest
 import torch
-from helpers.fits import BATCHES, Fixed
+from helpers.fits import BATCHES, Fixed, Multiplied
 from helpers.programs import small_vae
 from torch import Tensor
 
@@ -71,13 +71,7 @@ def test_its_steps_are_those_of_torch_and_of_the_paper(graph: str | None) -> Non
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 def test_what_is_not_finite_stops_it_before_the_weights_and_the_moments_change(graph: str | None) -> None:
-    class Hurt(Fixed):
-        factor = torch.ones(())
-
-        def observe(self, batch: Tensor) -> Tensor:
-            return super().observe(batch) * self.factor
-
-    fit = Fit(adamax(small_vae(), graph), Hurt(), 3)
+    fit = Fit(adamax(small_vae(), graph), Multiplied(), 3)
     next(iter(fit))
     before = copy.deepcopy(fit.svi.state_dict())
     fit.batches.factor = torch.tensor(math.nan)

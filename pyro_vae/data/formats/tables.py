@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.data.numbers import Numbers, from_numbers
+from pyro_vae.data.numbers import Numbers, column_names, from_numbers
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
@@ -46,7 +46,7 @@ def from_csv(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
     except (ValueError, OSError) as error:  # a parser's errors and those of UTF-8 are ValueErrors
         raise DataError(f"{path} cannot be read as a table ({_short(error)}); repair or replace it.") from error
     if header is None:
-        frame.columns = [f"column {n}" for n in frame.columns]
+        frame.columns = [*column_names(len(frame.columns))]
     return from_frame(frame, path, splits)
 
 
