@@ -3,6 +3,7 @@ r"""The order in which a fit sees its training images."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +46,11 @@ class Batches:
         self.num_images = len(pixels)
         self._observe = observe
 
-    def __call__(self, epoch: int) -> Iterator[Tensor]:
+    def __call__(self, epoch: int) -> Iterator[Any]:
         """Yield the batches of one epoch, indices (B,) on the device of the images."""
+        return self._indices(epoch)
+
+    def _indices(self, epoch: int) -> Iterator[Tensor]:
         # Torch's generators keep 32 bits of a seed, so seed and epoch are hashed into them. The generator lives on
         # the CPU, so that the order does not depend on the device.
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
@@ -64,3 +68,47 @@ class Batches:
         """Return what the program observes of the images at these indices, float (B, *pixels), with their labels."""
         x = self._observe(self.pixels[batch])
         return x if self.labels is None else (x, self.labels[batch])
+
+
+class StreamedBatches(Batches):
+    """Batches of training images that stay on the host while the program runs on a device, in the order of `Batches`.
+
+    A batch holds the pixels of its images, uint8 (B, *pixels), and their labels if there are any, on the device. The
+    copy does not wait for the device, so that the next batch is gathered while the device computes.
+
+    Args:
+        pixels: uint8 (N, *pixels), on the host.
+        batch_size: as in `Batches`.
+        seed: as in `Batches`.
+        observe: as in `Batches`, on the device.
+        labels: as in `Batches`.
+        device: the device of the program.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        batch_size: int,
+        seed: int,
+        observe: Callable[[Tensor], Tensor],
+        labels: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__(pixels, batch_size, seed, observe, labels)
+        self.device = device
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of one epoch: pixels, uint8 (B, *pixels), and labels (B, ...) if there are any."""
+        sources = (self.pixels,) if self.labels is None else (self.pixels, self.labels)
+        for chosen in self._indices(epoch):
+            yield tuple(self._copied(source[chosen]) for source in sources)
+
+    def observe(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return what the program observes of these pixels, float (B, *pixels), with their labels."""
+        x = self._observe(pixels)
+        return x if labels is None else (x, labels)
+
+    def _copied(self, rows: Tensor) -> Tensor:
+        # Only a copy from pinned memory is asynchronous.
+        rows = rows.pin_memory() if self.device.type == "cuda" else rows
+        return rows.to(self.device, non_blocking=True)

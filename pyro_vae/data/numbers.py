@@ -90,11 +90,11 @@ class ObservedNumbers(Observed):
 
     def example(self) -> Tensor:
         """Return the first training row (1, columns)."""
-        return self.pixels.train[:1].to(torch.get_default_dtype())
+        return self._placed(self.pixels.train[:1]).to(torch.get_default_dtype())
 
     def observe(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return numbers (B, columns) as the program observes them; see `Observed.observe`."""
-        values = pixels.to(torch.get_default_dtype())
+        values = self._placed(pixels).to(torch.get_default_dtype())
         if not (self.dequantize and self.pixels.kind == "counts"):
             return values
         device = values.device if generator is None else "cpu"

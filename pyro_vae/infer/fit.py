@@ -161,8 +161,8 @@ class Fit:
 
     def _some_images(self) -> Batch:
         with fork_rng(torch.empty(0)):  # which a shuffled loader draws from
-            batch = next(iter(self.batches(0)))
-            return Batch.of(batch if self.batches.observe is None else self.batches.observe(batch))
+            batch = Batch.of(next(iter(self.batches(0))))
+            return batch if self.batches.observe is None else Batch.of(batch.call(self.batches.observe))
 
     def _publish(self) -> None:
         store = pyro.get_param_store()
@@ -177,7 +177,7 @@ class Fit:
             self.svi.recorded.compare_soon()
         begun = self._begun
         started, before = time.perf_counter(), begun.seconds
-        for batch in islice(self.batches(self.epoch), begun.batches, None):
+        for batch in map(Batch.of, islice(self.batches(self.epoch), begun.batches, None)):
             with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
                 begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
                 self.average.update(self.svi)

@@ -96,7 +96,7 @@ class SVI(pyro.infer.SVI):
             elif observe is None:
                 loss = self._by_pyro(*args, **kwargs)
             else:
-                batch = Batch.of(observe(*args, **kwargs))
+                batch = Batch.of(Batch.called_with(*args, **kwargs).call(observe))
                 loss = self._by_pyro(*batch.args, **batch.kwargs)
         self.optim.advance()
         self.steps += 1

@@ -2,7 +2,7 @@ r"""A program and the images that it is fitted to or scored on, as a configurati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae import data
 from pyro_vae.config import Config, programs
 from pyro_vae.config.suited import suited
+from pyro_vae.data.storage import place
 from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, Data, Description, describe
 
@@ -64,7 +65,7 @@ class Run:
         """
         x = self.images.split(split)
         labels = programs.labels_of(self.program, self.images.pixels, split)
-        return x if labels is None else Batch(x, labels)
+        return x if labels is None else Batch(x, labels.to(x.device))
 
     def labelled(self, split: str) -> Labelled:
         """Return the images of a split as the program observes them, with the first of their labels.
@@ -97,7 +98,7 @@ def prepare(config: Config) -> Run:
 
 
 def load_images(config: Config, *, download: bool = True) -> data.Observed:
-    """Load the images of a run, on its device.
+    """Load the images of a run, on its device; see `data.storage.place` for training images that are too many for it.
 
     Args:
         config: the run.
@@ -118,7 +119,13 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
         splits=config.splits,
     )
     binarize = suited(config, images).binarize
-    return images.map(lambda pixels: pixels.to(config.device)).observed(binarize)
+    train, valid, test = (
+        place(images.train, config.device),
+        images.valid.to(config.device),
+        images.test.to(config.device),
+    )
+    observed: data.Observed = replace(images, train=train, valid=valid, test=test).observed(binarize)
+    return replace(observed, device=valid.device)
 
 
 def observe(config: Config, images: data.Observed, program: Any) -> Run:
@@ -137,4 +144,4 @@ def example(program: Any, images: data.Observed) -> Data:
     """Return an image as a program may be called with it before it is known how it observes pixels."""
     x = images.example()
     labels = programs.labels_of(program, images.pixels, "train")
-    return x if labels is None else Batch(x, labels[:1])
+    return x if labels is None else Batch(x, labels[:1].to(x.device))

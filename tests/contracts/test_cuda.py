@@ -1,16 +1,20 @@
-"""On a CUDA device: resumed to the bit, and the same checkpoint on either device. Skipped where there is none."""
+"""On a CUDA device: resumed to the bit, and the same wherever the images lie. Skipped where there is none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 from helpers.bits import assert_same, records, untimed
 from helpers.stateful import new_fit
 
+from pyro_vae.config import Config, programs
+from pyro_vae.data.batches import StreamedBatches
 from pyro_vae.evaluate import log_weights
-from pyro_vae.runs import checkpoint
+from pyro_vae.infer import SVI, Fit, Optim
+from pyro_vae.runs import checkpoint, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +62,20 @@ def test_a_checkpoint_of_one_device_is_read_on_another(here: str, there: str, tm
     # Means over 4,000 draws, of seven images; false alarms 4e-6.
     means, variances = ([f(w) for w in found] for f in (lambda w: w.mean(0), lambda w: w.var(0) / 4000))
     assert ((means[0] - means[1]).abs() < 5 * (variances[0] + variances[1]).sqrt()).all()
+
+
+@pytest.mark.parametrize("graph", [None, "compiled"])
+def test_images_that_stay_on_the_host_train_the_same_bits(graph: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for free in (2**40, 0):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        pyro.set_rng_seed(0)
+        run = prepare(Config(train_images=70, test_images=5, batch_size=32, hidden_dim=8, device="cuda").resolved())
+        batches = run.batches()
+        assert isinstance(batches, StreamedBatches) == (free == 0)
+        objective = programs.build_objective(run.config, 70)
+        svi = SVI(run.program.model, run.program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, graph=graph)
+        epochs = records(list(Fit(svi, batches, 3, valid=run.observed("valid"))))
+        ends.append((epochs, {name: value.cpu() for name, value in svi.state_dict()["params"].items()}))
+    assert ends[0][0] == ends[1][0]
+    assert_same(ends[0][1], ends[1][1])
