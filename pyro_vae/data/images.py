@@ -2,7 +2,7 @@ r"""Images as uint8 tensors, one for each split, and what a program observes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,9 +15,9 @@ from pyro_vae.data.batches import Batches, StreamedBatches
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.storage import empty
 from pyro_vae.errors import DataError
+from pyro_vae.memory import parts_of
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
-_PIXELS = 2**22  # that are turned into others at a time
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Images(Collection):
     def kind(self) -> str:
         """``binary`` where every training pixel is 0 or 255, ``color`` of three channels, otherwise ``gray``."""
         # Minus 1, modulo 256, takes 0 and 255 to the two highest values: one pass instead of three.
-        if all(int((part - 1).min()) >= 254 for part in _parts(self.train)):
+        if all(int((part - 1).min()) >= 254 for part in parts_of(self.train)):
             return "binary"
         return "color" if len(self.pixel_shape) == 3 and self.pixel_shape[0] == 3 else "gray"
 
@@ -164,15 +164,10 @@ def _threshold(pixels: Tensor) -> Tensor:
     return _by_parts(pixels, lambda part: 255 * (part >= 128).byte())
 
 
-def _parts(pixels: Tensor) -> Sequence[Tensor]:
-    """Return images in parts of about `_PIXELS` pixels, since data may be larger than the memory."""
-    return pixels.split(max(1, _PIXELS // pixels[0].numel()))
-
-
 def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return change(pixels), which is of their shape, made part by part: a generator goes on from each to the next."""
     result, end = None, 0
-    for part in _parts(pixels):
+    for part in parts_of(pixels):
         changed = change(part)
         result = empty(pixels.shape, changed) if result is None else result
         result[end : end + len(part)] = changed
@@ -184,7 +179,7 @@ def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def _highest(pixels: Tensor) -> int:
     """Return the highest pixel, or one above 1: most images need not be read to find one."""
     highest = 0
-    for part in _parts(pixels):
+    for part in parts_of(pixels):
         highest = max(highest, int(part.max()))
         if highest > 1:
             break

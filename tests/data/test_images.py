@@ -158,7 +158,7 @@ def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
     images = Images("noise", gray, gray, gray)
     seen = []
     for pixels in (2**22, 100, 7 * 72):  # all images at once; one, and seven at a time
-        monkeypatch.setattr("pyro_vae.data.images._PIXELS", pixels)
+        monkeypatch.setattr("pyro_vae.memory._PART", pixels)
         observed = images.observed(binarize)
         seen.append([observed.pixels.train, *(observed.split(name) for name in ("valid", "test"))])
         seen[-1].append(images.observed("none").under_density().split("train"))
@@ -169,7 +169,7 @@ def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
 
 
 def test_one_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.data.images._PIXELS", 100)
+    monkeypatch.setattr("pyro_vae.memory._PART", 100)
     dark = torch.ones(9, 8, 8, dtype=torch.uint8)
     with pytest.raises(DataError, match="no training image has a pixel above 1"):
         Images("dark", dark, dark, dark)

@@ -6,12 +6,12 @@ Scores come in chunks of a block, which memory decides and which change no weigh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from pyro_vae import memory
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace import Batch, Layout, Program, Reader
 
@@ -45,11 +45,8 @@ def chunk_size(batch: Batch, states: int) -> int:
 
 def _room(x: Tensor) -> int:
     """Return how many particles of images x (B, ...) may be scored at once in half of the free memory."""
-    if x.device.type == "cuda":
-        free = torch.cuda.mem_get_info(x.device)[0]
-    elif "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
+    free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else memory.free()
+    if free is None:
         return 2**31
     return max(1, free // 2 // (_BYTES_PER_PIXEL.get(x.device.type, 100) * x.numel()))
 

@@ -11,11 +11,13 @@ not scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from pyro_vae.memory import parts_of
 
 Decoder = Callable[[int], nn.Module]
 
@@ -50,8 +52,3 @@ def mean_image(images: Tensor) -> Tensor:
     """Return the mean of images, uint8 (N, *pixels), in [0, 1] and float32: an exact sum, then one division."""
     total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in parts_of(images)))
     return (total.double() / len(images)).float() / 255
-
-
-def parts_of(images: Tensor) -> Sequence[Tensor]:
-    """Return images in parts of about four million pixels: all of them may be more than the memory holds."""
-    return images.split(max(1, 2**22 // images[0].numel()))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_image, parts_of
+from pyro_vae.memory import parts_of
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_image
 from pyro_vae.model.nets.standardized import Standardize
 
 

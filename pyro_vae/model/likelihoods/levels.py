@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae.memory import parts_of
 from pyro_vae.model.distributions import pixels
 from pyro_vae.model.distributions.colors import ColorLogisticMixture
-from pyro_vae.model.likelihoods.base import Decoder, Likelihood, parts_of
+from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 
 
 class LogisticMixture(Likelihood):
