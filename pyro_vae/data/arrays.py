@@ -12,12 +12,13 @@ _TYPES = "give torch.uint8, or floats in [0, 1]."
 SHAPES = "have shape {}; it must be (N, *pixels)."
 
 
-def to_uint8(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
+def to_uint8(images: Tensor | np.ndarray, name: str = "images", first: int = 0) -> Tensor:
     """Return pixels as uint8, 0 to 255.
 
     Args:
         images: (N, *pixels), uint8, or floating point in [0, 1]; arrays of any byte order and memory layout.
         name: what an error calls them.
+        first: what an error calls the first image, where they are a piece of more.
 
     Raises:
         DataError: a pixel is NaN, masked or outside [0, 1], the type is neither, or there are no pixels.
@@ -31,7 +32,7 @@ def to_uint8(images: Tensor | np.ndarray, name: str = "images") -> Tensor:
         raise DataError(f"{name}: pixels are {images.dtype}; {_TYPES}")
     bad = ~((images >= 0) & (images <= 1))
     if bad.any():
-        image = int(bad.flatten(1).any(1).nonzero()[0])
+        image = first + int(bad.flatten(1).any(1).nonzero()[0])
         value = images[bad][0].item()
         raise DataError(f"{name}: image {image} holds {value:.6g}; floating-point pixels must lie in [0, 1].")
     return (images * 255).round().to(torch.uint8)

@@ -3,7 +3,7 @@ r"""Data of a user's own, from arrays: splits and labels where none are given.""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -67,22 +67,42 @@ def assemble(
         labels: of each part, (N,), or None.
         splits: as in `from_arrays`.
     """
-    train, valid, test = parts
-    assert train is not None
+    places, codes, how_split = places_of(name, parts, labels, splits)
+    known = None if codes is None else Labels(("class",), *codes)
+    return build(name, *(part[place] for part, place in places), known, how_split)
+
+
+class Places(NamedTuple):
+    """Where training, validation and test data are in the parts that were given."""
+
+    places: list[tuple[Tensor, Tensor | slice]]
+    """Of each split: the part and, in their order, the indices there."""
+    codes: list[Tensor] | None
+    """Labels of each split, (N, 1)."""
+    how_split: str
+    """See `Collection`."""
+
+
+def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], splits: Shares) -> Places:
+    """Split and label data that stay where they are; arguments of `assemble`."""
     codes = codes_of(name, *zip(labels, parts, strict=True))
-    if test is None:
-        if valid is not None:
-            raise DataError(f"{name}: validation data are given without test data; give both, or test data alone.")
-        first, second, third = split_by_content(train, splits, name)
-        known = None if codes is None else Labels(("class",), codes[first], codes[second], codes[third])
-        return build(name, train[first], train[second], train[third], known, BY_CONTENT)
-    if valid is not None:
-        sizes = [len(train), len(valid), len(test)]
-        known = None if codes is None else Labels(("class",), *codes.split(sizes))
-        return build(name, train, valid, test, known, GIVEN)
-    kept, held_out = split_by_content(train, without_test(splits), name)
-    known = None if codes is None else Labels(("class",), codes[kept], codes[held_out], codes[len(train) :])
-    return build(name, train[kept], train[held_out], test, known, HELD_OUT)
+    given = [part for part in parts if part is not None]
+    if parts[2] is None and len(given) > 1:
+        raise DataError(f"{name}: validation data are given without test data; give both, or test data alone.")
+    everything, at, how_split = slice(None), list[tuple[int, Tensor | slice]](), GIVEN
+    if len(given) == 3:
+        at = [(0, everything), (1, everything), (2, everything)]
+    elif len(given) == 2:
+        kept, held_out = split_by_content(given[0], without_test(splits), name)
+        at, how_split = [(0, kept), (0, held_out), (1, everything)], HELD_OUT
+    else:
+        at, how_split = [(0, place) for place in split_by_content(given[0], splits, name)], BY_CONTENT
+    known = None if codes is None else codes.split([len(part) for part in given])
+    return Places(
+        [(given[part], place) for part, place in at],
+        None if known is None else [known[part][place] for part, place in at],
+        how_split,
+    )
 
 
 def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:

@@ -88,7 +88,7 @@ def load(
 
     Args:
         name: a key of `DATASETS`, or a path; see `from_path`.
-        root: folder of the downloaded data sets, and of ``cache``, where the decoded images of folders are kept; digits
+        root: folder of the downloaded data sets, and of ``cache``, where decoded images of your own are kept; digits
             and shapes need none.
         train_images: use only the first so many training images.
         test_images: likewise for the test.

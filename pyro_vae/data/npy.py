@@ -93,9 +93,24 @@ def read_pieces(
         if found != Header(shape, False, np.dtype(np.uint8)):
             order = " in Fortran's order" if found.fortran else ""
             raise DataError(f"{what} is {found.dtype} {found.shape}{order} and must be uint8 {shape}; replace it.")
-        width = math.prod(shape[1:])
-        for piece in _content(member, what, shape[0] * width, rows * width):
-            yield np.frombuffer(piece, np.uint8).reshape(-1, *shape[1:])
+        yield from pieces_of(member, found, what, rows)
+
+
+def pieces_of(file: IO[bytes], header: Header, what: str, rows: int) -> Iterator[np.ndarray]:
+    """Yield an array in turn, as `read_pieces`.
+
+    Args:
+        file: just after its header.
+        header: as `read_header` returns it, not in Fortran's order.
+        what: an error calls it.
+        rows: as of `read_pieces`.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    width = math.prod(header.shape[1:]) * header.dtype.itemsize
+    for piece in _content(file, what, header.size, rows * width):
+        yield np.frombuffer(piece, header.dtype).reshape(-1, *header.shape[1:])
 
 
 def read_array(file: IO[bytes], what: str) -> np.ndarray:

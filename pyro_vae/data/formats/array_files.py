@@ -5,15 +5,23 @@ A .npz holds x or images, with y or labels beside them if there are some; or x_t
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import shutil
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from pyro_vae.data import npy
 from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
+from pyro_vae.data.formats.cache import Ready, key_of
+from pyro_vae.data.formats.keeping import Cache, ready_arrays
 from pyro_vae.data.numbers import from_numbers
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
@@ -21,52 +29,108 @@ from pyro_vae.errors import DataError
 _LEVEL_ERROR = 0.07  # of a level k / 255 in half precision
 _IMAGES, _LABELS = ("x", "images", "arr_0"), ("y", "labels", "arr_1")
 _SPLIT = ("x_train", "x_test", "y_train", "y_test")
+_PIECE = 2**24  # bytes that are decoded at a time
 
 
-def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Collection:
+def from_array_file(path: Path | str, *, splits: Shares = OWN_SPLITS, cache: Cache) -> Collection:
     """Read a .npy or .npz file of images (N, *pixels), uint8 or floats in [0, 1], or of numbers (N, columns).
 
-    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height. A .npy is
-    mapped while it is split, so that its images are in memory once; the arrays of a .npz are read first.
+    Colors may stand last, (N, height, width, 3), as is usual for arrays; they are moved before the height. With a
+    cache, images are decoded in pieces into it, unless they are in Fortran's order or floats (N, columns), which may be
+    numbers. Otherwise a .npy is mapped while it is split, so that its images are in memory once; the arrays of a .npz
+    are read first.
 
     Args:
         path: of the file, which is known by what it holds, whatever its name.
         splits: shares of training, validation and test images; see `from_arrays`.
+        cache: of images.
 
     Raises:
-        DataError: the file cannot be read, is damaged, holds pickled objects, more than half the memory or nothing of a
-            known name; or as `from_arrays`.
+        DataError: the file cannot be read, is damaged, holds pickled objects, more than half the memory, unless it goes
+            into the cache, or nothing of a known name; or as `from_arrays`.
     """
     path = Path(path)
     with npy.one_line(path), path.open("rb") as file:
         start = file.read(4)
-        file.seek(0)
         if start == b"\x93NUM":
-            array = npy.map_array(file, str(path))
-            return data_set(colors_first(array), splits=splits, name=path.stem)
+            return _from(path, [_Array(str(path), lambda: path.open("rb"), npy.map_array), *[None] * 3], splits, cache)
         if start == b"PK\x03\x04":
             with zipfile.ZipFile(file) as archive:
-                return _from_archive(archive, path, splits)
+                return _from(path, _members(archive, path), splits, cache)
     raise DataError(f"{path} is no file of arrays that is known; give a .npy, a .npz, or a folder of images.")
 
 
-def _from_archive(archive: zipfile.ZipFile, path: Path, splits: Shares) -> Collection:
+class _Array(NamedTuple):
+    """An array in a file that is not read yet."""
+
+    what: str
+    """What an error calls it."""
+    open: Callable[[], IO[bytes]]
+    """Opens a .npy file."""
+    whole: Callable[[IO[bytes], str], np.ndarray] = npy.read_array
+
+    def header(self) -> npy.Header:
+        with self.open() as file:
+            return npy.read_header(file, self.what)
+
+    def read(self) -> np.ndarray:
+        with self.open() as file:
+            return self.whole(file, self.what)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Yield images in turn, colors first."""
+        with self.open() as file:
+            header = npy.read_header(file, self.what)
+            rows = max(1, _PIECE * header.shape[0] // header.size)
+            yield from map(colors_first, npy.pieces_of(file, header, self.what, rows))
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> list[_Array | None]:
+    """Return training images, test images and the labels of both."""
     members = archive.namelist()
 
-    def read(*names: str) -> np.ndarray | None:
-        there = [name for name in names if f"{name}.npy" in members]
-        return npy.read_member(archive, path, there[0]) if there else None
+    def find(*names: str) -> _Array | None:
+        there = [f"{name}.npy" for name in names if f"{name}.npy" in members]
+        return _Array(f"{path}: {there[0].removesuffix('.npy')}", partial(archive.open, there[0])) if there else None
 
-    train, test, labels, test_labels = (read(name) for name in _SPLIT)
-    if train is None:
-        train, labels, test_labels = read(*_IMAGES), read(*_LABELS), None
-    if train is None:
+    found = [find(name) for name in _SPLIT]
+    if found[0] is None:
+        found = [find(*_IMAGES), None, find(*_LABELS), None]
+    if found[0] is None:
         names = ", ".join(sorted(members)[:5])
         raise DataError(f"{path} holds {names or 'nothing'}; name its images x, or x_train and x_test.")
-    test = None if test is None else colors_first(test)
-    return data_set(
-        colors_first(train), test, labels=_flat(labels), test_labels=_flat(test_labels), splits=splits, name=path.stem
-    )
+    return found
+
+
+def _from(path: Path, arrays: Sequence[_Array | None], splits: Shares, cache: Cache) -> Collection:
+    """Read training images, test images and the labels of both, from the cache where they are certainly images."""
+    headers = [each.header() for each in arrays[:2] if each]
+
+    def labels() -> list[np.ndarray | None]:
+        return [each and _flat(each.read()) for each in arrays[2:]]
+
+    def decode(folder: Path, file: IO[bytes]) -> Ready:
+        claimed = sum(math.prod(header.shape) for header in headers)
+        if 2 * claimed > shutil.disk_usage(folder).free:  # which a header may claim that is followed by little
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        train, test = (each and each.pieces() for each in arrays[:2])
+        known, test_known = labels()
+        return ready_arrays(file, (train, None, test), (known, None, test_known), splits, path.stem)
+
+    if all(map(_are_images, headers)):
+        kept = cache.images(path, partial(key_of, path, [path], ["arrays"], splits), decode)
+        if kept is not None:
+            return kept
+    train, test = (each and colors_first(each.read()) for each in arrays[:2])
+    assert train is not None
+    known, test_known = labels()
+    return data_set(train, test, labels=known, test_labels=test_known, splits=splits, name=path.stem)
+
+
+def _are_images(header: npy.Header) -> bool:
+    """Whether an array is one of images, and not perhaps of numbers, and can be read in pieces."""
+    pixels = header.dtype == np.uint8 or (header.dtype.kind == "f" and len(header.shape) > 2)
+    return pixels and len(header.shape) > 1 and header.size > 0 and not header.fortran
 
 
 def data_set(train: np.ndarray, test: np.ndarray | None = None, **given: Any) -> Collection:
@@ -86,9 +150,9 @@ def _are_levels(rows: np.ndarray) -> bool:
     return bool((np.abs(levels - levels.round()) < _LEVEL_ERROR).all())
 
 
-def _flat(labels: np.ndarray | None) -> np.ndarray | None:
+def _flat(labels: np.ndarray) -> np.ndarray:
     """Return labels (N, 1), as CIFAR's come, as (N,)."""
-    return labels[:, 0] if labels is not None and labels.ndim == 2 and labels.shape[1] == 1 else labels
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
 def colors_first(images: np.ndarray) -> np.ndarray:

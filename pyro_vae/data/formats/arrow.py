@@ -2,10 +2,11 @@ r"""Tables of Arrow and Parquet files, read by pyarrow, which is an optional ext
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable
@@ -13,27 +14,74 @@ from pyro_vae.text import printable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROWS = 64  # that are decoded at a time
 
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file.
+
+class Saved(NamedTuple):
+    """A split of a data set on disk, or all of it, whose rows are not read yet."""
+
+    where: str
+    """What an error calls it."""
+    files: Sequence[Path]
+    schema: pa.Schema
+    read: Callable[[Path | None], pa.Table]
+    """Reads its rows: given a folder, into a file there that is mapped; given None, perhaps into memory."""
+
+
+def open_parquet(path: Path) -> Saved:
+    """Open a Parquet file.
 
     Raises:
-        DataError: it cannot be read, or pyarrow is not installed.
+        DataError: here or when it is read, it cannot be, or pyarrow is not installed.
     """
     with _one_line(path, "Parquet"):
         from pyarrow import parquet
 
         # `parquet.read_table` would make columns of folders called key=value.
         with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            return Saved(str(path), [path], schema, partial(_read_parquet, path, schema))
+
+
+def _read_parquet(path: Path, schema: pa.Schema, folder: Path | None) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if folder is None:
+        with _one_line(path, "Parquet"), parquet.ParquetFile(path) as file:
             return file.read()
+    copy = folder / "table.arrow"
+    with copy.open("wb") as stream, pa.ipc.new_stream(stream, schema) as writer:
+        for batch in _batches(path):
+            writer.write_batch(batch)
+    table = _read_stream(copy)
+    copy.unlink()  # the table stays mapped
+    return table
 
 
-def read_streams(paths: Sequence[Path]) -> pa.Table:
-    """Read files of Arrow's streaming format, one after the other, as one table that is mapped into memory.
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file, some at a time."""
+    from pyarrow import parquet
+
+    with _one_line(path, "Parquet"), parquet.ParquetFile(path, memory_map=True) as file:
+        yield from file.iter_batches(ROWS)
+
+
+def open_streams(where: str, paths: Sequence[Path]) -> Saved:
+    """Open files of Arrow's streaming format, which become one table that is mapped into memory.
 
     Raises:
-        DataError: one cannot be read, is cut short or has other columns than the first, or pyarrow is not installed.
+        DataError: here or when they are read, one cannot be, is cut short or has other columns than the first, or
+            pyarrow is not installed.
     """
+    with _one_line(paths[0], "an Arrow stream"):
+        import pyarrow as pa
+
+        with _mapped(paths[0]) as file:
+            return Saved(where, paths, pa.ipc.open_stream(file).schema, lambda _: _read_streams(paths))
+
+
+def _read_streams(paths: Sequence[Path]) -> pa.Table:
     table: Any = None
     for path in paths:
         with _one_line(path, "an Arrow stream"):
@@ -48,9 +96,7 @@ def _read_stream(path: Path) -> pa.Table:
     """Read a stream up to the mark at its end, without which a file that is cut between two batches would pass."""
     import pyarrow as pa
 
-    if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path} is absent, and the data set names it; repair or replace the folder.")
-    with pa.memory_map(str(path)) as file:
+    with _mapped(path) as file:
         reader, batches = pa.ipc.open_stream(file), []
         while True:
             end = file.tell()
@@ -64,6 +110,14 @@ def _read_stream(path: Path) -> pa.Table:
         table = pa.Table.from_batches(batches, reader.schema)
     table.validate(full=True)  # offsets are trusted afterwards, wherever they point
     return table
+
+
+def _mapped(path: Path) -> pa.MemoryMappedFile:
+    import pyarrow as pa
+
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path} is absent, and the data set names it; repair or replace the folder.")
+    return pa.memory_map(str(path))
 
 
 @contextmanager

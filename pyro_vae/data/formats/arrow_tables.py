@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.formats import columns, tables
-from pyro_vae.data.formats.arranging import arrange, images_of
+from pyro_vae.data.formats.arranging import SPLITS
 from pyro_vae.data.formats.array_files import colors_first
+from pyro_vae.data.formats.arrow import Saved
+from pyro_vae.data.formats.cache import Ready, key_of
 from pyro_vae.data.formats.columns import Part
-from pyro_vae.data.formats.decoding import Options, decode
+from pyro_vae.data.formats.decoding import Options
+from pyro_vae.data.formats.image_files import version
+from pyro_vae.data.formats.keeping import Cache, ImageFiles, name_of, ready_arrays
 from pyro_vae.data.images import Images
 from pyro_vae.data.numbers import Numbers
 from pyro_vae.data.splits import Shares
@@ -26,7 +30,7 @@ _LOG = logging.getLogger("pyro_vae")
 _LABELS = (*tables.LABELS, "fine_label")  # CIFAR-100's, whose coarse_label is another
 
 
-def from_parts(parts: Mapping[str, Part], path: Path, options: Options, splits: Shares) -> Collection:
+def from_parts(parts: Mapping[str, Saved], path: Path, options: Options, splits: Shares, cache: Cache) -> Collection:
     """Make a data set of tables.
 
     A column of images holds image files (a struct of bytes and path, as Hugging Face has them) or pixels (nested lists
@@ -38,23 +42,22 @@ def from_parts(parts: Mapping[str, Part], path: Path, options: Options, splits: 
         path: of all.
         options: of image files; pixels and numbers are taken as they are.
         splits: shares of training, validation and test data; see `from_arrays`.
+        cache: of images, whose rows are read where they are not in it.
 
     Raises:
         DataError: no columns that are known, several of images or of labels, a row without either, an option that does
             not apply; see `read_image`, `decode` and `from_arrays`; or see `from_frame`.
     """
     for part in parts.values():
-        if not part.table.num_rows:
-            raise DataError(f"{part.where} holds no rows.")
-        if len(set(part.table.column_names)) < part.table.num_columns:
+        if len(set(part.schema.names)) < len(part.schema.names):
             raise DataError(f"{part.where} has two columns of one name; rename them.")
-    schema = parts["train"].table.schema
+    schema = parts["train"].schema
     images = [field.name for field in schema if columns.holds_files(field.type) or columns.holds_pixels(field.type)]
     if len(images) > 1:
         raise DataError(f"{path}: {_listed(images)} hold images, and one column may; leave out the others.")
     if not images:
         options.refuse(path)
-        return _numbers(parts, path, splits)
+        return _numbers(_rows(parts), path, splits)
     called = [field for field in schema if field.name.lower() in _LABELS]
     labels = [field.name for field in called if columns.is_plain(field.type, labels=True)]
     if len(labels) > 1:
@@ -62,57 +65,95 @@ def from_parts(parts: Mapping[str, Part], path: Path, options: Options, splits: 
     _check_types(parts, images + labels)
     if others := [name for name in schema.names if name not in images + labels]:
         _LOG.warning("Left out: columns %s of %s", ", ".join(map(printable, others)), path)
-    name = path.name if path.is_dir() else path.stem
-    known = {each: columns.read_labels(part, labels[0]) if labels else None for each, part in parts.items()}
-    if columns.holds_files(schema.field(images[0]).type):
-        return _from_files(parts, images[0], known, options, splits, name)
-    options.refuse(path)
-    return _from_pixels(parts, images[0], known, splits, name)
+    return _Given(path, parts, images[0], labels[0] if labels else None, options, splits).images(cache)
 
 
-def _from_files(
-    parts: Mapping[str, Part], column: str, labels: Mapping[str, Any], options: Options, splits: Shares, name: str
-) -> Images:
-    options.check()
-    sources = [source for part in parts.values() for source in columns.read_files(part, column)]
-    split_of = [split for split, part in parts.items() for _ in range(part.table.num_rows)]
-    store: list[np.ndarray] = []
-    found = decode(sources, options.size, options.skip_bad, store)
-    classes = None if labels["train"] is None else np.concatenate([labels[each] for each in parts])[found.kept].tolist()
-    arranged = arrange(
-        store,
-        options.channels or (3 if found.colored else 1),
-        [split_of[index] for index in found.kept] if len(parts) > 1 else None,
-        classes,
-        number=len(found.kept),
-        shares=splits,
-        name=name,
-    )
-    return images_of(name, arranged.stacked(store), arranged.codes, arranged.how_split)
+class _Given(NamedTuple):
+    """Tables with a column of images and perhaps one of labels; methods raise what `from_parts` does."""
+
+    path: Path
+    saved: Mapping[str, Saved]
+    column: str
+    labels: str | None
+    options: Options
+    splits: Shares
+
+    def key(self) -> str:
+        """Return the name of the entry of the images."""
+        files = [file for part in self.saved.values() for file in part.files]
+        numbers = [[split, len(part.files)] for split, part in self.saved.items()]
+        return key_of(self.path, files, ["tables", version(), *self.options, numbers], self.splits)
+
+    def images(self, cache: Cache) -> Images:
+        """Return them, from the cache if there is one."""
+        of_files = columns.holds_files(self.saved["train"].schema.field(self.column).type)
+        if of_files:
+            self.options.check()
+        else:
+            self.options.refuse(self.path)
+
+        def decode(folder: Path, file: IO[bytes]) -> Ready:
+            parts = _rows(self.saved, folder)
+            return self._files(parts).ready(file) if of_files else self._ready_pixels(parts, file)
+
+        kept = cache.images(self.path, self.key, decode)
+        if kept is not None:
+            return kept
+        parts = _rows(self.saved)
+        return self._files(parts).in_memory() if of_files else self._pixels(parts)
+
+    def _files(self, parts: Mapping[str, Part]) -> ImageFiles:
+        sources = [source for part in parts.values() for source in columns.read_files(part, self.column)]
+        split_of = [split for split, part in parts.items() for _ in range(part.table.num_rows)]
+        labels = self._labels(parts)
+
+        def known(kept: list[int]) -> tuple[list[str] | None, list[Any] | None]:
+            classes = np.concatenate(list(labels.values()))[kept].tolist() if labels else None
+            return [split_of[index] for index in kept] if len(parts) > 1 else None, classes
+
+        return ImageFiles(self.path, sources, self.options, self.splits, known)
+
+    def _ready_pixels(self, parts: Mapping[str, Part], file: IO[bytes]) -> Ready:
+        labels = self._labels(parts)
+        pieces = {each: map(colors_first, columns.pieces_of_pixels(part, self.column)) for each, part in parts.items()}
+        return ready_arrays(
+            file, list(map(pieces.get, SPLITS)), list(map(labels.get, SPLITS)), self.splits, name_of(self.path)
+        )
+
+    def _pixels(self, parts: Mapping[str, Part]) -> Images:
+        pixels = {each: colors_first(columns.read_pixels(part, self.column)) for each, part in parts.items()}
+        labels = self._labels(parts)
+        return from_arrays(
+            pixels["train"],
+            pixels.get("test"),
+            labels=labels.get("train"),
+            test_labels=labels.get("test"),
+            valid=pixels.get("valid"),
+            valid_labels=labels.get("valid"),
+            splits=self.splits,
+            name=name_of(self.path),
+        )
+
+    def _labels(self, parts: Mapping[str, Part]) -> dict[str, np.ndarray]:
+        """Return the labels of each split, or nothing where there are none."""
+        return {each: columns.read_labels(part, self.labels) for each, part in parts.items() if self.labels is not None}
 
 
-def _from_pixels(
-    parts: Mapping[str, Part], column: str, labels: Mapping[str, Any], splits: Shares, name: str
-) -> Images:
-    pixels = {each: colors_first(columns.read_pixels(part, column)) for each, part in parts.items()}
-    return from_arrays(
-        pixels["train"],
-        pixels.get("test"),
-        labels=labels["train"],
-        test_labels=labels.get("test"),
-        valid=pixels.get("valid"),
-        valid_labels=labels.get("valid"),
-        splits=splits,
-        name=name,
-    )
+def _rows(parts: Mapping[str, Saved], folder: Path | None = None) -> dict[str, Part]:
+    """Read the rows of tables; `folder` is as of `Saved.read`."""
+    found = {each: Part(part.where, part.read(folder)) for each, part in parts.items()}
+    for part in found.values():
+        if not part.table.num_rows:
+            raise DataError(f"{part.where} holds no rows.")
+    return found
 
 
-def _check_types(parts: Mapping[str, Part], names: list[str]) -> None:
+def _check_types(parts: Mapping[str, Saved], names: list[str]) -> None:
     first = parts["train"]
     for part in parts.values():
         for name in names:
-            kind = first.table.schema.field(name).type
-            if name not in part.table.column_names or part.table.schema.field(name).type != kind:
+            kind = first.schema.field(name).type
+            if name not in part.schema.names or part.schema.field(name).type != kind:
                 raise DataError(f"{part.where} has no column {printable(name)} of type {kind}, and {first.where} has.")
 
 

@@ -1,4 +1,4 @@
-r"""Decoded images of folders, kept on disk: an entry for each folder and way to decode it, known by their content.
+r"""Decoded images, kept on disk: an entry for each data set and way to decode it, known by their content.
 
 An entry is a folder that is written under another name and renamed once it is whole. It holds images.npy, the images of
 all splits one after the other, which is mapped into memory, and entry.json, all else and a digest of both.
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from pyro_vae.data import npy
 from pyro_vae.data.formats.decoding import in_order
+from pyro_vae.data.splits import Shares
 from pyro_vae.errors import DataError
 
 _LOG = logging.getLogger("pyro_vae")
@@ -36,15 +37,17 @@ _BLOCK = 2**20
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
-def key_of(folder: Path, files: Sequence[Path], options: Sequence[Any]) -> str:
+def key_of(folder: Path, files: Sequence[Path], options: Sequence[Any], shares: Shares) -> str:
     """Return a digest of the names and bytes of files, whatever the folder and its times.
 
     Args:
-        folder: that they are in.
+        folder: that they are in, or the one file.
         files: of it.
-        options: all else that the images depend on, as JSON has it.
+        options: all else that the images depend on, as JSON has it, but for
+        shares: of the splits.
     """
-    digest = hashlib.blake2b(json.dumps([_FORMAT, *options]).encode(), digest_size=20)
+    dependent = [_FORMAT, *options, [float(share) for share in shares]]
+    digest = hashlib.blake2b(json.dumps(dependent).encode(), digest_size=20)
     found = tqdm(in_order(_content, files), "files", len(files), False, disable=None)
     for path, content in zip(files, found, strict=True):
         digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())
@@ -61,6 +64,23 @@ def _content(path: Path) -> str:
     return "no file"
 
 
+class Ready(NamedTuple):
+    """What an entry is made of."""
+
+    images: Iterable[np.ndarray]
+    """Pixels of one split after the other, uint8: an image, or some, at a time."""
+    shape: tuple[int, ...]
+    """Of an image."""
+    sizes: Sequence[int]
+    """Numbers of training, validation and test images."""
+    labels: Tensor | None
+    """As in `Kept`."""
+    how_split: str
+    """Likewise."""
+    left_out: Sequence[tuple[str, str]] = ()
+    """Likewise."""
+
+
 class Kept(NamedTuple):
     """What an entry holds."""
 
@@ -71,7 +91,7 @@ class Kept(NamedTuple):
     how_split: str
     """See `Collection`."""
     left_out: list[tuple[str, str]]
-    """Files that cannot be used, relative to the folder, and why."""
+    """Where in the data there are images that cannot be used, relative to their path, and why."""
 
 
 class Entry:
@@ -155,44 +175,31 @@ class Entry:
                 if time.time() - changed > _ABANDONED:
                     shutil.rmtree(folder)
 
-    def write(
-        self,
-        folder: Path,
-        images: Iterable[np.ndarray],
-        shape: tuple[int, ...],
-        sizes: Sequence[int],
-        labels: Tensor | None,
-        how_split: str,
-        left_out: Sequence[tuple[str, str]],
-    ) -> None:
+    def write(self, folder: Path, ready: Ready) -> None:
         """Write the files of an entry.
 
         Args:
             folder: that `writing` has yielded.
-            images: the pixels of each image, in their order.
-            shape: (N, *pixels).
-            sizes: numbers of training, validation and test images.
-            labels: as in `Kept`.
-            how_split: likewise.
-            left_out: likewise.
+            ready: what the entry is to hold.
 
         Raises:
             OSError: they cannot be written.
         """
+        shape = (sum(ready.sizes), *ready.shape)
         with (folder / _IMAGES).open("w+b") as file:
             header = {"shape": shape, "fortran_order": False, "descr": "|u1"}
             np.lib.format.write_array_header_1_0(file, header)
-            for image in images:
+            for image in ready.images:
                 file.write(image.tobytes())
             file.flush()
             os.fsync(file.fileno())  # before the new name, lest that outlive the bytes
             about = {
                 "key": self.path.name,
                 "shape": shape,
-                "sizes": list(sizes),
-                "labels": None if labels is None else labels.flatten().tolist(),
-                "how_split": how_split,
-                "left_out": list(left_out),
+                "sizes": list(ready.sizes),
+                "labels": None if ready.labels is None else ready.labels.flatten().tolist(),
+                "how_split": ready.how_split,
+                "left_out": list(ready.left_out),
             }
             digest = _digest(about, file.fileno())
         with (folder / _ABOUT).open("w", encoding="utf-8") as text:

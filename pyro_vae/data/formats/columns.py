@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pyro_vae.data.formats.arrow import ROWS
 from pyro_vae.data.formats.image_files import Encoded
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable
@@ -22,10 +23,12 @@ class Part(NamedTuple):
     where: str
     """What an error calls it."""
     table: pa.Table
+    first: int = 0
+    """What an error calls its first row."""
 
     def row(self, index: int, name: str) -> str:
         """Return what an error calls a row of a column."""
-        return f"{self.where}: row {index} of {printable(name)}"
+        return f"{self.where}: row {self.first + index} of {printable(name)}"
 
 
 def holds_files(kind: pa.DataType) -> bool:
@@ -62,16 +65,42 @@ def read_files(part: Part, column: str) -> Iterator[Encoded]:
     row = 0
     for chunk in part.table.column(column).chunks:
         fields = dict(zip([field.name for field in chunk.type], chunk.flatten(), strict=True))
-        paths = fields.get("path")
-        for index, content in enumerate(fields["bytes"]):
-            has_path = paths is not None and paths[index].is_valid
-            buffer = content.as_buffer() if content.is_valid else None
-            yield Encoded(part.where, f"row {row} of {printable(column)}", buffer, has_path)
+        paths = fields["path"].is_valid().to_pylist() if "path" in fields else [False] * len(chunk)
+        for content, has_path in zip(_contents(fields["bytes"]), paths, strict=True):
+            yield Encoded(part.where, f"row {row} of {printable(column)}", content, has_path)
             row += 1
 
 
-def read_pixels(part: Part, name: str) -> np.ndarray:
+def _contents(array: pa.Array) -> Iterator[memoryview | None]:
+    """Yield the bytes of each row, which pyarrow's own scalars would copy."""
+    import pyarrow as pa
+
+    if not len(array):
+        return
+    _, offsets, content = array.buffers()
+    width = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    ends = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1].tolist()
+    everything = memoryview(content or b"")
+    for start, end, valid in zip(ends[:-1], ends[1:], array.is_valid().to_pylist(), strict=True):
+        yield everything[start:end] if valid else None
+
+
+def pieces_of_pixels(part: Part, name: str) -> Iterator[np.ndarray]:
+    """Yield what `read_pixels` returns in turn, some rows at a time."""
+    shape: tuple[int, ...] | None = None
+    for first in range(0, part.table.num_rows, ROWS):
+        piece = read_pixels(Part(part.where, part.table.slice(first, ROWS), first), name, shape)
+        shape = piece.shape[1:]
+        yield piece
+
+
+def read_pixels(part: Part, name: str, like: tuple[int, ...] | None = None) -> np.ndarray:
     """Return nested lists as an array (N, *pixels).
+
+    Args:
+        part: of it.
+        name: of the column.
+        like: pixels of row 0, where that is not in the part.
 
     Raises:
         DataError: rows differ in size, or one is null or empty; names the row.
@@ -86,14 +115,15 @@ def read_pixels(part: Part, name: str) -> np.ndarray:
         if values.type == pa.uint8():
             return values.to_numpy().reshape(shape)
         lengths = pc.list_value_length(values).to_numpy()
-        if not lengths[0]:
+        length = like[len(shape) - 1] if like else int(lengths[0])
+        if not length:
             raise DataError(f"{part.row(0, name)} holds no pixels; leave out such rows.")
-        if (other := np.flatnonzero(lengths != lengths[0])).size:
+        if (other := np.flatnonzero(lengths != length)).size:
             raise DataError(
                 f"{part.row(int(other[0]) // per_row, name)} has lists of {lengths[other[0]]} pixels and row 0 of "
-                f"{lengths[0]}; give images of one size."
+                f"{length}; give images of one size."
             )
-        shape.append(int(lengths[0]))
+        shape.append(length)
         values = pc.list_flatten(values)
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from pyro_vae.data.formats.arranging import SPLITS, Arranged, arrange, images_of
-from pyro_vae.data.formats.cache import Entry, Kept, key_of
-from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
+from pyro_vae.data.formats.arranging import SPLITS
+from pyro_vae.data.formats.cache import key_of
+from pyro_vae.data.formats.decoding import Options
 from pyro_vae.data.formats.image_files import version
+from pyro_vae.data.formats.keeping import Cache, ImageFiles
 from pyro_vae.data.images import Images
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
@@ -56,38 +54,16 @@ def from_folder(
         DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
             first or of a type that is no image of 8 or 16 bits; names the file; or a class without images.
     """
-    source = _source(Path(path), Options(size, channels, skip_bad), splits)
-    kept = None
-    if cache is not None and (write_cache or os.path.isdir(cache)):
-        entry = Entry(Path(cache), source.key())
-        kept = entry.read()
-        if kept is not None:
-            for name, why in kept.left_out:
-                _LOG.warning("Left out: %s%s", source.folder / name, why)
-        elif write_cache:
-            kept = _keep(source, entry)
-    if kept is not None:
-        return images_of(source.folder.name, kept.parts, kept.labels, kept.how_split)
-    decoded: list[np.ndarray] = []
-    arranged, _ = _arrange(source, decoded)
-    return images_of(source.folder.name, arranged.stacked(decoded), arranged.codes, arranged.how_split)
+    folder, options = Path(path), Options(size, channels, skip_bad)
+    files = _usable(folder, options)
+    source = ImageFiles(folder, files, options, splits, partial(_known, folder, files))
+    key = partial(key_of, folder, files, [version(), *options], splits)
+    kept = Cache(cache, write_cache).images(folder, key, lambda _, file: source.ready(file))
+    return source.in_memory() if kept is None else kept
 
 
-class _Source(NamedTuple):
-    """A folder, its image files and how they are decoded."""
-
-    folder: Path
-    files: list[Path]
-    options: Options
-    splits: Shares
-
-    def key(self) -> str:
-        """Return the name of the entry of its images."""
-        splits = [float(share) for share in self.splits]
-        return key_of(self.folder, self.files, [version(), *self.options, splits])
-
-
-def _source(folder: Path, options: Options, splits: Shares) -> _Source:
+def _usable(folder: Path, options: Options) -> list[Path]:
+    """Return the image files of a folder, sorted, or refuse what can be refused before they are read."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of images.")
     options.check()
@@ -95,7 +71,21 @@ def _source(folder: Path, options: Options, splits: Shares) -> _Source:
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(_SUFFIXES)}).")
     _check_classes(folder, files, options.skip_bad)
-    return _Source(folder, files, options, splits)
+    return files
+
+
+def _known(folder: Path, files: list[Path], kept: list[int]) -> tuple[list[str] | None, list[str] | None]:
+    """Return the splits and the classes of the files that are kept, as of `ImageFiles`.
+
+    All images of a folder with train and test are in these or in valid; folders below are classes.
+    """
+    parts = [files[index].relative_to(folder).parts[:-1] for index in kept]
+    by_split = _are_split(parts)
+    classes = [part[by_split:] for part in parts]
+    return (
+        [part[0] for part in parts] if by_split else None,
+        ["/".join(each) for each in classes] if all(classes) else None,
+    )
 
 
 def _check_classes(folder: Path, files: list[Path], skip_bad: bool) -> None:
@@ -133,47 +123,3 @@ def _files(folder: Path) -> Iterator[Path]:
         for name in names:
             if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
                 yield Path(root) / name
-
-
-def _arrange(source: _Source, store: Store) -> tuple[Arranged, list[tuple[Path, str]]]:
-    """Decode the files of a folder into an empty store; return the order of the images, and what is left out and why.
-
-    All images of a folder with train and test are in these or in valid; folders below are classes.
-    """
-    size, channels, skip_bad = source.options
-    found = decode(source.files, size, skip_bad, store)
-    parts = [source.files[index].relative_to(source.folder).parts[:-1] for index in found.kept]
-    by_split = _are_split(parts)
-    classes = [part[by_split:] for part in parts]
-    arranged = arrange(
-        store,
-        channels or (3 if found.colored else 1),
-        [part[0] for part in parts] if by_split else None,
-        ["/".join(each) for each in classes] if all(classes) else None,
-        number=len(parts),
-        shares=source.splits,
-        name=source.folder.name,
-    )
-    return arranged, [(source.files[index], why) for index, why in found.left_out]
-
-
-def _keep(source: _Source, entry: Entry) -> Kept | None:
-    """Decode the files of a folder into a new entry and return it; None where it cannot be written."""
-    try:
-        with entry.writing() as folder:
-            with (folder / "decoded").open("w+b") as file:
-                store = InFile(file)
-                arranged, bad = _arrange(source, store)
-                images = arranged.images(store, torch.cat(arranged.places))
-                left_out = [
-                    (path.relative_to(source.folder).as_posix(), why.removeprefix(str(path))) for path, why in bad
-                ]
-                shape = (sum(arranged.sizes), *arranged.shape)
-                entry.write(folder, images, shape, arranged.sizes, arranged.codes, arranged.how_split, left_out)
-            (folder / "decoded").unlink()
-            if source.key() != entry.path.name:
-                raise OSError("files have changed while they were decoded")
-        return entry.read()
-    except OSError as error:
-        _LOG.warning("The cache is not written (%s); images are decoded into memory.", " ".join(str(error).split()))
-        return None

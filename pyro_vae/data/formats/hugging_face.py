@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.formats.arrow import read_streams
+from pyro_vae.data.formats.arrow import Saved, open_streams
 from pyro_vae.data.formats.arrow_tables import from_parts
-from pyro_vae.data.formats.columns import Part
 from pyro_vae.data.formats.decoding import Options
+from pyro_vae.data.formats.keeping import Cache
 from pyro_vae.data.splits import Shares
 from pyro_vae.errors import DataError
 from pyro_vae.text import printable
@@ -30,7 +30,7 @@ def is_saved(path: Path) -> bool:
     return (path / _DICTIONARY).is_file() or ((path / _STATE).is_file() and (path / _INFO).is_file())
 
 
-def from_saved(path: Path, options: Options, splits: Shares) -> Collection:
+def from_saved(path: Path, options: Options, splits: Shares, cache: Cache) -> Collection:
     """Read a folder for which `is_saved` holds.
 
     Args:
@@ -38,12 +38,13 @@ def from_saved(path: Path, options: Options, splits: Shares) -> Collection:
             log says. Without validation it is taken from the training data; train alone is split by content.
         options: of images that are stored as files.
         splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
+        cache: of images.
 
     Raises:
         DataError: files that are absent or damaged, or lie elsewhere; no splits that are known; or see `from_parts`.
     """
     if not (path / _DICTIONARY).is_file():
-        return from_parts({"train": _part(path)}, path, options, splits)
+        return from_parts({"train": _part(path)}, path, options, splits, cache)
     names = [str(name) for name in _list(path / _DICTIONARY, "splits")]
     known = [name for name in names if name in _OURS]
     ours = {_OURS[name] for name in known}
@@ -52,11 +53,11 @@ def from_saved(path: Path, options: Options, splits: Shares) -> Collection:
         raise DataError(f"{path} has splits {listed}; give train, train and test, or these and validation.")
     if len(known) < len(names):
         _LOG.warning("Left out: splits %s of %s", ", ".join(printable(n) for n in names if n not in known), path)
-    return from_parts({_OURS[name]: _part(path / name) for name in known}, path, options, splits)
+    return from_parts({_OURS[name]: _part(path / name) for name in known}, path, options, splits, cache)
 
 
-def _part(folder: Path) -> Part:
-    """Read one data set."""
+def _part(folder: Path) -> Saved:
+    """Open one data set."""
     path = folder / _STATE
     state = _object(path)
     if any(value for key, value in state.items() if key.startswith("_indices")):
@@ -67,7 +68,7 @@ def _part(folder: Path) -> Part:
             raise DataError(f"{path} names {printable(str(name))}, which is no file of the folder; replace it.")
     if not names:
         raise DataError(f"{path} names no files of data; replace it.")
-    return Part(str(folder), read_streams([folder / name for name in names]))
+    return open_streams(str(folder), [folder / name for name in names])
 
 
 def _is_plain(name: Any) -> bool:

@@ -2,22 +2,18 @@ r"""Data of a user's own on disk, known by what they hold, whatever their names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.formats import array_files, arrow, arrow_tables, hugging_face, tables
-from pyro_vae.data.formats.columns import Part
 from pyro_vae.data.formats.decoding import Options
 from pyro_vae.data.formats.folders import from_folder
+from pyro_vae.data.formats.keeping import Cache
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
-_READERS = {
-    b"\x93NUM": array_files.from_array_file,
-    b"PK\x03\x04": array_files.from_array_file,
-    b"\x89HDF": tables.from_h5ad,
-}
+_ARRAYS = (b"\x93NUM", b"PK\x03\x04")
 
 
 def from_path(
@@ -38,7 +34,7 @@ def from_path(
         channels: likewise.
         skip_bad: likewise.
         splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
-        cache: of folders of images, as in `from_folder`.
+        cache: of images, as in `from_folder`.
         write_cache: likewise.
 
     Raises:
@@ -47,11 +43,10 @@ def from_path(
     """
     path = Path(path)
     if hugging_face.is_saved(path):
-        return hugging_face.from_saved(path, Options(size, channels, skip_bad), splits)
-    options: dict[str, Any] = {"size": size, "channels": channels, "skip_bad": skip_bad, "splits": splits}
-    if path.is_dir():
-        return from_folder(path, **options, cache=cache, write_cache=write_cache)
-    return from_file(path, **options)
+        return hugging_face.from_saved(path, Options(size, channels, skip_bad), splits, Cache(cache, write_cache))
+    read: Callable[..., Collection] = from_folder if path.is_dir() else from_file
+    options = {"size": size, "channels": channels, "skip_bad": skip_bad, "splits": splits}
+    return read(path, **options, cache=cache, write_cache=write_cache)
 
 
 def from_file(
@@ -61,6 +56,8 @@ def from_file(
     channels: int | None = None,
     skip_bad: bool = False,
     splits: Shares = OWN_SPLITS,
+    cache: Path | str | None = None,
+    write_cache: bool = True,
 ) -> Collection:
     """Read a file of images or numbers.
 
@@ -70,12 +67,14 @@ def from_file(
         channels: likewise.
         skip_bad: likewise.
         splits: shares of training, validation and test data; see `from_arrays`.
+        cache: of images, as in `from_folder`; tables of numbers are read into memory.
+        write_cache: likewise.
 
     Raises:
         DataError: the file cannot be read or is of no known kind, or an option does not apply to it; or see
             `array_files.from_array_file`, `tables.from_csv`, `arrow_tables.from_parts` and `tables.from_h5ad`.
     """
-    path, options = Path(path), Options(size, channels, skip_bad)
+    path, options, kept = Path(path), Options(size, channels, skip_bad), Cache(cache, write_cache)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder; give a path of data.")
     try:
@@ -84,10 +83,12 @@ def from_file(
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
     if start[:4] == b"PAR1":
-        return arrow_tables.from_parts({"train": Part(str(path), arrow.read_parquet(path))}, path, options, splits)
+        return arrow_tables.from_parts({"train": arrow.open_parquet(path)}, path, options, splits, kept)
     options.refuse(path)
-    if start[:4] in _READERS:
-        return _READERS[start[:4]](path, splits=splits)
+    if start[:4] in _ARRAYS:
+        return array_files.from_array_file(path, splits=splits, cache=kept)
+    if start[:4] == b"\x89HDF":
+        return tables.from_h5ad(path, splits=splits)
     if not start or b"\0" in start:
         what = "holds nothing" if not start else "is of no known kind"
         raise DataError(f"{path} {what}; give a .npy, .npz, .csv, .parquet or .h5ad file, or a folder of images.")

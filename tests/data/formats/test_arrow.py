@@ -10,26 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from helpers.arrow_tables import image_files, save, save_splits
+from helpers.own_data import identical
 from PIL import Image
 from pyarrow import parquet
 
-from pyro_vae.data import Collection, from_arrays, from_file, from_folder, from_numbers, from_path, load
+from pyro_vae.data import from_arrays, from_file, from_folder, from_numbers, from_path, load
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
 COLOR = RNG.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
 CLASSES = np.arange(40) % 3
 WORDS = np.array(["ash", "oak", "yew"])
-SPLITS = ("train", "valid", "test")
-
-
-def identical(a: Collection, b: Collection) -> bool:
-    """Whether values and labels are the same to the bit, in the same order."""
-    assert (a.labels is None) == (b.labels is None)
-    pairs = [(a, b)] if a.labels is None else [(a, b), (a.labels, b.labels)]
-    return all(torch.equal(getattr(x, split), getattr(y, split)) for x, y in pairs for split in SPLITS)
 
 
 def write_folder(folder: Path, images: np.ndarray, classes: np.ndarray = CLASSES) -> Path:

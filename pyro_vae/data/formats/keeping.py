@@ -1,0 +1,170 @@
+r"""Images of a user's own, whatever their format: from their entry in the cache, or decoded part by part into one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pyro_vae.data import npy
+from pyro_vae.data.arrays import to_uint8
+from pyro_vae.data.assembly import places_of
+from pyro_vae.data.formats.arranging import Arranged, arrange, images_of
+from pyro_vae.data.formats.cache import Entry, Kept, Ready
+from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
+from pyro_vae.data.formats.image_files import Source
+from pyro_vae.data.images import Images
+from pyro_vae.data.splits import Shares
+
+_LOG = logging.getLogger("pyro_vae")
+
+Decode = Callable[[Path, IO[bytes]], Ready]
+"""Decodes images: given a folder for whatever is too large for memory, and a new file there for the images."""
+
+
+class Cache(NamedTuple):
+    """Where decoded images are kept, as `cache` and `write_cache` of `from_folder` say."""
+
+    folder: Path | str | None = None
+    writable: bool = True
+
+    def images(self, path: Path, key: Callable[[], str], decode: Decode) -> Images | None:
+        """Return the images of a path from their entry, which is made where there is none.
+
+        Args:
+            path: of the data.
+            key: returns the name of the entry; see `key_of`.
+            decode: makes what it holds.
+
+        Returns:
+            None where there is no cache, or no entry and none can be written, which the log says.
+
+        Raises:
+            DataError: as `decode`; then no entry is left.
+        """
+        if self.folder is None or not (self.writable or os.path.isdir(self.folder)):
+            return None
+        entry = Entry(Path(self.folder), key())
+        kept = entry.read()
+        if kept is not None:
+            for name, why in kept.left_out:
+                _LOG.warning("Left out: %s%s", path / name, why)
+        elif self.writable:
+            kept = _keep(entry, key, decode)
+        return None if kept is None else images_of(name_of(path), kept.parts, kept.labels, kept.how_split)
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a data set: of its folder, or of its file without the ending."""
+    return path.name if path.is_dir() else path.stem
+
+
+def _keep(entry: Entry, key: Callable[[], str], decode: Decode) -> Kept | None:
+    """Decode images into a new entry and return it; None where it cannot be written."""
+    try:
+        with entry.writing() as folder:
+            with (folder / "decoded").open("w+b") as file:
+                entry.write(folder, decode(folder, file))
+            (folder / "decoded").unlink()
+            if key() != entry.path.name:
+                raise OSError("files have changed while they were decoded")
+        return entry.read()
+    except OSError as error:
+        _LOG.warning("The cache is not written (%s); images are decoded into memory.", " ".join(str(error).split()))
+        return None
+
+
+class ImageFiles(NamedTuple):
+    """Image files, in a folder or in a table, and how they become a data set."""
+
+    path: Path
+    """Of all."""
+    files: Sequence[Source]
+    options: Options
+    shares: Shares
+    """Of training, validation and test images; see `from_arrays`."""
+    known: Callable[[list[int]], tuple[Sequence[str] | None, Sequence[Any] | None]]
+    """Given which of the files are used, returns their splits and classes, as `arrange` takes them."""
+
+    def in_memory(self) -> Images:
+        """Decode the images into memory; errors as of `decode` and `arrange`."""
+        store: list[np.ndarray] = []
+        arranged, _ = self._arranged(store)
+        return images_of(name_of(self.path), arranged.stacked(store), arranged.codes, arranged.how_split)
+
+    def ready(self, file: IO[bytes]) -> Ready:
+        """Decode the images into a new file; errors as of `decode` and `arrange`."""
+        store = InFile(file)
+        arranged, bad = self._arranged(store)
+        left_out = []
+        for index, why in bad:
+            source = self.files[index]
+            where = source if isinstance(source, Path) else Path(source.table)
+            left_out.append((where.relative_to(self.path).as_posix(), why.removeprefix(str(where))))
+        images = arranged.images(store, torch.cat(arranged.places))
+        return Ready(images, arranged.shape, arranged.sizes, arranged.codes, arranged.how_split, left_out)
+
+    def _arranged(self, store: Store) -> tuple[Arranged, list[tuple[int, str]]]:
+        """Decode the files into an empty store; return the order of the images, and what is left out and why."""
+        found = decode(self.files, self.options.size, self.options.skip_bad, store)
+        splits, classes = self.known(found.kept)
+        arranged = arrange(
+            store,
+            self.options.channels or (3 if found.colored else 1),
+            splits,
+            classes,
+            number=len(found.kept),
+            shares=self.shares,
+            name=name_of(self.path),
+        )
+        return arranged, found.left_out
+
+
+def ready_arrays(
+    file: IO[bytes], parts: Sequence[Iterable[np.ndarray] | None], labels: Sequence[Any], splits: Shares, name: str
+) -> Ready:
+    """Write arrays of images to a new file and find their splits, as `from_arrays` does of arrays in memory.
+
+    Args:
+        file: where the images of all parts are put, in the order in which they come.
+        parts: pieces (n, *pixels) of training, validation and test images, or None; see `from_arrays`.
+        labels: of each part, (N,), or None.
+        splits: as in `from_arrays`.
+        name: of the data set.
+
+    Raises:
+        DataError: as `from_arrays`.
+        OSError: the file cannot be written.
+    """
+    shapes = [
+        None if pieces is None else _written(file, pieces, f"{name}, {split} images")
+        for split, pieces in zip(("training", "validation", "test"), parts, strict=True)
+    ]
+    file.flush()
+    header = npy.Header((file.tell(),), False, np.dtype(np.uint8))
+    file.seek(0)
+    mapped = torch.from_numpy(npy.mapped(file, header, name)).split([math.prod(shape or (0,)) for shape in shapes])
+    given = [None if shape is None else part.view(shape) for part, shape in zip(mapped, shapes, strict=True)]
+    places, codes, how_split = places_of(name, given, labels, splits)
+    train, valid, test = (part for part, _ in places)
+    shape = Images(name, train, valid, test).pixel_shape  # checked before anything is kept
+    indices = [torch.arange(len(part))[place].tolist() for part, place in places]
+    images = (part[index].numpy() for (part, _), place in zip(places, indices, strict=True) for index in place)
+    sizes = [len(place) for place in indices]
+    return Ready(images, shape, sizes, None if codes is None else torch.cat(codes), how_split)
+
+
+def _written(file: IO[bytes], pieces: Iterable[np.ndarray], what: str) -> tuple[int, ...]:
+    """Write one part, and return its shape (N, *pixels)."""
+    number, shape = 0, tuple[int, ...]()
+    for piece in pieces:
+        pixels = to_uint8(piece, what, number)
+        file.write(pixels.numpy().data)
+        number, shape = number + len(pixels), tuple(pixels.shape[1:])
+    return number, *shape
