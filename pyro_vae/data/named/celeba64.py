@@ -8,6 +8,8 @@ Resize(64) give, on which many VAEs are trained.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.formats.cache import Ready, key_of
 from pyro_vae.data.formats.decoding import read_all
-from pyro_vae.data.formats.image_files import Source, square
+from pyro_vae.data.formats.image_files import Source, square, version
+from pyro_vae.data.formats.keeping import Cache
 from pyro_vae.data.images import Images
 from pyro_vae.data.named import files
 from pyro_vae.errors import DataError
@@ -26,10 +30,11 @@ _SPLITS = ("training", "validation", "test")
 _SIZES = (162_770, 19_867, 19_962)
 _ROW = re.compile(r"(\w+\.jpg)\s+([012])")
 _WIDTH, _HEIGHT, _CENTER, _SIDE = 178, 218, 148, 64
+_SHAPE = (3, _SIDE, _SIDE)
 
 
 def load(root: Path, download: bool) -> Images:
-    """Read CelebA, a few minutes.
+    """Read CelebA: decoded, a few minutes, into the cache, and from there the next time.
 
     Raises:
         DataError: a file is absent or damaged, or an image is not 178 x 218; names it.
@@ -39,8 +44,19 @@ def load(root: Path, download: bool) -> Images:
     names = _names(partition)
     sizes = dict(zip(_SPLITS, map(len, names), strict=True))
     files.warn_of_other_sizes(partition, "CelebA", sizes, _SIZES)
-    images = [files.require(folder / "img_align_celeba", each, _SOURCE) for each in names]  # before minutes are spent
-    train, valid, test = map(_read, images)
+    paths = [files.require(folder / "img_align_celeba", each, _SOURCE) for each in names]  # before minutes are spent
+    every = [path for split in paths for path in split]
+
+    def key() -> str:
+        return key_of(folder, every, [version(), "celeba64"], list(sizes.values()))
+
+    def decode(*_: Any) -> Ready:
+        return Ready(_faces(every), _SHAPE, list(sizes.values()), None, "")
+
+    cached = Cache(root / "cache", download).images(folder, key, decode)
+    if cached is not None:
+        return replace(cached, name="CelebA")
+    train, valid, test = map(_read, paths)
     return Images("CelebA", train, valid, test)
 
 
@@ -58,10 +74,14 @@ def _names(partition: Path) -> list[list[str]]:
 
 
 def _read(paths: list[Path]) -> Tensor:
-    pixels = np.empty((len(paths), 3, _SIDE, _SIDE), np.uint8)
-    for target, (_, image) in zip(pixels, read_all(paths, _face), strict=True):
-        target[:] = np.moveaxis(image, -1, 0)
+    pixels = np.empty((len(paths), *_SHAPE), np.uint8)
+    for target, face in zip(pixels, _faces(paths), strict=True):
+        target[:] = face
     return torch.from_numpy(pixels)
+
+
+def _faces(paths: list[Path]) -> Iterator[np.ndarray]:
+    return (np.moveaxis(image, -1, 0) for _, image in read_all(paths, _face))
 
 
 def _face(image: Any, source: Source) -> Any:

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from pyro_vae import data
 from pyro_vae.data import DataError
-from pyro_vae.data.named import dsprites
+from pyro_vae.data.named import celeba64, dsprites
 
 RNG = np.random.default_rng(0)
 FACTORS = ("shape", "scale", "orientation", "x", "y")
@@ -139,6 +139,22 @@ def test_faces_are_those_of_torchvision(tmp_path: Path, caplog: pytest.LogCaptur
         assert torch.equal(getattr(images, split), torch.stack(expected))
     (record,) = caplog.records
     assert record.getMessage().endswith("is not CelebA: it holds 3 training, 1 validation and 2 test images.")
+
+
+def test_faces_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_celeba(tmp_path) / "img_align_celeba"
+    fresh = data.load("celeba64", tmp_path, download=False)  # which writes nothing
+    assert not (tmp_path / "cache").exists()
+    first = data.load("celeba64", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(celeba64, "read_all", None)
+        second = data.load("celeba64", tmp_path)
+    for split in ("train", "valid", "test"):
+        assert torch.equal(getattr(first, split), getattr(fresh, split))
+        assert torch.equal(getattr(second, split), getattr(fresh, split))
+    assert second.name == fresh.name
+    Image.new("RGB", (178, 218), (9, 9, 9)).save(folder / "000003.jpg")
+    assert (data.load("celeba64", tmp_path).train[1] == 9).all()
 
 
 def test_a_gray_face_has_three_equal_colors(tmp_path: Path) -> None:
