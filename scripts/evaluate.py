@@ -103,7 +103,7 @@ _HELP = "\n".join(
 def parse(words: list[str]) -> RunArguments:
     """Return the arguments of a command line."""
     flags = [word.partition("=") for word in words]
-    args = [_RENAMED.get(flag, flag) + equals + value for flag, equals, value in flags]
+    args = [_RENAMED.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in flags]
     return tyro.cli(Arguments, args=args, description=_HELP)
 
 

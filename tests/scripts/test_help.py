@@ -105,6 +105,7 @@ def test_every_instrument_is_listed_with_its_flag_and_what_it_writes() -> None:
         (["--temperatures", "7"], ["--ais-temperatures", "7"]),
         (["--temperatures=7"], ["--ais-temperatures=7"]),
         (["--anneal-from", "prior"], ["--ais-start", "prior"]),
+        (["--anneal_from", "prior"], ["--ais_start", "prior"]),
         (["--path", "linear"], ["--temperature-schedule", "linear"]),
         (["--local-steps", "7"], ["--local-vi-steps", "7"]),
         (["--calibrate", "7"], ["--sbc-images", "7"]),
