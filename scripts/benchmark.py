@@ -2,15 +2,15 @@
 
     python scripts/benchmark.py --data mnist --data-root DIR
 
-Blocks of all contenders take turns, so that a machine whose speed drifts slows all of them; the medians of the paired
-ratios are what counts. Same network, prior N(0, I), same images drawn in the same way, Adam under a cosine schedule,
-fused but for stock Pyro, which keeps one for each tensor. Beside them stands the floor of the arithmetic: the
+Blocks of all candidates are interleaved, so that a drift of the clock affects all of them; compare the medians of the
+paired ratios. All have the same network, prior N(0, I), images drawn in the same way, and Adam under a cosine schedule,
+fused except for stock Pyro, which has one optimizer per tensor. The floor of the arithmetic is shown beside them: the
 operations of the matrix products at the rate of a large product, or the bytes that a step must move at the rate of a
 copy, whichever takes longer.
 
-Then the scores: decoded particles of importance sampling, and the densities of annealing with their gradients. Then
-what a step costs as batch, particles, latent units and prior grow, and what lower precision does to it. Everything is
-written to OUT/benchmark.json, and the ratios drawn.
+The other measurements are of scores (decoded particles of importance sampling, and densities of annealing with their
+gradients), of a step as batch, particles, latent units and prior grow, and of a step in lower precision. All results
+are written to OUT/benchmark.json, and the ratios are drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyro
 import torch
@@ -44,74 +44,108 @@ from pyro_vae.trace import CompiledReader, Reader, quietly, reading
 _CHAINS = 16
 _IMAGES_SCORED = 100
 
+Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")]
 
+
+@dataclass(frozen=True)
+class SettingFlags:
+    """Data, network and device.
+
+    Args:
+        data: Name of a data set, or path to your own data, as for fit.py.
+        data_root: Folder of the named data sets. Missing ones are downloaded.
+        hidden_dim: Number of units of a hidden layer.
+        device: Device to run on. auto uses CUDA if it is available, and the CPU otherwise.
+    """
+
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "digits"
+    data_root: config.DirPath = Path("data")
+    hidden_dim: config.Count = 200
+    device: config.Device = "auto"
+
+
+@dataclass(frozen=True)
+class MeasurementFlags:
+    """What is timed, and for how long.
+
+    Args:
+        measure: Measurements to make, one or more of steps, scores, growth and precision.
+        batch_sizes: Numbers of images per training step.
+        num_particles: Numbers of particles per image in training.
+        num_samples: Number of particles per image that importance sampling decodes.
+        blocks: Number of timed blocks of each candidate.
+        seconds: Length of a block of the hand-written candidate, in seconds.
+    """
+
+    measure: Annotated[
+        tuple[Literal["steps", "scores", "growth", "precision"], ...], tyro.conf.arg(metavar="NAME ...")
+    ] = ("steps", "scores", "growth", "precision")
+    batch_sizes: Counts = (20, 100, 512)
+    num_particles: Counts = (1, 50)
+    num_samples: config.Count = 1000
+    blocks: config.Count = 15
+    seconds: float = 0.2
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """Results.
+
+    Args:
+        out: Folder of benchmark.json and of its figure.
+    """
+
+    out: config.DirPath = Path("runs/benchmark")
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Arguments:
     """Time steps and scores against hand-written PyTorch and stock Pyro."""
 
-    measure: tuple[Literal["steps", "scores", "growth", "precision"], ...] = ("steps", "scores", "growth", "precision")
-    """What to measure."""
-    data: str = "digits"
-    """Data set, as in fit.py."""
-    data_root: Path = Path("data")
-    """Folder of the downloaded data sets."""
-    batch_sizes: tuple[int, ...] = (20, 100, 512)
-    """Images per step."""
-    num_particles: tuple[int, ...] = (1, 50)
-    """Particles per image."""
-    hidden_dim: int = 200
-    """Units of a hidden layer."""
-    num_samples: int = 1000
-    """Particles of each image that importance sampling decodes."""
-    blocks: int = 15
-    """Blocks of each contender that are timed."""
-    seconds: float = 0.2
-    """Length of a block, of the hand-written contender."""
-    device: config.Device = "auto"
-    """auto takes CUDA where it is available."""
-    out: Path = Path("runs/benchmark")
-    """Where benchmark.json and its figure go."""
+    measurement: MeasurementFlags
+    setting: SettingFlags
+    output: OutputFlags
 
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    settings = config.Config(
-        data=arguments.data, data_root=arguments.data_root, hidden_dim=arguments.hidden_dim, device=arguments.device
-    ).resolved()
+    asked, out = arguments.measurement, arguments.output.out
+    settings = config.Config(**vars(arguments.setting)).resolved()
     images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
     machine = machine_rates(torch.device(settings.device))
     print(f"matrix products {machine[0] / 1e9:.0f} GFLOP/s, copies {machine[1] / 1e9:.1f} GB/s\n")
-    bench = Bench(settings, images, arguments, machine)
+    bench = Bench(settings, images, asked, machine)
     report: dict[str, Any] = {
-        "settings": {key: str(value) for key, value in vars(arguments).items()},
+        "settings": {key: str(value) for group in vars(arguments).values() for key, value in vars(group).items()},
         "device": name,
         "versions": versions(),
         "gemm_flops_per_second": machine[0],
         "copy_bytes_per_second": machine[1],
-        **{what: getattr(bench, what)() for what in arguments.measure},
+        **{what: getattr(bench, what)() for what in asked.measure},
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
     if "steps" in report:
-        ratios(report["steps"]).savefig(arguments.out / "benchmark.png", dpi=130)
-    print(f"\nwritten to {arguments.out}")
+        ratios(report["steps"]).savefig(out / "benchmark.png", dpi=130)
+    print(f"\nwritten to {out}")
 
 
 class Bench:
     """The measurements; each prints as it goes and returns what it found."""
 
     def __init__(
-        self, settings: config.Config, images: data.Observed, arguments: Arguments, machine: tuple[float, float]
+        self, settings: config.Config, images: data.Observed, asked: MeasurementFlags, machine: tuple[float, float]
     ) -> None:
-        self.settings, self.images, self.arguments, self.machine = settings, images, arguments, machine
+        self.settings, self.images, self.asked, self.machine = settings, images, asked, machine
 
     def steps(self) -> list[dict[str, Any]]:
         """Time training steps at every batch size and number of particles."""
         found = []
-        for num_particles in self.arguments.num_particles:
-            for batch_size in self.arguments.batch_sizes:
+        for num_particles in self.asked.num_particles:
+            for batch_size in self.asked.batch_sizes:
                 settings = replace(self.settings, batch_size=batch_size, num_particles=num_particles)
                 batches = batches_of(settings, self.images)
                 contenders = {
@@ -144,7 +178,7 @@ class Bench:
         """Time importance sampling and annealing."""
         x = self.images.split("test")[:_IMAGES_SCORED]
         program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, number = CompiledReader(), self.arguments.num_samples
+        compiled, number = CompiledReader(), self.asked.num_samples
 
         def ours(reader: Reader) -> Contender:
             return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, reader=reader))
@@ -176,7 +210,7 @@ class Bench:
     def growth(self) -> dict[str, Any]:
         """Time a compiled step as one thing grows, the others at their defaults."""
         cases: dict[str, dict[str, Any]] = {"default": {}}
-        cases |= {f"batch {size}": {"batch_size": size} for size in self.arguments.batch_sizes if size != 100}
+        cases |= {f"batch {size}": {"batch_size": size} for size in self.asked.batch_sizes if size != 100}
         cases |= {f"K {number}": {"num_particles": number} for number in (5, 50)}
         cases |= {f"latent units {number}": {"latent_dim": number} for number in (10, 200)}
         cases |= {f"prior {name}": {"prior": name} for name in ("mixture", "vamp", "nsf")}
@@ -227,7 +261,7 @@ class Bench:
 
     def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
         """Time blocks of each in turn; ratios are to the last."""
-        return race(contenders, full_batches(batches), self.arguments.blocks, self.arguments.seconds)
+        return race(contenders, full_batches(batches), self.asked.blocks, self.asked.seconds)
 
     def floor(self, settings: config.Config) -> tuple[float, float]:
         """Return the seconds of a step's matrix products, and of the bytes that it must move."""

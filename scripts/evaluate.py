@@ -1,20 +1,17 @@
-"""Score finished runs again, and draw their bounds side by side.
+"""Evaluate finished runs, and plot their bounds together.
 
     python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
-    python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --temperatures 500
+    python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --ais-temperatures 500
     python scripts/evaluate.py runs/mnist-standard-elbo --probe
     python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 
-Each run gets RUN/evaluation/ with summary.json, scores.nc, bounds.csv and figures; bounds.png there shows all the
-runs. With --temperatures also annealing.nc: annealed importance sampling of the test images, and upper and lower
-bounds on as many images that the model has simulated, whose mean gap says how accurate it is. Where the program has one
-discrete latent that is summed out and the data have labels, its purity and confusion with these. With --probe how well
-classifiers of few labels do on what the program makes of an image. With --disentanglement, for data of known factors,
-what each latent unit tells of each, and figures/factors.png.
+For each run, RUN/evaluation/ gets summary.json, scores.nc, bounds.csv and figures; bounds.png in it shows all runs.
+More is measured by instruments, whose numbers are in summary.json and whose other files are beside it:
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +20,7 @@ import pyro
 import tyro
 
 from pyro_vae import cli, config
+from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
@@ -32,64 +30,97 @@ from pyro_vae.runs import RunFolder
 from pyro_vae.runs.load import load_config, restore
 from pyro_vae.runs.summary import num_parameters, write_summary
 
-# Flags that take the place of what the run was fitted with.
-_OF_THE_RUN: tuple[str, ...] = (
-    "num_samples",
-    "test_images",
-    "data",
-    "program",
-    "data_root",
-    "seed",
-    "device",
-    "compile",
-)
+# Earlier names of flags, which are understood as well.
+_RENAMED = {
+    "--temperatures": "--ais-temperatures",
+    "--anneal-from": "--ais-start",
+    "--path": "--temperature-schedule",
+    "--local-steps": "--local-vi-steps",
+    "--calibrate": "--sbc-images",
+}
+
+
+@dataclass(frozen=True)
+class DataFlags(DataOverrides):
+    """Location and number of the test images. If None, as in the run.
+
+    Args:
+        test_images: Number of test images to use, from the first on.
+    """
+
+    test_images: config.OptionalCount = None
+
+
+@dataclass(frozen=True)
+class EvaluationFlags:
+    """Scores of the test images.
+
+    Args:
+        num_samples: Number K of importance samples per image for log p(x). If None, as in the run.
+    """
+
+    num_samples: config.OptionalCount = None
+
+
+@dataclass(frozen=True)
+class RuntimeFlags(RuntimeOverrides):
+    """Randomness, device and execution.
+
+    Args:
+        compile: Compile the scoring, on or off. If None, as in the run.
+    """
+
+    compile: Annotated[Literal["on", "off"] | None, tyro.conf.arg(metavar="{on,off}")] = None
 
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Score finished runs again; None takes what the run was fitted with."""
+    """Evaluate finished runs, and plot their bounds together.
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
-    num_samples: config.OptionalCount = None
-    """K of the importance-sampled log-likelihood."""
-    test_images: config.OptionalCount = None
-    """Test on the first so many images."""
-    data: str | None = None
-    """Folder of images of your own, where it lies elsewhere now."""
-    program: str | None = None
-    """path/to/file.py:factory, for runs of a program of your own: no code that a run folder names is run."""
-    data_root: Path | None = None
-    """Folder of the downloaded data sets; only into one given here is anything downloaded."""
-    seed: int | None = None
-    """Seed of the draws."""
-    device: config.Device = "auto"
-    """auto takes CUDA where it is available."""
-    compile: Literal["on", "off"] | None = None
-    """Read programs by compiled graphs, on or off."""
+    Args:
+        runs: Run folders.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
+    evaluation: EvaluationFlags
+    data: DataFlags
+    model: ModelOverrides
+    runtime: RuntimeFlags
 
 
-# With the flags of every instrument, as if they stood among those above.
+# With the flags of every instrument, in a group of its name.
 _FLAGS = [
-    (name, Annotated[kind, tyro.conf.arg(name="")], field(default_factory=kind)) for name, kind in INSTRUMENTS.items()
+    (name, Annotated[kind, tyro.conf.arg(help="")], field(default_factory=kind)) for name, kind in INSTRUMENTS.items()
 ]
-Arguments = make_dataclass("Arguments", _FLAGS, bases=(RunArguments,), frozen=True)
+Arguments = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)(
+    make_dataclass("Arguments", _FLAGS, bases=(RunArguments,), frozen=True)
+)
+_HELP = "\n".join(
+    [__doc__, *(f"    {name:17}{str(kind.__doc__).splitlines()[0]}" for name, kind in INSTRUMENTS.items())]
+)
+
+
+def parse(words: list[str]) -> RunArguments:
+    """Return the arguments of a command line."""
+    flags = [word.partition("=") for word in words]
+    args = [_RENAMED.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in flags]
+    return tyro.cli(Arguments, args=args, description=_HELP)
 
 
 def main(arguments: RunArguments) -> None:
     """Run the script."""
     if not arguments.runs:
         raise UserError("No run folder is given: python scripts/evaluate.py RUN...")
-    given = vars(arguments)
-    changes = {name: given[name] for name in _OF_THE_RUN if given[name] is not None}
-    asked = [given[name] for name in INSTRUMENTS if given[name].asked]
+    changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
+    instruments = [getattr(arguments, name) for name in INSTRUMENTS]
+    asked = [instrument for instrument in instruments if instrument.asked]
     runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
     scores: dict[str, Scores] = {}
     summaries = {}
     for name, (folder, settings) in zip(names_of(arguments.runs), runs, strict=True):
         pyro.set_rng_seed(settings.seed)
         # A run of somebody else may name any folder, which is read and never written to.
-        fitted = restore(folder, settings, download=arguments.data_root is not None)
+        fitted = restore(folder, settings, download="data_root" in changes)
         with fitted.program.scope():
             scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), asked)
     for folder, _ in runs:
@@ -147,4 +178,4 @@ def names_of(paths: tuple[Path, ...]) -> list[str]:
 
 if __name__ == "__main__":
     with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(sys.argv[1:]))

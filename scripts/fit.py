@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pyro
 import tyro
@@ -31,30 +30,42 @@ from pyro_vae.trace import Batch, check_domain
 
 
 @dataclass(frozen=True)
+class OutputFlags:
+    """Run folder and checkpoints.
+
+    Args:
+        out: Run folder. If None, it is runs/<data>-<program>-<prior>-<objective>, without vae and without names that
+            the program ignores. An existing folder is not overwritten.
+        resume: Continue the run in --out from its last checkpoint.
+        overwrite: Replace the run in --out.
+        checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
+    """
+
+    out: config.OptionalDirPath = None
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_seconds: float = 60.0
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+@dataclass(frozen=True)
 class Arguments:
     """Fit a VAE as a Pyro program, score it on the test images, and write one run folder."""
 
-    config: Annotated[config.Config, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Run folder (None: runs/<data>-<prior>-<objective>, with the name of the program where it is not vae, and without
-    what it does not read). An existing one is refused."""
-    resume: bool = False
-    """Continue the run in --out from its last checkpoint."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    checkpoint_seconds: float = 60.0
-    """Seconds between two checkpoints, at most. They do not change the run."""
+    config: config.ConfigFlags
+    output: OutputFlags
 
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    if not arguments.checkpoint_seconds >= 0:
-        raise UserError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
-    if arguments.resume and arguments.overwrite:
+    output = arguments.output
+    if not output.checkpoint_seconds >= 0:
+        raise UserError(f"--checkpoint-seconds is {output.checkpoint_seconds}; it must be 0 or more.")
+    if output.resume and output.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
     settings = arguments.config.resolved()
-    folder = RunFolder(arguments.out or Path("runs") / programs.run_name(settings))
-    if arguments.resume and folder.finished:
+    folder = RunFolder(output.out or Path("runs") / programs.run_name(settings))
+    if output.resume and folder.finished:
         folder.check_same(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
@@ -84,9 +95,9 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
         ema=settings.ema,
     )
-    folder.claim(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
+    folder.claim(settings.to_json(), resume=output.resume, overwrite=output.overwrite)
     with cli.stop_between_steps() as stop:
-        show(fit_in_folder(fit, folder, settings, seconds=arguments.checkpoint_seconds, stop=stop), settings.epochs)
+        show(fit_in_folder(fit, folder, settings, seconds=output.checkpoint_seconds, stop=stop), settings.epochs)
 
     scores, numbers = measure_scores(
         program,
@@ -123,4 +134,4 @@ def show(epochs: Iterable[Epoch], total: int) -> None:
 
 if __name__ == "__main__":
     with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(tyro.cli(Arguments, description=__doc__))

@@ -1,22 +1,24 @@
-"""Draw what a finished run generates.
+"""Draw samples, reconstructions, traversals and completions of a finished run.
 
     python scripts/sample.py runs/digits-standard-elbo
 
-writes RUN/samples/: prior.png and reconstructions.png (the mean of p(x|z) beside a draw from it), traversals.png and
-.gif (one latent unit moved at a time), interpolations.png, completions.png (the lower half of an image given the upper
-one), and of two latent units manifold.png and codes.png; of a table prior.png and reconstructions.png. What a program
-does not have is left out, with a line.
+RUN/samples/ gets prior.png and reconstructions.png (the mean of p(x|z) beside a draw from it), traversals.png and
+traversals.gif (one latent unit moved at a time), interpolations.png, completions.png (the lower half of an image given
+the upper half), and with two latent units manifold.png and codes.png; for a table only prior.png and
+reconstructions.png. Figures that a program does not have are skipped with a message.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyro
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli
+from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
 from pyro_vae.instruments.rows import write_rows
@@ -24,32 +26,26 @@ from pyro_vae.report.images import are_pictures
 from pyro_vae.runs import RunFolder, load_run
 from pyro_vae.trace import Batch
 
-_OF_THE_RUN = ("data", "program", "data_root", "seed", "device")
 
-
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 @dataclass(frozen=True)
 class Arguments:
-    """Draw what a finished run generates; None takes what the run was fitted with."""
+    """Draw samples, reconstructions, traversals and completions of a finished run.
 
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    data: str | None = None
-    """Folder of images of your own, where it lies elsewhere now."""
-    program: str | None = None
-    """path/to/file.py:factory, for a run of a program of your own: no code that a run folder names is run."""
-    data_root: Path | None = None
-    """Folder of the downloaded data sets; only into one given here is anything downloaded."""
-    seed: int | None = None
-    """Seed of the draws."""
-    device: config.Device = "auto"
-    """auto takes CUDA where it is available."""
+    Args:
+        run: Run folder.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    data: DataOverrides
+    model: ModelOverrides
+    runtime: RuntimeOverrides
 
 
 def main(arguments: Arguments) -> None:
     """Run the script."""
-    folder, asked = RunFolder(arguments.run), vars(arguments)
-    changes = {name: asked[name] for name in _OF_THE_RUN if asked[name] is not None}
-    fitted = load_run(arguments.run, download=arguments.data_root is not None, **changes)
+    folder, changes = RunFolder(arguments.run), given(arguments.data, arguments.model, arguments.runtime)
+    fitted = load_run(arguments.run, download="data_root" in changes, **changes)
     settings = fitted.config
     pyro.set_rng_seed(settings.seed)
     results, program, x = folder.samples, fitted.program, fitted.observed("test")

@@ -3,6 +3,7 @@ r"""What the flags may say, and how the command line shows it."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -47,4 +48,6 @@ def one_of(field: str) -> Any:
 
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
+DirPath = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+OptionalDirPath = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 Device = Annotated[str, one_of("device")]

@@ -20,30 +20,28 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class AnnealedSampling:
-    """Annealed importance sampling; its columns stand in the table of the scores."""
+    """Annealed importance sampling, with bounds from both sides. --ais-temperatures writes annealing.nc.
+
+    Args:
+        ais_temperatures: Number of temperatures of annealed importance sampling (AIS). 0 disables it.
+        chains: Number of chains per image.
+        leapfrogs: Number of leapfrog steps per temperature.
+        ais_start: Initial distribution of the chains. guide is q(z|x), prior is p(z).
+        temperature_schedule: Spacing of the temperatures. sigmoid has more of them close to both ends.
+    """
 
     name: ClassVar[str] = "annealing"
 
-    temperatures: config.Count = 0
-    """Anneal over so many temperatures (0: do not anneal)."""
+    ais_temperatures: config.Count = 0
     chains: config.Count = 16
-    """Chains of each image."""
     leapfrogs: config.Count = 5
-    """Leapfrog steps between two temperatures."""
-    anneal_from: Literal["guide", "prior"] = "guide"
-    """Where the path begins."""
-    path: Literal["sigmoid", "linear"] = "sigmoid"
-    """How the temperatures are spaced."""
-
-    def __post_init__(self) -> None:
-        check_count("--temperatures", self.temperatures)
-        if self.asked:
-            self.settings()  # refuses the other flags before anything is scored
+    ais_start: Literal["guide", "prior"] = "guide"
+    temperature_schedule: Literal["sigmoid", "linear"] = "sigmoid"
 
     @property
     def asked(self) -> bool:
         """Whether there are temperatures."""
-        return self.temperatures > 0
+        return self.ais_temperatures != 0
 
     def settings(self, compiled: bool = False) -> Annealing:
         """Return how to anneal.
@@ -51,11 +49,15 @@ class AnnealedSampling:
         Raises:
             UserError: see `Annealing`.
         """
-        return Annealing(self.chains, self.temperatures, self.leapfrogs, self.anneal_from, self.path, compiled)
+        return Annealing(
+            self.chains, self.ais_temperatures, self.leapfrogs, self.ais_start, self.temperature_schedule, compiled
+        )
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse a run without densities."""
-        run.check_density("--temperatures")
+        """Refuse flags out of range, and a run without densities."""
+        check_count("--ais-temperatures", self.ais_temperatures)
+        self.settings()
+        run.check_density("--ais-temperatures")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Anneal the test images."""

@@ -17,28 +17,31 @@ _NUM_DRAWS = 99  # from the guide, among which a latent has one of 100 ranks
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks (units, simulated images), uniform where the guide is the posterior, and their figure."""
+    """Simulation-based calibration. --sbc-images writes calibration.nc and figures/calibration.png.
+
+    The ranks (units, simulated images) are uniform if the guide is the posterior.
+
+    Args:
+        sbc_images: Number of simulated images whose latents are ranked among draws from the guide. 0 disables it.
+    """
 
     name: ClassVar[str] = "calibration"
 
-    calibrate: config.Count = 0
-    """Rank the latents of so many simulated images among draws from the guide (0: do not)."""
-
-    def __post_init__(self) -> None:
-        check_count("--calibrate", self.calibrate)
+    sbc_images: config.Count = 0
 
     @property
     def asked(self) -> bool:
         """Whether there are images to simulate."""
-        return self.calibrate > 0
+        return self.sbc_images != 0
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse a run without densities."""
-        run.check_density("--calibrate")
+        """Refuse a negative number, and a run without densities."""
+        check_count("--sbc-images", self.sbc_images)
+        run.check_density("--sbc-images")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Rank the latents of simulated images."""
-        program, like = run.fitted.program, Batch.of(run.test).expand(self.calibrate)
+        program, like = run.fitted.program, Batch.of(run.test).expand(self.sbc_images)
         ranks = calibration_ranks(program.model, program.guide, like, _NUM_DRAWS, seed=seed)
         figures = {"calibration": curves.calibration(ranks, _NUM_DRAWS)}
         return Result(per_image={"ranks": ranks.T}, rows="unit", figures=figures)

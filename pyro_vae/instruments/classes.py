@@ -18,7 +18,7 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class Classes:
-    """Accuracy or purity of a discrete latent; measured of every run that has one and labels to compare it with."""
+    """Accuracy or purity of a discrete latent, for each run with one and with labels. It needs no flag."""
 
     name: ClassVar[str] = "classes"
     asked: ClassVar[bool] = True

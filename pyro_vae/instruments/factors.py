@@ -34,12 +34,16 @@ _SCORES = {
 
 @dataclass(frozen=True)
 class Factors:
-    """Latent units against the known factors of the data."""
+    """Latent units against known factors of the data. --disentanglement writes figures/factors.png.
+
+    Args:
+        disentanglement: Score the latent units against the known factors of the data, and draw traversals of the most
+            informative unit for each factor. The data need two or more factors, as shapes have.
+    """
 
     name: ClassVar[str] = "disentanglement"
 
     disentanglement: bool = False
-    """Score the latent units against the known factors of the data, where it has several."""
 
     @property
     def asked(self) -> bool:

@@ -62,7 +62,10 @@ class Result:
 
 
 class Instrument(Protocol):
-    """One way of measuring a fitted run: a frozen dataclass whose fields are flags of evaluate.py."""
+    """One way of measuring a fitted run: a frozen dataclass whose fields are flags of evaluate.py.
+
+    `evaluate.py --help` shows the first line of its docstring: what is measured, which flag runs it, what it writes.
+    """
 
     name: ClassVar[str]
     """The key in summary.json, and the name of the file of per-image results."""
@@ -72,7 +75,7 @@ class Instrument(Protocol):
         """Whether the flags ask for this measurement."""
 
     def check(self, run: EvaluatedRun) -> None:
-        """Raise UserError, before anything is measured, if the run does not have what is to be measured."""
+        """Raise UserError, before anything is measured, if a flag is out of range or the run lacks what is measured."""
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Measure a run; all noise comes from the seed."""

@@ -19,28 +19,30 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class LocalPosteriors:
-    """Optimized posteriors of single images, against those of the encoder."""
+    """ELBO of each image under posteriors optimized for it alone. --local-vi-steps writes local.nc.
+
+    Args:
+        local_vi_steps: Number of optimization steps for the posterior of each test image. The gain in ELBO over the
+            encoder shows how much of its gap is due to amortization. 0 disables it.
+    """
 
     name: ClassVar[str] = "local"
 
-    local_steps: config.Count = 0
-    """Optimise a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
-
-    def __post_init__(self) -> None:
-        check_count("--local-steps", self.local_steps)
+    local_vi_steps: config.Count = 0
 
     @property
     def asked(self) -> bool:
         """Whether there are steps."""
-        return self.local_steps > 0
+        return self.local_vi_steps != 0
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse a run without densities."""
-        run.check_density("--local-steps")
+        """Refuse a negative number, and a run without densities."""
+        check_count("--local-vi-steps", self.local_vi_steps)
+        run.check_density("--local-vi-steps")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Optimize a posterior for each test image."""
-        return measure_inference_gaps(run.fitted.program, run.test, self.local_steps, seed)
+        return measure_inference_gaps(run.fitted.program, run.test, self.local_vi_steps, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
         """Return nothing: the numbers are in summary.json."""

@@ -39,13 +39,16 @@ _FINETUNED_SUBSETS = 5
 
 @dataclass(frozen=True)
 class Probe:
-    """Accuracy of classifiers of few labels, in per cent of the test images."""
+    """Accuracy of classifiers trained on few labels. --probe writes figures/probe.png.
+
+    Args:
+        probe: Predict the first label of the test images from posterior means and from pixels, with classifiers trained
+            on 10, 100, 1,000 and all labels, and with a fine-tuned encoder. Accuracies are in percent.
+    """
 
     name: ClassVar[str] = "probe"
 
     probe: bool = False
-    """Predict the first label of the test images from the posterior means and from pixels, by classifiers of 10, 100,
-    1,000 and all labels; and fine-tune the encoder."""
 
     @property
     def asked(self) -> bool:

@@ -57,7 +57,7 @@ HOMES = {
         "pyro_vae/evaluate/latents/disentanglement.py",
         "pyro_vae/evaluate/features/probe.py",
     ),
-    "tyro": ("pyro_vae/config/flags.py", "pyro_vae/config/choices.py"),
+    "tyro": tuple(f"pyro_vae/config/{name}.py" for name in ("choices", "flags", "groups", "overrides")),
 }
 
 

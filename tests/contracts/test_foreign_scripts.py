@@ -134,7 +134,7 @@ def test_a_program_of_a_tutorial_goes_through_every_script(name: str, programs: 
     shown = figures(run / "figures")
     assert shown == {"learning_curve", "bounds", "khat", "reconstructions", "prior_samples"}
     assert inside("fit", *TINY, *own, "--out", run, "--resume").returncode == 0
-    result = inside("evaluate", run, *own, "--temperatures", 5, "--local-steps", 3, "--calibrate", 20)
+    result = inside("evaluate", run, *own, "--ais-temperatures", 5, "--local-vi-steps", 3, "--sbc-images", 20)
     assert result.returncode == 0, result.stderr
     again = json.loads((run / "evaluation" / "summary.json").read_text())
     assert again["log_likelihood"] == pytest.approx(summary["log_likelihood"], abs=1e-6)

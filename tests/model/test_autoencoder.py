@@ -260,7 +260,7 @@ def test_an_autoencoder_refuses_what_it_does_not_have(
     refused(call, flags[0], "--program autoencoder does not read")
 
 
-@pytest.mark.parametrize("flags", [("--temperatures", 5), ("--local-steps", 5), ("--calibrate", 5)])
+@pytest.mark.parametrize("flags", [("--ais-temperatures", 5), ("--local-vi-steps", 5), ("--sbc-images", 5)])
 def test_instruments_of_densities_refuse_an_autoencoder(
     flags: tuple[str, int], tmp_path: Path, refused: Callable[..., None]
 ) -> None:

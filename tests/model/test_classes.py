@@ -175,7 +175,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
 def test_programs_of_classes_go_through_every_script(program: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     inside("fit", *TINY, "--test-images", 10, "--program", program, "--out", run)
-    inside("evaluate", run, "--temperatures", 5, "--chains", 2, "--local-steps", 2, "--calibrate", 4)
+    inside("evaluate", run, "--ais-temperatures", 5, "--chains", 2, "--local-vi-steps", 2, "--sbc-images", 4)
     inside("sample", run)
     numbers = json.loads((run / "evaluation" / "summary.json").read_text())
     assert ("classes" in numbers) == (program != "cvae")

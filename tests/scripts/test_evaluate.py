@@ -95,7 +95,7 @@ def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
 
 
 def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
-    result = inside("evaluate", run, "--temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
+    result = inside("evaluate", run, "--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     annealed = found["annealing"]
@@ -108,13 +108,13 @@ def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
     assert found["log_likelihood"] - 0.1 < annealed["log_likelihood"] < found["log_likelihood"] + 1
     assert f"{annealed['log_likelihood']:.2f}" in result.stdout
     assert "AIS" in result.stdout
-    refused(command("evaluate", run, "--temperatures", -1), "--temperatures is -1")
-    refused(command("evaluate", run, "--calibrate", -5), "--calibrate is -5")
-    refused(command("evaluate", run, "--temperatures", 5, "--chains", 0), "num_chains is 0")
+    refused(command("evaluate", run, "--ais-temperatures", -1), "--ais-temperatures is -1")
+    refused(command("evaluate", run, "--sbc-images", -5), "--sbc-images is -5")
+    refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
 
 
 def test_evaluate_says_where_the_slack_is(run: Path) -> None:
-    result = inside("evaluate", run, "--local-steps", 300, "--calibrate", 50, "--test-images", 10)
+    result = inside("evaluate", run, "--local-vi-steps", 300, "--sbc-images", 50, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     local = found["local"]

@@ -61,7 +61,7 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert ((pixels[..., 2] - pixels[..., 0]) > 80).any()  # and blues
 
     shutil.copytree(photographs, moved)
-    again = inside("evaluate", run, "--data", moved, *(["--probe"] if net == "conv" else ["--temperatures", 3]))
+    again = inside("evaluate", run, "--data", moved, *(["--probe"] if net == "conv" else ["--ais-temperatures", 3]))
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
     if net == "conv":
