@@ -39,7 +39,7 @@ from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.runs import load_images, versions
-from pyro_vae.trace import CompiledReader, Reader, quietly, reading
+from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
 
 _CHAINS = 16
 _IMAGES_SCORED = 100
@@ -144,14 +144,14 @@ class Bench:
         """Time importance sampling and annealing."""
         x = self.images.split("test")[:_IMAGES_SCORED]
         program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, number = CompiledReader(), self.arguments.num_samples
+        compiled, number = CompiledBackend(), self.arguments.num_samples
 
-        def ours(reader: Reader) -> Contender:
-            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, reader=reader))
+        def ours(backend: EagerBackend) -> Contender:
+            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, backend=backend))
 
         contenders = {
             "pyro_vae, compiled": ours(compiled),
-            "pyro_vae, run by Pyro": ours(Reader()),
+            "pyro_vae, run by Pyro": ours(EagerBackend()),
             "hand-written": Contender(handwritten_scores(program, x, number)),
         }
         timings = self.race(contenders, batches_of(self.settings, self.images))
@@ -165,7 +165,7 @@ class Bench:
                 f"{100 * share:6.0f} % of the matrix products' rate"
             )
         report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
-        with reading(program.model, program.guide, x=x):
+        with read_only(program.model, program.guide, x=x):
             timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
         print(f"annealing, {_CHAINS} chains of {len(x)} images")
         for name, timing in timings.items():
@@ -208,7 +208,11 @@ class Bench:
         x = self.images.split("test")[:1000]
         elbos = {}
         for name in names:
-            with torch.no_grad(), quietly(program.model, program.guide, x=x, seed=0), PRECISIONS[name]():
+            with (
+                torch.no_grad(),
+                read_only(program.model, program.guide, x=x, seed=0, validate=False),
+                PRECISIONS[name](),
+            ):
                 elbos[name] = ELBO(10).bounds(program.model, program.guide, x)[1]
         print("\nprecision of the matrix products, ELBO of 1,000 images on the same weights and noise")
         report = {}

@@ -27,7 +27,7 @@ from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, 
 from pyro_vae.report import curves
 from pyro_vae.runs import RunFolder, fit_in_folder, prepare
 from pyro_vae.runs.summary import write_summary
-from pyro_vae.trace import Batch, check_domain
+from pyro_vae.trace import Batch, check_support
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(arguments: Arguments) -> None:
     settings = run.config
     batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
     program = run.program
-    check_domain(program.model, program.guide, Batch.of(test)[:100])
+    check_support(program.model, program.guide, Batch.of(test)[:100])
     rehearse(program, test, density=run.density)
     assert settings.epochs is not None
     assert settings.num_samples is not None

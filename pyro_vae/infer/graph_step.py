@@ -93,7 +93,7 @@ class RecordedStep:
             return False
         if self._graph is None or observe != self._observe:
             self._observe, self._build = observe, build
-            around = (self.model, self.guide, self.objective, *batch.others())
+            around = (self.model, self.guide, self.objective, *batch.non_tensors())
             self._graph = Graph(self._loss_and_gradients, *around, **self.options)
             self._calls = 0
         return True
@@ -131,10 +131,10 @@ class RecordedStep:
         self._refused = True
         _LOG.warning("The step is not recorded: %s. Pyro runs every step.", reason)
 
-    def key(self, *tensors: Tensor) -> Any:
+    def capture_key(self, *tensors: Tensor) -> Any:
         """Return what a captured graph stands on: what Python decides by, and numbers that lie on the host."""
         assert self._graph is not None
-        return self._graph.captured_key(tensors)
+        return self._graph.cuda_graph_key(tensors)
 
     def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
         """Return the names of the gradients with the store that they are of, and the numbers of an `Outcome`.

@@ -11,16 +11,16 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, run_pair
+from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, trace_model_and_guide
 from pyro_vae.trace.isolation import fork_rng
-from pyro_vae.trace.modes import evaluation_mode, modules
+from pyro_vae.trace.modes import evaluation_mode, find_modules
 
 State = dict[str, Any]
 
 
 def roots(model: Program, guide: Program) -> list[nn.Module]:
     """Return the modules that a model and its guide refer to, each once; others may run as well."""
-    return list(dict.fromkeys([*modules(model), *modules(guide)]))
+    return list(dict.fromkeys([*find_modules(model), *find_modules(guide)]))
 
 
 def unconstrained(name: str) -> Tensor:
@@ -104,10 +104,10 @@ def load_parameters(model: Program, guide: Program, state: State, batch: Data) -
         fork_rng(batch.x),
         evaluation_mode(model, guide),
         pyro.validation_enabled(False),
-        ModulesThatRun() as ran,
+        ModuleRecorder() as ran,
         poutine.trace(param_only=True) as trace,
     ):
-        run_pair(model, guide, batch, 1)
+        trace_model_and_guide(model, guide, batch, 1)
     known = ran.outermost(roots(model, guide))
     nodes: dict[str, Any] = trace.trace.nodes
     targets = _targets(known, state, {canonical(name) for name, node in nodes.items() if node["type"] == "param"})

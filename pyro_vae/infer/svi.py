@@ -18,7 +18,7 @@ from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
-from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, stored_ids
+from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, stored_ids
 
 
 class SVI(pyro.infer.SVI):
@@ -106,7 +106,7 @@ class SVI(pyro.infer.SVI):
         """Take a step under an objective of ours, by its record where that takes it."""
         assert isinstance(self.objective, Objective)
         self.objective.at_step(self.steps)
-        batch = Batch.called_with(*args, **kwargs)
+        batch = Batch.from_call(*args, **kwargs)
         found = self._by_graph(observe, batch) if self.recorded else None
         if found is None:
             return self._by_pyro(batch if observe is None else Batch.of(batch.call(observe)))
@@ -167,7 +167,7 @@ class SVI(pyro.infer.SVI):
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
         if self._capture is None:
-            self._capture = Capture(lambda *inputs: self._replay(build(list(inputs))), self.recorded.key)
+            self._capture = Capture(lambda *inputs: self._replay(build(list(inputs))), self.recorded.capture_key)
         return self._capture(*tensors)
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
@@ -212,7 +212,7 @@ class SVI(pyro.infer.SVI):
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the first step, in which the parameters and the modules that run become known."""
-        with ModulesThatRun() as ran:
+        with ModuleRecorder() as ran:
             loss, captured = capture(self.modules, lambda: self._backward(*args, **kwargs))
         self.modules = ran.outermost(self.modules)
         self.optim.add(captured)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate import posterior_means
-from pyro_vae.trace import Batch, Data, derive
+from pyro_vae.trace import Batch, Data, derive_seed
 
 IMAGES_AT_ONCE = 100
 
@@ -17,7 +17,7 @@ IMAGES_AT_ONCE = 100
 def batches(x: Data, seed: int) -> Iterator[tuple[Batch, int | None]]:
     """Yield x (N, ...) in batches of 100 images, each with the seed of its noise."""
     for number, part in enumerate(Batch.of(x).split(IMAGES_AT_ONCE)):
-        yield part, derive(seed, "batch", number)
+        yield part, derive_seed(seed, "batch", number)
 
 
 def codes(program: Any, x: Data, seed: int) -> Tensor:

@@ -38,8 +38,8 @@ class Calibration:
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Rank the latents of simulated images."""
-        program, like = run.fitted.program, Batch.of(run.test).expand(self.calibrate)
-        ranks = calibration_ranks(program.model, program.guide, like, _NUM_DRAWS, seed=seed)
+        program, template = run.fitted.program, Batch.of(run.test).expand(self.calibrate)
+        ranks = calibration_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed)
         figures = {"calibration": curves.calibration(ranks, _NUM_DRAWS)}
         return Result(per_image={"ranks": ranks.T}, rows="unit", figures=figures)
 

@@ -29,7 +29,7 @@ class Classes:
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Compare the most probable values for the test images with their labels."""
         labels = run.fitted.labels
-        if labels is None or len(labels.names) != 1 or run.fitted.lacks:
+        if labels is None or len(labels.names) != 1 or run.fitted.no_density_reason:
             return Result()
         return measure_classes(run.fitted.program, run.test, labels.test[:, 0].cpu().numpy(), seed)
 

@@ -66,7 +66,7 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
             if seen not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
                 nets[seen] = train_features(train.pixels, classes, settings.seed)
-            lossy = bool(fitted.lacks) and summary["rate"] is not None
+            lossy = bool(fitted.no_density_reason) and summary["rate"] is not None
             numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
     return rows

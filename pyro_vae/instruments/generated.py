@@ -56,30 +56,30 @@ class Images(NamedTuple):
         return images, name
 
 
-def images_of(program: Any, like: Data, values: Values, seed: int, *, draws: bool) -> Images:
+def images_of(program: Any, template: Data, values: Values, seed: int, *, draws: bool) -> Images:
     """Return images at latents.
 
     Args:
         program: an object with ``model(x)``.
-        like: images (N, ...) of which only number and shape count.
+        template: images (N, ...) of which only number and shape count.
         values: latents, {site: (1, N, ...)}, empty without latents.
         seed: of the draws.
         draws: whether there are draws beside means; there are in any case where there are no means.
     """
-    shown, what = shown_images(program.model, like, values, seed)
+    shown, what = shown_images(program.model, template, values, seed)
     if what == "draws":
         return Images(None, what, shown, bool(values))
-    drawn = drawn_images(program.model, like, values, seed) if draws else None
+    drawn = drawn_images(program.model, template, values, seed) if draws else None
     return Images(shown, what, drawn, bool(values))
 
 
 def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> Images | None:
     """Return `images_of` latents from the prior, a row for each class as `prior_grid`; None where it is improper."""
-    like, values = prior_grid(program, x, columns, seed)
+    template, values = prior_grid(program, x, columns, seed)
     if values is None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return None
-    return images_of(program, like, values, seed, draws=draws)
+    return images_of(program, template, values, seed, draws=draws)
 
 
 def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images | None:
@@ -88,17 +88,17 @@ def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images 
     return images_of(program, x, values, seed, draws=draws) if values else None
 
 
-def generated(program: Any, like: Data, seed: int, *, means: bool) -> Tensor | None:
+def generated(program: Any, template: Data, seed: int, *, means: bool) -> Tensor | None:
     """Return images (N, ...) that a program generates, or None where it has no prior.
 
     Args:
         program: an object with ``model(x)``.
-        like: images (N, ...) of which only number and shape count.
+        template: images (N, ...) of which only number and shape count.
         seed: of the draws.
         means: whether means of p(x|z) stand for draws.
     """
     found = []
-    for part, own in batches(like, seed):
+    for part, own in batches(template, seed):
         values = prior_latents(program.model, part, own)
         if values is None:
             return None
@@ -133,8 +133,8 @@ def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, V
     batch = Batch.of(x)
     classes = discrete_values(program.model, program.guide, batch[:1])
     if not classes or len(next(iter(classes.values()))) > _MOST_ROWS:
-        like = class_rows(batch, columns)
-        return like, prior_latents(program.model, like, seed)
+        template = class_rows(batch, columns)
+        return template, prior_latents(program.model, template, seed)
     given = {name: value.repeat_interleave(columns, 0).unsqueeze(0) for name, value in classes.items()}
-    like = batch.expand(next(iter(given.values())).shape[1])
-    return like, prior_latents(program.model, like, seed, given)
+    template = batch.expand(next(iter(given.values())).shape[1])
+    return template, prior_latents(program.model, template, seed, given)

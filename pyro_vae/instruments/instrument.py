@@ -30,8 +30,10 @@ class EvaluatedRun:
 
     def check_density(self, flag: str) -> None:
         """Raise UserError, which names the flag, if the program has no log p(x, z) - log q(z|x)."""
-        if self.fitted.lacks:
-            raise UserError(f"{flag} is of densities, and {self.folder.path} has none: {self.fitted.lacks}.")
+        if self.fitted.no_density_reason:
+            raise UserError(
+                f"{flag} is of densities, and {self.folder.path} has none: {self.fitted.no_density_reason}."
+            )
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from pyro_vae.report.tables import lay_out, percent
 from pyro_vae.runs import Labelled
 from pyro_vae.runs.load import rebuild
 from pyro_vae.text import printable
-from pyro_vae.trace import Batch, Data, derive
-from pyro_vae.trace.isolation import scoped_store
+from pyro_vae.trace import Batch, Data, derive_seed
+from pyro_vae.trace.isolation import isolated_param_store
 
 _LOG = logging.getLogger("pyro_vae")
 _FINETUNED_SUBSETS = 5
@@ -150,7 +150,9 @@ def _finetuned(
     rows = []
     for number, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
         predictions = [
-            finetune(program.guide, train.pixels[own], train.classes[own], test.pixels, seed=derive(seed, "draw", draw))
+            finetune(
+                program.guide, train.pixels[own], train.classes[own], test.pixels, seed=derive_seed(seed, "draw", draw)
+            )
             for draw, own in enumerate(draws)
         ]
         correct = np.array(predictions) == test.classes
@@ -161,7 +163,7 @@ def _finetuned(
 @contextmanager
 def _own_store() -> Iterator[None]:
     """Let a program that has the names of another one start from parameters of its own."""
-    with scoped_store(), pyro.get_param_store().scope():
+    with isolated_param_store(), pyro.get_param_store().scope():
         yield
 
 

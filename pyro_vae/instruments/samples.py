@@ -117,7 +117,7 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
     else:
         bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
         try:
-            holes = truth.replaced(some)
+            holes = truth.replace_x(some)
             fill = batch.x.mean(0)
             imputed = impute(program.model, program.guide, holes, _ANNEALING, fill=fill, seed=seed, progress=bar)
         except ValueError as error:

@@ -81,9 +81,9 @@ def measure_scores(
         split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
         more["mutual_information"] = float(split.mutual_information.mean())
         more["marginal_kl"] = float(split.marginal_kl.mean())
-    described = describe(program.model, program.guide, parts[0][0])
-    observed = [name for name, site in described.model.items() if site.role == "observed"]
-    if as_it_is := described.image is not None:
+    description = describe(program.model, program.guide, parts[0][0])
+    observed = [name for name, site in description.model.items() if site.role == "observed"]
+    if as_it_is := description.image is not None:
         more["squared_error"] = _squared_error(program, parts)
     numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
     if not as_it_is:

@@ -48,9 +48,9 @@ class Run:
         return self.config.graph(len(self.images.pixels.train))
 
     @property
-    def lacks(self) -> str | None:
+    def no_density_reason(self) -> str | None:
         """Why the program has no log weights, or None."""
-        return self.description.lacks
+        return self.description.no_density_reason
 
     @property
     def labels(self) -> data.Labels | None:
@@ -127,10 +127,10 @@ def observe(config: Config, images: data.Observed, program: Any) -> Run:
     Raises:
         DataError: it does, and the pixels are binarized.
     """
-    described = describe(program.model, program.guide, example(program, images))
-    if described.observes == "density":
+    description = describe(program.model, program.guide, example(program, images))
+    if description.observes == "density":
         images = images.under_density()
-    return Run(config, images, program, described)
+    return Run(config, images, program, description)
 
 
 def example(program: Any, images: data.Observed) -> Data:

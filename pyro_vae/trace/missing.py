@@ -18,7 +18,9 @@ from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
 
 
-def seen(model: Program, guide: Program, fill: Tensor, order: Tensor | None = None) -> tuple[Program, Program]:
+def with_missing_pixels(
+    model: Program, guide: Program, fill: Tensor, order: Tensor | None = None
+) -> tuple[Program, Program]:
     """Return model and guide of images whose missing pixels are NaN.
 
     Args:
@@ -48,7 +50,7 @@ def seen(model: Program, guide: Program, fill: Tensor, order: Tensor | None = No
 
 
 def _filled(batch: Batch, fill: Tensor) -> Batch:
-    return batch.replaced(torch.where(batch.x.isnan(), fill, batch.x))
+    return batch.replace_x(torch.where(batch.x.isnan(), fill, batch.x))
 
 
 class _Seen(Messenger):

@@ -19,13 +19,13 @@ from pyro_vae.trace.batch import Program
 _EMPTY_CELL = CellType()
 
 
-def owner(program: Program) -> Any:
+def bound_instance(program: Program) -> Any:
     """Return the object a bound method belongs to, or the callable itself, seen through wrappers."""
     inner = inspect.unwrap(program)
     return getattr(inner, "__self__", inner)
 
 
-def modules(program: Program) -> list[nn.Module]:
+def find_modules(program: Program) -> list[nn.Module]:
     """Return the outermost modules behind a program, in the order they are found.
 
     They are looked for in the owner of a bound method and its attributes, in the arguments of a
@@ -66,7 +66,7 @@ def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int
         _collect(part, found, seen, depth - 1)
 
 
-class ModulesThatRun:
+class ModuleRecorder:
     """Collects the modules that run inside the context, in their order, whatever holds them.
 
     A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
@@ -80,7 +80,7 @@ class ModulesThatRun:
         self.on_first = on_first
         self.found: dict[nn.Module, None] = {}
 
-    def __enter__(self) -> ModulesThatRun:
+    def __enter__(self) -> ModuleRecorder:
         # The hook is no part of a module that torch compiles. Not said by a decorator: that would import the compiler
         # with this module, and doubles the time that the package takes to import.
         self._handle = register_module_forward_pre_hook(torch.compiler.disable(self._note))
@@ -109,7 +109,7 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
     Yields the modules switched, with what they were.
     """
     kept: dict[nn.Module, _Kept] = {}
-    owners = [_Numbers(owner(program)) for program in programs]
+    owners = [_Numbers(bound_instance(program)) for program in programs]
 
     def switch(root: nn.Module) -> None:
         for part in root.modules():
@@ -119,9 +119,9 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
 
     try:
         for program in programs:
-            for root in modules(program):
+            for root in find_modules(program):
                 switch(root)
-        with ModulesThatRun(switch):
+        with ModuleRecorder(switch):
             yield kept
     finally:
         for each in (*owners, *kept.values()):

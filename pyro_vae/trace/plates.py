@@ -14,7 +14,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.enumeration import Finite
+from pyro_vae.trace.enumeration import FiniteSite
 
 PARTICLES = "_particles"
 Site = Mapping[str, Any]
@@ -23,13 +23,13 @@ Site = Mapping[str, Any]
 class DataPlate(NamedTuple):
     """The plate of the images: its name, its dimension, and the number of images in the whole data set.
 
-    A guide may give it `others`, names of its own.
+    A guide may give it `aliases`, names of its own.
     """
 
     name: str
     dim: int
     full_size: int
-    others: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -46,8 +46,8 @@ class Layout(NamedTuple):
     data: DataPlate | None = None
     nesting: int = 1
     reason: str | None = None
-    summed: tuple[Finite, ...] = ()
-    enumerated: tuple[Finite, ...] = ()
+    summed: tuple[FiniteSite, ...] = ()
+    enumerated: tuple[FiniteSite, ...] = ()
 
     @property
     def particle_dim(self) -> int:
@@ -142,10 +142,10 @@ def _no_data_plate(anchors: list[Site], size: int) -> str:
                 f"Plate {frame.name!r} draws {frame.size} of the {size} rows of x by itself: pass batches instead, and "
                 "write subsample_size=len(x) in the plate."
             )
-    return outside_data_plate(anchors[0], size)
+    return data_plate_message(anchors[0], size)
 
 
-def outside_data_plate(site: Site, size: int) -> str:
+def data_plate_message(site: Site, size: int) -> str:
     """Return the message about a site that does not stand in the data plate."""
     found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates_of(site)) or "none"
     return (
@@ -159,10 +159,10 @@ def in_data_plate(site: Site, frame: Frame) -> bool:
 
     The plate counts, not its size: a global latent may have a plate that is as long as the batch.
     """
-    return any(plate.name == frame.data.name or plate.name in frame.data.others for plate in plates_of(site))
+    return any(plate.name == frame.data.name or plate.name in frame.data.aliases for plate in plates_of(site))
 
 
-def names_in_guide(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
+def add_guide_names(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
     """Return the data plate of a model with the names that its guide has for it.
 
     They are those of the plates, in its dimension, around latents that stand in the data plate in the model.
@@ -175,4 +175,4 @@ def names_in_guide(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping
         for plate in plates_of(site)
         if plate.dim == data.dim and plate.name != data.name
     ]
-    return data._replace(others=tuple(dict.fromkeys(names)))
+    return data._replace(aliases=tuple(dict.fromkeys(names)))

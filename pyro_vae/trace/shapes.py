@@ -53,11 +53,11 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     if frame.kind == "rows" and local:
         return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(tensor, len(kept) - local, local, frame)
+        return _expand_over_states(tensor, len(kept) - local, local, frame)
     return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
 
 
-def _at_every_state(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
+def _expand_over_states(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
     """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...); B where it is local."""
     whole = frame.states, frame.num_samples // frame.states
     rest = list(tensor.shape[leading:])
@@ -95,7 +95,7 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     if frame.kind == "rows":
         return value.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(value, first, local, frame)
+        return _expand_over_states(value, first, local, frame)
     return value if frame.kind == "particles" else value.unsqueeze(0)
 
 
@@ -125,7 +125,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     return value
 
 
-def number_of_plates(sites: Iterable[Site]) -> int:
+def plate_nesting(sites: Iterable[Site]) -> int:
     """Return how far to the left the plates of a program reach, at least 1."""
     return max((-plate.dim for site in sites for plate in plates_of(site)), default=1) or 1
 

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, SVI, log_weights, score
-from pyro_vae.trace import CompiledReader, describe
+from pyro_vae.trace import CompiledBackend, describe
 
 BIAS = {"logits": 0.0}
 
@@ -94,15 +94,15 @@ def test_a_recorded_step_follows_whatever_the_program_reads(kind: type[Small], c
 
 @pytest.mark.parametrize(("kind", "change"), [case for case in CHANGES if case[0] is not ByArray])
 def test_a_kept_reader_follows_whatever_the_program_reads(kind: type[Small], change: Any) -> None:
-    program, reader = kind(), CompiledReader()
+    program, backend = kind(), CompiledBackend()
     reader_of_records = pytest.MonkeyPatch()
     with reader_of_records.context() as patch:
-        patch.setattr("pyro_vae.trace.graphs.graph.compiled_record", lambda record, inputs: record)
+        patch.setattr("pyro_vae.trace.graphs.graph.compile_graph", lambda record, inputs: record)
         for step in range(6):
             change(program, step)
             x = binary(4, 6)
             expected = log_weights(program.model, program.guide, x, 120, seed=0)
-            found = log_weights(program.model, program.guide, x, 120, seed=0, reader=reader)
+            found = log_weights(program.model, program.guide, x, 120, seed=0, backend=backend)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 

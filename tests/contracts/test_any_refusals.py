@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae import ELBO, score
 from pyro_vae.evaluate import Annealing, ais
-from pyro_vae.trace import run
+from pyro_vae.trace import trace_particles
 
 
 def test_a_value_that_would_be_broadcast_against_its_event_is_refused() -> None:
@@ -44,7 +44,7 @@ def test_two_plates_of_one_size_that_nothing_tells_apart_are_refused() -> None:
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with pytest.raises(ValueError, match=r"both have the size of the batch"):
-        run(model, torch.zeros(3, 3))
+        trace_particles(model, torch.zeros(3, 3))
 
 
 def test_a_plate_that_subsamples_x_by_itself_is_refused() -> None:

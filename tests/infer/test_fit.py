@@ -21,7 +21,7 @@ from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE
 from pyro_vae.runs import checkpoint
-from pyro_vae.trace import Batch, derive, reading
+from pyro_vae.trace import Batch, derive_seed, read_only
 
 
 def train(**arguments: object) -> tuple[VAE, list[dict]]:
@@ -220,7 +220,7 @@ def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
     normal = log_weights(standard.model, standard.guide, x, 40, seed=0)
     # The same draws: the weights differ by the ratio of the priors and nothing else.
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(derive(0, ""))
+        torch.manual_seed(derive_seed(0, ""))
         z = standard.posterior(x).expand([40, len(x)]).sample()
     ratio = dist.StudentT(3.0, 0.0, 1.0).log_prob(z).sum(-1) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
     torch.testing.assert_close(found - normal, ratio.double(), rtol=1e-9, atol=1e-9)
@@ -286,7 +286,7 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
     for record in records:
         vae, again = new()
         again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch + 1}.pt"))
-        with reading(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
+        with read_only(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
             found = draw_particles(vae.model, vae.guide, Fixed().valid, 1).log_w.mean()
         assert float(found) == pytest.approx(record.valid_elbo, rel=1e-12)
 

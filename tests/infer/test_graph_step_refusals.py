@@ -84,7 +84,7 @@ def test_a_compiler_that_is_wrong_is_not_believed(
     def wrong(record: Any, inputs: Any) -> Any:
         return lambda *args: tuple(out if n != 4 else 1.1 * out for n, out in enumerate(record(*args)))
 
-    monkeypatch.setattr(graph_module, "compiled_record", wrong)
+    monkeypatch.setattr(graph_module, "compile_graph", wrong)
     with caplog.at_level(logging.WARNING):
         found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]

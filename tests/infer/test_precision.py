@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pyro_vae.infer import ELBO, SVI, Optim
 from pyro_vae.infer.precision import PRECISIONS, BFloat16Products
-from pyro_vae.trace import run_pair
+from pyro_vae.trace import trace_model_and_guide
 
 PRODUCTS = {
     "linear": lambda a, b: functional.linear(a, b.mT),
@@ -56,7 +56,7 @@ def test_densities_are_those_of_their_parameters_in_float32() -> None:
     torch.set_default_dtype(torch.float32)
     vae = small_vae()
     with BFloat16Products():
-        _, q = run_pair(vae.model, vae.guide, images(50), 20)
+        _, q = trace_model_and_guide(vae.model, vae.guide, images(50), 20)
         found = q.log_probs()["z"]
     site = q.sites["z"]
     normal = site["fn"].base_dist

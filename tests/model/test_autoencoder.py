@@ -25,7 +25,7 @@ from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.flat import FlatPrior
 from pyro_vae.runs import load_images
-from pyro_vae.trace import Batch, run
+from pyro_vae.trace import Batch, trace_particles
 
 pytestmark = pytest.mark.host
 
@@ -156,7 +156,7 @@ def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
     """In single precision no two layouts give the same bits, so that its density would be zero."""
     program, x = an_autoencoder()
     program, x = program.float(), x.float()
-    result = run(program.guide, x, 7)
+    result = trace_particles(program.guide, x, 7)
     assert result.sites["z"]["value"].shape == (7, 30, UNITS)
     torch.testing.assert_close(result.deltas["z"].v, program.posterior.net(x).expand(7, 30, UNITS))
 

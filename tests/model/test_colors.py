@@ -20,7 +20,7 @@ from pyro_vae.model.distributions.colors import ColorLogisticMixture
 from pyro_vae.model.distributions.pixels import DiscretizedLogistic
 from pyro_vae.model.likelihoods import LogisticMixture
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.trace import check_domain, describe
+from pyro_vae.trace import check_support, describe
 
 
 def mixture_of(
@@ -236,11 +236,11 @@ def test_it_starts_at_the_quantiles_without_dependence() -> None:
 def test_its_domain_is_the_gray_levels_of_each_channel() -> None:
     posterior = posteriors.MeanField(nets.Dense((3, 2, 2), 4, depth=1).encoder, 2)
     vae, x = VAE(StandardNormal(2), likelihood_of((3, 2, 2)), posterior), torch.randint(0, 256, (6, 3, 2, 2)) / 255
-    check_domain(vae.model, vae.guide, x)
+    check_support(vae.model, vae.guide, x)
     assert describe(vae.model, vae.guide, x).observes == "probability"
     x[1, 2, 0, 1] = 0.5 / 255
     with pytest.raises(ValueError, match=r"observes 0\.00196078, outside the support of its ColorLogisticMixture"):
-        check_domain(vae.model, vae.guide, x)
+        check_support(vae.model, vae.guide, x)
 
 
 class Nothing(nn.Module):

@@ -19,7 +19,7 @@ from pyro_vae.evaluate import Annealing, ais, log_weight_parts, posterior_probs
 from pyro_vae.infer import STL, DReG, FreeBits
 from pyro_vae.infer.objectives import Renyi
 from pyro_vae.trace import (
-    CompiledReader,
+    CompiledBackend,
 )
 
 
@@ -68,8 +68,8 @@ class Clusters(nn.Module):
 def test_an_enumerated_guide_has_weights_without_its_classes(one_hot: bool) -> None:
     program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
-    for reader in (None, CompiledReader()):
-        found = log_weights(program.model, program.guide, x, 5, seed=0, reader=reader)
+    for backend in (None, CompiledBackend()):
+        found = log_weights(program.model, program.guide, x, 5, seed=0, backend=backend)
         torch.testing.assert_close(found, right.expand(5, -1), rtol=1e-12, atol=1e-12)
     parts = log_weight_parts(program.model, program.guide, x, 2000, seed=0)
     torch.testing.assert_close(parts.log_weights, right.expand(2000, -1), rtol=1e-12, atol=1e-12)

@@ -18,7 +18,7 @@ from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
 from pyro_vae.evaluate import Annealing, ais, bdmc, impute, log_weight_parts
 from pyro_vae.infer import STL, BetaELBO, DReG, Objective
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import Batch, choose_layouts, describe, draw, reading, run_pair
+from pyro_vae.trace import Batch, choose_layouts, describe, draw, read_only, trace_model_and_guide
 
 
 def test_annealing_reaches_the_evidence_by_quadrature() -> None:
@@ -113,9 +113,9 @@ def test_the_parts_of_the_weights_are_those_of_the_mixture() -> None:
     found, right = (log_weight_parts(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
     for one, other in zip(found[:3], right[:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-    described = describe(explicit.model, explicit.guide, data)
-    assert described.model["c"].role == "summed out"
-    assert described.lacks is None
+    description = describe(explicit.model, explicit.guide, data)
+    assert description.model["c"].role == "summed out"
+    assert description.no_density_reason is None
 
 
 def test_a_missing_pixel_is_that_of_the_mixture() -> None:
@@ -166,12 +166,12 @@ def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out
 
     x = torch.linspace(-1, 2, 4)
     found = log_weights(model, guide, x, 3, seed=0, shared="sampled")
-    p, q = run_pair(model, guide, Batch(x), 1)
+    p, q = trace_model_and_guide(model, guide, Batch(x), 1)
     assert torch.equal(p.values["w"], q.values["w"])
     value = ELBO(2).bounds(model, guide, x)[0]
     assert value.isfinite().all()
     # By hand, at the draws of the same seed.
-    with reading(model, guide, x=x, seed=0):
+    with read_only(model, guide, x=x, seed=0):
         values, _ = draw(guide, x, 3, choose_layouts(model, guide, Batch(x), 3).guide)
     each = torch.stack(
         [math.log(s) + dist.Normal(values["w"] + 2 * c, 1.0).log_prob(x) for c, s in ((0, 0.7), (1, 0.3))]

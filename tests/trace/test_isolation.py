@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae.evaluate import log_weights
 from pyro_vae.infer.streams import streams
-from pyro_vae.trace import log_density, reading
+from pyro_vae.trace import log_density, read_only
 
 
 class Untidy(nn.Module):
@@ -86,7 +86,7 @@ def test_functions_are_read_in_evaluation_mode() -> None:
 
 def test_a_model_and_a_guide_of_two_modules_are_both_read_in_evaluation_mode() -> None:
     first, second = Untidy(), Untidy()
-    with reading(first.model, second.guide, x=torch.zeros(2, 6)):
+    with read_only(first.model, second.guide, x=torch.zeros(2, 6)):
         assert not any(part.training for program in (first, second) for part in program.modules())
     assert first.net.training
     assert second.net.training
@@ -98,7 +98,7 @@ def test_a_pyro_param_is_read_at_its_trained_value() -> None:
     z = torch.zeros(1, 2, 2)
     with torch.no_grad():
         pyro.param("bias", torch.zeros(6)).fill_(3.0)
-    with reading(program.model, x=x):
+    with read_only(program.model, x=x):
         found = log_density(program.model, x, {"z": z})["x"]
     torch.testing.assert_close(found, torch.full((1, 2), -6 * math.log1p(math.exp(-3.0)), dtype=torch.float64))
 

@@ -24,7 +24,7 @@ import numpy as np
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.hmc import Kernels, Progress, Weighed
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, STARTS, Path
-from pyro_vae.trace import Data, Program, check_domain, quietly, simulate
+from pyro_vae.trace import Data, Program, check_support, read_only, simulate
 
 Array = np.ndarray
 
@@ -135,8 +135,8 @@ def ais(
         ValueError: x is outside the support; a latent site is discrete, or there is none, or one outside the data
             plate.
     """
-    check_domain(model, guide, x)
-    with quietly(model, guide, x=x, seed=seed, purpose="anneal"):
+    check_support(model, guide, x)
+    with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):
         kernels = kernels_of(model, guide, x, settings, progress)
         return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
 
@@ -144,7 +144,7 @@ def ais(
 def bdmc(
     model: Program,
     guide: Program,
-    like: Data,
+    template: Data,
     settings: Annealing,
     *,
     seed: int | None = None,
@@ -158,7 +158,7 @@ def bdmc(
     Args:
         model: as in `ais`.
         guide: as in `ais`.
-        like: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
+        template: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
             replaced.
         settings: how to anneal.
         seed: of all noise, the images included.
@@ -167,8 +167,8 @@ def bdmc(
     Raises:
         ValueError: as `ais` and `simulate`.
     """
-    with quietly(model, guide, x=like, seed=seed, purpose="bidirectional"):
-        x, values = simulate(model, like)
+    with read_only(model, guide, x=template, seed=seed, purpose="bidirectional", validate=False):
+        x, values = simulate(model, template)
         kernels = kernels_of(model, guide, x, settings, progress)
         exact = kernels.path.space.join(values).expand(settings.num_chains, -1, -1)
         forward = annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))

@@ -21,8 +21,19 @@ from torch.distributions import Categorical
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, annealed, kernels_of
 from pyro_vae.evaluate.annealing.hmc import Progress
-from pyro_vae.trace import Batch, Data, Program, Run, check_domain, draw, image_site, quietly, run_at, seen
-from pyro_vae.trace.enumeration import number_of_states
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    ParticleTrace,
+    Program,
+    check_support,
+    draw,
+    find_image_site,
+    read_only,
+    replay_at,
+    with_missing_pixels,
+)
+from pyro_vae.trace.enumeration import count_states
 
 Array = np.ndarray
 
@@ -73,20 +84,20 @@ def impute(
     batch = Batch.of(x)
     x = batch.x
     gaps = x.isnan()
-    whole = batch.replaced(torch.where(gaps, fill, x))
+    whole = batch.replace_x(torch.where(gaps, fill, x))
     name, order = _order(model, guide, whole, seed)
-    of_seen, filled = seen(model, guide, fill, order)
-    check_domain(of_seen, filled, batch)
+    of_seen, filled = with_missing_pixels(model, guide, fill, order)
+    check_support(of_seen, filled, batch)
     if truth is not None:
-        check_domain(model, guide, batch.replaced(truth))
-    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
+        check_support(model, guide, batch.replace_x(truth))
+    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
         kernels = kernels_of(of_seen, filled, batch, settings, progress)
         result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
         if kernels.path.layout.summed:
-            shares = _with_states(shares, run_at(of_seen, batch, values, kernels.path.layout))
-        site = run_at(model, whole, values, kernels.path.layout)
+            shares = _with_states(shares, replay_at(of_seen, batch, values, kernels.path.layout))
+        site = replay_at(model, whole, values, kernels.path.layout)
         back = order.flatten().argsort()
         shape = (len(shares), *x.shape)
 
@@ -116,10 +127,10 @@ def impute(
         )
 
 
-def _with_states(log_shares: Tensor, p: Run) -> Tensor:
+def _with_states(log_shares: Tensor, p: ParticleTrace) -> Tensor:
     """Divide the share of each particle (K, B) among the values of what is summed out, given z and the pixels seen."""
-    joint = torch.as_tensor(sum(p.terms_of_states().values()))
-    of_states = joint.unflatten(0, (number_of_states(p.layout.summed), -1)).log_softmax(0)
+    joint = torch.as_tensor(sum(p.state_terms().values()))
+    of_states = joint.unflatten(0, (count_states(p.layout.summed), -1)).log_softmax(0)
     return (log_shares + of_states).flatten(0, 1)
 
 
@@ -129,8 +140,8 @@ def _order(model: Program, guide: Program, batch: Batch, seed: int | None) -> tu
     Raises:
         ValueError: there is none, or it is arranged otherwise than by images in its first dimension.
     """
-    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
-        name, index = image_site(model, batch, draw(guide, batch, 1)[0])
+    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
+        name, index = find_image_site(model, batch, draw(guide, batch, 1)[0])
     size = batch.x[0].numel()
     first = index[0]
     offsets = torch.arange(len(batch), device=index.device).view(-1, *[1] * first.dim()) * size

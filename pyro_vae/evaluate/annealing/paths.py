@@ -20,16 +20,16 @@ from pyro_vae.trace import (
     Data,
     Graph,
     GraphError,
+    ParticleTrace,
     Program,
-    Run,
-    Unconstrained,
+    UnconstrainedSpace,
     choose_layout,
     choose_layouts,
-    description,
+    describe_traces,
     draw,
     log_density,
-    run,
-    run_pair,
+    trace_model_and_guide,
+    trace_particles,
 )
 from pyro_vae.trace.isolation import seeded
 
@@ -75,7 +75,7 @@ class Point(NamedTuple):
 
 
 class Path:
-    """The path of a program for a batch of images, read inside `trace.reading`.
+    """The path of a program for a batch of images, read inside `trace.read_only`.
 
     Args:
         model: program of p(x, z).
@@ -86,7 +86,7 @@ class Path:
 
     Raises:
         ValueError: a latent site is discrete, shared by all images or a point mass, there is none, the guide has no
-            density at given values, or as `run_pair`.
+            density at given values, or as `trace_model_and_guide`.
     """
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
@@ -94,7 +94,7 @@ class Path:
         self._graph = Graph(self._ends, model, guide) if compiled else None
         self._compared = False
         with torch.no_grad():
-            p, q = run_pair(model, guide, self.batch, 1)
+            p, q = trace_model_and_guide(model, guide, self.batch, 1)
             enumerated = q.layout.enumerated  # summed out, like what the guide does not draw
             self.names = [name for name in p.latents if name not in q.enumerated]
             if not self.names:
@@ -102,12 +102,12 @@ class Path:
                     "The program has no latent site that is drawn: its log p(x) is known, and there is nothing to "
                     "anneal."
                 )
-            described = description(guide, self.batch, p, q)
-            if described.why_not_per_image:
-                raise UserError(described.why_not_per_image)
-            if described.lacks_latent:
-                raise UserError(f"There is nothing to anneal: {described.lacks}.")
-            self.space = Unconstrained(p, self.names)
+            description = describe_traces(guide, self.batch, p, q)
+            if description.not_per_image_reason:
+                raise UserError(description.not_per_image_reason)
+            if description.no_latent_density:
+                raise UserError(f"There is nothing to anneal: {description.no_density_reason}.")
+            self.space = UnconstrainedSpace(p, self.names)
             self._check_supports(p)
             layouts = choose_layouts(model, guide, self.batch, 2)
             self.layout = layouts.model._replace(summed=layouts.model.summed + enumerated)
@@ -115,15 +115,15 @@ class Path:
             if start == "guide":
                 self._check_guide(q)
 
-    def _check_supports(self, p: Run) -> None:
+    def _check_supports(self, p: ParticleTrace) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
         u = self.space.join(p.values_of(self.names))
-        other = Unconstrained(run(self.model, self.batch, 1), self.names).split(u)[0]
+        other = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
         for name, value in p.values_of(self.names).items():
             if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
                 raise UserError(f"The support of latent site {name!r} moves with other latents: it cannot be annealed.")
 
-    def _check_guide(self, q: Run) -> None:
+    def _check_guide(self, q: ParticleTrace) -> None:
         """Refuse a guide that is no fixed density: one of auxiliary draws, or that draws other noise at every call."""
         scores = []
         for seed in (0, 1):
@@ -155,7 +155,7 @@ class Path:
                 values = {name: values[name] for name in self.names}
             else:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
-                drawn = run(self.model, self.batch, num_samples, layout=layout)
+                drawn = trace_particles(self.model, self.batch, num_samples, layout=layout)
                 values = drawn.values_of(self.names)
             u = self.space.join(values)
             self._check_round_trip(values, u)

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.features.probe import linear_head
 from pyro_vae.evaluate.latents.moments import closed_mean
-from pyro_vae.trace import Program, quietly
+from pyro_vae.trace import Program, read_only
 
 _LEARNING_RATE = 3e-4  # a tenth of what programs are fitted with by default, so that a good start is kept
 _BATCH_SIZE = 100
@@ -62,7 +62,7 @@ def finetune(
     Raises:
         NoMeanError: the guide has no mean in closed form, or one that depends on no parameter.
     """
-    with quietly(guide, x=x, seed=seed, purpose="finetune"):
+    with read_only(guide, x=x, seed=seed, purpose="finetune", validate=False):
         with torch.enable_grad():
             parameters = parameters_behind(_mean(guide, x[:1]))
         if not parameters:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import quietly
+from pyro_vae.trace import read_only
 
 NUM_FEATURES = 64
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 600, 100, 2e-3
@@ -69,7 +69,7 @@ def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
         classes: integers from 0 on (N,).
         seed: of weights and order; the caller's random streams stay as they are.
     """
-    with quietly(x=x, seed=seed, purpose="features"), torch.enable_grad():
+    with read_only(x=x, seed=seed, purpose="features", validate=False), torch.enable_grad():
         net = Features(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
         optim = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, _STEPS)

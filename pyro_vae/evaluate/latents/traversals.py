@@ -28,9 +28,9 @@ def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | 
     """
     rows = units.flatten(0, -2)
     batch = Batch.of(x)
-    like = batch.expand(len(rows))
+    template = batch.expand(len(rows))
     values = _sites(rows, posterior_latents(guide, batch[:1], seed=0))
-    images, what = shown_images(model, like, values, seed)
+    images, what = shown_images(model, template, values, seed)
     return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), what
 
 
@@ -79,11 +79,11 @@ def most_visible(
     return change.argsort(descending=True, stable=True)[:number]
 
 
-def _sites(units: Tensor, like: Values) -> Values:
-    """Return latents (N, units) as {site: (1, N, ...)} with the shapes of the sites of `like`."""
-    sizes = [value[0, 0].numel() for value in like.values()]
+def _sites(units: Tensor, template: Values) -> Values:
+    """Return latents (N, units) as {site: (1, N, ...)} with the shapes of the sites of `template`."""
+    sizes = [value[0, 0].numel() for value in template.values()]
     parts = units.split(sizes, -1)
     return {
         name: part.reshape(1, len(units), *value.shape[2:]).to(value.dtype)
-        for (name, value), part in zip(like.items(), parts, strict=True)
+        for (name, value), part in zip(template.items(), parts, strict=True)
     }

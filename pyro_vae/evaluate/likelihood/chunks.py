@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import is_out_of_memory
-from pyro_vae.trace import Batch, Layout, Program, Reader
+from pyro_vae.trace import Batch, EagerBackend, Layout, Program
 
 # Rows (particles x images) that are drawn at once, and scored at once where memory allows it: activations that stay in
 # cache on a CPU, and enough work for every multiprocessor of a GPU.
@@ -57,8 +57,8 @@ def _room(x: Tensor) -> int:
 class Scorer:
     """Scores what has been drawn, in chunks that are halved where memory runs out."""
 
-    def __init__(self, model: Program, batch: Batch, reader: Reader, layout: Layout, chunk: int) -> None:
-        self.model, self.batch, self.reader, self.layout, self.chunk = model, batch, reader, layout, chunk
+    def __init__(self, model: Program, batch: Batch, backend: EagerBackend, layout: Layout, chunk: int) -> None:
+        self.model, self.batch, self.backend, self.layout, self.chunk = model, batch, backend, layout, chunk
 
     def score(self, values: Values, log_q: Values, num_samples: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield log p(x|z), log p(z) and log q(z|x) of K particles (K, B, ...) chunk by chunk."""
@@ -68,7 +68,7 @@ class Scorer:
             here = slice(start, start + size)
             try:
                 given = {name: z[here] for name, z in values.items()}
-                sites = self.reader.log_density(self.model, self.batch, given, self.layout)
+                sites = self.backend.log_density(self.model, self.batch, given, self.layout)
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise

@@ -11,14 +11,14 @@ from functools import partial
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Batch, Program, Run
-from pyro_vae.trace.execution import run_laid_out
+from pyro_vae.trace import Batch, ParticleTrace, Program
+from pyro_vae.trace.execution import trace_in_layout
 from pyro_vae.trace.isolation import seeded
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import Values
 
 
-def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: Run) -> None:
+def check_independence(model: Program, guide: Program, batch: Batch, p: ParticleTrace, q: ParticleTrace) -> None:
     """Refuse programs whose densities of the first image change with the other images, at a batch of the same size.
 
     The other rows become copies of the first, images and latents alike. A program that cannot be run so, or scored at
@@ -40,7 +40,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
     values = q.values | p.values_of(p.summed)  # at the first of their values
     alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
-    images = batch.replaced(_copied(batch.x))
+    images = batch.replace_x(_copied(batch.x))
     for what, program, run in (("model", model, p), ("guide", guide, q)):
         of_first = partial(_of_first, program, Layout("plain", run.frame.data))
         try:
@@ -61,7 +61,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
 def _of_first(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
     """Score the first image at each site; noise of the program's own is the same at every call."""
     with seeded(batch.x, 0):
-        terms = run_laid_out(program, batch, 1, layout, latents).log_probs()
+        terms = trace_in_layout(program, batch, 1, layout, latents).log_probs()
     return {name: term[0, 0] for name, term in terms.items()}
 
 

@@ -20,7 +20,7 @@ from pyro_vae.evaluate.likelihood.bounds import error_over_groups, iwae, ladder,
 from pyro_vae.evaluate.likelihood.diagnostics import count_khat, good_khat, psis
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts
-from pyro_vae.trace import Batch, CompiledReader, Data, Program, Reader, derive
+from pyro_vae.trace import Batch, CompiledBackend, Data, EagerBackend, Program, derive_seed
 
 Array = np.ndarray
 
@@ -97,7 +97,7 @@ def score(
     chunk: int | None = None,
     seed: int | None = None,
     compile: bool = False,
-    reader: Reader | None = None,
+    backend: EagerBackend | None = None,
     progress: bool = False,
 ) -> Scores:
     """Score images: ELBO, IWAE bounds, log p(x) and the diagnostics of their importance weights.
@@ -111,16 +111,16 @@ def score(
         chunk: particles scored at once, as in `log_weight_parts`.
         seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
         compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
-        reader: how the programs are read, instead of `compile`; a `CompiledReader` serves later calls as well.
+        backend: how the programs are read, instead of `compile`; a `CompiledBackend` serves later calls as well.
         progress: whether a bar shows how many batches are done, on a terminal.
 
     Raises:
         ValueError: the batch size is below 1, or as `log_weight_parts`.
     """
-    reader = reader or (CompiledReader() if compile else Reader())
+    backend = backend or (CompiledBackend() if compile else EagerBackend())
     x = Batch.of(x)
     if batch_size is None or len(x) == 0:  # which refuses no images
-        return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))
+        return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, backend=backend))
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
     bar = tqdm(
@@ -133,7 +133,7 @@ def score(
     return Scores.concatenate(
         reduce(
             log_weight_parts(
-                model, guide, batch, num_samples, chunk=chunk, seed=derive(seed, "batch", number), reader=reader
+                model, guide, batch, num_samples, chunk=chunk, seed=derive_seed(seed, "batch", number), backend=backend
             )
         )
         for number, batch in enumerate(bar)

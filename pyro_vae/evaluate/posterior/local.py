@@ -23,7 +23,7 @@ from pyro_vae.evaluate.annealing.hmc import Progress
 from pyro_vae.evaluate.annealing.paths import Path
 from pyro_vae.evaluate.likelihood.weights import log_weights
 from pyro_vae.evaluate.posterior.families import FAMILIES, Parameters
-from pyro_vae.trace import Data, Program, derive, quietly
+from pyro_vae.trace import Data, Program, derive_seed, read_only
 
 Array = np.ndarray
 
@@ -65,9 +65,12 @@ def local_elbos(
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise UserError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
     found = {
-        "amortized": log_weights(model, guide, x, num_samples, seed=derive(seed, "amortized")).mean(0).cpu().numpy()
+        "amortized": log_weights(model, guide, x, num_samples, seed=derive_seed(seed, "amortized"))
+        .mean(0)
+        .cpu()
+        .numpy()
     }
-    with quietly(model, guide, x=x, seed=seed, purpose="local"):
+    with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
         path = Path(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)

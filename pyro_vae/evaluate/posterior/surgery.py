@@ -21,8 +21,8 @@ from pyro_vae.trace import (
     choose_layouts,
     draw,
     log_density,
-    quietly,
-    refuse_whole_batch,
+    read_only,
+    require_per_image,
 )
 
 Array = np.ndarray
@@ -61,10 +61,10 @@ def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None)
         ValueError: as `log_density`.
     """
     batch = Batch.of(x)
-    refuse_whole_batch(model, guide, batch)
+    require_per_image(model, guide, batch)
     number = len(batch)
     at_once = max(1, _ROWS // number)
-    with torch.no_grad(), quietly(model, guide, x=batch, seed=seed, purpose="surgery"):
+    with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="surgery", validate=False):
         values, log_q = draw(guide, batch, 1)
         if not values:  # nothing is coded, and nothing costs
             return Surgery(np.zeros(number), np.zeros(number))

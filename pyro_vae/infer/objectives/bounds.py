@@ -31,7 +31,7 @@ class ELBO(Objective):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the mean over particles."""
-        return particles.weighed.mean(0)
+        return particles.weighted.mean(0)
 
 
 class IWAE(Objective):
@@ -98,7 +98,7 @@ class BetaELBO(Objective):
     def objective(self, particles: Particles) -> Tensor:
         """Return minus distortion and beta times the rate, averaged over particles."""
         self.beta = self.beta.to(particles.x.device)
-        return (particles.weighed_likelihood - self.beta * particles.weighed_ratio).mean(0)
+        return (particles.weighted_likelihood - self.beta * particles.weighted_rate).mean(0)
 
 
 class MeanFieldELBO(Objective):
@@ -117,16 +117,19 @@ class MeanFieldELBO(Objective):
 
     def objective(self, particles: Particles) -> Tensor:
         """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
-        if shared := particles.described.shared:
+        if shared := particles.description.shared:
             raise UserError(f"Site {shared[0]!r} is shared by all images, which have no analytic KL each; use elbo.")
         drawn, latents = particles.q.drawn, particles.q.latents
         if len(drawn) != 1 or drawn != latents:
             raise UserError(f"The analytic KL is of one latent site, and this program has {len(drawn)}.")
         (name,) = latents
         delta = particles.q.deltas.get(name)
-        if delta is not None and not particles.described.lacks_latent:
+        if delta is not None and not particles.description.no_latent_density:
             raise UserError(f"{name!r} is a Delta that holds a draw, whose KL has no closed form; use elbo.")
-        priors = {id(site): prior for site, prior in zip(particles.q.each(name), particles.p.each(name), strict=True)}
+        priors = {
+            id(site): prior
+            for site, prior in zip(particles.q.in_each_trace(name), particles.p.in_each_trace(name), strict=True)
+        }
 
         def divergence(site: Any) -> Tensor:
             q, p = site["fn"], priors[id(site)]["fn"]
@@ -137,7 +140,7 @@ class MeanFieldELBO(Objective):
                 raise UserError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
             return scale_and_mask(value, site["scale"], site["mask"]).double()
 
-        return (particles.weighed_likelihood - particles.q.per_image(name, divergence)).mean(0)
+        return (particles.weighted_likelihood - particles.q.per_image(name, divergence)).mean(0)
 
 
 def _log_mean(log_values: Tensor) -> Tensor:

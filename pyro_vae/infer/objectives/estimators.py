@@ -26,7 +26,7 @@ class STL(ELBO):
         value = super().objective(particles)
         if not torch.is_grad_enabled():
             return value
-        without_score = particles.weighed + particles.score_again(particles.guide, weighed=True)
+        without_score = particles.weighted + particles.score_again(particles.guide, weighted=True)
         return value.detach() + _nothing(without_score.mean(0))
 
 

@@ -16,7 +16,7 @@ class Fact:
     """What is known of a model and a guide at one batch size: how particles are run, and what the programs are."""
 
     layouts: Layouts | None = None
-    described: Description | None = None
+    description: Description | None = None
     uses: int = 0
     _surroundings: Surroundings | None = None
     _state: int = 0
@@ -59,7 +59,7 @@ class Known:
             return fact
         fact.uses += 1
         if fact.uses & (fact.uses - 1) == 0 or fact.has_changed(model, guide, num_samples):
-            fact.described = None
+            fact.description = None
             if num_samples > 1 or fact.layouts:
                 fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout, as_trained=True)
         return fact

@@ -71,13 +71,13 @@ class Objective(Trace_ELBO):
             ValueError: as `draw_particles`; or the sites have scales, or latents that all images share, of which this
                 objective cannot make a bound of each image.
         """
-        batch = Batch.called_with(*args, **kwargs)
+        batch = Batch.from_call(*args, **kwargs)
         number = self.num_particles
         fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
         particles = draw_particles(
-            model, guide, batch, number, layouts=fact.layouts, described=fact.described, again=self.scores_again
+            model, guide, batch, number, layouts=fact.layouts, description=fact.description, again=self.scores_again
         )
-        fact.described = particles.described
+        fact.description = particles.description
         layouts = Layouts(particles.p.layout, particles.q.layout)
         if layouts.repeat:
             fact.layouts = layouts
@@ -103,7 +103,7 @@ class Objective(Trace_ELBO):
     def _common_scale(self, particles: Particles) -> float:
         """Return the one scale of all sites, as of a mini-batch plate; refuse what has no bound of each image."""
         name = type(self).__name__
-        if shared := particles.described.shared:
+        if shared := particles.description.shared:
             raise UserError(
                 f"Site {shared[0]!r} is shared by all images, which {name} cannot bound one by one: use ELBO."
             )

@@ -19,7 +19,7 @@ class GraphError(RuntimeError):
     """A function that cannot become a graph; says why in one line."""
 
 
-def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
+def compile_graph(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
     """Compile a record for inputs of these shapes."""
     from torch import _inductor  # a second of imports, which a run that is not compiled does without
 
@@ -35,7 +35,7 @@ def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., 
         log.setLevel(level)
 
 
-def freeze_places(record: GraphModule) -> list[Tensor]:
+def constant_fold_masks(record: GraphModule) -> list[Tensor]:
     """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes.
 
     Returns:
@@ -75,7 +75,7 @@ def _value(record: GraphModule, node: Node, read: dict[int, Tensor]) -> Any:
     return node.target(*args, **kwargs)
 
 
-def lift(record: GraphModule) -> list[Tensor]:
+def lift_constants(record: GraphModule) -> list[Tensor]:
     """Make inputs of the tensors that a record reads from outside, and return these.
 
     Raises:

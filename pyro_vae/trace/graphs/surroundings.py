@@ -91,12 +91,12 @@ class Surroundings:
         # while nothing has changed.
         same = all(map(operator.is_, self.values(), self._values)) and self._present == self._forms()
         if not same:
-            self.last_change = next((slot.name for slot, _ in self.changed(self._values)), self.last_change)
+            self.last_change = next((slot.name for slot, _ in self.find_changes(self._values)), self.last_change)
             self.scan()
         return self._state
 
     @property
-    def number_of_states(self) -> int:
+    def num_states(self) -> int:
         """How many states there have been."""
         return len(self._states)
 
@@ -105,12 +105,12 @@ class Surroundings:
         read = [get(key, GONE) for get, key in self._getters] + [slot.read() for slot in self._others]
         return read + self._constant
 
-    def changed(self, before: list[Any]) -> list[tuple[Slot, Any]]:
+    def find_changes(self, before: list[Any]) -> list[tuple[Slot, Any]]:
         """Return the slots that hold another number or object than before, with what they held."""
         pairs = zip(self.slots, before, self.values(), strict=True)
         return [(slot, old) for slot, old, new in pairs if new is not old and _frozen(new, True) != _frozen(old, True)]
 
-    def places(self) -> dict[int, Slot]:
+    def exchangeable_slots(self) -> dict[int, Slot]:
         """Return where each tensor stands that may be exchanged for another, by its id; those in one place only."""
         found: dict[int, list[Slot]] = {}
         for slot, value in zip(self.slots, self._values, strict=True):

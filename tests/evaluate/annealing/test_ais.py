@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae.evaluate import Annealed, Annealing, ais, bdmc, log_weights, score
 from pyro_vae.evaluate.annealing.hmc import Kernels
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, Path
-from pyro_vae.trace import reading, simulate
+from pyro_vae.trace import read_only, simulate
 from pyro_vae.trace.graphs import graph
 
 
@@ -52,7 +52,7 @@ def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(st
     """
     program = LinearGaussian(2, noise=4.0, variance_ratio=1.5)  # a posterior not far from the prior
     settings = Annealing(20_000, 4, 3, start, schedule)
-    with reading(program.model, program.guide, x=program.bias, seed=5):
+    with read_only(program.model, program.guide, x=program.bias, seed=5):
         x, values = simulate(program.model, torch.zeros(3, 7))
         path = Path(program.model, program.guide, x, start)
         kernels = Kernels(path, SCHEDULES[schedule](4), 3)
@@ -75,7 +75,7 @@ def test_a_kernel_keeps_its_distribution() -> None:
     x, b = program.simulate(1), 0.4
     precision = (1 - b) * (1.5 * program.covariance).inverse() + b * program.covariance.inverse()
     f_b = dist.MultivariateNormal(program.posterior_mean(x), precision_matrix=precision)
-    with reading(program.model, program.guide, x=x, seed=0):
+    with read_only(program.model, program.guide, x=x, seed=0):
         path = Path(program.model, program.guide, x, "guide")
         kernels = Kernels(path, torch.tensor([0.0, b, 1.0]), 5)
         point = path.at(f_b.sample((5_000,)))
@@ -94,7 +94,7 @@ def test_both_directions_bracket_the_truth() -> None:
     program = LinearGaussian(5, variance_ratio=1.5)
     settings = Annealing(num_chains=8, num_temperatures=200, num_leapfrogs=3)
     found = bdmc(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
-    with reading(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
+    with read_only(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
         x, _ = simulate(program.model, torch.zeros(200, 7))
     truth = program.log_evidence(x).cpu().numpy()
     low, high = truth - found.forward.lower, found.backward.upper - truth
@@ -111,7 +111,7 @@ def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
         parameter.data.mul_(2.0)  # posteriors far from the guide
     like = torch.zeros(200, 6)
     found = bdmc(program.model, program.guide, like, Annealing(5, 300, 3), seed=2)
-    with reading(program.model, program.guide, x=like, seed=2):
+    with read_only(program.model, program.guide, x=like, seed=2):
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
     scores = score(program.model, program.guide, x, 250, seed=0)
@@ -188,7 +188,7 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record itself stands for what the compiler makes of it; both take the same noise."""
-    monkeypatch.setattr(graph, "compiled_record", lambda record, inputs: record)
+    monkeypatch.setattr(graph, "compile_graph", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (
@@ -215,7 +215,7 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
 def test_simulated_images_come_with_draws_of_their_posterior() -> None:
     """The latents behind simulated images, whitened by the exact posterior: Kolmogorov-Smirnov, level 1e-4."""
     program = LinearGaussian(1)
-    with reading(program.model, x=program.bias, seed=0):
+    with read_only(program.model, x=program.bias, seed=0):
         x, values = simulate(program.model, torch.zeros(5_000, 7))
     white = (values["z"][0] - program.posterior_mean(x)) / program.covariance.sqrt()
     assert ks_1samp(white[:, 0].cpu(), norm.cdf).pvalue > 1e-4

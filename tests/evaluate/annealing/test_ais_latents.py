@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate import Annealing, ais, score
 from pyro_vae.model.priors import flow
-from pyro_vae.trace import Unconstrained, reading, run, simulate
+from pyro_vae.trace import UnconstrainedSpace, read_only, simulate, trace_particles
 
 
 class Waiting:
@@ -41,7 +41,7 @@ class Waiting:
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_constrained_latents_are_annealed_where_they_live(start: str) -> None:
     program = Waiting()
-    with reading(program.model, x=torch.zeros(100, 5), seed=0):
+    with read_only(program.model, x=torch.zeros(100, 5), seed=0):
         x, _ = simulate(program.model, torch.ones(100, 5))
     found = ais(program.model, program.guide, x, Annealing(8, 300, 2, start), seed=0).lower
     error = found - program.log_evidence(x).cpu().numpy()
@@ -120,9 +120,9 @@ def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
             pyro.sample("place", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     x = torch.zeros(3, 1)
-    with reading(model, x=x, seed=0):
-        result = run(model, x, 5)
-    space = Unconstrained(result)
+    with read_only(model, x=x, seed=0):
+        result = trace_particles(model, x, 5)
+    space = UnconstrainedSpace(result)
     u = space.join(result.values)
     assert u.shape == (5, 3, 1 + 3 + 2)
     values, log_det = space.split(u)

@@ -14,7 +14,7 @@ from helpers.programs import images, small_vae
 from torch import Tensor
 
 from pyro_vae.evaluate import Annealing, ais, impute, log_weights
-from pyro_vae.trace import seen
+from pyro_vae.trace import with_missing_pixels
 
 SETTINGS = Annealing(num_chains=400, num_temperatures=100, num_leapfrogs=3)
 
@@ -127,7 +127,7 @@ def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> Non
 def test_without_gaps_nothing_changes() -> None:
     """The programs of what is seen are those of the whole image, and the filling is not looked at."""
     vae, x = small_vae(), images(5)
-    of_seen, filled = seen(vae.model, vae.guide, torch.rand(3, 2))
+    of_seen, filled = with_missing_pixels(vae.model, vae.guide, torch.rand(3, 2))
     found, expected = (log_weights(m, g, x, 7, seed=0) for m, g in ((of_seen, filled), (vae.model, vae.guide)))
     torch.testing.assert_close(found, expected)
 

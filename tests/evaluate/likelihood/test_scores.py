@@ -17,7 +17,7 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
 from pyro_vae.evaluate.likelihood.weights import Parts
-from pyro_vae.trace import CompiledReader, derive
+from pyro_vae.trace import CompiledBackend, derive_seed
 
 
 def se(values: np.ndarray) -> float:
@@ -237,7 +237,7 @@ def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
     x = torch.bernoulli(torch.full((7, 6), 0.5))
     of = program.model, program.guide
     expected = Scores.concatenate(
-        score(*of, images, 40, seed=derive(5, "batch", number)) for number, images in enumerate(x.split(3))
+        score(*of, images, 40, seed=derive_seed(5, "batch", number)) for number, images in enumerate(x.split(3))
     )
     found = score(*of, x, 40, batch_size=3, seed=5)
     for name, values in vars(expected).items():
@@ -253,7 +253,7 @@ def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
         score(*of, x[:0], 40, batch_size=3)
 
 
-FIRST = derive(5, "batch", 0)
+FIRST = derive_seed(5, "batch", 0)
 
 
 def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, reason: str | None = None) -> Scores:
@@ -311,8 +311,8 @@ def test_the_reason_of_one_batch_is_that_of_all() -> None:
 
 def test_a_reader_that_is_kept_gives_the_scores_of_each_call() -> None:
     program = LinearGaussian(2)
-    reader = CompiledReader()
+    backend = CompiledBackend()
     for seed in (0, 1):
         x = program.simulate(6)
-        kept = score(program.model, program.guide, x, 20, seed=seed, reader=reader)
+        kept = score(program.model, program.guide, x, 20, seed=seed, backend=backend)
         np.testing.assert_allclose(kept.elbo, score(program.model, program.guide, x, 20, seed=seed).elbo, rtol=1e-10)

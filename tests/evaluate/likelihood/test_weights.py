@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary
 from pyro_vae.evaluate.likelihood import chunks
-from pyro_vae.trace import CompiledReader, Reader
+from pyro_vae.trace import CompiledBackend, EagerBackend
 
 
 def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ def test_the_chunk_changes_no_weight(num_samples: int) -> None:
         torch.testing.assert_close(found, default, rtol=0, atol=1e-12)
 
 
-class Replay(Reader):
+class Replay(EagerBackend):
     """Draws what has been drawn: the next of given latents (K, B, D), as many as are asked for."""
 
     def __init__(self, z: Tensor, log_q: Tensor) -> None:
@@ -79,7 +79,9 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     worst = 0.0
     for chunk, size in product((1, 7, 300, 999, 1000, 5000), (1, 3, 4)):
         batches = [
-            log_weight_parts(program.model, program.guide, xb, 1000, chunk=chunk, reader=Replay(zb, guide.log_prob(zb)))
+            log_weight_parts(
+                program.model, program.guide, xb, 1000, chunk=chunk, backend=Replay(zb, guide.log_prob(zb))
+            )
             for xb, zb in zip(x.split(size), z.split(size, 1), strict=True)
         ]
         found = torch.cat([parts.log_weights for parts in batches], 1)
@@ -101,7 +103,7 @@ def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(many[:200], few, rtol=0, atol=1e-12)
 
 
-class Cramped(Reader):
+class Cramped(EagerBackend):
     """Runs out of memory, in the words of a device or of the CPU, whenever more than so many particles are scored."""
 
     def __init__(self, most: int, error: RuntimeError) -> None:
@@ -126,11 +128,11 @@ def test_out_of_memory_halves_the_chunk_and_changes_no_weight(
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     expected = log_weights(program.model, program.guide, x, 2500, seed=5)
     cramped = Cramped(300, error)
-    found = log_weights(program.model, program.guide, x, 2500, seed=5, reader=cramped)
+    found = log_weights(program.model, program.guide, x, 2500, seed=5, backend=cramped)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert cramped.sizes[:4] == [1000, 500, 250, 250]
     with pytest.raises(RuntimeError) as caught:  # a single particle that does not fit is the end of it
-        log_weights(program.model, program.guide, x, 10, reader=Cramped(0, error))
+        log_weights(program.model, program.guide, x, 10, backend=Cramped(0, error))
     assert caught.value is error
     promised("memory that ran out while scoring: chunks halved, 10,000 of 10,000 weights the same")
 
@@ -138,7 +140,7 @@ def test_out_of_memory_halves_the_chunk_and_changes_no_weight(
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     program = BernoulliDecoder(2)
     with pytest.raises(RuntimeError, match="shapes"):
-        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, reader=Cramped(0, RuntimeError("shapes")))
+        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, backend=Cramped(0, RuntimeError("shapes")))
 
 
 def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     for room in (10**6, 30):
         monkeypatch.setattr(chunks, "_room", lambda x, room=room: room)
         counted = Cramped(10**6, RuntimeError())
-        log_weights(program.model, program.guide, x, 1000, reader=counted)
+        log_weights(program.model, program.guide, x, 1000, backend=counted)
         sizes.append(max(counted.sizes))
     assert sizes == [1000, 30]
 
@@ -157,13 +159,13 @@ def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatc
     """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
     monkeypatch.setattr(chunks, "_ROWS", {"cpu": 400, "cuda": 400})
     program = BernoulliDecoder(2)
-    reader = CompiledReader()
+    backend = CompiledBackend()
     for x in torch.bernoulli(torch.full((10, 6), 0.5)).split(4):
         expected = log_weights(program.model, program.guide, x, 250, seed=5)
-        found = log_weights(program.model, program.guide, x, 250, seed=5, reader=reader)
+        found = log_weights(program.model, program.guide, x, 250, seed=5, backend=backend)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    assert not reader._refused
-    assert len(reader._graphs) == 2
+    assert not backend._refused
+    assert len(backend._graphs) == 2
 
 
 def test_parts_are_the_densities_of_their_names() -> None:

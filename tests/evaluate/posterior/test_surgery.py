@@ -13,7 +13,7 @@ from helpers.programs import images, small_vae, two_layer
 from torch import Tensor
 
 from pyro_vae.evaluate import surgery
-from pyro_vae.trace import derive, draw, log_density, reading
+from pyro_vae.trace import derive_seed, draw, log_density, read_only
 
 
 def test_surgery_is_that_of_the_mixture_of_posteriors() -> None:
@@ -23,7 +23,7 @@ def test_surgery_is_that_of_the_mixture_of_posteriors() -> None:
     found = surgery(program.model, program.guide, x, seed=3)
     q = dist.MultivariateNormal(program.posterior_mean(x), scale_tril=program.scale_tril)
     with torch.random.fork_rng():
-        torch.manual_seed(derive(3, "surgery"))
+        torch.manual_seed(derive_seed(3, "surgery"))
         z = q.expand((1, 7)).sample()[0]
     aggregate = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(7)), q).log_prob(z)
     prior = dist.Normal(0.0, 1.0).log_prob(z).sum(1)
@@ -61,7 +61,7 @@ def test_codes_far_apart_have_all_the_information_there_is() -> None:
 def test_surgery_of_two_layers_sums_to_their_rate() -> None:
     program, x = two_layer(), images(8)
     found = surgery(program.model, program.guide, x, seed=0)
-    with torch.no_grad(), reading(program.model, program.guide, x=x, seed=0, purpose="surgery"):
+    with torch.no_grad(), read_only(program.model, program.guide, x=x, seed=0, purpose="surgery"):
         values, log_q = draw(program.guide, x, 1)
         log_p = log_density(program.model, x, values)
     rate = sum(log_q.values()) - sum(log_p[name] for name in values)

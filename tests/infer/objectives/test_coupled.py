@@ -66,7 +66,7 @@ def test_a_prior_that_does_not_factorise_is_one_group() -> None:
     vae, x = small_vae(), images(6)
     vae.prior = GaussianMixture(2, 3)
     particles = draw_particles(vae.model, vae.guide, x, 50)
-    rate = particles.weighed_ratio.mean()
+    rate = particles.weighted_rate.mean()
     likelihood = particles.log_likelihood.mean(0)
     torch.testing.assert_close(FreeBits(50, 0.0).objective(particles), likelihood - rate)
     torch.testing.assert_close(FreeBits(50, 1e3).objective(particles), likelihood - 2e3)

@@ -23,7 +23,7 @@ from pyro_vae.model.distributions.autoregressive import Autoregressive
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.runs import load_images
-from pyro_vae.trace import Batch, Reader, check_domain, choose_layout, describe, log_density
+from pyro_vae.trace import Batch, EagerBackend, check_support, choose_layout, describe, log_density
 
 CHANNELS, FEATURES = 4, 2
 
@@ -155,11 +155,11 @@ def test_without_features_each_image_is_scored_once() -> None:
 def test_it_knows_its_domain() -> None:
     program = DensityModel(net_of((2, 3)))
     x = all_images((2, 3))
-    check_domain(program.model, program.guide, x)
+    check_support(program.model, program.guide, x)
     assert describe(program.model, program.guide, x).observes == "probability"
     x[3, 1, 1] = 0.5
     with pytest.raises(ValueError, match=r"observes 0\.5, outside the support of its Autoregressive: binarize"):
-        check_domain(program.model, program.guide, x)
+        check_support(program.model, program.guide, x)
 
 
 def test_images_without_height_and_width_are_refused() -> None:
@@ -217,9 +217,9 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     net = net_of((2, 3))
     program, x = DensityModel(net), all_images((2, 3))[:7]
     expected = net().log_prob(x).detach()
-    rows, reader = count_rows(net), Reader()
+    rows, backend = count_rows(net), EagerBackend()
     for num_samples in (1, 2, 30, 5000):
-        log_w = log_weights(program.model, program.guide, x, num_samples, reader=reader)
+        log_w = log_weights(program.model, program.guide, x, num_samples, backend=backend)
         assert torch.equal(log_w, expected.double().expand(num_samples, 7))
         assert rows == ([7] if num_samples > 1 else [7, 7, 7])
         rows.clear()
