@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError, is_out_of_memory
+from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
 from pyro_vae.text import printable
 
 # A signal that comes so long after the first is from somebody who does not want to wait for the step.
@@ -35,7 +35,7 @@ def exit_status() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _leave_at_once(signal.SIGINT, None)
-    except (NonFiniteError, BatchMemoryError) as error:
+    except (NonFiniteError, OutOfMemoryError) as error:
         _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except MemoryError as error:
         _leave(1, f"memory has run out ({error})")

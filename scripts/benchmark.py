@@ -271,11 +271,11 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
 def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
     """Return the step that scripts/fit.py takes."""
     program = programs.build(settings, images.pixels)
-    schedule = schedules.over(schedules.cosine, STEPS)
+    schedule = schedules.per_step(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
-    svi = SVI(program.model, program.guide, optim, objective, graph=graph, precision=settings.precision)
-    return alone(lambda batch: svi.step(batch, observe=batches.observe))
+    svi = SVI(program.model, program.guide, optim, objective, execution=graph, precision=settings.precision)
+    return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
 
 
 def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
@@ -283,7 +283,7 @@ def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
     pyro.clear_param_store()
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
     for batch, _ in zip(full_batches(batches), range(steps), strict=False):
-        svi.step(batch, observe=batches.observe)
+        svi.step(batch, preprocess=batches.observe)
 
 
 def _at(path: paths.Path, u: Tensor, _: Tensor) -> object:

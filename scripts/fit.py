@@ -71,12 +71,12 @@ def main(arguments: Arguments) -> None:
     assert settings.epochs is not None
     assert settings.num_samples is not None
     total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
-    schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
+    schedule = schedules.per_step(schedules.SCHEDULES[settings.schedule], total_steps)
     optimizer, options = components.OPTIMIZERS[settings.optimizer]
     optim = Optim(optimizer, {"lr": settings.learning_rate, **options}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective, graph=run.graph, precision=settings.precision),
+        SVI(program.model, program.guide, optim, objective, execution=run.graph, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,
@@ -114,7 +114,7 @@ def show(epochs: Iterable[Epoch], total: int) -> None:
     """Show the progress of a fit while it runs."""
     with tqdm(total=total, desc="fit", unit="epoch", disable=None, leave=False) as bar:
         for epoch in epochs:
-            bar.update(epoch.epoch + 1 - bar.n)
+            bar.update(epoch.index + 1 - bar.n)
             what, value = (
                 ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
             )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_vae import cli
-from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError
+from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError
 
 pytestmark = pytest.mark.host
 
@@ -42,7 +42,7 @@ def noted() -> NonFiniteError:
         (lambda: CheckpointError("damaged"), 2, "error: damaged\n"),
         (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
-        (lambda: BatchMemoryError("try less"), 1, "error: try less\n"),
+        (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
         (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
         (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
     ],

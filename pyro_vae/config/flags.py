@@ -150,7 +150,7 @@ class Config:
             shown = " ".join(map(str, self.splits))
             raise UserError(f"--splits is {shown}; the three shares must be positive and sum to 1.")
         for name in ("beta", "free_bits", "mmd_weight"):
-            objectives.nonnegative(flag(name), getattr(self, name))
+            objectives.require_nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         check_decay(flag("ema"), self.ema)

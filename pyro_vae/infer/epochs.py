@@ -58,7 +58,7 @@ class Epoch:
     and `learning_rate` is that of the last step. A program without log weights has no ELBO (None).
     """
 
-    epoch: int
+    index: int
     step: int
     elbo: float | None
     objective: float
@@ -76,15 +76,15 @@ class Epoch:
         }
         found = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
         found = found or f"objective {self.objective:.2f}"
-        return f"epoch {self.epoch}: {found} nats, {self.seconds:.1f} s"
+        return f"epoch {self.index}: {found} nats, {self.seconds:.1f} s"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
+        """Return the fields by name, the index as `epoch`."""
+        return {"epoch" if name == "index" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass
-class Begun:
+class EpochProgress:
     """The epoch that has begun: how many batches and images, and what is summed over them, in nats and seconds."""
 
     batches: int = 0
@@ -93,7 +93,7 @@ class Begun:
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
 
-    def ended(self, **found: Any) -> Epoch:
+    def finish(self, **found: Any) -> Epoch:
         """Return the epoch of these batches, given what else has been found at its end."""
         elbo = float(self.elbo) / self.images
         objective = float(self.objective) / self.images

@@ -18,23 +18,23 @@ from pyro_vae.trace.modes import evaluation_mode, find_modules
 State = dict[str, Any]
 
 
-def roots(model: Program, guide: Program) -> list[nn.Module]:
+def root_modules(model: Program, guide: Program) -> list[nn.Module]:
     """Return the modules that a model and its guide refer to, each once; others may run as well."""
     return list(dict.fromkeys([*find_modules(model), *find_modules(guide)]))
 
 
-def unconstrained(name: str) -> Tensor:
+def unconstrained_param(name: str) -> Tensor:
     """Return the tensor that is trained under a name of the param store."""
     value: Any = pyro.get_param_store()[name]
     return value.unconstrained()
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """Return the one name of a parameter that goes by several, as tied weights do."""
-    return str(pyro.get_param_store().param_name(unconstrained(name)))
+    return str(pyro.get_param_store().param_name(unconstrained_param(name)))
 
 
-def capture(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
+def collect_parameters(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Take the gradients of a program's first step, and refuse one of which some part would silently not train.
 
     Args:
@@ -67,7 +67,7 @@ def capture(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tup
     return loss, list(captured.values())
 
 
-def parameters(modules: Iterable[nn.Module], names: Iterable[str]) -> State:
+def program_state(modules: Iterable[nn.Module], names: Iterable[str]) -> State:
     """Return the values of a fitted program.
 
     Args:
@@ -77,17 +77,17 @@ def parameters(modules: Iterable[nn.Module], names: Iterable[str]) -> State:
     Returns:
         {"params": by name, "modules": state dicts of the modules, buffers included}.
     """
-    named = {name: unconstrained(name).detach() for name in names}
+    named = {name: unconstrained_param(name).detach() for name in names}
     return {"params": named, "modules": [root.state_dict() for root in modules]}
 
 
-def load_parameters(model: Program, guide: Program, state: State, batch: Data) -> list[nn.Module]:
-    """Write `parameters` back into a program and the param store.
+def load_program_state(model: Program, guide: Program, state: State, batch: Data) -> list[nn.Module]:
+    """Write `program_state` back into a program and the param store.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        state: what `parameters` returned, of a program of the same names and shapes.
+        state: what `program_state` returned, of a program of the same names and shapes.
         batch: what a step takes; one run enters the parameters and their constraints in the store, and shows which
             modules belong to the program.
 
@@ -108,9 +108,9 @@ def load_parameters(model: Program, guide: Program, state: State, batch: Data) -
         poutine.trace(param_only=True) as trace,
     ):
         trace_model_and_guide(model, guide, batch, 1)
-    known = ran.outermost(roots(model, guide))
+    known = ran.outermost(root_modules(model, guide))
     nodes: dict[str, Any] = trace.trace.nodes
-    targets = _targets(known, state, {canonical(name) for name, node in nodes.items() if node["type"] == "param"})
+    targets = _targets(known, state, {canonical_name(name) for name, node in nodes.items() if node["type"] == "param"})
     with torch.no_grad():
         for target, value in targets:
             target.copy_(value)
@@ -123,12 +123,12 @@ def _targets(modules: list[nn.Module], state: State, found: set[str]) -> list[tu
     own = [root.state_dict() for root in modules]
     if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
         raise UserError("The state is not that of a program, or of another one.")
-    pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained(name) for name in found}, params)]
+    pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained_param(name) for name in found}, params)]
     pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
-    return [target for where, tensors, values in pairs for target in matched(tensors, values, where)]
+    return [target for where, tensors, values in pairs for target in match_values(tensors, values, where)]
 
 
-def matched(tensors: Mapping[str, Tensor], values: Any, where: str = "") -> list[tuple[Tensor, Tensor]]:
+def match_values(tensors: Mapping[str, Tensor], values: Any, where: str = "") -> list[tuple[Tensor, Tensor]]:
     """Return each tensor with its value in a state, of which nothing is taken on trust.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.objectives.particles import draw_particles
-from pyro_vae.infer.parameters import State, parameters
+from pyro_vae.infer.parameters import State, program_state
 from pyro_vae.infer.svi import SVI
 from pyro_vae.trace import Batch, Program, read_only
 
@@ -55,12 +55,12 @@ class Best(NamedTuple):
     epoch: int = -1
     parameters: State | None = None
 
-    def better_of(self, record: Epoch, driver: SVI) -> Best:
+    def better_of(self, record: Epoch, svi: SVI) -> Best:
         """Return this, or the epoch that has just ended, with a copy of the parameters, where that is better."""
         if record.valid_distortion is None:
             return self
         value = -record.valid_distortion if record.valid_elbo is None else record.valid_elbo
         if not value > self.value:  # a NaN is never better
             return self
-        values = parameters(driver.modules, driver.optim.params)
-        return Best(value, record.epoch, torch.utils._pytree.tree_map_only(Tensor, torch.clone, values))
+        values = program_state(svi.modules, svi.optim.params)
+        return Best(value, record.index, torch.utils._pytree.tree_map_only(Tensor, torch.clone, values))

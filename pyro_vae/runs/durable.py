@@ -48,17 +48,17 @@ def fit_in_folder(
         history.set_aside_after(step)
     folder.keep_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
     written = fit.epoch
-    setbacks = _SETBACKS if config.on_nonfinite == "rollback" else 0
-    for epoch in durably(fit, history, seconds=seconds, stop=stop, setbacks=setbacks):
-        if epoch.epoch < written:  # it comes again after a setback
-            folder.keep_metrics(epoch.epoch)
+    rollbacks = _SETBACKS if config.on_nonfinite == "rollback" else 0
+    for epoch in durably(fit, history, seconds=seconds, stop=stop, rollbacks=rollbacks):
+        if epoch.index < written:  # it comes again after a setback
+            folder.keep_metrics(epoch.index)
         folder.append_metrics(epoch.as_dict())
-        written = epoch.epoch + 1
+        written = epoch.index + 1
         yield epoch
 
 
 def durably(
-    fit: Fit, history: History, *, seconds: float, stop: Callable[[], bool], setbacks: int = 0
+    fit: Fit, history: History, *, seconds: float, stop: Callable[[], bool], rollbacks: int = 0
 ) -> Iterator[Epoch]:
     """Run the epochs of a fit that remain, and keep checkpoints of it.
 
@@ -71,7 +71,7 @@ def durably(
         history: where checkpoints go.
         seconds: between two checkpoints, at most, but for the length of a step.
         stop: asked after each step whether to end there, with a checkpoint.
-        setbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a gradient is
+        rollbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a gradient is
             not finite. The milestones do not depend on the clock, so that neither does what becomes of the run.
 
     Yields:
@@ -88,7 +88,7 @@ def durably(
 
     while not fit.finished:
         try:
-            for epoch in fit.run(due):
+            for epoch in fit.iterate(due):
                 if epoch is not None:
                     yield epoch
                 stopping = stop()  # asked once: what comes later waits for the next step
@@ -98,7 +98,7 @@ def durably(
                 if stopping:
                     return
         except NonFiniteError as error:
-            if fit.setbacks >= setbacks:
+            if fit.rollbacks >= rollbacks:
                 kept = list(history.paths().values())
                 error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
                 raise
@@ -110,10 +110,10 @@ def _go_back(fit: Fit, history: History, error: NonFiniteError) -> None:
     if found is None:
         raise error
     step, state = found
-    number = fit.setbacks + 1
+    number = fit.rollbacks + 1
     fit.load_state_dict(state)
     # From the state alone, so that a run killed before its next checkpoint does the same again.
-    fit.svi.optim.slow_down(_SLOWER ** (number - fit.setbacks))
-    fit.setbacks = number
+    fit.svi.optim.scale_lr(_SLOWER ** (number - fit.rollbacks))
+    fit.rollbacks = number
     history.forget_after(step)
     _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, number, step)

@@ -17,8 +17,8 @@ from pyro_vae import data
 from pyro_vae.config import Config, programs
 from pyro_vae.config.saved import read_config
 from pyro_vae.errors import UserError
-from pyro_vae.infer import load_parameters
-from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.infer import load_program_state
+from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.runs.checkpoints import History
 from pyro_vae.runs.folder import RunFolderError
 from pyro_vae.runs.own_store import InOwnStore
@@ -63,12 +63,12 @@ def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
     Returns:
         As `programs.build`, with the weights that the fit began with.
     """
-    seed, before = read_config(folder.config_path).seed, streams()
+    seed, before = read_config(folder.config_path).seed, rng_state()
     set_rng_seed(seed)
     try:
         return programs.build(replace(config, seed=seed), images.pixels)
     finally:
-        set_streams(before)
+        set_rng_state(before)
 
 
 def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
@@ -92,7 +92,7 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         program = rebuild(folder, config, images)
         averaged = found[1].get("average")
         weights = found[1].get("svi", {}) if averaged is None else averaged
-        load_parameters(program.model, program.guide, weights, example(program, images))
+        load_program_state(program.model, program.guide, weights, example(program, images))
         run = observe(config, images, program)
     return replace(run, program=InOwnStore(program, store))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 
-from pyro_vae.infer.parameters import unconstrained
+from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.runs.folder import Folder
 from pyro_vae.runs.own_store import InOwnStore
 from pyro_vae.runs.run_folder import RunFolder
@@ -51,5 +51,5 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
 def num_parameters(program: InOwnStore) -> int:
     """Return the number of the fitted parameters of a run; those that go by several names count once."""
     with program.scope():
-        tensors = {id(tensor): tensor for tensor in map(unconstrained, pyro.get_param_store().keys())}
+        tensors = {id(tensor): tensor for tensor in map(unconstrained_param, pyro.get_param_store().keys())}
     return sum(tensor.numel() for tensor in tensors.values())

@@ -25,8 +25,8 @@ class Scaled(pv.ELBO):
         super().__init__(num_particles)
         self.factor = factor
 
-    def objective(self, particles: Particles) -> Tensor:
-        return self.factor * super().objective(particles)
+    def per_image(self, particles: Particles) -> Tensor:
+        return self.factor * super().per_image(particles)
 
 
 def squares(root: Path, download: bool) -> pv.data.Images:

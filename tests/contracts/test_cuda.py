@@ -27,7 +27,7 @@ def _deterministic(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> obj
 def test_a_run_interrupted_at_some_steps_ends_with_the_same_bits(graph: str | None, tmp_path: Path) -> None:
     whole = new_fit("mixture", graph, 0, "cuda")
     epochs = []
-    for epoch in whole.run(lambda: True):
+    for epoch in whole.iterate(lambda: True):
         epochs.append(epoch)
         if epoch is None:
             checkpoint.save(tmp_path / str(whole.svi.steps), whole.state_dict())

@@ -51,7 +51,7 @@ def test_it_trains_as_by_stock_pyro(name: str, graph: str | None) -> None:
     program = fresh(name)
     expected_losses, expected = trained(program, stock(program))
     program = fresh(name)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, ADAM), ELBO(), graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, ADAM), ELBO(), execution=graph)
     losses, found = trained(program, svi)
     double = torch.get_default_dtype() == torch.float64
     assert losses == pytest.approx(expected_losses, rel=1e-9 if double else 1e-5)

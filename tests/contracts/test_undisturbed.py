@@ -78,7 +78,7 @@ def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], li
     results = RunFolder(folder)
     results.claim({}, overwrite=True)
     epochs = []
-    for epoch in fit.run(lambda: True):
+    for epoch in fit.iterate(lambda: True):
         epochs.append(epoch)
         look(vae, fit, results)
     checkpoint.save(folder / "end", fit.state_dict())

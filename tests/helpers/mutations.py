@@ -112,7 +112,7 @@ MUTATIONS = (
     Mutation(
         "random streams are not restored when a fit goes on",
         "pyro_vae/infer/fit.py",
-        'set_streams(state["streams"])',
+        'set_rng_state(state["streams"])',
         'state["streams"]',
         ("tests/infer/test_fit.py::test_a_fit_continues_to_the_bit",),
     ),

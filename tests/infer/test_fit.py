@@ -252,7 +252,7 @@ def test_a_learned_guide_reaches_the_evidence() -> None:
             return batch
 
     guide = Guide()
-    optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.over(schedules.cosine, 1500))
+    optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.per_step(schedules.cosine, 1500))
     for _ in Fit(SVI(program.model, guide.guide, optim, ELBO()), Whole(), 1500):
         pass
     elbo = score(program.model, guide.guide, x, 2000, seed=0).elbo
@@ -282,18 +282,18 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
     for epoch in fit:
         checkpoint.save(tmp_path / f"{fit.epoch}.pt", fit.state_dict())
         records.append(epoch)
-    assert all(abs(record.objective - record.elbo) > 0.01 for record in records if record.epoch != 1)  # beta = 4/3
+    assert all(abs(record.objective - record.elbo) > 0.01 for record in records if record.index != 1)  # beta = 4/3
     for record in records:
         vae, again = new()
-        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch + 1}.pt"))
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index + 1}.pt"))
         with read_only(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
             found = draw_particles(vae.model, vae.guide, Fixed().valid, 1).log_w.mean()
         assert float(found) == pytest.approx(record.valid_elbo, rel=1e-12)
 
     for record in records[1:]:
         vae, again = new()
-        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch}.pt"))  # its random streams too
-        x = again.batches.observe(next(iter(again.batches(record.epoch))))
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index}.pt"))  # its random streams too
+        x = again.batches.observe(next(iter(again.batches(record.index))))
         found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
         assert float(found) == pytest.approx(record.elbo, rel=1e-12)
 

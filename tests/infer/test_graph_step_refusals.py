@@ -99,11 +99,11 @@ class Annealed(ELBO):
 
     power = 1.0
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         self.power = 1.0 / (1 + step)
 
-    def objective(self, particles: Any) -> Tensor:
-        return self.power * super().objective(particles)
+    def per_image(self, particles: Any) -> Tensor:
+        return self.power * super().per_image(particles)
 
 
 def test_an_objective_whose_numbers_change_is_run_by_pyro_from_then_on(caplog: pytest.LogCaptureFixture) -> None:

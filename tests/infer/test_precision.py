@@ -74,7 +74,7 @@ def test_steps_in_bfloat16_follow_those_in_float32(graph: str | None) -> None:
         pyro.set_rng_seed(0)
         vae = small_vae()
         optim = Optim(torch.optim.SGD, {"lr": 1e-3})  # so that the change of the weights is the gradient
-        svi = SVI(vae.model, vae.guide, optim, ELBO(5), graph=graph, precision=precision)
+        svi = SVI(vae.model, vae.guide, optim, ELBO(5), execution=graph, precision=precision)
         svi.step(images(50))
         before = torch.cat([p.detach().flatten() for p in vae.parameters()])
         pyro.set_rng_seed(1)

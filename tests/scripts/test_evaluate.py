@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
-from pyro_vae.infer.parameters import unconstrained
+from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
 from pyro_vae.runs import History, RunFolder, load_run
 from pyro_vae.trace import Batch
@@ -59,7 +59,7 @@ def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: P
     torch.set_default_dtype(torch.float32)  # that of the script
     run = load_run(folder)
     with run.program.scope():
-        weights = {name: unconstrained(name).detach() for name in state["svi"]["params"]}
+        weights = {name: unconstrained_param(name).detach() for name in state["svi"]["params"]}
     assert_same(weights, state["average"]["params"])
     assert not any(torch.equal(weights[name], value) for name, value in state["svi"]["params"].items())
 

@@ -120,7 +120,7 @@ def test_steps_with_an_enumerated_guide_can_be_recorded(caplog: pytest.LogCaptur
             program.load_state_dict(start)
             pyro.clear_param_store()
             pyro.set_rng_seed(1)
-            svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(2), graph=graph)
+            svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(2), execution=graph)
             found.append(torch.stack([svi.step(x) for _ in range(12)]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not caplog.records

@@ -54,7 +54,7 @@ def test_annealing_reaches_the_evidence_by_quadrature() -> None:
 def losses(program: Mixture, objective: Any, graph: str | None, x: Tensor, steps: int) -> Tensor:
     pyro.clear_param_store()
     pyro.set_rng_seed(1)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, execution=graph)
     return torch.stack([torch.as_tensor(svi.step(x)) for _ in range(steps)])
 
 

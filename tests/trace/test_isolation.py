@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import log_weights
-from pyro_vae.infer.streams import streams
+from pyro_vae.infer.streams import rng_state
 from pyro_vae.trace import log_density, read_only
 
 
@@ -48,13 +48,13 @@ def test_reading_leaves_no_mark() -> None:
     store = pyro.get_param_store().get_state()
     modes = {name: part.training for name, part in program.named_modules()}
     buffers = {name: value.clone() for name, value in program.named_buffers()}
-    before = streams()
+    before = rng_state()
 
     first = log_weights(program.model, program.guide, x, 200, seed=3)
     second = log_weights(program.model, program.guide, x, 200, seed=3)
 
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # no dropout, no batch statistics
-    assert_same(streams(), before)
+    assert_same(rng_state(), before)
     assert modes == {name: part.training for name, part in program.named_modules()}
     assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
     after = pyro.get_param_store().get_state()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import Particles
 
 
@@ -27,9 +27,9 @@ class ELBO(Objective):
     Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
     """
 
-    weighs_sites = True
+    allows_site_scales = True
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the mean over particles."""
         return particles.weighted.mean(0)
 
@@ -41,7 +41,7 @@ class IWAE(Objective):
     (https://arxiv.org/abs/1509.00519).
     """
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log of the mean weight."""
         return _log_mean(particles.log_w)
 
@@ -63,7 +63,7 @@ class Renyi(Objective):
             raise UserError(f"alpha is {alpha}; a lower bound needs 0 <= alpha < 1.")
         self.alpha = alpha
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log of the mean power of the weights, per unit of 1 - alpha."""
         power = 1 - self.alpha
         return _log_mean(power * particles.log_w) / power
@@ -81,21 +81,21 @@ class BetaELBO(Objective):
         warmup_steps: steps over which it rises; 0 starts at its value.
     """
 
-    weighs_sites = True
+    allows_site_scales = True
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__(num_particles)
-        self.final_beta = nonnegative("beta", beta)
+        self.final_beta = require_nonnegative("beta", beta)
         self.warmup_steps = warmup_steps
         self.beta = torch.tensor(0.0)  # a tensor, so that no graph of a step freezes it
-        self.at_step(0)
+        self.set_step(0)
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Set beta to its value at a step."""
         part = min(1.0, (step + 1) / (self.warmup_steps + 1))
         self.beta.fill_(self.final_beta * part)
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return minus distortion and beta times the rate, averaged over particles."""
         self.beta = self.beta.to(particles.x.device)
         return (particles.weighted_likelihood - self.beta * particles.weighted_rate).mean(0)
@@ -111,11 +111,11 @@ class MeanFieldELBO(Objective):
             whose divergence depends on what is drawn. Nothing falls back to Monte Carlo.
     """
 
-    weighs_sites = True
+    allows_site_scales = True
     reads_prior = True
     one_layout = True
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
         if shared := particles.description.shared:
             raise UserError(f"Site {shared[0]!r} is shared by all images, which have no analytic KL each; use elbo.")

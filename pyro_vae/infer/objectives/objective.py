@@ -31,9 +31,9 @@ class Objective(Trace_ELBO):
         num_particles: K.
     """
 
-    weighs_sites = False
+    allows_site_scales = False
     """Whether each site may have a scale of its own, which multiplies its term; otherwise all have one in common."""
-    scores_again = False
+    rescores = False
     """Whether the programs are scored a second time at the same particles."""
     reads_prior = False
     """Whether the distribution of a latent in the model is read, beside its density."""
@@ -49,10 +49,10 @@ class Objective(Trace_ELBO):
         self.known = Known()
 
     @abstractmethod
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Map the terms of the particles (K, B) to the objective of each image (B,), in nats."""
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Prepare for a step; its number counts from 0."""
 
     def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -75,17 +75,17 @@ class Objective(Trace_ELBO):
         number = self.num_particles
         fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
         particles = draw_particles(
-            model, guide, batch, number, layouts=fact.layouts, description=fact.description, again=self.scores_again
+            model, guide, batch, number, layouts=fact.layouts, description=fact.description, again=self.rescores
         )
         fact.description = particles.description
         layouts = Layouts(particles.p.layout, particles.q.layout)
         if layouts.repeat:
             fact.layouts = layouts
             self._check_summed(particles)
-        if self.weighs_sites:
-            objective = self.objective(particles)
+        if self.allows_site_scales:
+            objective = self.per_image(particles)
         else:
-            objective = self._common_scale(particles) * self.objective(particles)
+            objective = self._common_scale(particles) * self.per_image(particles)
         if particles.of_p.losses or particles.of_q.losses:
             objective = objective + particles.losses.mean(0)
         return objective, particles.elbo
@@ -97,7 +97,7 @@ class Objective(Trace_ELBO):
             ValueError: names the site and the objective.
         """
         (name, *_) = (*particles.p.summed, *particles.q.enumerated)
-        if self.reads_prior or (self.scores_again and particles.q.enumerated):
+        if self.reads_prior or (self.rescores and particles.q.enumerated):
             raise UserError(f"Site {name!r} is summed out, which {type(self).__name__} cannot do: use ELBO or IWAE.")
 
     def _common_scale(self, particles: Particles) -> float:
@@ -133,7 +133,7 @@ class Objective(Trace_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs)
 
 
-def nonnegative(what: str, value: float) -> float:
+def require_nonnegative(what: str, value: float) -> float:
     """Return a weight or a floor, or raise ValueError where it is negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
         raise UserError(f"{what} is {value}; it must be a number of 0 or more.")

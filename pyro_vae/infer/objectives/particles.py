@@ -134,7 +134,7 @@ class Particles:
     def _observed(self, terms: dict[str, Tensor]) -> Tensor:
         return self._expected(_total({name: value for name, value in terms.items() if name not in self.q.latents}))
 
-    def score_again(self, program: Program, *, weighted: bool = False) -> Tensor:
+    def rescore_detached(self, program: Program, *, weighted: bool = False) -> Tensor:
         """Score the model or the guide at the same z, through which no gradient flows: the sum of its terms.
 
         Raises:

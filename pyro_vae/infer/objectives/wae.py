@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.objectives.coupled import refuse_masks
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import Particles
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -71,9 +71,9 @@ class WAE(Objective):
 
     def __init__(self, num_particles: int = 1, mmd_weight: float = 100.0) -> None:
         super().__init__(num_particles)
-        self.mmd_weight = nonnegative("mmd_weight", mmd_weight)
+        self.mmd_weight = require_nonnegative("mmd_weight", mmd_weight)
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the weighted discrepancy of the batch."""
         return particles.log_likelihood.mean(0) - self.mmd_weight * self.discrepancy(particles)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_vae.evaluate import NoMeanError, finetune, posterior_means
 from pyro_vae.evaluate.features.finetune import parameters_behind
 from pyro_vae.evaluate.features.probe import logistic
-from pyro_vae.infer.streams import streams
+from pyro_vae.infer.streams import rng_state
 
 
 class Encoder(nn.Module):
@@ -82,7 +82,7 @@ def test_it_leaves_no_mark(fitted: bool) -> None:
             "gradients": {name: p.grad.clone() for name, p in tensors.items() if p.grad is not None},
             "storages": {name: p.data_ptr() for name, p in tensors.items()},
             "modes": [part.training for part in encoder.modules()],
-            "streams": streams(),
+            "streams": rng_state(),
         }
 
     before = state()
