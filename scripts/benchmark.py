@@ -77,7 +77,7 @@ def main(arguments: Arguments) -> None:
     """Run the script."""
     settings = config.Config(
         data=arguments.data, data_root=arguments.data_root, hidden_dim=arguments.hidden_dim, device=arguments.device
-    ).resolved()
+    ).resolve()
     images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
@@ -126,7 +126,7 @@ class Bench:
                 timings = self.race(contenders, batches)
                 floor = max(self.floor(settings))
                 for name, timing in timings.items():
-                    epoch = timing.seconds * settings.epoch_steps(batches.num_images)
+                    epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
                     print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
                 base = timings["hand-written"].seconds
                 print(f"  {'floor of the arithmetic':30}{floor * 1e3:9.2f} ms/step{'':17}{floor / base:8.2f}x")
@@ -286,8 +286,8 @@ def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
         svi.step(batch, preprocess=batches.observe)
 
 
-def _at(path: paths.Path, u: Tensor, _: Tensor) -> object:
-    return path.at(u)
+def _at(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
+    return path.evaluate(u)
 
 
 def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
@@ -304,7 +304,7 @@ def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
 
     found = {}
     for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
-        path = paths.Path(program.model, program.guide, x, "guide", compiled=compiled)
+        path = paths.AnnealingPath(program.model, program.guide, x, "guide", compiled=compiled)
         found[name] = Contender(partial(_at, path, u), lambda: pyro.validation_enabled(False))
     return {**found, "bare decoder": Contender(bare)}
 

@@ -68,9 +68,9 @@ def main(arguments: Arguments) -> None:
         for name in names[chosen[0]]
     }
     for setting in settings.values():
-        programs.check(setting)
+        programs.check_flags(setting)
     if arguments.systems:
-        gallery.check_images(load_images(arguments.config.resolved()).pixels)
+        gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
     for (name, seed), setting in settings.items():
         folder = RunFolder(arguments.out / (f"{name}-seed{setting.seed}" if seed else name))
@@ -91,7 +91,7 @@ def main(arguments: Arguments) -> None:
 def fit(setting: config.Config, folder: RunFolder) -> None:
     """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
     if folder.finished:
-        return folder.check_same(setting.resolved().to_json())
+        return folder.check_config_matches(setting.resolve().to_json())
     flags = [word for name, value in setting.to_json().items() for word in words(config.flag(name), value)]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)

@@ -112,7 +112,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         instrument.check(run)
     metrics = run.folder.metrics()
     results.lock()
-    compiled = fitted.graph == "compiled"
+    compiled = fitted.execution == "compiled"
     scores, numbers = measure_scores(
         fitted.program,
         run.test,
@@ -132,7 +132,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         numbers["reasons"] |= found.reasons
     parameters = num_parameters(fitted.program)
     write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-    results.release()
+    results.unlock()
     return scores, numbers
 
 

@@ -52,10 +52,10 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--checkpoint-seconds is {arguments.checkpoint_seconds}; it must be 0 or more.")
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
-    settings = arguments.config.resolved()
+    settings = arguments.config.resolve()
     folder = RunFolder(arguments.out or Path("runs") / programs.run_name(settings))
     if arguments.resume and folder.finished:
-        folder.check_same(settings.to_json())
+        folder.check_config_matches(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
     pyro.set_rng_seed(settings.seed)
@@ -70,13 +70,13 @@ def main(arguments: Arguments) -> None:
     rehearse(program, test, density=run.density)
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
+    total_steps = settings.epochs * settings.steps_per_epoch(batches.num_images)
     schedule = schedules.per_step(schedules.SCHEDULES[settings.schedule], total_steps)
     optimizer, options = components.OPTIMIZERS[settings.optimizer]
     optim = Optim(optimizer, {"lr": settings.learning_rate, **options}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective, execution=run.graph, precision=settings.precision),
+        SVI(program.model, program.guide, optim, objective, execution=run.execution, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,
@@ -84,9 +84,12 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
         ema=settings.ema,
     )
-    folder.claim(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
-    with cli.stop_between_steps() as stop:
-        show(fit_in_folder(fit, folder, settings, seconds=arguments.checkpoint_seconds, stop=stop), settings.epochs)
+    folder.create(settings.to_json(), resume=arguments.resume, overwrite=arguments.overwrite)
+    with cli.deferred_signals() as stop:
+        show(
+            fit_in_folder(fit, folder, settings, every_seconds=arguments.checkpoint_seconds, should_stop=stop),
+            settings.epochs,
+        )
 
     scores, numbers = measure_scores(
         program,
@@ -94,7 +97,7 @@ def main(arguments: Arguments) -> None:
         settings.num_samples,
         density=run.density,
         seed=settings.seed,
-        compiled=run.graph == "compiled",
+        compiled=run.execution == "compiled",
         level_bits=run.images.level_bits,
     )
     write_scores(folder, program, test, scores, settings.seed, run.images.pixels.columns)

@@ -81,7 +81,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
     steps = []
 
     def take_steps() -> None:
-        with cli.exit_status(), cli.stop_between_steps() as stop:
+        with cli.exit_status(), cli.deferred_signals() as stop:
             while not stop():
                 if len(steps) == 2:
                     os.kill(os.getpid(), number)
@@ -102,7 +102,7 @@ def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(seconds))
 
     def insist() -> None:
-        with cli.exit_status(), cli.stop_between_steps() as stop:
+        with cli.exit_status(), cli.deferred_signals() as stop:
             os.kill(os.getpid(), number)
             assert stop()
             os.kill(os.getpid(), number)
@@ -115,13 +115,13 @@ def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest
 
 def test_without_a_signal_nothing_ends() -> None:
     before = {number: signal.getsignal(number) for number, _ in SIGNALS}
-    with cli.exit_status(), cli.stop_between_steps() as stop:
+    with cli.exit_status(), cli.deferred_signals() as stop:
         assert not stop()
     assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_signal_that_a_shell_has_switched_off_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with cli.exit_status(), cli.stop_between_steps() as stop:
+    with cli.exit_status(), cli.deferred_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert not stop()

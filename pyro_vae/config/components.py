@@ -20,7 +20,7 @@ from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN
 from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
 
-def reads(build: Callable[..., Any]) -> set[str]:
+def argument_names(build: Callable[..., Any]) -> set[str]:
     """Return the names of the arguments that a component is built from; one that a `partial` has set is not read."""
     already = build.keywords if isinstance(build, partial) else {}
     return set(inspect.signature(build).parameters) - already.keys()
@@ -28,7 +28,7 @@ def reads(build: Callable[..., Any]) -> set[str]:
 
 def construct(build: Callable[..., Any], **available: Any) -> Any:
     """Build a component from those of the available arguments that it reads."""
-    names = reads(build)
+    names = argument_names(build)
     return build(**{name: value for name, value in available.items() if name in names})
 
 

@@ -164,11 +164,11 @@ class Config:
         if value is not None and value < least:
             raise UserError(f"{flag(name)} is {value}; it must be at least {least}.")
 
-    def epoch_steps(self, num_images: int) -> int:
+    def steps_per_epoch(self, num_images: int) -> int:
         """Return the steps of an epoch over so many training images."""
         return math.ceil(num_images / self.batch_size)
 
-    def resolved(self) -> Config:
+    def resolve(self) -> Config:
         """Return the configuration with the defaults that depend on the data set or the machine filled in.
 
         Raises:
@@ -189,14 +189,14 @@ class Config:
             device=device,
         )
 
-    def graph(self, num_images: int) -> str | None:
+    def execution(self, num_images: int) -> str | None:
         """Return how steps over so many training images run, ``compiled``, ``recorded`` or None.
 
         It depends on nothing else, so that a run that is resumed goes on as it began.
         """
         if self.compile != "auto":
             return "compiled" if self.compile == "on" else None
-        steps = (self.epochs or 0) * self.epoch_steps(num_images)
+        steps = (self.epochs or 0) * self.steps_per_epoch(num_images)
         return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
 _ADDED = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
 
 
-def with_added(values: Mapping[str, Any]) -> dict[str, Any]:
+def add_missing_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a saved configuration, with the fields that its version did not have."""
     defaults = Config().to_json()
     return {name: defaults[name] for name in _ADDED if name not in values} | dict(values)
@@ -41,7 +41,7 @@ def read_config(path: Path) -> Config:
     """
     values = _read_json(path)
     if isinstance(values, dict):
-        values = with_added(values)
+        values = add_missing_fields(values)
     known = {field.name: field.default for field in fields(Config)}
     if not isinstance(values, dict) or values.keys() != known.keys():
         odd = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]

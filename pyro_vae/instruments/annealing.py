@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pyro_vae import config
-from pyro_vae.evaluate import Annealed, Annealing, Bidirectional, ais, bdmc, standard_error
+from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
 from pyro_vae.instruments.batches import batches
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
 from pyro_vae.trace import Data
@@ -45,13 +45,13 @@ class AnnealedSampling:
         """Whether there are temperatures."""
         return self.temperatures > 0
 
-    def settings(self, compiled: bool = False) -> Annealing:
+    def settings(self, compiled: bool = False) -> AISConfig:
         """Return how to anneal.
 
         Raises:
-            UserError: see `Annealing`.
+            UserError: see `AISConfig`.
         """
-        return Annealing(self.chains, self.temperatures, self.leapfrogs, self.anneal_from, self.path, compiled)
+        return AISConfig(self.chains, self.temperatures, self.leapfrogs, self.anneal_from, self.path, compiled)
 
     def check(self, run: EvaluatedRun) -> None:
         """Refuse a run without densities."""
@@ -59,7 +59,7 @@ class AnnealedSampling:
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Anneal the test images."""
-        settings = self.settings(compiled=run.fitted.graph == "compiled")
+        settings = self.settings(compiled=run.fitted.execution == "compiled")
         return measure_annealing(run.fitted.program, run.test, settings, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -67,7 +67,7 @@ class AnnealedSampling:
         return ""
 
 
-def measure_annealing(program: Any, x: Data, settings: Annealing, seed: int) -> Result:
+def measure_annealing(program: Any, x: Data, settings: AISConfig, seed: int) -> Result:
     """Anneal test images, and as many images of the model's own from both sides.
 
     Args:
@@ -86,7 +86,7 @@ def measure_annealing(program: Any, x: Data, settings: Annealing, seed: int) -> 
         arguments = (program.model, program.guide, images, settings)
         found.append(ais(*arguments, seed=own, progress=bar))
         both.append(bdmc(*arguments, seed=own, progress=bar))
-    annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
+    annealed, sides = AISResult.concatenate(found), BDMCResult.concatenate(both)
     per_image = {
         "log_likelihood": annealed.lower,
         "ess": annealed.ess,

@@ -11,15 +11,15 @@ from torch import Tensor
 from pyro_vae.evaluate import posterior_means
 from pyro_vae.trace import Batch, Data, derive_seed
 
-IMAGES_AT_ONCE = 100
+EVAL_BATCH_SIZE = 100
 
 
 def batches(x: Data, seed: int) -> Iterator[tuple[Batch, int | None]]:
     """Yield x (N, ...) in batches of 100 images, each with the seed of its noise."""
-    for number, part in enumerate(Batch.of(x).split(IMAGES_AT_ONCE)):
+    for number, part in enumerate(Batch.of(x).split(EVAL_BATCH_SIZE)):
         yield part, derive_seed(seed, "batch", number)
 
 
-def codes(program: Any, x: Data, seed: int) -> Tensor:
+def posterior_means_batched(program: Any, x: Data, seed: int) -> Tensor:
     """Return the posterior means (N, units), float64, of images x (N, ...)."""
     return torch.cat([posterior_means(program.guide, images, own) for images, own in batches(x, seed)])

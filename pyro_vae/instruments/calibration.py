@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pyro_vae import config
-from pyro_vae.evaluate import calibration_ranks
+from pyro_vae.evaluate import sbc_ranks
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count
 from pyro_vae.report import curves
 from pyro_vae.trace import Batch
@@ -39,7 +39,7 @@ class Calibration:
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Rank the latents of simulated images."""
         program, template = run.fitted.program, Batch.of(run.test).expand(self.calibrate)
-        ranks = calibration_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed)
+        ranks = sbc_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed)
         figures = {"calibration": curves.calibration(ranks, _NUM_DRAWS)}
         return Result(per_image={"ranks": ranks.T}, rows="unit", figures=figures)
 

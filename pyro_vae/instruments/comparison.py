@@ -41,7 +41,7 @@ def setting_of(settings: Config, part: str, name: str, seed: int) -> Config:
         raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
     changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
     setting = replace(settings, **changes)
-    return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting
+    return replace(setting, **programs.ignored_defaults(setting)) if part in ("objective", "system") else setting
 
 
 def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:

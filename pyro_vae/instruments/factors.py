@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import decoded, disentanglement, posterior_means, traversed
-from pyro_vae.instruments.batches import codes
+from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_means, traverse
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
 from pyro_vae.report import images
 from pyro_vae.report.tables import lay_out, number
@@ -84,11 +84,13 @@ def measure_factors(
         the first test image, as the unit of most information goes from the 1st to the 99th percentile of its codes.
 
     Raises:
-        ValueError: as `evaluate.disentanglement`.
+        ValueError: as `evaluate.disentanglement_scores`.
     """
     start = time.perf_counter()
-    halves = [(codes(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)]
-    found = disentanglement(halves[0], halves[1], seed)
+    halves = [
+        (posterior_means_batched(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)
+    ]
+    found = disentanglement_scores(halves[0], halves[1], seed)
     numbers = {
         "num_train_images": len(train[0]),
         "num_test_images": len(test[0]),
@@ -127,8 +129,8 @@ def _traversals(program: Any, x: Data, of_images: np.ndarray, numbers: Mapping[s
     base = posterior_means(program.guide, x, seed)[0]
     low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
-    latents = traversed(base, low, high, units, _NUM_VALUES)
-    decoded_rows, _ = decoded(program.model, program.guide, x, latents, seed)
+    latents = traverse(base, low, high, units, _NUM_VALUES)
+    decoded_rows, _ = decode_units(program.model, program.guide, x, latents, seed)
     shares = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
     labels = zip(numbers["factors"], numbers["units"], shares, strict=True)
     named = {

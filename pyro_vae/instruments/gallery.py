@@ -12,18 +12,18 @@ import torch
 from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import (
-    Features,
+    FeatureNetwork,
     frechet_distance,
-    labelled_subsets,
+    labeled_subsets,
     logistic,
     mean_accuracy,
-    train_features,
+    train_feature_network,
 )
-from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.generated import generated
 from pyro_vae.report import images
 from pyro_vae.report.tables import lay_out, number, percent, with_error
-from pyro_vae.runs import Folder, Labelled, RunFolder, load_run
+from pyro_vae.runs import Folder, LabeledImages, RunFolder, load_run
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
@@ -54,18 +54,18 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
     Returns:
         For each its name, numbers of its summary.json, and those of `measure_system`.
     """
-    nets: dict[Any, Features] = {}
+    nets: dict[Any, FeatureNetwork] = {}
     rows = []
     for name, folder in runs.items():
         summary = read_summary(folder)
         fitted = load_run(folder.path, download=True)
         settings = fitted.config
         with fitted.program.scope():
-            train, test = fitted.labelled("train"), fitted.labelled("test")
+            train, test = fitted.labeled("train"), fitted.labeled("test")
             seen = settings.binarize, fitted.density
             if seen not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
-                nets[seen] = train_features(train.pixels, classes, settings.seed)
+                nets[seen] = train_feature_network(train.pixels, classes, settings.seed)
             lossy = bool(fitted.no_density_reason) and summary["rate"] is not None
             numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
@@ -73,7 +73,7 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
 
 
 def measure_system(
-    program: Any, train: Labelled, test: Labelled, net: Features, *, lossy: bool, seed: int
+    program: Any, train: LabeledImages, test: LabeledImages, net: FeatureNetwork, *, lossy: bool, seed: int
 ) -> dict[str, Any]:
     """Measure what a system is good for, besides its densities.
 
@@ -100,8 +100,8 @@ def measure_system(
     samples = generated(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    own_codes, other = (codes(program, part.x, seed).cpu().numpy() for part in (train, test))
-    subsets_of = labelled_subsets(train.classes, seed, (_FEW_LABELS,))
+    own_codes, other = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
+    subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
         if own_codes.shape[1] and (subsets := subsets_of.get(labels)):

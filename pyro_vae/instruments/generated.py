@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate import (
+    decode_mean_or_sample,
+    decode_sample,
     discrete_values,
-    drawn_images,
-    posterior_latents,
-    prior_latents,
-    shown_images,
+    sample_posterior,
+    sample_prior,
 )
 from pyro_vae.evaluate.latents.decoding import Values
 from pyro_vae.instruments.batches import batches
@@ -36,7 +36,7 @@ class Images(NamedTuple):
 
     means: Tensor | None
     what: str
-    """What the means are; see `evaluate.shown_images`."""
+    """What the means are; see `evaluate.decode_mean_or_sample`."""
     draws: Tensor | None
     has_latents: bool
 
@@ -66,10 +66,10 @@ def images_of(program: Any, template: Data, values: Values, seed: int, *, draws:
         seed: of the draws.
         draws: whether there are draws beside means; there are in any case where there are no means.
     """
-    shown, what = shown_images(program.model, template, values, seed)
+    shown, what = decode_mean_or_sample(program.model, template, values, seed)
     if what == "draws":
         return Images(None, what, shown, bool(values))
-    drawn = drawn_images(program.model, template, values, seed) if draws else None
+    drawn = decode_sample(program.model, template, values, seed) if draws else None
     return Images(shown, what, drawn, bool(values))
 
 
@@ -84,7 +84,7 @@ def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool
 
 def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images | None:
     """Return `images_of` latents from the posterior of images x (N, ...); None where the program has no latents."""
-    values = posterior_latents(program.guide, x, seed)
+    values = sample_posterior(program.guide, x, seed)
     return images_of(program, x, values, seed, draws=draws) if values else None
 
 
@@ -99,11 +99,11 @@ def generated(program: Any, template: Data, seed: int, *, means: bool) -> Tensor
     """
     found = []
     for part, own in batches(template, seed):
-        values = prior_latents(program.model, part, own)
+        values = sample_prior(program.model, part, own)
         if values is None:
             return None
         arguments = program.model, part, values, own
-        found.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
+        found.append(decode_mean_or_sample(*arguments)[0] if means else decode_sample(*arguments))
     return torch.cat(found)
 
 
@@ -134,7 +134,7 @@ def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, V
     classes = discrete_values(program.model, program.guide, batch[:1])
     if not classes or len(next(iter(classes.values()))) > _MOST_ROWS:
         template = class_rows(batch, columns)
-        return template, prior_latents(program.model, template, seed)
+        return template, sample_prior(program.model, template, seed)
     given = {name: value.repeat_interleave(columns, 0).unsqueeze(0) for name, value in classes.items()}
     template = batch.expand(next(iter(given.values())).shape[1])
-    return template, prior_latents(program.model, template, seed, given)
+    return template, sample_prior(program.model, template, seed, given)

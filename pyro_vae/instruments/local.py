@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pyro_vae import config
-from pyro_vae.evaluate import local_elbos, standard_error
+from pyro_vae.evaluate import per_image_elbos, standard_error
 from pyro_vae.instruments.batches import batches
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
 from pyro_vae.trace import Data
@@ -62,7 +62,7 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
     """
     bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
     found = [
-        local_elbos(program.model, program.guide, images, num_steps=num_steps, seed=own, progress=bar)
+        per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=own, progress=bar)
         for images, own in batches(x, seed)
     ]
     per_image = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}

@@ -16,18 +16,18 @@ from tqdm import tqdm
 
 from pyro_vae.evaluate import (
     Accuracy,
-    NoMeanError,
+    NoAnalyticMeanError,
     finetune,
-    labelled_subsets,
+    labeled_subsets,
     mean_accuracy,
     principal_components,
     probe,
 )
-from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, finite
 from pyro_vae.report import curves
 from pyro_vae.report.tables import lay_out, percent
-from pyro_vae.runs import Labelled
+from pyro_vae.runs import LabeledImages
 from pyro_vae.runs.load import rebuild
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive_seed
@@ -85,7 +85,7 @@ def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: A
     if isinstance(x["train"], Batch):
         return _nothing("the program is given the labels")
     name = labels.names[0]
-    train, test = (Labelled(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
+    train, test = (LabeledImages(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
         return _nothing(f"the training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)
@@ -96,7 +96,9 @@ def _nothing(reason: str) -> Result:
     return Result(None, {Probe.name: reason})
 
 
-def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, seed: int) -> list[dict[str, Any]]:
+def probe_rows(
+    program: Any, untrained: Any, train: LabeledImages, test: LabeledImages, seed: int
+) -> list[dict[str, Any]]:
     """Classify test images by what a program makes of them, by their pixels, and by an encoder that is trained on.
 
     Args:
@@ -109,7 +111,7 @@ def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, se
     Returns:
         Rows of `Accuracy` as JSON values; an error that does not exist is None.
     """
-    subsets = labelled_subsets(train.classes, seed)
+    subsets = labeled_subsets(train.classes, seed)
     bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
     classes = (train.classes, test.classes)
     rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
@@ -118,7 +120,7 @@ def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, se
         rows += _finetuned("fitted encoder", program, train, test, few, seed)
         with _own_store():
             rows += _finetuned("random encoder", untrained, train, test, few, seed)
-    except NoMeanError as error:
+    except NoAnalyticMeanError as error:
         _LOG.info("no encoder is fine-tuned: %s.", error)
     return [finite(row._asdict()) for row in rows]
 
@@ -126,7 +128,7 @@ def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, se
 def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     means, pixels = [], []
     for x in (train, test):
-        means.append(codes(program, x, seed).cpu().numpy())
+        means.append(posterior_means_batched(program, x, seed).cpu().numpy())
         pixels.append(x.flatten(1).double().cpu().numpy())
     raw = {"pixels": (pixels[0], pixels[1])}
     if not (units := means[0].shape[1]):
@@ -142,8 +144,8 @@ def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str,
 def _finetuned(
     name: str,
     program: Any,
-    train: Labelled,
-    test: Labelled,
+    train: LabeledImages,
+    test: LabeledImages,
     subsets: Mapping[int, Sequence[np.ndarray]],
     seed: int,
 ) -> list[Accuracy]:

@@ -15,16 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.evaluate import (
-    Annealing,
-    completed_images,
-    decoded,
+    AISConfig,
+    decode_units,
     impute,
-    interpolated,
-    most_visible,
-    prior_latents,
-    traversed,
+    inpaint_exact,
+    interpolate,
+    most_visible_units,
+    sample_prior,
+    traverse,
 )
-from pyro_vae.instruments.batches import codes
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.generated import prior_samples, reconstructions
 from pyro_vae.report import images
 from pyro_vae.runs import Folder
@@ -35,7 +35,7 @@ _LOG = logging.getLogger("pyro_vae")
 _PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 8, 10, 10, 11, 20, 15
 _TAIL = 0.01  # of the codes, on either side of where a traversal goes
 _ZOOM = 3  # pixels of an animation for each of an image
-_ANNEALING = Annealing(num_chains=32, num_temperatures=50, num_leapfrogs=3)
+_ANNEALING = AISConfig(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 
 def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
@@ -65,21 +65,21 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
         classes: of the images (N,), or None.
         seed: of draws.
     """
-    means = codes(program, x, seed)
+    means = posterior_means_batched(program, x, seed)
     if not means.shape[1]:
         _LOG.info("Without latents there is nothing to move along.")
         return
-    read = partial(decoded, program.model, program.guide, x, seed=seed)
+    read = partial(decode_units, program.model, program.guide, x, seed=seed)
     low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
-    units = most_visible(program.model, program.guide, x, means[0], low, high, _UNITS)
-    moved, what = read(traversed(means[0], low, high, units, _STEPS))
+    units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
+    moved, what = read(traverse(means[0], low, high, units, _STEPS))
     named = {f"unit {unit}": row for unit, row in zip(units.tolist(), moved, strict=True)}
     folder.save_figure("traversals", images.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
-    ways = torch.stack([traversed(code, low, high, units, _FRAMES) for code in means[:3]])
+    ways = torch.stack([traverse(code, low, high, units, _FRAMES) for code in means[:3]])
     folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
     if number := min(_IMAGES, len(means)) // 2:
-        ends, _ = read(interpolated(means[:number], means[number : 2 * number], _STEPS))
+        ends, _ = read(interpolate(means[:number], means[number : 2 * number], _STEPS))
         pairs = {f"{row} to {row + number}": between for row, between in enumerate(ends)}
         folder.save_figure("interpolations", images.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
     else:
@@ -111,7 +111,7 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
     height = some.shape[-2]
     some[..., height // 2 :, :] = torch.nan
     seen = some[0].numel() // height * (height // 2)
-    exact = completed_images(program.model, truth, seen, seed)
+    exact = inpaint_exact(program.model, truth, seen, seed)
     if exact is not None:
         found = {"draw": exact}
     else:
@@ -119,7 +119,7 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
         try:
             holes = truth.replace_x(some)
             fill = batch.x.mean(0)
-            imputed = impute(program.model, program.guide, holes, _ANNEALING, fill=fill, seed=seed, progress=bar)
+            imputed = impute(program.model, program.guide, holes, _ANNEALING, fill_value=fill, seed=seed, progress=bar)
         except ValueError as error:
             _LOG.info("Nothing is completed: %s", error)
             return
@@ -131,7 +131,7 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
     """Return draws of two units from the prior (N, 2), or the codes of images where there is none."""
-    values = prior_latents(program.model, Batch.of(x).expand(5000), seed)
+    values = sample_prior(program.model, Batch.of(x).expand(5000), seed)
     return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
 
 

@@ -13,16 +13,16 @@ from pyro_vae.evaluate import (
     Moments,
     Scores,
     active_units,
-    mean_images,
-    posterior_latents,
+    decode_mean,
+    describe_khat,
+    elbo_surgery,
     posterior_moments,
+    sample_posterior,
     score,
     standard_error,
-    summary,
-    surgery,
-    verdict,
+    summarize,
 )
-from pyro_vae.instruments.batches import IMAGES_AT_ONCE, batches
+from pyro_vae.instruments.batches import EVAL_BATCH_SIZE, batches
 from pyro_vae.instruments.generated import images_of, prior_samples, reconstructions, shows_x
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
@@ -57,7 +57,7 @@ def measure_scores(
         density: whether x is observed under a density.
         seed: of the draws.
         compiled: whether the programs are read by compiled graphs.
-        level_bits: see `evaluate.summary`.
+        level_bits: see `evaluate.summarize`.
 
     Returns:
         The scores of all images, and the summary with the seconds it took.
@@ -69,16 +69,16 @@ def measure_scores(
         program.guide,
         batch,
         num_samples,
-        batch_size=IMAGES_AT_ONCE,
+        batch_size=EVAL_BATCH_SIZE,
         seed=seed,
         compile=compiled,
         progress=True,
     )
     moments = Moments.concatenate(posterior_moments(program.guide, part, seed=own) for part, own in parts)
-    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
+    numbers = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
     more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
     if numbers["rate"] is not None:
-        split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
+        split = elbo_surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
         more["mutual_information"] = float(split.mutual_information.mean())
         more["marginal_kl"] = float(split.marginal_kl.mean())
     description = describe(program.model, program.guide, parts[0][0])
@@ -103,15 +103,15 @@ def rehearse(program: Any, x: Data, *, density: bool) -> None:
     some = Batch.of(x)[:2]
     measure_scores(program, some, 2, density=density, seed=0)
     if shows_x(program, some):
-        images_of(program, some, posterior_latents(program.guide, some, 0), 0, draws=False)
+        images_of(program, some, sample_posterior(program.guide, some, 0), 0, draws=False)
 
 
 def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
     """Return the squared error of reconstructed images, summed over pixels, mean over images."""
     total = 0.0
     for part, own in parts:
-        values = posterior_latents(program.guide, part, own)
-        means = mean_images(program.model, part, values)
+        values = sample_posterior(program.guide, part, own)
+        means = decode_mean(program.model, part, values)
         if means is None:
             return None
         total += float((part.x - means).double().square().sum())
@@ -160,7 +160,7 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
 def write_bounds(folder: Folder, scores: Scores) -> None:
     """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
-    for k, bound, error in zip(scores.ladder, scores.iwae, scores.iwae_se, strict=True):
+    for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
         # Of a single group, the delta method.
         spread = scores.relative_variance if k == scores.num_samples else error**2
         of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
@@ -194,7 +194,7 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
             "gap": with_error(path.get("gap"), path.get("gap_se")),
             "distortion": number(numbers.get("distortion")),
             "sq. error": number(numbers.get("squared_error")),
-            "   k-hat": "   " + (scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)),
+            "   k-hat": "   " + (scores[name].reason or describe_khat(scores[name].khat, scores[name].num_samples)),
         }
         rows.append([cells[head] for head in widths])
     lines = lay_out(list(widths.items()), rows)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_vae.evaluate import Scores, good_khat
+from pyro_vae.evaluate import Scores, khat_threshold
 from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
 from pyro_vae.report.labels import figure_label
 
@@ -49,7 +49,7 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
     for place, (name, scores) in enumerate(runs.items()):
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
-        sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
+        sizes = np.array(scores.particle_counts) * 1.06**place  # aside, so that error bars do not hide one another
         values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
         label = f"{figure_label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
@@ -67,7 +67,7 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
     """Draw the k-hat of every image (N,) against the largest good one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    good = good_khat(num_samples)
+    good = khat_threshold(num_samples)
     colours = np.where(values > good, "C3", "C0")
     axes.scatter(np.arange(len(values)), values, s=8, c=colours)
     axes.axhline(good, color="C3", linestyle="--", linewidth=1)

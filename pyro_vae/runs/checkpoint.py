@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs.files import replacing
+from pyro_vae.runs.files import atomic_write
 
 _FORMAT = 2
 _KEY = "pyro_vae"
@@ -41,7 +41,7 @@ def save(path: Path, state: State) -> None:
     tree = {"format": _FORMAT, "sha256": _BLANK, "state": _pack(state, tensors)}
     blank = safetensors.torch.save(tensors, {_KEY: json.dumps(tree)})
     start, _, digest = _digest(blank) or (0, b"", b"")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(blank[:start] + digest + blank[start + len(digest) :])
 
 

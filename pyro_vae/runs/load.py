@@ -19,9 +19,9 @@ from pyro_vae.config.saved import read_config
 from pyro_vae.errors import UserError
 from pyro_vae.infer import load_program_state
 from pyro_vae.infer.streams import rng_state, set_rng_state
-from pyro_vae.runs.checkpoints import History
+from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.folder import RunFolderError
-from pyro_vae.runs.own_store import InOwnStore
+from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run import Run, example, load_images, observe
 from pyro_vae.runs.run_folder import RunFolder
 
@@ -35,9 +35,9 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
     """
     if not folder.is_run:
         raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
-    folder.refuse_links()
+    folder.reject_symlinks()
     saved = read_config(folder.config_path)
-    if not History(folder.checkpoints, saved.to_json()).paths():
+    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
     own = saved.program not in programs.NAMES
     program = changes.get("program", None if own else saved.program)
@@ -47,7 +47,7 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
     names = [each.rpartition(":")[2] for each in (saved.program, program)]
     if names[0] != names[1]:
         raise UserError(f"{folder.path} is of the factory {names[0]!r}, and --program {program} names {names[1]!r}.")
-    return replace(saved, **changes).resolved()
+    return replace(saved, **changes).resolve()
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
@@ -85,7 +85,7 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         UserError: the images or the checkpoint are not there, or not good.
     """
     images = load_images(config, download=download)
-    found = History(folder.checkpoints, folder.config()).newest()
+    found = Checkpoints(folder.checkpoints, folder.config()).newest()
     if found is None:
         raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
     with pyro.get_param_store().scope() as store:
@@ -94,7 +94,7 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         weights = found[1].get("svi", {}) if averaged is None else averaged
         load_program_state(program.model, program.guide, weights, example(program, images))
         run = observe(config, images, program)
-    return replace(run, program=InOwnStore(program, store))
+    return replace(run, program=IsolatedProgram(program, store))
 
 
 def load_run(path: Path | str, *, download: bool = False, **changes: Any) -> Run:

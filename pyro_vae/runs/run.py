@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pyro_vae import data
 from pyro_vae.config import Config, programs
-from pyro_vae.config.suited import suited
+from pyro_vae.config.suited import adapt_to_data
 from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, Data, Description, describe
 
 
-class Labelled(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images (N, ...) as the program observes them, beside its other arguments if it has any; and classes (N,)."""
 
     x: Data
@@ -43,9 +43,9 @@ class Run:
         return self.description.observes == "density"
 
     @property
-    def graph(self) -> str | None:
-        """How steps run, and whether densities are read by compiled graphs; see `Config.graph`."""
-        return self.config.graph(len(self.images.pixels.train))
+    def execution(self) -> str | None:
+        """How steps run, and whether densities are read by compiled graphs; see `Config.execution`."""
+        return self.config.execution(len(self.images.pixels.train))
 
     @property
     def no_density_reason(self) -> str | None:
@@ -63,10 +63,10 @@ class Run:
         A program that takes labels has them beside the images, in a `Batch`.
         """
         x = self.images.split(split)
-        labels = programs.labels_of(self.program, self.images.pixels, split)
+        labels = programs.select_labels(self.program, self.images.pixels, split)
         return x if labels is None else Batch(x, labels)
 
-    def labelled(self, split: str) -> Labelled:
+    def labeled(self, split: str) -> LabeledImages:
         """Return the images of a split as the program observes them, with the first of their labels.
 
         Raises:
@@ -74,11 +74,11 @@ class Run:
         """
         if self.labels is None:
             raise UserError(f"{self.images.pixels.name} has no labels: choose other --data.")
-        return Labelled(self.observed(split), self.labels.of(self.labels.names[0], split).cpu().numpy())
+        return LabeledImages(self.observed(split), self.labels.of(self.labels.names[0], split).cpu().numpy())
 
     def batches(self) -> data.Batches:
         """Return the batches of the fit."""
-        labels = programs.labels_of(self.program, self.images.pixels, "train")
+        labels = programs.select_labels(self.program, self.images.pixels, "train")
         return self.images.batches(self.config.batch_size, self.config.seed, labels)
 
 
@@ -92,7 +92,7 @@ def prepare(config: Config) -> Run:
         UserError, RuntimeError: see `programs.build`.
     """
     images = load_images(config)
-    config = suited(config, images.pixels)
+    config = adapt_to_data(config, images.pixels)
     return observe(config, images, programs.build(config, images.pixels))
 
 
@@ -117,7 +117,7 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
         skip_bad=config.skip_bad,
         splits=config.splits,
     )
-    binarize = suited(config, images).binarize
+    binarize = adapt_to_data(config, images).binarize
     return images.map(lambda pixels: pixels.to(config.device)).observed(binarize)
 
 
@@ -136,5 +136,5 @@ def observe(config: Config, images: data.Observed, program: Any) -> Run:
 def example(program: Any, images: data.Observed) -> Data:
     """Return an image as a program may be called with it before it is known how it observes pixels."""
     x = images.example()
-    labels = programs.labels_of(program, images.pixels, "train")
+    labels = programs.select_labels(program, images.pixels, "train")
     return x if labels is None else Batch(x, labels[:1])

@@ -11,7 +11,7 @@ import pyro
 
 from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.runs.folder import Folder
-from pyro_vae.runs.own_store import InOwnStore
+from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run_folder import RunFolder
 
 _NO_METRICS = "metrics.jsonl of the run does not hold it"
@@ -48,7 +48,7 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
     return dict(json.loads((run.path / "summary.json").read_text()))
 
 
-def num_parameters(program: InOwnStore) -> int:
+def num_parameters(program: IsolatedProgram) -> int:
     """Return the number of the fitted parameters of a run; those that go by several names count once."""
     with program.scope():
         tensors = {id(tensor): tensor for tensor in map(unconstrained_param, pyro.get_param_store().keys())}

@@ -14,7 +14,7 @@ from helpers.oracles import LinearGaussian
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, score
-from pyro_vae.evaluate import Annealing, ais
+from pyro_vae.evaluate import AISConfig, ais
 from pyro_vae.trace import trace_particles
 
 
@@ -104,7 +104,7 @@ def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() ->
         return model, guide, counts
 
     with pytest.raises(ValueError, match="near the edge of their support"):
-        ais(*programs(torch.float32), Annealing(32, 50, 3), seed=0)
+        ais(*programs(torch.float32), AISConfig(32, 50, 3), seed=0)
 
 
 def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
@@ -116,4 +116,4 @@ def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
 
     with pytest.raises(ValueError, match="changes from call to call"):
         ais(program.model, guide, x, SHORT, seed=0)
-    assert np.isfinite(ais(program.model, guide, x, Annealing(4, 10, 2, start="prior"), seed=0).lower).all()
+    assert np.isfinite(ais(program.model, guide, x, AISConfig(4, 10, 2, start="prior"), seed=0).lower).all()

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights, score
-from pyro_vae.evaluate import ais, drawn_images, prior_latents
+from pyro_vae.evaluate import ais, decode_sample, sample_prior
 from pyro_vae.infer import STL, BetaELBO, DReG, MeanFieldELBO
 from pyro_vae.trace import describe
 
@@ -139,8 +139,8 @@ def test_draws_of_x_given_z_share_no_noise_with_z() -> None:
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     like = torch.zeros(2000, 2)
-    values = prior_latents(model, like, seed=0)
-    noise = drawn_images(model, like, values, seed=0) - values["z"][0]
+    values = sample_prior(model, like, seed=0)
+    noise = decode_sample(model, like, values, seed=0) - values["z"][0]
     torch.manual_seed(0)
     users = torch.randn(2000, 2)
     for a, b in ((noise, values["z"][0]), (noise, users), (values["z"][0], users)):

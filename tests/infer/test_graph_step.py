@@ -50,7 +50,7 @@ def both_ways(
     settings = Config(
         latent_dim=4, hidden_dim=8, num_particles=3, batch_size=5, epochs=2, binarize="none" if grey else "dynamic",
         **chosen,
-    ).resolved()  # fmt: skip
+    ).resolve()  # fmt: skip
     pixels = torch.randint(0, 256, (40, *shape), dtype=torch.uint8)
     rows = pixels.flatten(1).to(dtype)
     images = data.Numbers("random", rows, rows, rows, counts=True) if counts else data.Images("random", *[pixels] * 3)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import NonFiniteError, OutOfMemoryError
 from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
 from pyro_vae.infer.validation import validate
-from pyro_vae.runs import History, checkpoint, durably
+from pyro_vae.runs import Checkpoints, checkpoint, run_with_checkpoints
 
 pytestmark = pytest.mark.on_device
 
@@ -97,12 +97,16 @@ def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Ten
     return Fit(svi, batches, EPOCHS, valid=Fixed().valid, ema=0.6), harm
 
 
-def history(folder: Path) -> History:
-    return History(folder, {}, lambda step: step == 1 or step % BATCHES == 0)
+def history(folder: Path) -> Checkpoints:
+    return Checkpoints(folder, {}, lambda step: step == 1 or step % BATCHES == 0)
 
 
 def run(fit: Fit, folder: Path, rollbacks: int = 0, seconds: float = NEVER) -> list[Any]:
-    return list(durably(fit, history(folder), seconds=seconds, stop=lambda: False, rollbacks=rollbacks))
+    return list(
+        run_with_checkpoints(
+            fit, history(folder), every_seconds=seconds, should_stop=lambda: False, max_rollbacks=rollbacks
+        )
+    )
 
 
 def copied(fit: Fit) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
         kept = history(tmp_path / "run")
         if newest := kept.newest():
             fit.load_state_dict(newest[1])
-        epochs = durably(fit, kept, seconds=NEVER, stop=lambda: True, rollbacks=3)
+        epochs = run_with_checkpoints(fit, kept, every_seconds=NEVER, should_stop=lambda: True, max_rollbacks=3)
         found |= {line["epoch"]: line for line in records(list(epochs))}
         if fit.finished:
             break
@@ -237,8 +241,8 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
 def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     written: list[int] = []
-    save = History.save
-    monkeypatch.setattr(History, "save", lambda own, step, state: (written.append(step), save(own, step, state)))
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda own, step, state: (written.append(step), save(own, step, state)))
     for seconds in (NEVER, 0.0):
         written.clear()
         fit, _ = new_fit()
@@ -253,7 +257,7 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: py
 def test_a_fit_that_is_told_to_stop_leaves_its_state(step: int, tmp_path: Path) -> None:
     fit, _ = new_fit()
     kept = history(tmp_path)
-    list(durably(fit, kept, seconds=NEVER, stop=lambda: fit.svi.steps >= step))
+    list(run_with_checkpoints(fit, kept, every_seconds=NEVER, should_stop=lambda: fit.svi.steps >= step))
     assert fit.svi.steps == step
     found, state = kept.newest()
     assert found == state["svi"]["steps"] == step
@@ -264,7 +268,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_fit(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, _ = new_fit()
-    epochs = durably(fit, history(tmp_path), seconds=NEVER, stop=lambda: False)
+    epochs = run_with_checkpoints(fit, history(tmp_path), every_seconds=NEVER, should_stop=lambda: False)
     next(epochs)
     next(epochs)
     write = Path.write_bytes

@@ -22,7 +22,7 @@ from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
-from pyro_vae.runs import History, RunFolder, load_run
+from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
@@ -52,7 +52,7 @@ def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: P
     fitted, found = (json.loads((path / "summary.json").read_text()) for path in (folder, folder / "evaluation"))
     for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
         assert found[key] == fitted[key]
-    history = History(folder / "checkpoints", RunFolder(folder).config())
+    history = Checkpoints(folder / "checkpoints", RunFolder(folder).config())
     list(history.paths().values())[-1].unlink()
     step, state = history.newest()
     assert step == 8

@@ -15,7 +15,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
-from pyro_vae.evaluate import Annealing, ais, bdmc, impute, log_weight_parts
+from pyro_vae.evaluate import AISConfig, ais, bdmc, impute, log_weight_terms
 from pyro_vae.infer import STL, BetaELBO, DReG, Objective
 from pyro_vae.infer.objectives import Renyi
 from pyro_vae.trace import Batch, choose_layouts, describe, draw, read_only, trace_model_and_guide
@@ -43,11 +43,11 @@ def test_annealing_reaches_the_evidence_by_quadrature() -> None:
     ]
     right = (torch.stack(joint).logsumexp(0).logsumexp(0) + math.log(24 / 6000)).double()
     for start in ("prior", "guide"):
-        found = ais(model, guide, x, Annealing(64, 60, 5, start=start), seed=0)
+        found = ais(model, guide, x, AISConfig(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         error = torch.as_tensor(found.lower) - right
         assert (error.abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
-    both = bdmc(model, guide, x, Annealing(32, 60, 5, start="prior"), seed=0)
+    both = bdmc(model, guide, x, AISConfig(32, 60, 5, start="prior"), seed=0)
     assert abs(both.gap.mean()) < 0.3  # over six seeds at most 0.06
 
 
@@ -110,7 +110,7 @@ def test_the_loss_and_gradients_are_those_of_stock_enumeration() -> None:
 def test_the_parts_of_the_weights_are_those_of_the_mixture() -> None:
     data = torch.randn(5, 6)
     explicit, closed = pair()
-    found, right = (log_weight_parts(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
+    found, right = (log_weight_terms(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
     for one, other in zip(found[:3], right[:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
     description = describe(explicit.model, explicit.guide, data)
@@ -137,7 +137,7 @@ def test_a_missing_pixel_is_that_of_the_mixture() -> None:
     truth = torch.stack([seen, torch.full((5,), 0.4)], 1)
     x = truth.clone()
     x[:, 1] = math.nan
-    found = impute(model, guide, x, Annealing(400, 40, 5), fill=torch.zeros(2), truth=truth, seed=0)
+    found = impute(model, guide, x, AISConfig(400, 40, 5), fill_value=torch.zeros(2), truth=truth, seed=0)
 
     # Given c both pixels are Gaussian: means a_j m_c + b_c, covariance a_j a_k + 0.25 [j = k].
     first, second = (slope[j] * loc + shift for j in range(2))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, annealed, kernels_of
+from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, adapt_kernels, to_ais_result
 from pyro_vae.evaluate.annealing.hmc import Progress
 from pyro_vae.trace import (
     Batch,
@@ -39,19 +39,19 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Imputed:
+class Imputation:
     """Images completed.
 
     `mean` and `variance` (N, *pixels) are those of p(x | x_seen), the pixels seen as they are, with variance 0; `draw`
     (N, *pixels) is one image of it;
-    `annealed` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
+    `ais` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
     given.
     """
 
     mean: Array
     variance: Array
     draw: Array
-    annealed: Annealed
+    ais: AISResult
     log_missing: Array | None
 
 
@@ -59,21 +59,21 @@ def impute(
     model: Program,
     guide: Program,
     x: Data,
-    settings: Annealing,
+    config: AISConfig,
     *,
-    fill: Tensor,
+    fill_value: Tensor,
     truth: Tensor | None = None,
     seed: int | None = None,
     progress: Progress = iter,
-) -> Imputed:
+) -> Imputation:
     """Complete images with missing pixels.
 
     Args:
         model: program of p(x, z) with pixels that are independent given z.
         guide: program of q(z|x).
         x: images (B, *pixels), missing pixels NaN.
-        settings: how to anneal; its chains are the particles.
-        fill: what the guide sees in the gaps, (*pixels): the mean image, for one.
+        config: how to anneal; its chains are the particles.
+        fill_value: what the guide sees in the gaps, (*pixels): the mean image, for one.
         truth: the whole images (B, *pixels), to score what was missing.
         seed: of all noise.
         progress: as in `ais`.
@@ -84,15 +84,15 @@ def impute(
     batch = Batch.of(x)
     x = batch.x
     gaps = x.isnan()
-    whole = batch.replace_x(torch.where(gaps, fill, x))
+    whole = batch.replace_x(torch.where(gaps, fill_value, x))
     name, order = _order(model, guide, whole, seed)
-    of_seen, filled = with_missing_pixels(model, guide, fill, order)
+    of_seen, filled = with_missing_pixels(model, guide, fill_value, order)
     check_support(of_seen, filled, batch)
     if truth is not None:
         check_support(model, guide, batch.replace_x(truth))
     with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
-        kernels = kernels_of(of_seen, filled, batch, settings, progress)
-        result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
+        kernels = adapt_kernels(of_seen, filled, batch, config, progress)
+        result = kernels.forward(kernels.path.draw(config.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
         if kernels.path.layout.summed:
@@ -118,11 +118,11 @@ def impute(
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
         chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
         drawn = of_pixels(lambda pixels: pixels.sample())[chosen].to(x)
-        return Imputed(
+        return Imputation(
             torch.where(gaps, mean, x).cpu().numpy(),
             torch.where(gaps, second - mean.square(), 0.0).cpu().numpy(),
             torch.where(gaps, drawn, x).cpu().numpy(),
-            annealed(result),
+            to_ais_result(result),
             log_missing,
         )
 

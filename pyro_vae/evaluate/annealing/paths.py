@@ -51,7 +51,7 @@ SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
 STARTS = ("guide", "prior")
 
 
-class Point(NamedTuple):
+class PathState(NamedTuple):
     """Particles of a path: u (K, B, D), log f_0 and log p(x, u) (K, B) in nats, and their gradients (K, B, D)."""
 
     u: Tensor
@@ -68,13 +68,13 @@ class Point(NamedTuple):
         """Return the gradient of log f_b (K, B, D)."""
         return (1 - b) * self.start_gradient + b * self.joint_gradient
 
-    def where(self, chosen: Tensor, other: Point) -> Point:
+    def where(self, chosen: Tensor, other: PathState) -> PathState:
         """Return these particles where chosen (K, B), and the others elsewhere."""
         pairs = zip(self, other, strict=True)
-        return Point(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
+        return PathState(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
 
 
-class Path:
+class AnnealingPath:
     """The path of a program for a batch of images, read inside `trace.read_only`.
 
     Args:
@@ -182,18 +182,18 @@ class Path:
         values, log_det = self.space.split(u)
         return values, log_density(self.model, self.batch, values, self.layout), log_det
 
-    def at(self, u: Tensor) -> Point:
+    def evaluate(self, u: Tensor) -> PathState:
         """Evaluate both ends of the path at u."""
         u = u.detach()
         if self._graph is not None:
             try:
                 ends: Any = (self._graph if self._compared else self._graph.compare)(u)[1]
                 self._compared = True
-                return Point(u, *ends)
+                return PathState(u, *ends)
             except GraphError as error:
                 self._graph = None
                 _LOG.warning("Annealing is not compiled: %s. Pyro runs the program every time.", error)
-        return Point(u, *self._ends(u)[1])
+        return PathState(u, *self._ends(u)[1])
 
     def _ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:
         """Return log f_0 and log p(x, u) (K, B) and their gradients (K, B, D)."""

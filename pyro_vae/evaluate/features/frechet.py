@@ -21,7 +21,7 @@ NUM_FEATURES = 64
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 600, 100, 2e-3
 
 
-class Features(nn.Module):
+class FeatureNetwork(nn.Module):
     """A small convolutional classifier of images of one shape, which gives its last hidden layer as features.
 
     Args:
@@ -61,7 +61,7 @@ class Features(nn.Module):
         return float((found == classes).double().mean())
 
 
-def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
+def train_feature_network(x: Tensor, classes: Tensor, seed: int) -> FeatureNetwork:
     """Train a network on labelled images, as the programs to be judged observe them.
 
     Args:
@@ -70,7 +70,7 @@ def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
         seed: of weights and order; the caller's random streams stay as they are.
     """
     with read_only(x=x, seed=seed, purpose="features", validate=False), torch.enable_grad():
-        net = Features(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
+        net = FeatureNetwork(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
         optim = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, _STEPS)
         for _ in range(_STEPS):

@@ -27,10 +27,10 @@ from pyro_vae.evaluate.annealing.hmc import Progress
 Array = np.ndarray
 Pair = tuple[Array, Array]
 
-BUDGETS = (10, 100, 1000)
+LABEL_BUDGETS = (10, 100, 1000)
 _NUM_SUBSETS = 10
-_MOST_NEIGHBOURS = 5
-_MOST_ITERATIONS = 200
+_MAX_NEIGHBORS = 5
+_MAX_ITERATIONS = 200
 
 
 class Accuracy(NamedTuple):
@@ -61,8 +61,8 @@ def mean_accuracy(correct: Array) -> tuple[float, float]:
     return float(mean), math.sqrt(max(0.0, square) / (num_subsets * num_images))
 
 
-def labelled_subsets(
-    classes: Array, seed: int, budgets: Sequence[int] = BUDGETS, num_subsets: int = _NUM_SUBSETS
+def labeled_subsets(
+    classes: Array, seed: int, budgets: Sequence[int] = LABEL_BUDGETS, num_subsets: int = _NUM_SUBSETS
 ) -> dict[int, list[Array]]:
     """Draw training images whose class is told, as equally many of each class as there are.
 
@@ -116,7 +116,7 @@ def linear_head(features: Array, classes: Array) -> Pair:
     from sklearn.linear_model import LogisticRegression
 
     loc, scale = features.mean(0), math.sqrt(features.var(0).mean()) or 1.0
-    model = LogisticRegression(max_iter=_MOST_ITERATIONS)
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are bounded to bound the time
         model.fit((features - loc) / scale, classes)
@@ -132,7 +132,7 @@ def logistic(train: Array, classes: Array, test: Array) -> Array:
     return np.unique(classes)[(test @ weight + bias).argmax(1)]
 
 
-def nearest(train: Array, classes: Array, test: Array) -> Array:
+def k_nearest_neighbors(train: Array, classes: Array, test: Array) -> Array:
     """Return the classes (M,) of the majority of the k nearest labelled images, by the Euclidean distance.
 
     k is 5, or the labels of a class where these are fewer: more neighbours than there are of the right class would
@@ -141,11 +141,11 @@ def nearest(train: Array, classes: Array, test: Array) -> Array:
     from sklearn.neighbors import KNeighborsClassifier
 
     each = len(classes) // len(np.unique(classes))
-    return KNeighborsClassifier(min(_MOST_NEIGHBOURS, each), algorithm="brute").fit(train, classes).predict(test)
+    return KNeighborsClassifier(min(_MAX_NEIGHBORS, each), algorithm="brute").fit(train, classes).predict(test)
 
 
 # Each takes labelled features (L, d), their classes and test features (M, d).
-CLASSIFIERS: dict[str, Callable[[Array, Array, Array], Array]] = {"logistic": logistic, "kNN": nearest}
+CLASSIFIERS: dict[str, Callable[[Array, Array, Array], Array]] = {"logistic": logistic, "kNN": k_nearest_neighbors}
 
 
 def probe(
@@ -156,7 +156,7 @@ def probe(
     Args:
         features: {name: of the training (N, d) and of the test images (M, d)}.
         classes: of the training (N,) and of the test images (M,), two at least.
-        subsets: {labels: subsets of the training images}, see `labelled_subsets`.
+        subsets: {labels: subsets of the training images}, see `labeled_subsets`.
         progress: wraps the iteration over features and classifiers.
     """
     found = []

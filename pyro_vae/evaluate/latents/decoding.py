@@ -17,9 +17,7 @@ Values = dict[str, Tensor]
 _DRAWS = 100
 
 
-def prior_latents(
-    model: Program, template: Data, seed: int | None = None, given: Values | None = None
-) -> Values | None:
+def sample_prior(model: Program, template: Data, seed: int | None = None, given: Values | None = None) -> Values | None:
     """Draw latents from the prior.
 
     Args:
@@ -38,13 +36,13 @@ def prior_latents(
             return None
 
 
-def posterior_latents(guide: Program, x: Data, seed: int | None = None) -> Values:
+def sample_posterior(guide: Program, x: Data, seed: int | None = None) -> Values:
     """Draw latents of images x (N, ...) from the posterior: {site: (1, N, ...)}."""
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="posterior latents"):
         return draw(guide, x, 1)[0]
 
 
-def mean_images(model: Program, template: Data, values: Values) -> Tensor | None:
+def decode_mean(model: Program, template: Data, values: Values) -> Tensor | None:
     """Return the means of p(x|z) at latents {site: (1, N, ...)}, in the shape of `template` (N, ...).
 
     None where they have no closed form, as those of an autoregressive likelihood.
@@ -59,18 +57,18 @@ def mean_images(model: Program, template: Data, values: Values) -> Tensor | None
             return None
 
 
-def drawn_images(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor:
+def decode_sample(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor:
     """Draw x from p(x|z) at latents {site: (1, N, ...)}, in the shape of `template` (N, ...).
 
     Raises:
-        ValueError: as `mean_images`.
+        ValueError: as `decode_mean`.
     """
     with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="pixels"):
         return _of_images(model, template, values, lambda pixels: pixels.sample())
 
 
-def averaged_images(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor | None:
-    """Return means of 100 draws from p(x|z), for figures where the mean has no closed form; see `drawn_images`.
+def decode_average(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor | None:
+    """Return means of 100 draws from p(x|z), for figures where the mean has no closed form; see `decode_sample`.
 
     None of an autoregressive likelihood, whose draws take a run of its network for every pixel.
     """
@@ -87,16 +85,18 @@ def averaged_images(model: Program, template: Data, values: Values, seed: int | 
             return None
 
 
-def shown_images(model: Program, template: Data, values: Values, seed: int | None = None) -> tuple[Tensor, str]:
+def decode_mean_or_sample(
+    model: Program, template: Data, values: Values, seed: int | None = None
+) -> tuple[Tensor, str]:
     """Return what figures show at latents, and what it is: means, means of 100 draws, or draws of p(x|z)."""
-    if (means := mean_images(model, template, values)) is not None:
+    if (means := decode_mean(model, template, values)) is not None:
         return means, "means"
-    if (means := averaged_images(model, template, values, seed)) is not None:
+    if (means := decode_average(model, template, values, seed)) is not None:
         return means, f"means of {_DRAWS} draws"
-    return drawn_images(model, template, values, seed), "draws"
+    return decode_sample(model, template, values, seed), "draws"
 
 
-def completed_images(model: Program, x: Data, seen: int, seed: int | None = None) -> Tensor | None:
+def inpaint_exact(model: Program, x: Data, seen: int, seed: int | None = None) -> Tensor | None:
     """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
 
     None where the program has latents, or pixels that are not drawn one after the other.

@@ -75,7 +75,7 @@ class Disentanglement:
         return float(self.accuracy.mean())
 
 
-def disentanglement(train: tuple[Array, Array], test: tuple[Array, Array], seed: int = 0) -> Disentanglement:
+def disentanglement_scores(train: tuple[Array, Array], test: tuple[Array, Array], seed: int = 0) -> Disentanglement:
     """Score codes against the factors behind them.
 
     Args:

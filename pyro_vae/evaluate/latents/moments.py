@@ -53,7 +53,7 @@ def refuse_shared(result: ParticleTrace) -> None:
         raise UserError(f"Site {result.shared[0]!r} is shared by all images: it is no latent unit of one of them.")
 
 
-def closed_mean(guide: Program, x: Data) -> Tensor | None:
+def analytic_mean(guide: Program, x: Data) -> Tensor | None:
     """Return E_q[z|x] (N, units) of a guide of one latent site whose distribution says its mean, otherwise None.
 
     It keeps its gradients. Several sites have no such mean: that of a site which is drawn given another one is the mean
@@ -75,12 +75,12 @@ def closed_mean(guide: Program, x: Data) -> Tensor | None:
 
 
 def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
-    """Return E_q[z|x] (N, units), float64: exact where there is a `closed_mean`, otherwise of 100 draws.
+    """Return E_q[z|x] (N, units), float64: exact where there is a `analytic_mean`, otherwise of 100 draws.
 
     Means that are not finite, such as those of a categorical latent, are taken for none.
     """
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="means"):
-        mean = closed_mean(guide, x)
+        mean = analytic_mean(guide, x)
     if mean is None or not mean.isfinite().all():
         return posterior_moments(guide, x, seed=seed).mean
     return mean.double()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.latents.decoding import Values, posterior_latents, shown_images
+from pyro_vae.evaluate.latents.decoding import Values, decode_mean_or_sample, sample_posterior
 from pyro_vae.trace import Batch, Data, Program
 
 
-def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, str]:
+def decode_units(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, str]:
     """Return the images at latents.
 
     Args:
@@ -24,17 +24,17 @@ def decoded(model: Program, guide: Program, x: Data, units: Tensor, seed: int | 
         seed: of draws.
 
     Returns:
-        (..., *pixels), and what they are; see `shown_images`.
+        (..., *pixels), and what they are; see `decode_mean_or_sample`.
     """
     rows = units.flatten(0, -2)
     batch = Batch.of(x)
     template = batch.expand(len(rows))
-    values = _sites(rows, posterior_latents(guide, batch[:1], seed=0))
-    images, what = shown_images(model, template, values, seed)
+    values = _sites(rows, sample_posterior(guide, batch[:1], seed=0))
+    images, what = decode_mean_or_sample(model, template, values, seed)
     return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), what
 
 
-def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
+def traverse(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
     """Move one unit at a time from its low to its high value, the others staying where they are.
 
     Args:
@@ -53,13 +53,13 @@ def traversed(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int
     return torch.where(moving, values.T.unsqueeze(-1), base)
 
 
-def interpolated(first: Tensor, second: Tensor, steps: int) -> Tensor:
+def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
     """Return the straight ways from latents (R, units) to others: (R, T, units), both ends included."""
     way = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).view(-1, 1)
     return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), way)
 
 
-def most_visible(
+def most_visible_units(
     model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, number: int
 ) -> Tensor:
     """Return the units whose move from low to high changes the image most, in squared error, the first most.
@@ -67,14 +67,14 @@ def most_visible(
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        x: as `decoded`.
-        base: as `traversed`, like those that follow.
+        x: as `decode_units`.
+        base: as `traverse`, like those that follow.
         low: where each begins.
         high: where each ends.
         number: of units, at most.
     """
     every = torch.arange(len(base), device=base.device)
-    ends, _ = decoded(model, guide, x, traversed(base, low, high, every, 2), seed=0)
+    ends, _ = decode_units(model, guide, x, traverse(base, low, high, every, 2), seed=0)
     change = (ends[:, 0] - ends[:, 1]).double().square().flatten(1).sum(1)
     return change.argsort(descending=True, stable=True)[:number]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 
 
-def ladder(num_samples: int) -> list[int]:
+def particle_counts(num_samples: int) -> list[int]:
     """Return the sizes k = 1, 2, 5, 10, 50, 100, 500, ... up to K, and K itself."""
     sizes = [1, 2, 5] + [step * 10**power for power in range(1, 10) for step in (1, 5)]
     return [k for k in sizes if k < num_samples] + [num_samples]

@@ -22,7 +22,7 @@ from pyro_vae.trace import (
 from pyro_vae.trace.isolation import fork_rng
 
 
-def checked(
+def check_programs(
     model: Program, guide: Program, batch: Batch, backend: EagerBackend, *, joint: bool
 ) -> tuple[Description, ParticleTrace, Layouts]:
     """Describe the programs, refuse what has no weights, and return a run of the model and plain layouts beside."""

@@ -19,14 +19,14 @@ _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can h
 _DOMINANT = 30.0  # a weight that outweighs the next by more is all there is to the sum
 
 
-class Smoothed(NamedTuple):
+class PSISResult(NamedTuple):
     """Pareto-smoothed importance sampling of N images: log of the mean weight, in nats, and k-hat, (N,) each."""
 
     log_mean: np.ndarray
     khat: np.ndarray
 
 
-def psis(log_w: np.ndarray) -> Smoothed:
+def psis(log_w: np.ndarray) -> PSISResult:
     """Fit the tail of each image's importance weights, and average them with that tail smoothed.
 
     Args:
@@ -42,7 +42,7 @@ def psis(log_w: np.ndarray) -> Smoothed:
         log_mean = np.logaddexp.reduce(log_w, 0) - math.log(len(log_w))
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
-        return Smoothed(log_mean, khat)
+        return PSISResult(log_mean, khat)
     for image, column in enumerate(log_w.T):
         largest = column.max()
         if not np.isfinite(largest) or _equal_tail(column):
@@ -50,27 +50,27 @@ def psis(log_w: np.ndarray) -> Smoothed:
         log_sum, khat[image] = _fit(np.maximum(column - largest, -_LARGEST_RATIO))
         if np.isfinite(khat[image]):
             log_mean[image] = largest + log_sum - math.log(len(column))
-    return Smoothed(log_mean, khat)
+    return PSISResult(log_mean, khat)
 
 
-def good_khat(num_samples: int) -> float:
+def khat_threshold(num_samples: int) -> float:
     """Return the largest k-hat at which K draws suffice, min(1 - 1 / log10 K, 0.7) (Vehtari et al., 2024)."""
     return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else math.nan
 
 
 def count_khat(khat: np.ndarray, num_samples: int) -> tuple[int, int]:
     """Return how many of the k-hats (N,) of K draws are too large, and how many exist."""
-    return int((khat > good_khat(num_samples)).sum()), int((~np.isnan(khat)).sum())
+    return int((khat > khat_threshold(num_samples)).sum()), int((~np.isnan(khat)).sum())
 
 
-def verdict(khat: np.ndarray, num_samples: int) -> str:
+def describe_khat(khat: np.ndarray, num_samples: int) -> str:
     """Say in words what the k-hats (N,) mean."""
     bad, number = count_khat(khat, num_samples)
     if number == 0:
         return "k-hat does not exist: too few draws, or weights that are equal or not finite"
     words = f"unreliable for {bad} of {number} images" if bad else f"good for all {number} images"
     missing = "" if number == len(khat) else f", without k-hat for {len(khat) - number}"
-    return f"{words}{missing} (good: k-hat <= {good_khat(num_samples):.2f})"
+    return f"{words}{missing} (good: k-hat <= {khat_threshold(num_samples):.2f})"
 
 
 def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:

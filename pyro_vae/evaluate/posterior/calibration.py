@@ -18,7 +18,7 @@ from pyro_vae.trace import Data, Program, draw, read_only, require_per_image, si
 Array = np.ndarray
 
 
-def calibration_ranks(
+def sbc_ranks(
     model: Program, guide: Program, template: Data, num_samples: int = 99, *, seed: int | None = None
 ) -> Array:
     """Rank the latents behind simulated images among draws from the guide.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.checks import checked
+from pyro_vae.evaluate.likelihood.checks import check_programs
 from pyro_vae.evaluate.likelihood.chunks import rows_at_once
 from pyro_vae.trace import (
     Batch,
@@ -49,7 +49,7 @@ def posterior_probs(
         raise UserError(f"num_samples is {num_samples}; it must be at least 1.")
     batch = Batch.of(x)
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="classes", validate=False):
-        description, _, layouts = checked(model, guide, batch, EagerBackend(), joint=False)
+        description, _, layouts = check_programs(model, guide, batch, EagerBackend(), joint=False)
         if description.no_density_reason:
             raise UserError(f"There is no p(y | x): {description.no_density_reason}.")
         sites = (*layouts.model.summed, *layouts.guide.enumerated)

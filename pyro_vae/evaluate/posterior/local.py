@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.hmc import Progress
-from pyro_vae.evaluate.annealing.paths import Path
+from pyro_vae.evaluate.annealing.paths import AnnealingPath
 from pyro_vae.evaluate.likelihood.weights import log_weights
 from pyro_vae.evaluate.posterior.families import FAMILIES, Parameters
 from pyro_vae.trace import Data, Program, derive_seed, read_only
@@ -31,7 +31,7 @@ _MOMENT_DRAWS = 1000
 _LEARNING_RATE = 0.02
 
 
-def local_elbos(
+def per_image_elbos(
     model: Program,
     guide: Program,
     x: Data,
@@ -60,7 +60,7 @@ def local_elbos(
         {"amortized": of the guide (B,), family: of the best q found in it (B,)}, nats.
 
     Raises:
-        ValueError: a family is not known, or needs more latents; as `Path`.
+        ValueError: a family is not known, or needs more latents; as `AnnealingPath`.
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise UserError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
@@ -71,7 +71,7 @@ def local_elbos(
         .numpy()
     }
     with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
-        path = Path(model, guide, x, "guide")
+        path = AnnealingPath(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)
         for family in families:
@@ -86,7 +86,7 @@ def local_elbos(
 
 
 def _fit(
-    path: Path,
+    path: AnnealingPath,
     make: Callable[[Parameters], dist.Distribution],
     loc: Tensor,
     scale: Tensor,
@@ -110,7 +110,7 @@ def _fit(
         schedule.step()
 
 
-def _elbo(path: Path, q: Any, scored: Any, num_particles: int) -> Tensor:
+def _elbo(path: AnnealingPath, q: Any, scored: Any, num_particles: int) -> Tensor:
     u = q.rsample((num_particles,))
     return path.log_joint(u) - scored.log_prob(u).double()
 

@@ -31,7 +31,7 @@ _ROWS = 20_000  # densities of the guide at once
 
 
 @dataclass(frozen=True)
-class Surgery:
+class ELBOSurgery:
     """Parts of the rate of N images, (N,) each, nats; their means are those of the formula above.
 
     The aggregate is that of these N images, the one a draw came from included. So the mutual information is that of
@@ -48,7 +48,7 @@ class Surgery:
         return self.mutual_information + self.marginal_kl
 
 
-def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> Surgery:
+def elbo_surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> ELBOSurgery:
     """Split the rate of images into mutual information and marginal KL, from one draw of each posterior.
 
     Args:
@@ -67,7 +67,7 @@ def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None)
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="surgery", validate=False):
         values, log_q = draw(guide, batch, 1)
         if not values:  # nothing is coded, and nothing costs
-            return Surgery(np.zeros(number), np.zeros(number))
+            return ELBOSurgery(np.zeros(number), np.zeros(number))
         sites = log_density(model, batch, values)
         log_prior = torch.stack([sites[name][0] for name in values]).sum(0)
         own = torch.stack(list(log_q.values())).sum(0)[0]
@@ -79,4 +79,4 @@ def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None)
             each = torch.stack(list(log_density(guide, batch, beside, layout).values())).sum(0)
             aggregate.append(each.logsumexp(1) - math.log(number))
         log_aggregate = torch.cat(aggregate)
-    return Surgery((own - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())
+    return ELBOSurgery((own - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())

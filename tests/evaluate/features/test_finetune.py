@@ -15,7 +15,7 @@ from helpers.programs import images, small_vae
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.evaluate import NoMeanError, finetune, posterior_means
+from pyro_vae.evaluate import NoAnalyticMeanError, finetune, posterior_means
 from pyro_vae.evaluate.features.finetune import parameters_behind
 from pyro_vae.evaluate.features.probe import logistic
 from pyro_vae.infer.streams import rng_state
@@ -116,5 +116,5 @@ def fixed(x: Tensor) -> None:
 @pytest.mark.parametrize(("guide", "words"), [(two_sites, "several latent sites"), (fixed, "no parameter")])
 def test_guides_of_which_no_classifier_can_be_made_are_refused(guide: Callable[..., None], words: str) -> None:
     x, classes = crosswise()
-    with pytest.raises(NoMeanError, match=words):
+    with pytest.raises(NoAnalyticMeanError, match=words):
         finetune(guide, x, classes, x)

@@ -13,7 +13,7 @@ import torch
 from helpers.oracles import BernoulliDecoder, LinearGaussian
 from torch import Tensor
 
-from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary
+from pyro_vae.evaluate import Scores, log_weight_terms, log_weights, scores_from_terms, summarize
 from pyro_vae.evaluate.likelihood import chunks
 from pyro_vae.trace import CompiledBackend, EagerBackend
 
@@ -24,12 +24,12 @@ def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callab
     for latent_dim in (1, 2, 5, 20):
         program = LinearGaussian(latent_dim)
         x = program.simulate(6)
-        parts = log_weight_parts(program.model, program.guide, x, 300, seed=0)
+        parts = log_weight_terms(program.model, program.guide, x, 300, seed=0)
         worst = max(worst, float((parts.log_weights - program.log_evidence(x)).abs().max()))
-        scores = reduce(parts)
+        scores = scores_from_terms(parts)
         assert scores.ess == pytest.approx(300, rel=1e-12)
         assert scores.relative_variance == pytest.approx(0, abs=1e-12)
-        numbers = summary(scores, active_units=latent_dim, num_pixels=7)
+        numbers = summarize(scores, active_units=latent_dim, num_pixels=7)
         for name in ("khat_median", "khat_bad_fraction"):
             assert numbers[name] is None
             assert numbers["reasons"][name].endswith("of finite weights that are not equal")
@@ -79,13 +79,13 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     worst = 0.0
     for chunk, size in product((1, 7, 300, 999, 1000, 5000), (1, 3, 4)):
         batches = [
-            log_weight_parts(
+            log_weight_terms(
                 program.model, program.guide, xb, 1000, chunk=chunk, backend=Replay(zb, guide.log_prob(zb))
             )
             for xb, zb in zip(x.split(size), z.split(size, 1), strict=True)
         ]
         found = torch.cat([parts.log_weights for parts in batches], 1)
-        scores = Scores.concatenate(map(reduce, batches))
+        scores = Scores.concatenate(map(scores_from_terms, batches))
         worst = max(worst, float((found - expected).abs().max()))
         worst = max(worst, float(abs(scores.log_likelihood - log_evidence.cpu().numpy()).max()))
         worst = max(worst, float(abs(scores.elbo - expected.mean(0).cpu().numpy()).max()))
@@ -148,7 +148,7 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     sizes = []
     for room in (10**6, 30):
-        monkeypatch.setattr(chunks, "_room", lambda x, room=room: room)
+        monkeypatch.setattr(chunks, "_max_particles_in_memory", lambda x, room=room: room)
         counted = Cramped(10**6, RuntimeError())
         log_weights(program.model, program.guide, x, 1000, backend=counted)
         sizes.append(max(counted.sizes))
@@ -171,13 +171,13 @@ def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatc
 def test_parts_are_the_densities_of_their_names() -> None:
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(3)
-    parts = log_weight_parts(program.model, program.guide, x, 20_000, seed=0)
+    parts = log_weight_terms(program.model, program.guide, x, 20_000, seed=0)
     # E_q[log q - log p(z)] = KL(q || p(z)) in closed form; 4 s.e. of the mean, false alarms 6e-5 per image.
     mean, covariance = program.posterior_mean(x), program.covariance * 1.5
     rate = 0.5 * (covariance.trace() + (mean**2).sum(1) - 2 - covariance.logdet())
-    sampled = parts.log_guide - parts.log_prior
+    sampled = parts.log_posterior - parts.log_prior
     assert ((sampled.mean(0) - rate).abs() < 4 * sampled.std(0) / 20_000**0.5).all()
-    reduced = reduce(parts)
+    reduced = scores_from_terms(parts)
     assert reduced.elbo == pytest.approx(-(reduced.rate + reduced.distortion), abs=1e-12)
 
 

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from pyro_vae.config import Config, programs
-from pyro_vae.evaluate import log_weights, score, summary
+from pyro_vae.evaluate import log_weights, score, summarize
 from pyro_vae.model import VAE, DensityModel, nets, posteriors
 from pyro_vae.model.distributions.autoregressive import Autoregressive
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
@@ -226,7 +226,7 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     scores = score(program.model, program.guide, x, 50)
     for found in (scores.elbo, scores.log_likelihood, scores.psis, scores.jvi1, scores.jvi2, *scores.iwae):
         np.testing.assert_allclose(found, expected.cpu().numpy(), rtol=1e-12)
-    numbers = summary(scores, active_units=0, num_pixels=6)
+    numbers = summarize(scores, active_units=0, num_pixels=6)
     missing = {name for name, value in numbers.items() if value is None}
     assert missing == {"khat_median", "khat_bad_fraction"}
     assert all("not equal" in numbers["reasons"][name] for name in missing)
