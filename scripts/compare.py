@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> None:
     if arguments.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
         raise UserError("--systems compares how features vary over images: use two or more of each split.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
-        (name, seed): comparison.setting_of(arguments.config, chosen[0], name, seed)
+        (name, seed): comparison.vary_config(arguments.config, chosen[0], name, seed)
         for seed in range(arguments.seeds)
         for name in names[chosen[0]]
     }

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from pyro_vae import config
 from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
 from pyro_vae.instruments.batches import batches
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
 
 @dataclass(frozen=True)
-class AnnealedSampling:
+class AnnealedImportanceSampling:
     """Annealed importance sampling; its columns stand in the table of the scores."""
 
     name: ClassVar[str] = "annealing"
@@ -37,15 +37,15 @@ class AnnealedSampling:
 
     def __post_init__(self) -> None:
         check_count("--temperatures", self.temperatures)
-        if self.asked:
-            self.settings()  # refuses the other flags before anything is scored
+        if self.requested:
+            self.ais_config()  # refuses the other flags before anything is scored
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are temperatures."""
         return self.temperatures > 0
 
-    def settings(self, compiled: bool = False) -> AISConfig:
+    def ais_config(self, compiled: bool = False) -> AISConfig:
         """Return how to anneal.
 
         Raises:
@@ -59,21 +59,21 @@ class AnnealedSampling:
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Anneal the test images."""
-        settings = self.settings(compiled=run.fitted.execution == "compiled")
-        return measure_annealing(run.fitted.program, run.test, settings, seed)
+        ais_config = self.ais_config(compiled=run.fitted.execution == "compiled")
+        return measure_ais(run.fitted.program, run.test, ais_config, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
         """Return nothing: see `scores_table`."""
         return ""
 
 
-def measure_annealing(program: Any, x: Data, settings: AISConfig, seed: int) -> Result:
+def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Result:
     """Anneal test images, and as many images of the model's own from both sides.
 
     Args:
         program: an object with ``model(x)`` and ``guide(x)``.
         x: test images (N, ...) as the program observes them.
-        settings: how to anneal.
+        ais_config: how to anneal.
         seed: of all noise.
 
     Returns:
@@ -83,7 +83,7 @@ def measure_annealing(program: Any, x: Data, settings: AISConfig, seed: int) -> 
     bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
     found, both = [], []
     for images, own in batches(x, seed):
-        arguments = (program.model, program.guide, images, settings)
+        arguments = (program.model, program.guide, images, ais_config)
         found.append(ais(*arguments, seed=own, progress=bar))
         both.append(bdmc(*arguments, seed=own, progress=bar))
     annealed, sides = AISResult.concatenate(found), BDMCResult.concatenate(both)
@@ -95,7 +95,7 @@ def measure_annealing(program: Any, x: Data, settings: AISConfig, seed: int) -> 
         "simulated_upper": sides.backward.upper,
     }
     numbers = {
-        **vars(settings),
+        **vars(ais_config),
         "log_likelihood": float(annealed.lower.mean()),
         "log_likelihood_se": standard_error(annealed.lower),
         "ess_median": float(np.median(annealed.ess)),
@@ -104,4 +104,4 @@ def measure_annealing(program: Any, x: Data, settings: AISConfig, seed: int) -> 
         "gap_se": standard_error(sides.gap),
         "seconds": time.perf_counter() - start,
     }
-    return Result(finite(numbers), per_image=per_image)
+    return Result(replace_nonfinite(numbers), per_image=per_image)

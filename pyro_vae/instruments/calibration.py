@@ -28,7 +28,7 @@ class Calibration:
         check_count("--calibrate", self.calibrate)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are images to simulate."""
         return self.calibrate > 0
 

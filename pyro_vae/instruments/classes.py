@@ -21,7 +21,7 @@ class Classes:
     """Accuracy or purity of a discrete latent; measured of every run that has one and labels to compare it with."""
 
     name: ClassVar[str] = "classes"
-    asked: ClassVar[bool] = True
+    requested: ClassVar[bool] = True
 
     def check(self, run: EvaluatedRun) -> None:
         """Refuse nothing: there are no numbers where there are no classes."""

@@ -16,7 +16,7 @@ from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_me
 from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
 from pyro_vae.report import images
-from pyro_vae.report.tables import lay_out, number
+from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data
 
@@ -42,7 +42,7 @@ class Factors:
     """Score the latent units against the known factors of the data, where it has several."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the scores are asked for."""
         return self.disentanglement
 
@@ -115,8 +115,8 @@ def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
             found["factors"], found["units"], np.array(found["information"]).T, found["accuracy"], strict=True
         ):
             second, best = np.sort(told)[-2:]
-            rows.append([f"  {factor}", str(unit), number(best), number(second), number(accuracy)])
-        lines += lay_out(columns, rows)
+            rows.append([f"  {factor}", str(unit), format_number(best), format_number(second), format_number(accuracy)])
+        lines += format_table(columns, rows)
         lines.append("  " + ", ".join(f"{head} {found[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(
         "tells: I(unit; factor) / H(factor), and of the second unit; all units: balanced accuracy of a forest, held out"
@@ -136,4 +136,4 @@ def _traversals(program: Any, x: Data, of_images: np.ndarray, numbers: Mapping[s
     named = {
         f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, decoded_rows, strict=True)
     }
-    return images.rows(named, "traversals of the unit that tells most of each factor")
+    return images.labeled_rows(named, "traversals of the unit that tells most of each factor")

@@ -20,9 +20,9 @@ from pyro_vae.evaluate import (
     train_feature_network,
 )
 from pyro_vae.instruments.batches import posterior_means_batched
-from pyro_vae.instruments.generated import generated
+from pyro_vae.instruments.generated import sample_images
 from pyro_vae.report import images
-from pyro_vae.report.tables import lay_out, number, percent, with_error
+from pyro_vae.report.tables import format_number, format_percent, format_table, format_with_error
 from pyro_vae.runs import Folder, LabeledImages, RunFolder, load_run
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
@@ -59,15 +59,15 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
     for name, folder in runs.items():
         summary = read_summary(folder)
         fitted = load_run(folder.path, download=True)
-        settings = fitted.config
+        config = fitted.config
         with fitted.program.scope():
             train, test = fitted.labeled("train"), fitted.labeled("test")
-            seen = settings.binarize, fitted.density
+            seen = config.binarize, fitted.density
             if seen not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
-                nets[seen] = train_feature_network(train.pixels, classes, settings.seed)
+                nets[seen] = train_feature_network(train.pixels, classes, config.seed)
             lossy = bool(fitted.no_density_reason) and summary["rate"] is not None
-            numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
+            numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=config.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
     return rows
 
@@ -97,7 +97,7 @@ def measure_system(
         "frechet_of_training_images": frechet_distance(training, reference),
         "feature_accuracy": net.accuracy(test.pixels, torch.as_tensor(test.classes, device=test.pixels.device)),
     }
-    samples = generated(program, test.x, seed, means=lossy)
+    samples = sample_images(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
     own_codes, other = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
@@ -119,17 +119,17 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             printable(row["name"]),
-            with_error(row["log_likelihood"], row["log_likelihood_se"]),
-            number(row["distortion"]),
-            *(percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
-            number(row["frechet"]),
-            number(row["frechet_of_training_images"]),
-            number(row["parameters"], ".0f"),
-            number(row["train_seconds"], ".0f"),
+            format_with_error(row["log_likelihood"], row["log_likelihood_se"]),
+            format_number(row["distortion"]),
+            *(format_percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
+            format_number(row["frechet"]),
+            format_number(row["frechet_of_training_images"]),
+            format_number(row["parameters"], ".0f"),
+            format_number(row["train_seconds"], ".0f"),
         )
         for row in rows
     ]
-    lines = lay_out([("", -longest), *heads.items()], cells)
+    lines = format_table([("", -longest), *heads.items()], cells)
     lines.append(
         "nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet distance of samples to test"
     )

@@ -26,16 +26,16 @@ _LOG = logging.getLogger("pyro_vae")
 _MOST_ROWS = 50  # of a picture of classes
 
 
-def shows_x(program: Any, x: Data) -> bool:
+def observes_x(program: Any, x: Data) -> bool:
     """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
     return describe(program.model, program.guide, x).image is not None
 
 
-class Images(NamedTuple):
+class GeneratedImages(NamedTuple):
     """Images (N, ...) at latents: the means of p(x|z), or of p(x) without latents, and draws; one may be None."""
 
     means: Tensor | None
-    what: str
+    kind: str
     """What the means are; see `evaluate.decode_mean_or_sample`."""
     draws: Tensor | None
     has_latents: bool
@@ -47,7 +47,7 @@ class Images(NamedTuple):
 
     def named(self) -> dict[str, Tensor]:
         """Return both by what they are, as far as they are there."""
-        both = {f"{self.what} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
+        both = {f"{self.kind} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
         return {name: images for name, images in both.items() if images is not None}
 
     def first(self) -> tuple[Tensor, str]:
@@ -56,7 +56,7 @@ class Images(NamedTuple):
         return images, name
 
 
-def images_of(program: Any, template: Data, values: Values, seed: int, *, draws: bool) -> Images:
+def generate_images(program: Any, template: Data, values: Values, seed: int, *, draws: bool) -> GeneratedImages:
     """Return images at latents.
 
     Args:
@@ -66,29 +66,29 @@ def images_of(program: Any, template: Data, values: Values, seed: int, *, draws:
         seed: of the draws.
         draws: whether there are draws beside means; there are in any case where there are no means.
     """
-    shown, what = decode_mean_or_sample(program.model, template, values, seed)
-    if what == "draws":
-        return Images(None, what, shown, bool(values))
+    shown, kind = decode_mean_or_sample(program.model, template, values, seed)
+    if kind == "draws":
+        return GeneratedImages(None, kind, shown, bool(values))
     drawn = decode_sample(program.model, template, values, seed) if draws else None
-    return Images(shown, what, drawn, bool(values))
+    return GeneratedImages(shown, kind, drawn, bool(values))
 
 
-def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> Images | None:
-    """Return `images_of` latents from the prior, a row for each class as `prior_grid`; None where it is improper."""
-    template, values = prior_grid(program, x, columns, seed)
+def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> GeneratedImages | None:
+    """Generate images at latents from the prior, a row for each class (`sample_prior_grid`); None if it is improper."""
+    template, values = sample_prior_grid(program, x, columns, seed)
     if values is None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return None
-    return images_of(program, template, values, seed, draws=draws)
+    return generate_images(program, template, values, seed, draws=draws)
 
 
-def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images | None:
-    """Return `images_of` latents from the posterior of images x (N, ...); None where the program has no latents."""
+def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> GeneratedImages | None:
+    """Generate images at latents from the posterior of images x (N, ...); None where the program has no latents."""
     values = sample_posterior(program.guide, x, seed)
-    return images_of(program, x, values, seed, draws=draws) if values else None
+    return generate_images(program, x, values, seed, draws=draws) if values else None
 
 
-def generated(program: Any, template: Data, seed: int, *, means: bool) -> Tensor | None:
+def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Tensor | None:
     """Return images (N, ...) that a program generates, or None where it has no prior.
 
     Args:
@@ -124,7 +124,7 @@ def class_rows(x: Data, columns: int) -> Batch:
     return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
 
 
-def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
+def sample_prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
     """Draw latents from the prior, a row for each class where the program has some: labels, or a discrete latent.
 
     Returns:

@@ -70,7 +70,7 @@ class Instrument(Protocol):
     """The key in summary.json, and the name of the file of per-image results."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the flags ask for this measurement."""
 
     def check(self, run: EvaluatedRun) -> None:
@@ -83,7 +83,7 @@ class Instrument(Protocol):
         """Lay out the measurements of several runs, {name: its summary.json}; empty if there is nothing to print."""
 
 
-def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def replace_nonfinite(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return numbers as JSON has them: None for NaN and infinity."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pyro_vae import config
 from pyro_vae.evaluate import per_image_elbos, standard_error
 from pyro_vae.instruments.batches import batches
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
 
@@ -30,7 +30,7 @@ class LocalPosteriors:
         check_count("--local-steps", self.local_steps)
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are steps."""
         return self.local_steps > 0
 
@@ -70,4 +70,4 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
     for name, values in per_image.items():
         numbers |= {name: float(values.mean()), f"{name}_gain": float((values - per_image["amortized"]).mean())}
         numbers[f"{name}_gain_se"] = standard_error(values - per_image["amortized"])
-    return Result(finite(numbers), per_image=per_image)
+    return Result(replace_nonfinite(numbers), per_image=per_image)

@@ -24,9 +24,9 @@ from pyro_vae.evaluate import (
     probe,
 )
 from pyro_vae.instruments.batches import posterior_means_batched
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, finite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
 from pyro_vae.report import curves
-from pyro_vae.report.tables import lay_out, percent
+from pyro_vae.report.tables import format_percent, format_table
 from pyro_vae.runs import LabeledImages
 from pyro_vae.runs.load import rebuild
 from pyro_vae.text import printable
@@ -48,7 +48,7 @@ class Probe:
     1,000 and all labels; and fine-tune the encoder."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there is a probe."""
         return self.probe
 
@@ -81,18 +81,18 @@ def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: A
         The rows of `probe_rows` and their figure; or None in their place, and the reason.
     """
     if labels is None:
-        return _nothing("the images have no labels")
+        return _no_result("the images have no labels")
     if isinstance(x["train"], Batch):
-        return _nothing("the program is given the labels")
+        return _no_result("the program is given the labels")
     name = labels.names[0]
     train, test = (LabeledImages(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
-        return _nothing(f"the training images have the same {name}")
+        return _no_result(f"the training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)
     return Result(rows, figures={"probe": curves.probe(rows)})
 
 
-def _nothing(reason: str) -> Result:
+def _no_result(reason: str) -> Result:
     return Result(None, {Probe.name: reason})
 
 
@@ -117,12 +117,12 @@ def probe_rows(
     rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
     few = {number: places[:_FINETUNED_SUBSETS] for number, places in subsets.items()}
     try:
-        rows += _finetuned("fitted encoder", program, train, test, few, seed)
-        with _own_store():
-            rows += _finetuned("random encoder", untrained, train, test, few, seed)
+        rows += _finetune_rows("fitted encoder", program, train, test, few, seed)
+        with _fresh_param_store():
+            rows += _finetune_rows("random encoder", untrained, train, test, few, seed)
     except NoAnalyticMeanError as error:
         _LOG.info("no encoder is fine-tuned: %s.", error)
-    return [finite(row._asdict()) for row in rows]
+    return [replace_nonfinite(row._asdict()) for row in rows]
 
 
 def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -141,7 +141,7 @@ def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str,
     }
 
 
-def _finetuned(
+def _finetune_rows(
     name: str,
     program: Any,
     train: LabeledImages,
@@ -163,7 +163,7 @@ def _finetuned(
 
 
 @contextmanager
-def _own_store() -> Iterator[None]:
+def _fresh_param_store() -> Iterator[None]:
     """Let a program that has the names of another one start from parameters of its own."""
     with isolated_param_store(), pyro.get_param_store().scope():
         yield
@@ -179,7 +179,7 @@ def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
         columns = [(printable(name)[-34:], -35), *((head, 16) for head in heads)]
-        lines += lay_out(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
+        lines += format_table(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
     lines.append("% of the test images; +- 1 s.e. over labelled subsets and test images; the last column: all labels")
     return "\n".join(lines)
 
@@ -190,4 +190,4 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _cells(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[str]:
     own = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
-    return [f"{classifier}, {features}", *(percent(row["accuracy"], row["se"]) for row in own)]
+    return [f"{classifier}, {features}", *(format_percent(row["accuracy"], row["se"]) for row in own)]

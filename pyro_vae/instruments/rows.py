@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyro_vae.data import column_names
-from pyro_vae.instruments.generated import generated, reconstructions
+from pyro_vae.instruments.generated import reconstructions, sample_images
 from pyro_vae.report import rows
 from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch
@@ -29,8 +29,8 @@ def write_rows(folder: Folder, program: Any, x: Batch, columns: Sequence[str], s
     """
     number = x.x.shape[1]
     names = columns or column_names(number)
-    some = x[: _ROWS if number <= rows.MOST_PAIRS else _MAPPED_ROWS]
-    samples = generated(program, some, seed, means=False)
+    some = x[: _ROWS if number <= rows.MAX_PAIR_COLUMNS else _MAPPED_ROWS]
+    samples = sample_images(program, some, seed, means=False)
     if samples is None:
         _LOG.info("The prior is improper: there are no prior samples.")
     else:

@@ -32,7 +32,12 @@ from pyro_vae.trace import Batch, Data
 
 _LOG = logging.getLogger("pyro_vae")
 
-_PRIOR, _IMAGES, _UNITS, _STEPS, _FRAMES, _MANIFOLD = 8, 10, 10, 11, 20, 15
+_PRIOR_COLUMNS = 8
+_IMAGES = 10
+_UNITS = 10  # that are traversed
+_STEPS = 11  # of a traversal or an interpolation
+_FRAMES = 20  # of an animation, one way
+_MANIFOLD_SIZE = 15  # rows and columns of the plane of two units
 _TAIL = 0.01  # of the codes, on either side of where a traversal goes
 _ZOOM = 3  # pixels of an animation for each of an image
 _ANNEALING = AISConfig(num_chains=32, num_temperatures=50, num_leapfrogs=3)
@@ -40,9 +45,9 @@ _ANNEALING = AISConfig(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write prior.png: images that the program generates; nothing where it has no prior."""
-    if shown := prior_samples(program, x, _PRIOR, seed, draws=True):
+    if shown := prior_samples(program, x, _PRIOR_COLUMNS, seed, draws=True):
         title = "z from the prior" if shown.has_latents else "without latents"
-        folder.save_figure("prior", images.side_by_side(shown.named(), title, _PRIOR))
+        folder.save_figure("prior", images.side_by_side(shown.named(), title, _PRIOR_COLUMNS))
 
 
 def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> None:
@@ -50,7 +55,7 @@ def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> N
     some = Batch.of(x)[:_IMAGES]
     if shown := reconstructions(program, some, seed, draws=True):
         rows = {"test images": some.x, **shown.named()}
-        folder.save_figure("reconstructions", images.rows(rows, "reconstructions, z from q(z|x)"))
+        folder.save_figure("reconstructions", images.labeled_rows(rows, "reconstructions, z from q(z|x)"))
     else:
         _LOG.info("Without latents nothing is reconstructed.")
 
@@ -74,36 +79,38 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
     units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
     moved, what = read(traverse(means[0], low, high, units, _STEPS))
     named = {f"unit {unit}": row for unit, row in zip(units.tolist(), moved, strict=True)}
-    folder.save_figure("traversals", images.rows(named, f"one unit moved at a time ({what} of p(x|z))"))
+    folder.save_figure("traversals", images.labeled_rows(named, f"one unit moved at a time ({what} of p(x|z))"))
     ways = torch.stack([traverse(code, low, high, units, _FRAMES) for code in means[:3]])
-    folder.save_animation("traversals", _there_and_back(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
+    folder.save_animation("traversals", _forward_and_backward(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
     if number := min(_IMAGES, len(means)) // 2:
         ends, _ = read(interpolate(means[:number], means[number : 2 * number], _STEPS))
         pairs = {f"{row} to {row + number}": between for row, between in enumerate(ends)}
-        folder.save_figure("interpolations", images.rows(pairs, f"from one test image to another ({what} of p(x|z))"))
+        folder.save_figure(
+            "interpolations", images.labeled_rows(pairs, f"from one test image to another ({what} of p(x|z))")
+        )
     else:
         _LOG.info("There is one test image, and none to interpolate to.")
     if means.shape[1] == 2:
         folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
         grid, _ = read(_plane(_prior_units(program, x, seed, means)))
         folder.save_figure(
-            "manifold", images.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD)
+            "manifold", images.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD_SIZE)
         )
 
 
-def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None, seed: int) -> None:
+def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: str | None, seed: int) -> None:
     """Write completions.png: test images whose lower half is missing, and what the program makes of the upper one.
 
     Args:
         folder: where it is written.
         program: an object with ``model(x)`` and ``guide(x)``.
         x: test images (N, *pixels), whose mean stands in the gap where the guide looks.
-        lacking: why the program has no densities, or None; there is no conditional distribution then.
+        no_density_reason: why the program has no densities, or None; there is no conditional distribution then.
         seed: of all noise.
     """
-    if lacking:
-        _LOG.info("Nothing is completed: %s.", lacking)
+    if no_density_reason:
+        _LOG.info("Nothing is completed: %s.", no_density_reason)
         return
     batch = Batch.of(x)
     truth = batch[:_IMAGES]
@@ -126,7 +133,7 @@ def write_completions(folder: Folder, program: Any, x: Data, lacking: str | None
         found = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
     shown = {"seen": some.nan_to_num(0.5), **found, "truth": truth.x}
     rows = {name: each.cpu() for name, each in shown.items()}
-    folder.save_figure("completions", images.rows(rows, "the lower half, given the upper one"))
+    folder.save_figure("completions", images.labeled_rows(rows, "the lower half, given the upper one"))
 
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
@@ -137,12 +144,12 @@ def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
 
 def _plane(units: Tensor) -> Tensor:
     """Return a grid over two units (rows, columns, 2), at the quantiles of what each is drawn from (N, 2)."""
-    shares = (torch.arange(_MANIFOLD, device=units.device) + 0.5) / _MANIFOLD
+    shares = (torch.arange(_MANIFOLD_SIZE, device=units.device) + 0.5) / _MANIFOLD_SIZE
     across, up = torch.quantile(units, shares.to(units.dtype), dim=0).T
     return torch.stack(torch.meshgrid(across, up.flip(0), indexing="xy"), -1)
 
 
-def _there_and_back(frames: Tensor, per_row: int) -> list[np.ndarray]:
+def _forward_and_backward(frames: Tensor, per_row: int) -> list[np.ndarray]:
     """Return frames of images (T, N, height, width) in [0, 1] as grids of grey levels, forwards and backwards."""
-    tiles = [images.tiled(frame, per_row) for frame in (*frames, *frames.flip(0)[1:-1])]
+    tiles = [images.tile(frame, per_row) for frame in (*frames, *frames.flip(0)[1:-1])]
     return [(255 * tile).round().astype(np.uint8).repeat(_ZOOM, 0).repeat(_ZOOM, 1) for tile in tiles]

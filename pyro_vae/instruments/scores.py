@@ -23,10 +23,10 @@ from pyro_vae.evaluate import (
     summarize,
 )
 from pyro_vae.instruments.batches import EVAL_BATCH_SIZE, batches
-from pyro_vae.instruments.generated import images_of, prior_samples, reconstructions, shows_x
+from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
-from pyro_vae.report.tables import lay_out, number, with_error
+from pyro_vae.report.tables import format_number, format_table, format_with_error
 from pyro_vae.runs import Folder, versions
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, describe
@@ -102,8 +102,8 @@ def rehearse(program: Any, x: Data, *, density: bool) -> None:
     """
     some = Batch.of(x)[:2]
     measure_scores(program, some, 2, density=density, seed=0)
-    if shows_x(program, some):
-        images_of(program, some, sample_posterior(program.guide, some, 0), 0, draws=False)
+    if observes_x(program, some):
+        generate_images(program, some, sample_posterior(program.guide, some, 0), 0, draws=False)
 
 
 def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
@@ -139,7 +139,7 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
     folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
     some = batch[:_SHOWN_IMAGES]
-    if not shows_x(program, some):
+    if not observes_x(program, some):
         _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
         return
     if some.x.dim() == 2:
@@ -183,21 +183,21 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
         path = numbers.get("annealing", {})
         cells = {
             "": printable(name)[-23:],
-            "ELBO": number(numbers["elbo"]),
-            "IWAE_5": number(numbers["iwae"].get("5")),
-            "IWAE_50": number(numbers["iwae"].get("50")),
-            "log p(x)": with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
-            "PSIS": number(numbers["psis"]),
-            "JVI-2": number(numbers["jvi2"]),
-            "bits/dim": number(numbers.get("bits_per_dim"), ".3f"),
-            "AIS": number(path.get("log_likelihood")),
-            "gap": with_error(path.get("gap"), path.get("gap_se")),
-            "distortion": number(numbers.get("distortion")),
-            "sq. error": number(numbers.get("squared_error")),
+            "ELBO": format_number(numbers["elbo"]),
+            "IWAE_5": format_number(numbers["iwae"].get("5")),
+            "IWAE_50": format_number(numbers["iwae"].get("50")),
+            "log p(x)": format_with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
+            "PSIS": format_number(numbers["psis"]),
+            "JVI-2": format_number(numbers["jvi2"]),
+            "bits/dim": format_number(numbers.get("bits_per_dim"), ".3f"),
+            "AIS": format_number(path.get("log_likelihood")),
+            "gap": format_with_error(path.get("gap"), path.get("gap_se")),
+            "distortion": format_number(numbers.get("distortion")),
+            "sq. error": format_number(numbers.get("squared_error")),
             "   k-hat": "   " + (scores[name].reason or describe_khat(scores[name].khat, scores[name].num_samples)),
         }
         rows.append([cells[head] for head in widths])
-    lines = lay_out(list(widths.items()), rows)
+    lines = format_table(list(widths.items()), rows)
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
     if len({numbers.get("density") for numbers in summaries.values()}) > 1:
         dense = ", ".join(printable(name) for name, numbers in summaries.items() if numbers.get("density"))

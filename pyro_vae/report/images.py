@@ -51,7 +51,7 @@ def reconstructions(images: Tensor, decoded: Tensor, what: str) -> Figure:
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
     """Draw sets of images, see `are_pictures`, each as a grid under its name."""
-    grids = {name: tiled(images, per_row) for name, images in panels.items()}
+    grids = {name: tile(images, per_row) for name, images in panels.items()}
     figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(title)
     for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):
@@ -59,9 +59,9 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
     return figure
 
 
-def rows(named: Mapping[str, Tensor], title: str) -> Figure:
+def labeled_rows(named: Mapping[str, Tensor], title: str) -> Figure:
     """Draw a row of images, see `are_pictures`, for each name, which stands before it."""
-    tiles = tiled(torch.cat(list(named.values())), len(next(iter(named.values()))))
+    tiles = tile(torch.cat(list(named.values())), len(next(iter(named.values()))))
     figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
     _show(axes, tiles, title)
@@ -92,7 +92,7 @@ def are_pictures(images: Tensor) -> bool:
     return images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
 
 
-def tiled(images: Tensor, per_row: int) -> np.ndarray:
+def tile(images: Tensor, per_row: int) -> np.ndarray:
     """Return images in [0, 1], see `are_pictures`, as one, with a gray line around each."""
     from torchvision.utils import make_grid  # on use: it takes a second to import
 
@@ -103,7 +103,7 @@ def tiled(images: Tensor, per_row: int) -> np.ndarray:
 
 
 def _grid(images: Tensor, title: str, per_row: int) -> Figure:
-    tiles = tiled(images, per_row)
+    tiles = tile(images, per_row)
     figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     _show(figure.subplots(), tiles, title)
     return figure

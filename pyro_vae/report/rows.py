@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pyro_vae.report.labels import figure_label
 
-MOST_PAIRS = 6  # columns of a pair plot; more are drawn as a heat map
+MAX_PAIR_COLUMNS = 6  # columns of a pair plot; more are drawn as a heat map
 _SPREAD = 3.0  # standard deviations that the colors of a heat map reach
 
 
 def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
     """Draw two sets of rows (N, columns): of few columns every pair of them, of many a heat map of each set."""
-    if data.shape[1] <= MOST_PAIRS:
+    if data.shape[1] <= MAX_PAIR_COLUMNS:
         return _pairs({"data": data, "samples": samples}, columns, title)
     return _heat_maps({"data": data, "samples": samples}, title)
 
@@ -24,7 +24,7 @@ def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: 
 def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figure:
     """Draw rows (N, columns) and their reconstructions: of few columns one against the other, of many a heat map."""
     title = "test rows and their reconstructions"
-    if data.shape[1] > MOST_PAIRS:
+    if data.shape[1] > MAX_PAIR_COLUMNS:
         return _heat_maps({"test rows": data, "reconstructions": means}, title)
     number = data.shape[1]
     figure = Figure(figsize=(2.4 * number, 2.9), layout="constrained")

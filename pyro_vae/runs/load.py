@@ -22,7 +22,7 @@ from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.folder import RunFolderError
 from pyro_vae.runs.own_store import IsolatedProgram
-from pyro_vae.runs.run import Run, example, load_images, observe
+from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
 
 
@@ -93,7 +93,7 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         averaged = found[1].get("average")
         weights = found[1].get("svi", {}) if averaged is None else averaged
         load_program_state(program.model, program.guide, weights, example(program, images))
-        run = observe(config, images, program)
+        run = make_run(config, images, program)
     return replace(run, program=IsolatedProgram(program, store))
 
 

@@ -93,7 +93,7 @@ def prepare(config: Config) -> Run:
     """
     images = load_images(config)
     config = adapt_to_data(config, images.pixels)
-    return observe(config, images, programs.build(config, images.pixels))
+    return make_run(config, images, programs.build(config, images.pixels))
 
 
 def load_images(config: Config, *, download: bool = True) -> data.Observed:
@@ -121,7 +121,7 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
     return images.map(lambda pixels: pixels.to(config.device)).observed(binarize)
 
 
-def observe(config: Config, images: data.Observed, program: Any) -> Run:
+def make_run(config: Config, images: data.Observed, program: Any) -> Run:
     """Find out whether a program observes pixels under a density, and return the run of it.
 
     Raises:

@@ -19,7 +19,7 @@ from torch import nn
 
 from pyro_vae.evaluate import AISConfig, impute, per_image_elbos, sbc_ranks
 from pyro_vae.infer import Fit
-from pyro_vae.instruments.annealing import measure_annealing
+from pyro_vae.instruments.annealing import measure_ais
 from pyro_vae.instruments.probe import probe_rows
 from pyro_vae.instruments.scores import measure_scores, write_scores
 from pyro_vae.model import VAE
@@ -36,7 +36,7 @@ def scores(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 8 == 1:  # it takes a second
         x, settings = Fixed().valid[:4], AISConfig(2, 4, 2)
-        measure_annealing(vae, x, settings, 0)
+        measure_ais(vae, x, settings, 0)
         holes = x.clone()
         holes[:, 0] = torch.nan
         impute(vae.model, vae.guide, holes, settings, fill_value=torch.zeros_like(x[0]), seed=0)

@@ -56,7 +56,7 @@ MUTATIONS = (
     Mutation(
         "log q is dropped from the log weights",
         "pyro_vae/evaluate/likelihood/weights.py",
-        "return self.log_likelihood + self.log_prior - self.log_guide",
+        "return self.log_likelihood + self.log_prior - self.log_posterior",
         "return self.log_likelihood + self.log_prior",
         ("tests/evaluate/likelihood/test_weights.py::test_the_exact_posterior_gives_log_evidence_in_every_weight",),
     ),

@@ -20,7 +20,7 @@ from pyro_vae.config import programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.evaluate import train_feature_network
 from pyro_vae.instruments.gallery import measure_system
-from pyro_vae.instruments.generated import generated
+from pyro_vae.instruments.generated import sample_images
 from pyro_vae.runs import LabeledImages, load_images
 
 
@@ -63,9 +63,9 @@ def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> No
 
 
 def test_of_a_loss_the_means_are_what_it_generates() -> None:
-    images = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
+    images = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
     assert set(np.round(images.unique().tolist(), 6)) == {0.25, 0.75}
-    draws = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
+    draws = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
     assert set(draws.unique().tolist()) == {0.0, 1.0}
 
 

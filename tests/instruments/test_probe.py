@@ -63,7 +63,7 @@ def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest
 
 
 def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest.LogCaptureFixture) -> None:
-    flow = posteriors.InverseAutoregressive(nets.Dense((5,), 8, depth=1).encoder, 2)
+    flow = posteriors.IAF(nets.Dense((5,), 8, depth=1).encoder, 2)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):

@@ -21,7 +21,7 @@ from pyro_vae.config.saved import read_config
 from pyro_vae.data import Batches, some_labels
 from pyro_vae.evaluate import discrete_values, log_weight_terms, posterior_probs
 from pyro_vae.instruments.classes import measure_classes
-from pyro_vae.instruments.generated import prior_grid
+from pyro_vae.instruments.generated import sample_prior_grid
 from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
@@ -110,7 +110,7 @@ def test_pictures_have_a_row_for_each_class(x: Tensor) -> None:
     gmvae = GMVAE(*parts())
     values = discrete_values(gmvae.model, gmvae.guide, x)
     assert values["c"].tolist() == list(range(CLASSES))
-    like, latents = prior_grid(gmvae, x, 6, seed=0)
+    like, latents = sample_prior_grid(gmvae, x, 6, seed=0)
     assert latents is not None
     assert len(like) == 6 * CLASSES
     assert latents["c"][0].tolist() == [c for c in range(CLASSES) for _ in range(6)]

@@ -58,7 +58,7 @@ def red_of(q: ColorLogisticMixture) -> dist.Distribution:
 @pytest.mark.parametrize("levels", [2, 3, 8])
 @pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
 def test_all_colors_sum_to_one(levels: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "_TOP", levels - 1)
+    monkeypatch.setattr(pixels, "_MAX_LEVEL", levels - 1)
     q = mixture_of(4, leading=(5,), scale=scale)
     total = q.log_prob(all_colors(levels).unsqueeze(1)).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(5), rtol=digits(), atol=0)
@@ -162,7 +162,7 @@ def test_more_batch_dimensions_repeat_it() -> None:
 
 def test_draws_follow_the_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 colors of four levels at two pixels, by the chi-squared test: false alarms 2e-6."""
-    monkeypatch.setattr(pixels, "_TOP", 3)
+    monkeypatch.setattr(pixels, "_MAX_LEVEL", 3)
     q = mixture_of(3, (1, 2), scale=0.3)
     q.loc.clamp_(0, 1)
     x = q.sample((100_000,))

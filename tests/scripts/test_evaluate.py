@@ -192,7 +192,7 @@ class Ink:
     """Multiple of the ink."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.ink_scale > 0
 
     def check(self, run: EvaluatedRun) -> None:

@@ -74,7 +74,7 @@ def decode_average(model: Program, template: Data, values: Values, seed: int | N
     """
 
     def average(pixels: Any) -> Tensor:
-        if hasattr(pixels, "complete"):
+        if hasattr(pixels, "inpaint"):
             raise NotImplementedError
         return torch.as_tensor(sum(pixels.sample() for _ in range(_DRAWS)) / _DRAWS)
 
@@ -96,7 +96,7 @@ def decode_mean_or_sample(
     return decode_sample(model, template, values, seed), "draws"
 
 
-def inpaint_exact(model: Program, x: Data, seen: int, seed: int | None = None) -> Tensor | None:
+def inpaint_exact(model: Program, x: Data, num_observed: int, seed: int | None = None) -> Tensor | None:
     """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
 
     None where the program has latents, or pixels that are not drawn one after the other.
@@ -104,8 +104,8 @@ def inpaint_exact(model: Program, x: Data, seen: int, seed: int | None = None) -
     batch = Batch.of(x)
     with torch.no_grad(), read_only(model, x=batch, seed=seed, purpose="completion"):
         result = trace_particles(model, batch)
-        (complete, *others) = (getattr(pixels, "complete", None) for pixels, _ in result.observed.values())
-        return None if complete is None or others or result.values else complete(batch.x, seen)
+        (inpaint, *others) = (getattr(pixels, "inpaint", None) for pixels, _ in result.observed.values())
+        return None if inpaint is None or others or result.values else inpaint(batch.x, num_observed)
 
 
 def _of_images(model: Program, template: Data, values: Values, of: Callable[[Any], Tensor]) -> Tensor:

@@ -25,13 +25,13 @@ class Likelihood(nn.Module):
 
     Args:
         decoder: as above.
-        start: the output bias, (channels, *pixels).
+        init_bias: the output bias, (channels, *pixels).
     """
 
-    def __init__(self, decoder: Decoder, start: Tensor) -> None:
+    def __init__(self, decoder: Decoder, init_bias: Tensor) -> None:
         super().__init__()
-        self.net = decoder(len(start))
-        self.bias = nn.Parameter(start.to(torch.get_default_dtype()).contiguous())
+        self.net = decoder(len(init_bias))
+        self.bias = nn.Parameter(init_bias.to(torch.get_default_dtype()).contiguous())
 
     def _outputs(self, z: Tensor) -> tuple[Tensor, ...]:
         """Return the channels, (..., *pixels) each."""
@@ -48,10 +48,10 @@ def mean_logits(images: Tensor) -> Tensor:
 
 def mean_image(images: Tensor) -> Tensor:
     """Return the mean of images, uint8 (N, *pixels), in [0, 1] and float32: an exact sum, then one division."""
-    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in parts_of(images)))
+    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in split_images(images)))
     return (total.double() / len(images)).float() / 255
 
 
-def parts_of(images: Tensor) -> Sequence[Tensor]:
+def split_images(images: Tensor) -> Sequence[Tensor]:
     """Return images in parts of about four million pixels: all of them may be more than the memory holds."""
     return images.split(max(1, 2**22 // images[0].numel()))

@@ -47,8 +47,8 @@ class ContinuousBernoulli(Likelihood):
         # Of the mean there is no closed-form inverse; it rises from 0.02 to 0.98 over this table.
         logits = torch.linspace(-50, 50, 10_001, dtype=torch.float64, device=images.device)
         means = pixels.ContinuousBernoulli(logits).mean
-        start = np.interp(mean_image(images).cpu(), means.cpu(), logits.cpu())
-        super().__init__(decoder, torch.as_tensor(start, device=images.device).unsqueeze(0))
+        init_bias = np.interp(mean_image(images).cpu(), means.cpu(), logits.cpu())
+        super().__init__(decoder, torch.as_tensor(init_bias, device=images.device).unsqueeze(0))
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""

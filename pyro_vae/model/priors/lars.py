@@ -48,7 +48,7 @@ class LARS(nn.Module):
         self.truncation = truncation
         layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]
         self.net = nn.Sequential(*layers, nn.Linear(hidden_dim, 1))
-        self._known: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
+        self._cached_log_normalizer: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
 
     def log_acceptance(self, z: Tensor) -> Tensor:
         """Return log a(z), (...)."""
@@ -62,9 +62,9 @@ class LARS(nn.Module):
             estimate = self.log_acceptance(z).logsumexp(0) - math.log(_TRAINING_POINTS)
             return estimate.clamp(max=-1e-6)  # below 1, where the chance of the last proposal has a logarithm
         present = list(self.parameters())
-        if self._known is None or not _same(self._known[0], present):
-            self._known = ([p.detach().clone() for p in present], self._by_quadrature())
-        return self._known[1]
+        if self._cached_log_normalizer is None or not _same(self._cached_log_normalizer[0], present):
+            self._cached_log_normalizer = ([p.detach().clone() for p in present], self._by_quadrature())
+        return self._cached_log_normalizer[1]
 
     @torch.no_grad()
     def _by_quadrature(self) -> Tensor:

@@ -66,7 +66,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     monkeypatch: pytest.MonkeyPatch, promised: Callable[[str], None]
 ) -> None:
     """K = 1,000 at six chunks and three batch sizes, the last batch a rest: weights and scores against one formula."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     z = 1.2 * torch.randn(1000, 4, 2)
@@ -95,7 +95,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
 
 def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks of draws come first, so a longer run of the same seed starts with the shorter one."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
     program = BernoulliDecoder(1)
     x = torch.bernoulli(torch.full((3, 6), 0.5))
     few = log_weights(program.model, program.guide, x, 200, seed=5)
@@ -157,7 +157,7 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 400, "cuda": 400})
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 400, "cuda": 400})
     program = BernoulliDecoder(2)
     backend = CompiledBackend()
     for x in torch.bernoulli(torch.full((10, 6), 0.5)).split(4):

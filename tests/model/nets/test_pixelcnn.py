@@ -127,10 +127,10 @@ def test_rows_within_reach_give_the_logits_of_the_whole(kernels: Sequence[int]) 
     net, features = conditional.net, conditional.features
     whole = conditional.logits(x) - net.bias
     for missing in (0, 1):
-        for row in range(net.reach, 9):
-            near = slice(row - net.reach + missing, row + 1)
-            above = [part[..., -1:, :] for part in net.above(x[:, near], features[..., near, :])]
-            cropped = net.along(x[:, row : row + 1], above).squeeze(1)
+        for row in range(net.receptive_rows, 9):
+            near = slice(row - net.receptive_rows + missing, row + 1)
+            above = [part[..., -1:, :] for part in net.vertical(x[:, near], features[..., near, :])]
+            cropped = net.logits(x[:, row : row + 1], above).squeeze(1)
             difference = (cropped - whole[:, row]).abs().max()
             assert (difference < 1e-12) == (not missing)
 
@@ -187,7 +187,7 @@ def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
     """Enumerated on 2x3, what is not seen not looked at: false alarms 1e-5 for each."""
     q, x = given_features((2, 3)), torch.full((2, 3), math.nan)
     x.view(-1)[:seen] = torch.bernoulli(torch.full((seen,), 0.5))
-    found = q.complete(x.expand(10_000, 2, 3), seen).flatten(1)
+    found = q.inpaint(x.expand(10_000, 2, 3), seen).flatten(1)
     assert torch.equal(found[:, :seen], x.flatten()[:seen].expand(10_000, seen))
     rest = all_images((1, 6 - seen)).flatten(1)
     whole = torch.cat([x.flatten()[:seen].expand(len(rest), seen), rest], 1).view(-1, 2, 3)
@@ -196,14 +196,14 @@ def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
 
 def test_completion_of_all_and_of_nothing() -> None:
     q, x = given_features((2, 3), leading=(4, 1)), all_images((2, 3))[40:45]
-    assert torch.equal(q.complete(x, 6), x.expand(4, 5, 2, 3))
+    assert torch.equal(q.inpaint(x, 6), x.expand(4, 5, 2, 3))
     pyro.set_rng_seed(1)
     expected = q.expand([4, 5]).sample()
     pyro.set_rng_seed(1)
-    assert torch.equal(q.complete(x, 0), expected)
+    assert torch.equal(q.inpaint(x, 0), expected)
     for seen in (-1, 7):
-        with pytest.raises(ValueError, match=f"seen is {seen}; it must lie between 0 and the 6 pixels"):
-            q.complete(x, seen)
+        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must lie between 0 and 6"):
+            q.inpaint(x, seen)
 
 
 # The program without latents
