@@ -208,5 +208,5 @@ def select_labels(program: Any, images: Collection, split: str) -> Tensor | None
     if images.labels is None:
         raise UserError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
     labels = images.labels.beside(split).to(images.train.device)
-    number = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
-    return labels if number is None else some_labels(labels, number if split == "train" else 0)
+    num_labels = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
+    return labels if num_labels is None else some_labels(labels, num_labels if split == "train" else 0)

@@ -10,7 +10,7 @@ report those of a moving one. The smaller decay at the start forgets the initial
 polynomial-decay average, eta = 8, of Shamir, Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", ICML
 2013 (https://arxiv.org/abs/1212.1824).
 
-Buffers, such as the statistics of batch normalisation, are not averaged: the averaged weights run with the newest.
+Buffers, such as the statistics of batch normalization, are not averaged: the averaged weights run with the newest.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pyro_vae.infer.parameters import State, match_values, program_state
 from pyro_vae.infer.svi import SVI
 
 
-def check_decay(what: str, decay: float) -> None:
+def check_decay(name: str, decay: float) -> None:
     """Raise ValueError where a decay is not in [0, 1)."""
     if not 0 <= decay < 1:
-        raise UserError(f"{what} is {decay}; it must be 0 (no average) or a decay below 1, such as 0.999.")
+        raise UserError(f"{name} is {decay}; it must be 0 (no average) or a decay below 1, such as 0.999.")
 
 
 class Average:

@@ -50,8 +50,8 @@ class CUDAGraphCall:
                 outputs = self.function(*self._inputs)
             assert outputs is not None  # the calls before, of the same key, were not left to the caller
             self._graph, self._outputs = graph, outputs
-        for own, tensor in zip(self._inputs, inputs, strict=True):
-            own.copy_(tensor)
+        for held_input, tensor in zip(self._inputs, inputs, strict=True):
+            held_input.copy_(tensor)
         self._graph.replay()
         return tuple(tensor.clone() for tensor in self._outputs)
 

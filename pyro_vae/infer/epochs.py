@@ -74,9 +74,9 @@ class Epoch:
             "validation ELBO": self.valid_elbo,
             "validation distortion": self.valid_distortion if self.valid_elbo is None else None,
         }
-        found = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
-        found = found or f"objective {self.objective:.2f}"
-        return f"epoch {self.index}: {found} nats, {self.seconds:.1f} s"
+        text = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
+        text = text or f"objective {self.objective:.2f}"
+        return f"epoch {self.index}: {text} nats, {self.seconds:.1f} s"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, the index as `epoch`."""
@@ -93,8 +93,8 @@ class EpochProgress:
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
 
-    def finish(self, **found: Any) -> Epoch:
+    def finish(self, **results: Any) -> Epoch:
         """Return the epoch of these batches, given what else has been found at its end."""
         elbo = float(self.elbo) / self.images
         objective = float(self.objective) / self.images
-        return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **found)
+        return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **results)

@@ -46,7 +46,7 @@ class RecordedStep:
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        objective: what is maximised.
+        objective: what is maximized.
         compiled: whether the record is compiled.
         precision: of the matrix products, one of `PRECISIONS`.
     """

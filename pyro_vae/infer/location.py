@@ -29,8 +29,8 @@ def locate_errors(epoch: int, progress: EpochProgress, steps: int, batch: Any = 
         yield
     except NonFiniteError as error:
         # On CUDA the error comes at the end of the epoch, and names an earlier step.
-        number = error.step - (steps - progress.batches)
-        error.add_note(f"That is batch {number} of epoch {epoch}.")
+        batch_index = error.step - (steps - progress.batches)
+        error.add_note(f"That is batch {batch_index} of epoch {epoch}.")
         raise
     except ValueError as error:
         if batch is None or len(batch) > 1 or "more than 1 value per channel" not in str(error):

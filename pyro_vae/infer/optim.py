@@ -46,8 +46,8 @@ class Optim(PyroOptim):
         schedule: Callable[[int], float] | None = None,
         clip_args: State | None = None,
     ) -> None:
-        if odd := sorted(set(clip_args or ()) - _CLIPS):
-            raise UserError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {odd[0]!r} out of clip_args.")
+        if unknown := sorted(set(clip_args or ()) - _CLIPS):
+            raise UserError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {unknown[0]!r} out of clip_args.")
         super().__init__(constructor, arguments, clip_args)
         self.constructor = constructor
         self.arguments = arguments
@@ -72,12 +72,12 @@ class Optim(PyroOptim):
         if isinstance(optim, Optim):
             return optim
         check(optim)
-        found = _ADOPTED.get(optim)
-        if found is None or (found.params and not found._in_store()):
-            found = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))
-            _ADOPTED[optim] = found
+        adopted = _ADOPTED.get(optim)
+        if adopted is None or (adopted.params and not adopted._in_store()):
+            adopted = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))
+            _ADOPTED[optim] = adopted
             redirect(optim)
-        return found
+        return adopted
 
     def _in_store(self) -> bool:
         """Whether some parameter is that of its name in the param store."""
@@ -172,10 +172,10 @@ class Optim(PyroOptim):
         rates = [group[_rate_of(group)] for group in self.optimizer.param_groups]
         options = [{k: v for k, v in group.items() if k not in _SAVED} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own, option in zip(self.optimizer.param_groups, rates, options, strict=True):
+        for group, rate, option in zip(self.optimizer.param_groups, rates, options, strict=True):
             group.update(option)  # what the program says, not the file
-            if isinstance(own, Tensor):  # the very tensor that a captured step reads
-                group["lr"] = own.copy_(torch.as_tensor(group["lr"]))
+            if isinstance(rate, Tensor):  # the very tensor that a captured step reads
+                group["lr"] = rate.copy_(torch.as_tensor(group["lr"]))
         self.lr_scale, self.learning_rate = float(state["scale"]), float(state["learning_rate"])
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
@@ -185,11 +185,11 @@ class Optim(PyroOptim):
         groups, moments = state["param_groups"], state["state"]
         if [group["params"] for group in groups] != [list(range(len(self.params)))]:
             raise UserError("The state is of another program: it has other parameters.")
-        for place, (name, p) in enumerate(self.params.items()):
-            odd = [m for key, m in moments.get(place, {}).items() if isinstance(m, Tensor) and key != "step"]
-            if any(m.shape != p.shape for m in odd) and self._fused:
+        for index, (name, p) in enumerate(self.params.items()):
+            shaped = [m for key, m in moments.get(index, {}).items() if isinstance(m, Tensor) and key != "step"]
+            if any(m.shape != p.shape for m in shaped) and self._fused:
                 raise UserError(f"The state is of another program: the moments of {name!r} have another shape.")
-            if (step := moments.get(place, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
+            if (step := moments.get(index, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
                 raise UserError(f"The state is of another program: {name!r} has no number of steps.")
 
     @property

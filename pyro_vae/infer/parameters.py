@@ -47,20 +47,20 @@ def collect_parameters(modules: Iterable[nn.Module], backward: Callable[[], Tens
     Raises:
         ValueError: no parameter is captured, or one that has a gradient is not; the gradients are taken back then.
     """
-    own = [
+    named_params = [
         (f"{type(root).__name__}.{name}", p, p.grad is None) for root in modules for name, p in root.named_parameters()
     ]
     with poutine.trace(param_only=True) as trace:
         loss = backward()
     nodes: dict[str, Any] = trace.trace.nodes
     captured = {id(p): p for p in (site["value"].unconstrained() for site in nodes.values())}
-    untrained = [name for name, p, new in own if new and p.grad is not None and id(p) not in captured]
+    untrained = [name for name, p, new in named_params if new and p.grad is not None and id(p) not in captured]
     if untrained or all(p.grad is None for p in captured.values()):
-        for _, p, new in own:
+        for _, p, new in named_params:
             p.grad = None if new else p.grad
-        what = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
+        problem = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
         raise UserError(
-            f"{what}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
+            f"{problem}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
             "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
             "programs."
         )
@@ -108,23 +108,25 @@ def load_program_state(model: Program, guide: Program, state: State, batch: Data
         poutine.trace(param_only=True) as trace,
     ):
         trace_model_and_guide(model, guide, batch, 1)
-    known = ran.outermost(root_modules(model, guide))
+    modules = ran.outermost(root_modules(model, guide))
     nodes: dict[str, Any] = trace.trace.nodes
-    targets = _targets(known, state, {canonical_name(name) for name, node in nodes.items() if node["type"] == "param"})
+    targets = _targets(
+        modules, state, {canonical_name(name) for name, node in nodes.items() if node["type"] == "param"}
+    )
     with torch.no_grad():
         for target, value in targets:
             target.copy_(value)
-    return known
+    return modules
 
 
-def _targets(modules: list[nn.Module], state: State, found: set[str]) -> list[tuple[Tensor, Tensor]]:
+def _targets(modules: list[nn.Module], state: State, param_names: set[str]) -> list[tuple[Tensor, Tensor]]:
     """Return each tensor of a program with its value in a state, of which nothing is taken on trust."""
     params, tables = (state.get(part) if isinstance(state, dict) else None for part in ("params", "modules"))
-    own = [root.state_dict() for root in modules]
-    if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(own):
+    state_dicts = [root.state_dict() for root in modules]
+    if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(state_dicts):
         raise UserError("The state is not that of a program, or of another one.")
-    pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained_param(name) for name in found}, params)]
-    pairs += [(f" of module {number}", *pair) for number, pair in enumerate(zip(own, tables, strict=True))]
+    pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained_param(name) for name in param_names}, params)]
+    pairs += [(f" of module {index}", *pair) for index, pair in enumerate(zip(state_dicts, tables, strict=True))]
     return [target for where, tensors, values in pairs for target in match_values(tensors, values, where)]
 
 
@@ -141,8 +143,8 @@ def match_values(tensors: Mapping[str, Tensor], values: Any, where: str = "") ->
     """
     if not isinstance(values, dict):
         raise UserError(f"The state is not that of a program: it has no values{where}.")
-    if odd := sorted(map(str, tensors.keys() ^ values.keys())):
-        raise UserError(f"The state is of another program: {odd[0]!r}{where} is in one of them alone.")
+    if mismatched := sorted(map(str, tensors.keys() ^ values.keys())):
+        raise UserError(f"The state is of another program: {mismatched[0]!r}{where} is in one of them alone.")
     for name, tensor in tensors.items():
         shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
         if shape != tuple(tensor.shape):

@@ -46,8 +46,8 @@ def numerics_versions() -> State:
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def warn_if_versions_differ(then: State) -> None:
+def warn_if_versions_differ(saved: State) -> None:
     """Log what differs now from `numerics_versions` at an earlier time."""
-    for what, now in numerics_versions().items():
-        if then.get(what) != now:
-            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then.get(what), now)
+    for name, current in numerics_versions().items():
+        if saved.get(name) != current:
+            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", name, saved.get(name), current)

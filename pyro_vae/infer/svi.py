@@ -109,10 +109,10 @@ class SVI(pyro.infer.SVI):
         assert isinstance(self.objective, Objective)
         self.objective.set_step(self.steps)
         batch = Batch.from_call(*args, **kwargs)
-        found = self._graph_step(preprocess, batch) if self.recorded else None
-        if found is None:
+        step = self._graph_step(preprocess, batch) if self.recorded else None
+        if step is None:
             return self._eager_step(batch if preprocess is None else Batch.of(batch.call(preprocess)))
-        loss, self.elbo = found
+        loss, self.elbo = step
         return loss
 
     @property

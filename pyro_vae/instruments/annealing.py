@@ -81,27 +81,27 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
     """
     start = time.perf_counter()
     bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
-    found, both = [], []
-    for images, own in batches(x, seed):
+    test_results, simulated_results = [], []
+    for images, batch_seed in batches(x, seed):
         arguments = (program.model, program.guide, images, ais_config)
-        found.append(ais(*arguments, seed=own, progress=bar))
-        both.append(bdmc(*arguments, seed=own, progress=bar))
-    annealed, sides = AISResult.concatenate(found), BDMCResult.concatenate(both)
+        test_results.append(ais(*arguments, seed=batch_seed, progress=bar))
+        simulated_results.append(bdmc(*arguments, seed=batch_seed, progress=bar))
+    test, simulated = AISResult.concatenate(test_results), BDMCResult.concatenate(simulated_results)
     per_image = {
-        "log_likelihood": annealed.lower,
-        "ess": annealed.ess,
-        "acceptance": annealed.acceptance,
-        "simulated_lower": sides.forward.lower,
-        "simulated_upper": sides.backward.upper,
+        "log_likelihood": test.lower,
+        "ess": test.ess,
+        "acceptance": test.acceptance,
+        "simulated_lower": simulated.forward.lower,
+        "simulated_upper": simulated.backward.upper,
     }
     numbers = {
         **vars(ais_config),
-        "log_likelihood": float(annealed.lower.mean()),
-        "log_likelihood_se": standard_error(annealed.lower),
-        "ess_median": float(np.median(annealed.ess)),
-        "acceptance": float(annealed.acceptance.mean()),
-        "gap": float(sides.gap.mean()),
-        "gap_se": standard_error(sides.gap),
+        "log_likelihood": float(test.lower.mean()),
+        "log_likelihood_se": standard_error(test.lower),
+        "ess_median": float(np.median(test.ess)),
+        "acceptance": float(test.acceptance.mean()),
+        "gap": float(simulated.gap.mean()),
+        "gap_se": standard_error(simulated.gap),
         "seconds": time.perf_counter() - start,
     }
     return Result(replace_nonfinite(numbers), per_image=per_image)

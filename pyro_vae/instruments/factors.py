@@ -58,8 +58,8 @@ class Factors:
         """Score the units, and traverse the best unit of each factor."""
         labels = run.fitted.labels
         assert labels is not None
-        some = slice(_CLASSIFIED_IMAGES)
-        train = Batch.of(run.fitted.observed("train"))[some], labels.train[some]
+        subset = slice(_CLASSIFIED_IMAGES)
+        train = Batch.of(run.fitted.observed("train"))[subset], labels.train[subset]
         return measure_factors(run.fitted.program, train, (run.test, labels.test), labels.names, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -90,34 +90,34 @@ def measure_factors(
     halves = [
         (posterior_means_batched(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)
     ]
-    found = disentanglement_scores(halves[0], halves[1], seed)
-    numbers = {
+    scores = disentanglement_scores(halves[0], halves[1], seed)
+    summary = {
         "num_train_images": len(train[0]),
         "num_test_images": len(test[0]),
-        **{name: getattr(found, name) for name in _SCORES},
+        **{name: getattr(scores, name) for name in _SCORES},
         "factors": list(names),
-        "units": found.information.argmax(0).tolist(),
-        **{name: matrix.tolist() for name, matrix in vars(found).items()},
+        "units": scores.information.argmax(0).tolist(),
+        **{name: matrix.tolist() for name, matrix in vars(scores).items()},
         "seconds": time.perf_counter() - start,
     }
     codes_of_both = np.concatenate([half[0] for half in halves])
-    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, numbers, seed)
-    return Result(numbers, figures={"factors": figure})
+    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, summary, seed)
+    return Result(summary, figures={"factors": figure})
 
 
-def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
+def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out what was measured of one or more runs, a line for each factor."""
     lines = []
-    for name, found in numbers.items():
+    for name, summary in measured.items():
         columns = [(printable(name)[-23:], -24), ("unit", 6), ("tells", 8), ("next", 8), ("all units", 12)]
         rows = []
-        for factor, unit, told, accuracy in zip(
-            found["factors"], found["units"], np.array(found["information"]).T, found["accuracy"], strict=True
+        for factor, unit, information, accuracy in zip(
+            summary["factors"], summary["units"], np.array(summary["information"]).T, summary["accuracy"], strict=True
         ):
-            second, best = np.sort(told)[-2:]
+            second, best = np.sort(information)[-2:]
             rows.append([f"  {factor}", str(unit), format_number(best), format_number(second), format_number(accuracy)])
         lines += format_table(columns, rows)
-        lines.append("  " + ", ".join(f"{head} {found[score]:.2f}" for score, head in _SCORES.items()))
+        lines.append("  " + ", ".join(f"{head} {summary[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(
         "tells: I(unit; factor) / H(factor), and of the second unit; all units: balanced accuracy of a forest, held out"
     )

@@ -62,12 +62,12 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
         config = fitted.config
         with fitted.program.scope():
             train, test = fitted.labeled("train"), fitted.labeled("test")
-            seen = config.binarize, fitted.density
-            if seen not in nets:
+            observation = config.binarize, fitted.density
+            if observation not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
-                nets[seen] = train_feature_network(train.pixels, classes, config.seed)
+                nets[observation] = train_feature_network(train.pixels, classes, config.seed)
             lossy = bool(fitted.no_density_reason) and summary["rate"] is not None
-            numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=config.seed)
+            numbers = measure_system(fitted.program, train, test, nets[observation], lossy=lossy, seed=config.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
     return rows
 
@@ -81,7 +81,7 @@ def measure_system(
         program: an object with ``model(x)`` and ``guide(x)``.
         train: all training images with their classes.
         test: test images, as many of which are generated to be compared with them.
-        net: a network of features, trained on labelled images as this program observes them.
+        net: a network of features, trained on labeled images as this program observes them.
         lossy: whether its likelihood is a loss, from which nothing can be drawn: then its means are its samples.
         seed: of all noise.
 
@@ -90,8 +90,8 @@ def measure_system(
         distance of samples to test images, and that of as many training images; None where there is no such thing.
     """
     reference = net.features(test.pixels)
-    some = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
-    training = net.features(train.pixels[some.to(train.pixels.device)])
+    subset = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
+    training = net.features(train.pixels[subset.to(train.pixels.device)])
     numbers: dict[str, Any] = {
         "frechet": None,
         "frechet_of_training_images": frechet_distance(training, reference),
@@ -100,13 +100,13 @@ def measure_system(
     samples = sample_images(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    own_codes, other = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
+    train_codes, test_codes = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
     subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
-        if own_codes.shape[1] and (subsets := subsets_of.get(labels)):
-            found = [logistic(own_codes[own], train.classes[own], other) for own in subsets]
-            accuracy, error = mean_accuracy(np.array(found) == test.classes)
+        if train_codes.shape[1] and (subsets := subsets_of.get(labels)):
+            predictions = [logistic(train_codes[indices], train.classes[indices], test_codes) for indices in subsets]
+            accuracy, error = mean_accuracy(np.array(predictions) == test.classes)
             numbers |= {f"accuracy_{name}": accuracy, f"accuracy_{name}_se": error}
     return numbers
 
@@ -142,8 +142,8 @@ def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping
     results = Folder(folder, figures=".")
     results.write_csv("systems.csv", rows)
     results.write_json("systems.json", rows)
-    found = {name: _picture(run) for name, run in runs.items()}
-    results.save_figure("systems", images.gallery({name: picture for name, picture in found.items() if picture}))
+    pictures = {name: _picture(run) for name, run in runs.items()}
+    results.save_figure("systems", images.gallery({name: picture for name, picture in pictures.items() if picture}))
 
 
 def _picture(run: Path) -> Path | None:

@@ -97,14 +97,14 @@ def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Te
         seed: of the draws.
         means: whether means of p(x|z) stand for draws.
     """
-    found = []
-    for part, own in batches(template, seed):
-        values = sample_prior(program.model, part, own)
+    samples = []
+    for batch, batch_seed in batches(template, seed):
+        values = sample_prior(program.model, batch, batch_seed)
         if values is None:
             return None
-        arguments = program.model, part, values, own
-        found.append(decode_mean_or_sample(*arguments)[0] if means else decode_sample(*arguments))
-    return torch.cat(found)
+        arguments = program.model, batch, values, batch_seed
+        samples.append(decode_mean_or_sample(*arguments)[0] if means else decode_sample(*arguments))
+    return torch.cat(samples)
 
 
 def class_rows(x: Data, columns: int) -> Batch:
@@ -120,7 +120,7 @@ def class_rows(x: Data, columns: int) -> Batch:
     if not rows:
         return batch.expand(columns * columns)
     classes = rows[0].reshape(len(batch), -1)[:, 0]
-    first = [int((classes == each).nonzero()[0]) for each in classes.unique()]  # an image of each class
+    first = [int((classes == label).nonzero()[0]) for label in classes.unique()]  # an image of each class
     return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
 
 

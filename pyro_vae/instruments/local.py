@@ -24,7 +24,7 @@ class LocalPosteriors:
     name: ClassVar[str] = "local"
 
     local_steps: config.Count = 0
-    """Optimise a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
+    """Optimize a posterior for each test image over so many steps, to see where the ELBO's slack is (0: do not)."""
 
     def __post_init__(self) -> None:
         check_count("--local-steps", self.local_steps)
@@ -61,11 +61,11 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
         encoder, with standard errors over images.
     """
     bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
-    found = [
-        per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=own, progress=bar)
-        for images, own in batches(x, seed)
+    elbos = [
+        per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=batch_seed, progress=bar)
+        for images, batch_seed in batches(x, seed)
     ]
-    per_image = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    per_image = {name: np.concatenate([batch[name] for batch in elbos]) for name in elbos[0]}
     numbers: dict[str, Any] = {"num_steps": num_steps}
     for name, values in per_image.items():
         numbers |= {name: float(values.mean()), f"{name}_gain": float((values - per_image["amortized"]).mean())}

@@ -115,11 +115,11 @@ def probe_rows(
     bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
     classes = (train.classes, test.classes)
     rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
-    few = {number: places[:_FINETUNED_SUBSETS] for number, places in subsets.items()}
+    first_subsets = {num_labels: draws[:_FINETUNED_SUBSETS] for num_labels, draws in subsets.items()}
     try:
-        rows += _finetune_rows("fitted encoder", program, train, test, few, seed)
+        rows += _finetune_rows("fitted encoder", program, train, test, first_subsets, seed)
         with _fresh_param_store():
-            rows += _finetune_rows("random encoder", untrained, train, test, few, seed)
+            rows += _finetune_rows("random encoder", untrained, train, test, first_subsets, seed)
     except NoAnalyticMeanError as error:
         _LOG.info("no encoder is fine-tuned: %s.", error)
     return [replace_nonfinite(row._asdict()) for row in rows]
@@ -150,15 +150,19 @@ def _finetune_rows(
     seed: int,
 ) -> list[Accuracy]:
     rows = []
-    for number, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
+    for num_labels, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
         predictions = [
             finetune(
-                program.guide, train.pixels[own], train.classes[own], test.pixels, seed=derive_seed(seed, "draw", draw)
+                program.guide,
+                train.pixels[indices],
+                train.classes[indices],
+                test.pixels,
+                seed=derive_seed(seed, "draw", draw),
             )
-            for draw, own in enumerate(draws)
+            for draw, indices in enumerate(draws)
         ]
         correct = np.array(predictions) == test.classes
-        rows.append(Accuracy(name, "fine-tuned", number, *mean_accuracy(correct)))
+        rows.append(Accuracy(name, "fine-tuned", num_labels, *mean_accuracy(correct)))
     return rows
 
 
@@ -172,15 +176,15 @@ def _fresh_param_store() -> Iterator[None]:
 def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the probes of one or more runs, in per cent of the test images, or say why there is none."""
     lines = []
-    for name, numbers in summaries.items():
-        rows = numbers[Probe.name]
+    for name, summary in summaries.items():
+        rows = summary[Probe.name]
         if rows is None:
-            lines.append(f"{printable(name)}: nothing to probe, {numbers['reasons'][Probe.name]}")
+            lines.append(f"{printable(name)}: nothing to probe, {summary['reasons'][Probe.name]}")
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
         columns = [(printable(name)[-34:], -35), *((head, 16) for head in heads)]
         lines += format_table(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
-    lines.append("% of the test images; +- 1 s.e. over labelled subsets and test images; the last column: all labels")
+    lines.append("% of the test images; +- 1 s.e. over labeled subsets and test images; the last column: all labels")
     return "\n".join(lines)
 
 
@@ -189,5 +193,5 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[str]:
-    own = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
-    return [f"{classifier}, {features}", *(format_percent(row["accuracy"], row["se"]) for row in own)]
+    selected = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
+    return [f"{classifier}, {features}", *(format_percent(row["accuracy"], row["se"]) for row in selected)]

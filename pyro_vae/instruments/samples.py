@@ -52,9 +52,9 @@ def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
 
 def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write reconstructions.png: test images, and what comes of a draw from their posterior."""
-    some = Batch.of(x)[:_IMAGES]
-    if shown := reconstructions(program, some, seed, draws=True):
-        rows = {"test images": some.x, **shown.named()}
+    batch = Batch.of(x)[:_IMAGES]
+    if images_shown := reconstructions(program, batch, seed, draws=True):
+        rows = {"test images": batch.x, **images_shown.named()}
         folder.save_figure("reconstructions", images.labeled_rows(rows, "reconstructions, z from q(z|x)"))
     else:
         _LOG.info("Without latents nothing is reconstructed.")
@@ -77,17 +77,17 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
     read = partial(decode_units, program.model, program.guide, x, seed=seed)
     low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
     units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
-    moved, what = read(traverse(means[0], low, high, units, _STEPS))
-    named = {f"unit {unit}": row for unit, row in zip(units.tolist(), moved, strict=True)}
-    folder.save_figure("traversals", images.labeled_rows(named, f"one unit moved at a time ({what} of p(x|z))"))
-    ways = torch.stack([traverse(code, low, high, units, _FRAMES) for code in means[:3]])
-    folder.save_animation("traversals", _forward_and_backward(read(ways)[0].movedim(2, 0).flatten(1, 2), len(units)))
+    traversals, kind = read(traverse(means[0], low, high, units, _STEPS))
+    named = {f"unit {unit}": row for unit, row in zip(units.tolist(), traversals, strict=True)}
+    folder.save_figure("traversals", images.labeled_rows(named, f"one unit moved at a time ({kind} of p(x|z))"))
+    paths = torch.stack([traverse(code, low, high, units, _FRAMES) for code in means[:3]])
+    folder.save_animation("traversals", _forward_and_backward(read(paths)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
-    if number := min(_IMAGES, len(means)) // 2:
-        ends, _ = read(interpolate(means[:number], means[number : 2 * number], _STEPS))
-        pairs = {f"{row} to {row + number}": between for row, between in enumerate(ends)}
+    if num_pairs := min(_IMAGES, len(means)) // 2:
+        ends, _ = read(interpolate(means[:num_pairs], means[num_pairs : 2 * num_pairs], _STEPS))
+        pairs = {f"{row} to {row + num_pairs}": between for row, between in enumerate(ends)}
         folder.save_figure(
-            "interpolations", images.labeled_rows(pairs, f"from one test image to another ({what} of p(x|z))")
+            "interpolations", images.labeled_rows(pairs, f"from one test image to another ({kind} of p(x|z))")
         )
     else:
         _LOG.info("There is one test image, and none to interpolate to.")
@@ -95,7 +95,7 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
         folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
         grid, _ = read(_plane(_prior_units(program, x, seed, means)))
         folder.save_figure(
-            "manifold", images.side_by_side({f"{what} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD_SIZE)
+            "manifold", images.side_by_side({f"{kind} of p(x|z)": grid.flatten(0, 1)}, "the plane of z", _MANIFOLD_SIZE)
         )
 
 
@@ -114,25 +114,25 @@ def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: 
         return
     batch = Batch.of(x)
     truth = batch[:_IMAGES]
-    some = truth.x.clone()
-    height = some.shape[-2]
-    some[..., height // 2 :, :] = torch.nan
-    seen = some[0].numel() // height * (height // 2)
-    exact = inpaint_exact(program.model, truth, seen, seed)
+    holed = truth.x.clone()
+    height = holed.shape[-2]
+    holed[..., height // 2 :, :] = torch.nan
+    num_observed = holed[0].numel() // height * (height // 2)
+    exact = inpaint_exact(program.model, truth, num_observed, seed)
     if exact is not None:
-        found = {"draw": exact}
+        completed = {"draw": exact}
     else:
         bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
         try:
-            holes = truth.replace_x(some)
+            holes = truth.replace_x(holed)
             fill = batch.x.mean(0)
             imputed = impute(program.model, program.guide, holes, _ANNEALING, fill_value=fill, seed=seed, progress=bar)
         except ValueError as error:
             _LOG.info("Nothing is completed: %s", error)
             return
-        found = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
-    shown = {"seen": some.nan_to_num(0.5), **found, "truth": truth.x}
-    rows = {name: each.cpu() for name, each in shown.items()}
+        completed = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
+    shown = {"seen": holed.nan_to_num(0.5), **completed, "truth": truth.x}
+    rows = {name: row.cpu() for name, row in shown.items()}
     folder.save_figure("completions", images.labeled_rows(rows, "the lower half, given the upper one"))
 
 
@@ -144,12 +144,12 @@ def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
 
 def _plane(units: Tensor) -> Tensor:
     """Return a grid over two units (rows, columns, 2), at the quantiles of what each is drawn from (N, 2)."""
-    shares = (torch.arange(_MANIFOLD_SIZE, device=units.device) + 0.5) / _MANIFOLD_SIZE
-    across, up = torch.quantile(units, shares.to(units.dtype), dim=0).T
-    return torch.stack(torch.meshgrid(across, up.flip(0), indexing="xy"), -1)
+    quantiles = (torch.arange(_MANIFOLD_SIZE, device=units.device) + 0.5) / _MANIFOLD_SIZE
+    horizontal, vertical = torch.quantile(units, quantiles.to(units.dtype), dim=0).T
+    return torch.stack(torch.meshgrid(horizontal, vertical.flip(0), indexing="xy"), -1)
 
 
 def _forward_and_backward(frames: Tensor, per_row: int) -> list[np.ndarray]:
-    """Return frames of images (T, N, height, width) in [0, 1] as grids of grey levels, forwards and backwards."""
+    """Return frames of images (T, N, height, width) in [0, 1] as grids of gray levels, forwards and backwards."""
     tiles = [images.tile(frame, per_row) for frame in (*frames, *frames.flip(0)[1:-1])]
     return [(255 * tile).round().astype(np.uint8).repeat(_ZOOM, 0).repeat(_ZOOM, 1) for tile in tiles]

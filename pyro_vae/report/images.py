@@ -34,19 +34,19 @@ def image_grid(images: Tensor, title: str) -> Figure:
     return _grid(images, title, min(10, len(images)))
 
 
-def reconstructions(images: Tensor, decoded: Tensor, what: str) -> Figure:
+def reconstructions(images: Tensor, decoded: Tensor, kind: str) -> Figure:
     """Draw images and, under each, what p(x|z) gives for one draw of z from q(z|x), as many; see `are_pictures`.
 
     Args:
         images: (N, ...).
         decoded: of the same shape.
-        what: they are, such as "means of p(x|z)", for the title.
+        kind: what they are, such as "means of p(x|z)", for the title.
     """
     per_row = min(10, len(images))
     whole = len(images) // per_row * per_row
     rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, decoded)]
     pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, f"test images, and under them {what},\nz from q(z|x)", per_row)
+    return _grid(pairs, f"test images, and under them {kind},\nz from q(z|x)", per_row)
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
@@ -75,7 +75,7 @@ def labeled_rows(named: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
-    """Draw codes of two units (N, 2), coloured by the classes of their images (N,)."""
+    """Draw codes of two units (N, 2), colored by the classes of their images (N,)."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}

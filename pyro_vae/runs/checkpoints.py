@@ -40,8 +40,8 @@ class Checkpoints:
 
     def paths(self) -> dict[int, Path]:
         """Return the checkpoints by step, oldest first."""
-        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
+        return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
     def save(self, step: int, state: State) -> None:
         """Write the checkpoint of a step, then remove all but the newest two and the newest milestone.

@@ -42,8 +42,8 @@ def fit_in_folder(
     """
     milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
     checkpoints = Checkpoints(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
-    if found := checkpoints.newest():
-        step, state = found
+    if newest := checkpoints.newest():
+        step, state = newest
         fit.load_state_dict(state)
         checkpoints.quarantine_after(step)
     folder.truncate_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
@@ -109,14 +109,14 @@ def run_with_checkpoints(
 
 
 def _roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError) -> None:
-    found = checkpoints.newest(milestone=True)
-    if found is None:
+    newest = checkpoints.newest(milestone=True)
+    if newest is None:
         raise error
-    step, state = found
-    number = fit.rollbacks + 1
+    step, state = newest
+    num_rollbacks = fit.rollbacks + 1
     fit.load_state_dict(state)
     # From the state alone, so that a run killed before its next checkpoint does the same again.
-    fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (number - fit.rollbacks))
-    fit.rollbacks = number
+    fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (num_rollbacks - fit.rollbacks))
+    fit.rollbacks = num_rollbacks
     checkpoints.delete_after(step)
-    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, number, step)
+    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, num_rollbacks, step)

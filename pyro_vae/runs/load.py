@@ -39,12 +39,12 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
     saved = read_config(folder.config_path)
     if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
-    own = saved.program not in programs.NAMES
-    program = changes.get("program", None if own else saved.program)
-    if program is None or (program != saved.program and not (own and ":" in program)):
-        place = ", with the path that the file has here" if own else ", and no other program"
-        raise UserError(f"{folder.path} is of --program {saved.program!r}: give that flag{place}.")
-    names = [each.rpartition(":")[2] for each in (saved.program, program)]
+    is_own = saved.program not in programs.NAMES
+    program = changes.get("program", None if is_own else saved.program)
+    if program is None or (program != saved.program and not (is_own and ":" in program)):
+        hint = ", with the path that the file has here" if is_own else ", and no other program"
+        raise UserError(f"{folder.path} is of --program {saved.program!r}: give that flag{hint}.")
+    names = [spec.rpartition(":")[2] for spec in (saved.program, program)]
     if names[0] != names[1]:
         raise UserError(f"{folder.path} is of the factory {names[0]!r}, and --program {program} names {names[1]!r}.")
     return replace(saved, **changes).resolve()
@@ -85,13 +85,13 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         UserError: the images or the checkpoint are not there, or not good.
     """
     images = load_images(config, download=download)
-    found = Checkpoints(folder.checkpoints, folder.config()).newest()
-    if found is None:
+    newest = Checkpoints(folder.checkpoints, folder.config()).newest()
+    if newest is None:
         raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
-        averaged = found[1].get("average")
-        weights = found[1].get("svi", {}) if averaged is None else averaged
+        averaged = newest[1].get("average")
+        weights = newest[1].get("svi", {}) if averaged is None else averaged
         load_program_state(program.model, program.guide, weights, example(program, images))
         run = make_run(config, images, program)
     return replace(run, program=IsolatedProgram(program, store))

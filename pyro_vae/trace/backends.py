@@ -99,12 +99,12 @@ class CompiledBackend(EagerBackend):
         except TypeError:
             self._refuse(key, "an argument of the program is neither a tensor nor hashable")
             return None
-        number = len(tensors)
+        num_tensors = len(tensors)
         form = (frozen, rest, [(tensor.shape, tensor.dtype) for tensor in (*tensors, *latents)])
         if key not in self._graphs:  # a graph looks around its program once, and not at every chunk
 
             def of_tensors(*inputs: Tensor) -> Any:
-                return function(build(list(inputs[:number])), list(inputs[number:]))
+                return function(build(list(inputs[:num_tensors])), list(inputs[num_tensors:]))
 
             self._graphs[key] = Graph(of_tensors, program, *batch.non_tensors()), form
         graph, compiled = self._graphs[key]

@@ -112,18 +112,18 @@ class Batch:
         if len(self.args) == 1 and self.args[0] is self.x and not self.kwargs:  # the usual one, at every step
             return [self.x], _alone, None
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
-        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        indices = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         others = tuple((index, leaf) for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
         hash(others)
 
         def build(tensors: list[Tensor]) -> Batch:
             filled = list(leaves)
-            for index, tensor in zip(places, tensors, strict=True):
+            for index, tensor in zip(indices, tensors, strict=True):
                 filled[index] = tensor
             args, kwargs = pytree.tree_unflatten(filled, structure)
             return Batch(*args, **kwargs)
 
-        return [leaves[index] for index in places], build, (structure, others)
+        return [leaves[index] for index in indices], build, (structure, others)
 
 
 def _alone(tensors: list[Tensor]) -> Batch:

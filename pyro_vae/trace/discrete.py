@@ -30,7 +30,7 @@ def find_enumerated_sites(result: ParticleTrace) -> tuple[FiniteSite, ...]:
 
 
 def _finite_sites(result: ParticleTrace, names: list[str], why: str) -> tuple[FiniteSite, ...]:
-    found = []
+    sites = []
     for name in names:
         site = make_finite_site(name, result.sites[name]["fn"], result.values_of([name])[name])
         if site is None:
@@ -42,9 +42,9 @@ def _finite_sites(result: ParticleTrace, names: list[str], why: str) -> tuple[Fi
             raise UserError(
                 f"Site {name!r} is shared by all images and cannot be summed out for each: draw it in the guide."
             )
-        found.append(site)
-    count_states(found)
-    return tuple(found)
+        sites.append(site)
+    count_states(sites)
+    return tuple(sites)
 
 
 def check_sizes(result: ParticleTrace) -> None:
@@ -54,8 +54,8 @@ def check_sizes(result: ParticleTrace) -> None:
         ValueError: names the site.
     """
     for site in (*result.layout.summed, *result.layout.enumerated):
-        for each in result.in_each_trace(site.name):
-            support = support_values(each["fn"])
+        for trace_site in result.in_each_trace(site.name):
+            support = support_values(trace_site["fn"])
             if support is None or support.numel() != len(site.element_values):
                 raise UserError(
                     f"The values of site {site.name!r} depend on other latents or on the image, so that they cannot be "

@@ -20,8 +20,8 @@ def unwrap(distribution: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(distribution, MaskedDistribution):
             masks.append((torch.as_tensor(distribution._mask), len(distribution.event_shape)))
         distribution = distribution.base_dist
-    own = len(distribution.event_shape)
-    return distribution, [mask[(..., *[None] * (dims - own))] for mask, dims in masks]
+    event_dim = len(distribution.event_shape)
+    return distribution, [mask[(..., *[None] * (dims - event_dim))] for mask, dims in masks]
 
 
 def support_of(distribution: Any) -> Any:

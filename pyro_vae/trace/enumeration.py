@@ -81,14 +81,14 @@ def count_states(sites: Iterable[FiniteSite]) -> int:
         ValueError: there are more than `MAX_STATES`.
     """
     sites = list(sites)
-    number = math.prod(site.size for site in sites)
-    if number > MAX_STATES:
+    count = math.prod(site.size for site in sites)
+    if count > MAX_STATES:
         names = " and ".join(repr(site.name) for site in sites)
         raise UserError(
-            f"{names} would be summed out, with {number} joint values for each image and at most {MAX_STATES} allowed: "
+            f"{names} would be summed out, with {count} joint values for each image and at most {MAX_STATES} allowed: "
             "draw some of them in the guide."
         )
-    return number
+    return count
 
 
 def expand_over_states(
@@ -96,21 +96,21 @@ def expand_over_states(
 ) -> dict[str, Tensor]:
     """Return latents (K, B, ...) beside every joint value of the others, {site: (S * K, B, ...)}, K inside S."""
     states = count_states(sites)
-    found = {name: value.repeat(states, *[1] * (value.dim() - 1)) for name, value in values.items()}
+    expanded = {name: value.repeat(states, *[1] * (value.dim() - 1)) for name, value in values.items()}
     for name, value in joint_values(sites, x.device).items():
-        found[name] = value.expand(-1, num_samples, len(x), *value.shape[3:]).flatten(0, 1)
-    return found
+        expanded[name] = value.expand(-1, num_samples, len(x), *value.shape[3:]).flatten(0, 1)
+    return expanded
 
 
 def joint_values(sites: Collection[FiniteSite], device: torch.device) -> dict[str, Tensor]:
     """Return every joint value of some sites, {site: (S, 1, 1, ...)}."""
     states = inner = count_states(sites)
-    found = {}
+    values_by_site = {}
     for site in sites:
         inner //= site.size
-        own = torch.arange(states, device=device) // inner % site.size
-        found[site.name] = site.values(device)[own].view(states, 1, 1, *site.shape)
-    return found
+        index = torch.arange(states, device=device) // inner % site.size
+        values_by_site[site.name] = site.values(device)[index].view(states, 1, 1, *site.shape)
+    return values_by_site
 
 
 def support_values(distribution: Any) -> Tensor | None:

@@ -114,8 +114,8 @@ def trace_summed(
         everywhere = expand_over_states(layout.summed, values, num_samples, batch.x)
     of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
     native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
-    number = num_samples * count_states(layout.summed)
-    result = trace_in_layout(program, batch, number, layout, everywhere, native)
+    num_runs = num_samples * count_states(layout.summed)
+    result = trace_in_layout(program, batch, num_runs, layout, everywhere, native)
     check_sizes(result)
     return result
 

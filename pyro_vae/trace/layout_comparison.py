@@ -53,17 +53,19 @@ def choose_agreeing_layout(program: Program, batch: Batch, layouts: list[Layout]
     """Return the first layout that has the densities of single runs at given values."""
     reason = None
     try:
-        right = [_numbers(program, batch, 1, layouts[0], {n: z[k : k + 1] for n, z in held.items()}) for k in range(2)]
-        expected = {name: torch.cat([part[name] for part in right]) for name in right[0]}
+        singles = [
+            _numbers(program, batch, 1, layouts[0], {n: z[k : k + 1] for n, z in held.items()}) for k in range(2)
+        ]
+        expected = {name: torch.cat([part[name] for part in singles]) for name in singles[0]}
     except Exception as error:  # noqa: BLE001 -- a flow without an inverse, for one: nothing can be compared
         return with_reason(program, layouts[-1], _in_short(error))
     for layout in layouts[:-1]:
         try:
-            found = _numbers(program, batch, NUM_COMPARED, layout, held)
+            densities = _numbers(program, batch, NUM_COMPARED, layout, held)
         except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
             reason = reason or _in_short(error)
             continue
-        if all(_agree(found[name], expected[name]) for name in expected):
+        if all(_agree(densities[name], expected[name]) for name in expected):
             return with_reason(program, layout, reason)
         reason = reason or "its densities would change"
     return with_reason(program, layouts[-1], reason)
@@ -85,15 +87,15 @@ def _numbers(program: Program, batch: Batch, num_samples: int, layout: Layout, h
 def _place(site: Mapping[str, object]) -> Tensor:
     """Return where a `Delta` lies, in the shape of its value."""
     value: Tensor = site["value"]  # type: ignore[assignment]
-    place: Tensor = unwrap(site["fn"])[0].v
-    return place.reshape(value.shape) if place.numel() == value.numel() else place.expand(value.shape)
+    location: Tensor = unwrap(site["fn"])[0].v
+    return location.reshape(value.shape) if location.numel() == value.numel() else location.expand(value.shape)
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def _agree(actual: Tensor, expected: Tensor) -> bool:
     """Whether two results are the same but for rounding in the precision of the default dtype."""
-    small = torch.finfo(torch.get_default_dtype()).eps
-    return found.shape == expected.shape and torch.allclose(
-        found.double(), expected.double(), rtol=100 * small, atol=1e4 * small, equal_nan=True
+    eps = torch.finfo(torch.get_default_dtype()).eps
+    return actual.shape == expected.shape and torch.allclose(
+        actual.double(), expected.double(), rtol=100 * eps, atol=1e4 * eps, equal_nan=True
     )
 
 
@@ -120,11 +122,11 @@ def choose_summed_layout(
             with seeded(batch.x, 0):
                 expected = trace_summed(program, batch, values, repeated).terms().densities
             with seeded(batch.x, 0):
-                found = trace_summed(program, batch, values, by_states).terms().densities
+                densities = trace_summed(program, batch, values, by_states).terms().densities
         except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
             _in_short(error)
             return repeated
-    same = found.keys() == expected.keys() and all(_agree(found[name], expected[name]) for name in expected)
+    same = densities.keys() == expected.keys() and all(_agree(densities[name], expected[name]) for name in expected)
     return by_states if same else repeated
 
 
@@ -134,7 +136,7 @@ def rows_agree(model: Program, guide: Program, batch: Batch, values: Values, lay
     single = layout._replace(kind="singly")
     with comparison_context(batch, model, guide):
         return all(
-            choose_agreeing_layout(each, batch, [rows, single], values).kind == "rows" for each in (model, guide)
+            choose_agreeing_layout(program, batch, [rows, single], values).kind == "rows" for program in (model, guide)
         )
 
 

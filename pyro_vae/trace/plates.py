@@ -120,9 +120,9 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
 
 def _names(sites: list[Site], size: int, *, every: bool) -> list[str]:
     """Return the names of the plates of a size, or of no size, around every one or any of the sites."""
-    each = [[frame.name for frame in plates_of(site) if frame.size in (size, -1)] for site in sites]
-    names = list(dict.fromkeys(name for found in each for name in found))
-    return [name for name in names if not every or all(name in found for found in each)]
+    names_of_sites = [[frame.name for frame in plates_of(site) if frame.size in (size, -1)] for site in sites]
+    names = list(dict.fromkeys(name for site_names in names_of_sites for name in site_names))
+    return [name for name in names if not every or all(name in site_names for site_names in names_of_sites)]
 
 
 def _holds_rows(site: Site, name: str, x: Tensor) -> bool:
@@ -147,9 +147,9 @@ def _no_data_plate(anchors: list[Site], size: int) -> str:
 
 def data_plate_message(site: Site, size: int) -> str:
     """Return the message about a site that does not stand in the data plate."""
-    found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates_of(site)) or "none"
+    plates = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates_of(site)) or "none"
     return (
-        f"Site {site['name']!r} must stand in one data plate of size {size}, found {found}: write "
+        f"Site {site['name']!r} must stand in one data plate of size {size}, found {plates}: write "
         "`with pyro.plate('data', x.shape[0])` around it."
     )
 

@@ -143,8 +143,11 @@ class ParticleTrace:
                 continue  # drawn from the model itself: its density cancels
             plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.in_each_trace(name)]
             if name in self.summed:
-                of = next(finite for finite in self.layout.summed if finite.name == name)
-                plain = [mask_as_uniform(term, s, of) for term, s in zip(plain, self.in_each_trace(name), strict=True)]
+                finite_site = next(finite for finite in self.layout.summed if finite.name == name)
+                plain = [
+                    mask_as_uniform(term, s, finite_site)
+                    for term, s in zip(plain, self.in_each_trace(name), strict=True)
+                ]
             if is_unit(site["scale"]):
                 density = weighted = self._spread(name, plain)
             else:
@@ -164,9 +167,9 @@ class ParticleTrace:
             return densities
         return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
 
-    def per_image(self, name: str, of: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
+    def per_image(self, name: str, fn: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
         """Return a quantity of a site, a function of it of its batch shape and `extra` dimensions: (K, B, *extra)."""
-        return self.join(name, lambda site: per_image(of(site), site, self.frame, extra))
+        return self.join(name, lambda site: per_image(fn(site), site, self.frame, extra))
 
     def _is_unobserved(self, name: str) -> bool:
         """Whether a site is what an `obs_mask` leaves out, and the model alone draws."""
@@ -180,9 +183,9 @@ class ParticleTrace:
         """Return a site of every trace."""
         return [trace.nodes[name] for trace in self.traces]
 
-    def join(self, name: str, of: Callable[[Site], Tensor]) -> Tensor:
+    def join(self, name: str, fn: Callable[[Site], Tensor]) -> Tensor:
         """Return a function of a site, of every trace, joined over particles."""
-        parts = [of(site) for site in self.in_each_trace(name)]
+        parts = [fn(site) for site in self.in_each_trace(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _spread(self, name: str, terms: list[Tensor]) -> Tensor:

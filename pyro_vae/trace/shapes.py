@@ -48,8 +48,8 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     known = {*kept, *(batch + plate.dim for plate in plates)}
     if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
         raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
-    if others := [axis for axis in range(batch) if axis not in kept]:
-        tensor = tensor.sum(others)
+    if summed := [axis for axis in range(batch) if axis not in kept]:
+        tensor = tensor.sum(summed)
     if frame.kind == "rows" and local:
         return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
@@ -80,18 +80,18 @@ def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
 def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
     event = site["fn"].event_dim
-    own = sorted(plate.dim for plate in plates_of(site))
+    dims = sorted(plate.dim for plate in plates_of(site))
     local = in_data_plate(site, frame)
     batch = value.dim() - event
     leading = [dim for dim in frame.leading if batch + dim >= 0]
-    kept = leading + own
+    kept = leading + dims
     if local and batch + frame.data.dim < 0:
         raise UserError(_wrong_shape(site, value.shape[:batch], frame))
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
     first = len(leading)
-    if local and (place := first + own.index(frame.data.dim)) != first:
-        value = value.movedim(place, first)
+    if local and (index := first + dims.index(frame.data.dim)) != first:
+        value = value.movedim(index, first)
     if frame.kind == "rows":
         return value.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
@@ -104,7 +104,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
 
     Of ``states`` it takes what does not depend on them, (K, B, ...), or does, (S, 1, 1, ...).
     """
-    own = sorted(plate.dim for plate in plates_of(site))
+    own_dims = sorted(plate.dim for plate in plates_of(site))
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
         if not local:
@@ -114,11 +114,11 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
         value = value[0]
     leading = frame.leading
     if frame.kind == "states":
-        leading = leading[len(own) + site["fn"].event_dim + len(leading) - value.dim() :]
+        leading = leading[len(own_dims) + site["fn"].event_dim + len(leading) - value.dim() :]
     first = len(leading)
-    if local and (place := first + own.index(frame.data.dim)) != first:
-        value = value.movedim(first, place)
-    dims = leading + own
+    if local and (index := first + own_dims.index(frame.data.dim)) != first:
+        value = value.movedim(first, index)
+    dims = leading + own_dims
     for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
         if dim not in dims:
             value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)

@@ -37,13 +37,13 @@ def find_x_elements(model: Program, batch: Data, values: Values | None = None) -
         on such an x, or observes something else than its elements.
     """
     batch = Batch.of(batch)
-    size, number = max(1, batch.x[0].numel()), len(batch)
+    size, num_images = max(1, batch.x[0].numel()), len(batch)
     given = {name: value[:1] for name, value in (values or {}).items()}
-    if number * size < _EXACT:
-        return _whole_numbers(model, batch, torch.arange(number * size), given)
+    if num_images * size < _EXACT:
+        return _whole_numbers(model, batch, torch.arange(num_images * size), given)
     # Of many images the element of an image and the number of the image, one after the other.
-    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(number), given)
-    images = _whole_numbers(model, batch, torch.arange(number).repeat_interleave(size), given)
+    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(num_images), given)
+    images = _whole_numbers(model, batch, torch.arange(num_images).repeat_interleave(size), given)
     return {name: pixels[name] + size * images[name] for name in pixels if name in images}
 
 
@@ -56,16 +56,18 @@ def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values)
     last = int(numbers.max())
     if not torch.equal(numbers.to(batch.x.dtype).long(), numbers):
         return {}
-    found, opposite = (_observed(model, batch, each.to(batch.x.dtype), given) for each in (numbers, last - numbers))
+    ascending, descending = (
+        _observed(model, batch, values.to(batch.x.dtype), given) for values in (numbers, last - numbers)
+    )
     return {
         name: value.long()
-        for name, value in found.items()
+        for name, value in ascending.items()
         if value.numel()
         and int(value.min()) >= 0
         and int(value.max()) <= last
         and (value == value.long()).all()
-        and name in opposite
-        and torch.equal(opposite[name], last - value)
+        and name in descending
+        and torch.equal(descending[name], last - value)
     }
 
 
@@ -97,10 +99,10 @@ def find_image_site(model: Program, batch: Data, values: Values | None = None) -
     )
 
 
-def to_images(of_site: Tensor, index: Tensor, template: Tensor) -> Tensor:
+def to_images(quantity: Tensor, index: Tensor, template: Tensor) -> Tensor:
     """Bring a quantity of the elements of a site into the shape of x: (B, ...), by the site's `find_x_elements`."""
-    images = torch.empty(template.numel(), dtype=of_site.dtype, device=of_site.device)
-    images[index.flatten()] = of_site.expand(index.shape).flatten()
+    images = torch.empty(template.numel(), dtype=quantity.dtype, device=quantity.device)
+    images[index.flatten()] = quantity.expand(index.shape).flatten()
     return images.reshape(template.shape)
 
 
@@ -121,7 +123,7 @@ def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
         ValueError: an element of x is not observed, or twice; the distribution of one depends on x itself; or other
             observed data depend on the latents, so that these would not be a draw of the posterior.
     """
-    alone = isinstance(template, Tensor)
+    is_tensor = isinstance(template, Tensor)
     template = Batch.of(template)
     index_of = find_x_elements(model, template)
     held = torch.cat([index.flatten() for index in index_of.values()]) if index_of else torch.empty(0)
@@ -144,7 +146,7 @@ def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
             flat[index.flatten()] = value.flatten().to(flat)
         batch = template.replace_x(flat.reshape(template.x.shape))
         _check_simulated(model, batch, result, trace_particles(model, batch, 1, result.values), drawn.values)
-    return batch.x if alone else batch, result.values
+    return batch.x if is_tensor else batch, result.values
 
 
 def _check_simulated(
@@ -157,10 +159,10 @@ def _check_simulated(
         before, after = (log_prob({**run.sites[name], "value": value}) for run in (first, again))
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
             raise UserError(f"The distribution of site {name!r} depends on x itself: no image can be simulated.")
-    others = [name for name in again.observed if name not in drawn]
-    if others and again.latents:
+    other_sites = [name for name in again.observed if name not in drawn]
+    if other_sites and again.latents:
         fresh = trace_particles(model, batch)
-        for name in others:
+        for name in other_sites:
             before, after = (
                 scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (fresh.sites[name], again.sites[name])
             )

@@ -15,7 +15,7 @@ from pyro_vae.trace.run_result import ParticleTrace, Values
 
 
 def check_trace_support(result: ParticleTrace) -> None:
-    """Refuse data that an observed site cannot have produced, such as grey pixels under a Bernoulli.
+    """Refuse data that an observed site cannot have produced, such as gray pixels under a Bernoulli.
 
     Raises:
         ValueError: names the site, a value that lies outside, and the distribution.

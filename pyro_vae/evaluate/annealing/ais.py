@@ -80,7 +80,7 @@ class AISResult:
 
     @property
     def ess(self) -> Array:
-        """Effective number of chains (N,), one over the sum of squared normalised weights."""
+        """Effective number of chains (N,), one over the sum of squared normalized weights."""
         return np.exp(2 * np.logaddexp.reduce(self.log_w, 0) - np.logaddexp.reduce(2 * self.log_w, 0))
 
     @staticmethod

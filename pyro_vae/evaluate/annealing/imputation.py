@@ -112,8 +112,10 @@ def impute(
         second = (weights * (of_pixels(lambda pixels: pixels.variance) + pixel_means.square())).sum(0)
         log_missing = None
         if truth is not None:
-            there = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
-            rows = there.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else there
+            truth_elements = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
+            rows = (
+                truth_elements.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else truth_elements
+            )
             log_p = torch.where(gaps, of_pixels(lambda pixels: pixels.log_prob(rows)), 0.0).double().flatten(2).sum(-1)
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
         chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)

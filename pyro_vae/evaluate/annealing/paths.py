@@ -2,7 +2,7 @@ r"""Annealing paths: from a distribution that can be drawn to the posterior of e
 
     f_b(z) = f_0(z)^(1-b) p(x, z)^b,    0 = b_0 < b_1 < ... < b_T = 1,
 
-with f_0 the prior p(z) or the guide q(z|x), both normalised, so that the integral of f_1 over that of f_0 is p(x).
+with f_0 the prior p(z) or the guide q(z|x), both normalized, so that the integral of f_1 over that of f_0 is p(x).
 Densities are over the unconstrained latents u (K, B, D).
 """
 
@@ -118,9 +118,9 @@ class AnnealingPath:
     def _check_supports(self, p: ParticleTrace) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
         u = self.space.join(p.values_of(self.names))
-        other = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
+        moved = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
         for name, value in p.values_of(self.names).items():
-            if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
+            if not torch.allclose(value, moved[name], rtol=1e-3, atol=1e-3):
                 raise UserError(f"The support of latent site {name!r} moves with other latents: it cannot be annealed.")
 
     def _check_guide(self, q: ParticleTrace) -> None:

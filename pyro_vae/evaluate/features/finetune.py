@@ -49,7 +49,7 @@ def finetune(
 
     Args:
         guide: program of q(z|x).
-        x: labelled images (N, ...).
+        x: labeled images (N, ...).
         classes: of these (N,), two at least.
         test: images to classify (M, ...).
         num_steps: of Adam, on batches of 100 images or of all there are. None takes 300, or two turns through all
@@ -124,13 +124,13 @@ def _restored_after(parameters: Sequence[Tensor]) -> Iterator[None]:
             p.data, p.grad = data, gradient
 
 
-def _default_num_steps(number: int) -> int:
-    return min(max(_MIN_STEPS, -(-_PASSES * number // _BATCH_SIZE)), _MAX_STEPS)
+def _default_num_steps(num_images: int) -> int:
+    return min(max(_MIN_STEPS, -(-_PASSES * num_images // _BATCH_SIZE)), _MAX_STEPS)
 
 
-def _batches(number: int, num_steps: int) -> Iterator[Tensor]:
+def _batches(num_images: int, num_steps: int) -> Iterator[Tensor]:
     """Yield the places of so many batches; no image comes again before all have come."""
-    size = min(_BATCH_SIZE, number)
-    turns = -(-num_steps * size // number)
-    order = [torch.randperm(number, device="cpu") for _ in range(turns)]
+    size = min(_BATCH_SIZE, num_images)
+    passes = -(-num_steps * size // num_images)
+    order = [torch.randperm(num_images, device="cpu") for _ in range(passes)]
     yield from torch.cat(order or [torch.empty(0)]).split(size)[:num_steps]

@@ -57,12 +57,12 @@ class FeatureNetwork(nn.Module):
     def accuracy(self, x: Tensor, classes: Tensor) -> float:
         """Return the share of images whose class it knows: whether its features are worth anything."""
         with torch.no_grad():
-            found = torch.cat([self(part).argmax(1) for part in x.split(1000)])
-        return float((found == classes).double().mean())
+            predicted = torch.cat([self(part).argmax(1) for part in x.split(1000)])
+        return float((predicted == classes).double().mean())
 
 
 def train_feature_network(x: Tensor, classes: Tensor, seed: int) -> FeatureNetwork:
-    """Train a network on labelled images, as the programs to be judged observe them.
+    """Train a network on labeled images, as the programs to be judged observe them.
 
     Args:
         x: images (N, *pixels).
@@ -91,10 +91,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if min(len(a), len(b)) < 2:
         raise UserError(f"A covariance needs two images or more, and there are {len(a)} and {len(b)}.")
     a, b = a.double(), b.double()
-    first, second = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
+    cov_a, cov_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     # The eigenvalues of cov a cov b are those of this symmetric matrix.
-    product = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    product = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     shift = (a.mean(0) - b.mean(0)).square().sum()
-    return float((shift + first.trace() + second.trace() - 2 * product).clamp(min=0))
+    return float((shift + cov_a.trace() + cov_b.trace() - 2 * product).clamp(min=0))

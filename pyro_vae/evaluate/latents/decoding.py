@@ -108,8 +108,8 @@ def inpaint_exact(model: Program, x: Data, num_observed: int, seed: int | None =
         return None if inpaint is None or others or result.values else inpaint(batch.x, num_observed)
 
 
-def _of_images(model: Program, template: Data, values: Values, of: Callable[[Any], Tensor]) -> Tensor:
+def _of_images(model: Program, template: Data, values: Values, fn: Callable[[Any], Tensor]) -> Tensor:
     """Return what a function makes of p(x|z), its mean or a draw, in the shape of x."""
     batch = Batch.of(template)
     name, index = find_image_site(model, batch, values)
-    return to_images(of(trace_particles(model, batch, 1, values).observed[name][0]), index, batch.x).to(batch.x.dtype)
+    return to_images(fn(trace_particles(model, batch, 1, values).observed[name][0]), index, batch.x).to(batch.x.dtype)

@@ -30,8 +30,8 @@ def decode_units(model: Program, guide: Program, x: Data, units: Tensor, seed: i
     batch = Batch.of(x)
     template = batch.expand(len(rows))
     values = _sites(rows, sample_posterior(guide, batch[:1], seed=0))
-    images, what = decode_mean_or_sample(model, template, values, seed)
-    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), what
+    images, kind = decode_mean_or_sample(model, template, values, seed)
+    return images.reshape(*units.shape[:-1], *batch.x.shape[1:]), kind
 
 
 def traverse(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
@@ -47,20 +47,20 @@ def traverse(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int)
     Returns:
         Latents (R, T, units).
     """
-    way = torch.linspace(0, 1, steps, dtype=base.dtype, device=base.device).unsqueeze(1)
-    values = low[units] + way * (high - low)[units]  # (T, R)
+    progress = torch.linspace(0, 1, steps, dtype=base.dtype, device=base.device).unsqueeze(1)
+    values = low[units] + progress * (high - low)[units]  # (T, R)
     moving = torch.nn.functional.one_hot(units, len(base)).bool().unsqueeze(1)
     return torch.where(moving, values.T.unsqueeze(-1), base)
 
 
-def interpolate(first: Tensor, second: Tensor, steps: int) -> Tensor:
+def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
     """Return the straight ways from latents (R, units) to others: (R, T, units), both ends included."""
-    way = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).view(-1, 1)
-    return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), way)
+    progress = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).view(-1, 1)
+    return torch.lerp(start.unsqueeze(1), end.unsqueeze(1), progress)
 
 
 def most_visible_units(
-    model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, number: int
+    model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, num_units: int
 ) -> Tensor:
     """Return the units whose move from low to high changes the image most, in squared error, the first most.
 
@@ -71,12 +71,12 @@ def most_visible_units(
         base: as `traverse`, like those that follow.
         low: where each begins.
         high: where each ends.
-        number: of units, at most.
+        num_units: of units, at most.
     """
-    every = torch.arange(len(base), device=base.device)
-    ends, _ = decode_units(model, guide, x, traverse(base, low, high, every, 2), seed=0)
+    all_units = torch.arange(len(base), device=base.device)
+    ends, _ = decode_units(model, guide, x, traverse(base, low, high, all_units, 2), seed=0)
     change = (ends[:, 0] - ends[:, 1]).double().square().flatten(1).sum(1)
-    return change.argsort(descending=True, stable=True)[:number]
+    return change.argsort(descending=True, stable=True)[:num_units]
 
 
 def _sites(units: Tensor, template: Values) -> Values:

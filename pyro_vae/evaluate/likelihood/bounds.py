@@ -43,8 +43,8 @@ def iwae(log_w: Tensor, k: int) -> Tensor:
 
 def error_over_groups(groups: Tensor) -> Tensor:
     """Return the standard error (B,) of the mean over groups (G, B); with a single one there is none, NaN."""
-    number = len(groups)
-    return groups.std(0) / math.sqrt(number) if number > 1 else torch.full_like(groups[0], math.nan)
+    num_groups = len(groups)
+    return groups.std(0) / math.sqrt(num_groups) if num_groups > 1 else torch.full_like(groups[0], math.nan)
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -65,9 +65,9 @@ class Scorer:
         start = 0
         while start < num_samples:
             size = min(self.chunk, num_samples - start)
-            here = slice(start, start + size)
+            rows = slice(start, start + size)
             try:
-                given = {name: z[here] for name, z in values.items()}
+                given = {name: z[rows] for name, z in values.items()}
                 sites = self.backend.log_density(self.model, self.batch, given, self.layout)
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
@@ -77,7 +77,7 @@ class Scorer:
                 continue
             shape = (size, len(self.batch))
             latent = [sites.pop(name) for name in values]
-            guide = [value[here] for value in log_q.values()]
+            guide = [value[rows] for value in log_q.values()]
             yield tuple(_total(terms, shape, self.batch.x) for terms in (list(sites.values()), latent, guide))
             start += size
 

@@ -30,7 +30,7 @@ def psis(log_w: np.ndarray) -> PSISResult:
     """Fit the tail of each image's importance weights, and average them with that tail smoothed.
 
     Args:
-        log_w: log importance weights (K, N), not normalised.
+        log_w: log importance weights (K, N), not normalized.
 
     Returns:
         k-hat: below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable. NaN where it
@@ -65,11 +65,11 @@ def count_khat(khat: np.ndarray, num_samples: int) -> tuple[int, int]:
 
 def describe_khat(khat: np.ndarray, num_samples: int) -> str:
     """Say in words what the k-hats (N,) mean."""
-    bad, number = count_khat(khat, num_samples)
-    if number == 0:
+    bad, num_khat = count_khat(khat, num_samples)
+    if num_khat == 0:
         return "k-hat does not exist: too few draws, or weights that are equal or not finite"
-    words = f"unreliable for {bad} of {number} images" if bad else f"good for all {number} images"
-    missing = "" if number == len(khat) else f", without k-hat for {len(khat) - number}"
+    words = f"unreliable for {bad} of {num_khat} images" if bad else f"good for all {num_khat} images"
+    missing = "" if num_khat == len(khat) else f", without k-hat for {len(khat) - num_khat}"
     return f"{words}{missing} (good: k-hat <= {khat_threshold(num_samples):.2f})"
 
 
@@ -87,16 +87,16 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     """
     import arviz
 
-    number = len(next(iter(log_likelihoods.values())))
+    num_images = len(next(iter(log_likelihoods.values())))
     # Under numbers: pandas refuses names that are no Unicode, as those of files may be.
-    names = {f"m{place}": name for place, name in enumerate(log_likelihoods)}
+    names = {f"m{index}": name for index, name in enumerate(log_likelihoods)}
     data = {key: _elpd(log_likelihoods[name]) for key, name in names.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
         # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
         extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
         table = arviz.compare(data, method="pseudo-BMA", **extra)
-    rows = {names[key]: (abs(row["elpd_diff"]) / number, row["dse"] / number) for key, row in table.iterrows()}
+    rows = {names[key]: (abs(row["elpd_diff"]) / num_images, row["dse"] / num_images) for key, row in table.iterrows()}
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
 
 
@@ -104,8 +104,8 @@ def _elpd(values: np.ndarray) -> Any:
     import arviz
     import xarray
 
-    number = len(values)
-    total, error = float(values.sum()), float(math.sqrt(number * values.var()))
+    num_images = len(values)
+    total, error = float(values.sum()), float(math.sqrt(num_images * values.var()))
     points = xarray.DataArray(values, dims="image")
     if is_arviz_1():
         return arviz.ELPDData(
@@ -113,7 +113,7 @@ def _elpd(values: np.ndarray) -> Any:
             se=error,
             p=math.nan,
             n_samples=1,
-            n_data_points=number,
+            n_data_points=num_images,
             scale="log",
             warning=False,
             good_k=0.7,
@@ -124,7 +124,7 @@ def _elpd(values: np.ndarray) -> Any:
         "se": error,
         "p_loo": math.nan,
         "n_samples": 1,
-        "n_data_points": number,
+        "n_data_points": num_images,
     }
     fields |= {"warning": False, "loo_i": points, "scale": "log"}
     return arviz.ELPDData(data=list(fields.values()), index=list(fields))
@@ -163,5 +163,5 @@ def _fit(log_w: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(khat):
         second, first = np.partition(log_w, -2)[-2:]
         return math.nan, math.inf if first - second > _DOMINANT else math.nan
-    least = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalisation
-    return float(log_w[least] - normalized[least]), float(khat)
+    smallest = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalization
+    return float(log_w[smallest] - normalized[smallest]), float(khat)

@@ -41,7 +41,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Particle
     alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
     images = batch.replace_x(_copied(batch.x))
-    for what, program, run in (("model", model, p), ("guide", guide, q)):
+    for kind, program, run in (("model", model, p), ("guide", guide, q)):
         of_first = partial(_of_first, program, Layout("plain", run.frame.data))
         try:
             before = of_first(batch, values)
@@ -53,7 +53,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Particle
         except Exception:  # noqa: BLE001 -- any program may fail in its own way
             return
         raise UserError(
-            f"The {what} scores an image at site {name!r} by the images beside it: what depends on the other images of "
+            f"The {kind} scores an image at site {name!r} by the images beside it: what depends on the other images of "
             "a batch is no density of one. Give BatchNorm running statistics and put it into evaluation mode."
         )
 

@@ -69,8 +69,8 @@ class Scores:
             return f"no log p(x): {self.reason} (distortion {distortion:.2f} nats, K = {self.num_samples}, {images})"
         error = standard_error(self.log_likelihood)
         mean = f"{self.log_likelihood.mean():.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}")
-        bad, number = count_khat(self.khat, self.num_samples)
-        khat = f"k-hat > {khat_threshold(self.num_samples):.2f} for {bad} of {number}" if number else "no k-hat"
+        bad, num_khat = count_khat(self.khat, self.num_samples)
+        khat = f"k-hat > {khat_threshold(self.num_samples):.2f} for {bad} of {num_khat}" if num_khat else "no k-hat"
         return f"log p(x) {mean} nats (ELBO {self.elbo.mean():.2f}, K = {self.num_samples}, {images}); {khat}"
 
     @staticmethod
@@ -135,10 +135,10 @@ def score(
     return Scores.concatenate(
         scores_from_terms(
             log_weight_terms(
-                model, guide, batch, num_samples, chunk=chunk, seed=derive_seed(seed, "batch", number), backend=backend
+                model, guide, batch, num_samples, chunk=chunk, seed=derive_seed(seed, "batch", index), backend=backend
             )
         )
-        for number, batch in enumerate(bar)
+        for index, batch in enumerate(bar)
     )
 
 
@@ -149,8 +149,8 @@ def scores_from_terms(terms: LogWeightTerms) -> Scores:
     log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * log_sum - log_sum_squares).exp()
     # (1/K) var(w) / mean(w)^2 with the unbiased variance, which does not exist for one weight.
-    spare = num_samples - 1 if num_samples > 1 else math.nan
-    relative_variance = (1 / ess - 1 / num_samples) * num_samples / spare
+    degrees_of_freedom = num_samples - 1 if num_samples > 1 else math.nan
+    relative_variance = (1 / ess - 1 / num_samples) * num_samples / degrees_of_freedom
     groups = [iwae(log_w, k) for k in particle_counts(num_samples)]
     columns = {
         "elbo": log_w.mean(0),

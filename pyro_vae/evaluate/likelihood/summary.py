@@ -21,7 +21,7 @@ _NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
 def summarize(
     scores: Scores, active_units: int, num_pixels: int, *, density: bool = False, level_bits: int | None = 8
 ) -> dict[str, Any]:
-    """Summarise scores of N images.
+    """Summarize scores of N images.
 
     Args:
         scores: of all test images.
@@ -107,5 +107,5 @@ def _median_khat(khat: Array) -> _Number:
 
 
 def _bad_fraction(scores: Scores) -> _Number:
-    bad, number = count_khat(scores.khat, scores.num_samples)
-    return _Number(bad / number if number else math.nan, _NO_KHAT)
+    bad, num_khat = count_khat(scores.khat, scores.num_samples)
+    return _Number(bad / num_khat if num_khat else math.nan, _NO_KHAT)

@@ -135,7 +135,7 @@ def _log_weight_terms(
     block = block_size(batch)
     backend = backend or EagerBackend()
     backend.start_batch()
-    parts: list[tuple[Tensor, ...]] = []
+    terms: list[tuple[Tensor, ...]] = []
     no_weights_reason: str | None = None
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, validate=False):
         description, first, plain = check_programs(model, guide, batch, backend, joint=joint)
@@ -155,12 +155,12 @@ def _log_weight_terms(
             # The states that the guide enumerates are summed over, not drawn: their q(y|x) cancels in the sum over y
             # of q(y|x) p(x, z, y) / q(y|x).
             log_q = {name: term for name, term in log_q.items() if name not in enumerated}
-            found = list(scorer.score(values, log_q, size * states))
+            chunk_terms = list(scorer.score(values, log_q, size * states))
             no_weights_reason = no_weights_reason or outside_prior_reason(
-                first, values, torch.cat([log_prior for _, log_prior, _ in found])
+                first, values, torch.cat([log_prior for _, log_prior, _ in chunk_terms])
             )
-            parts += [_over_states(found, states)] if enumerated else found
-    log_p, log_prior, log_posterior = (torch.cat(column).expand(num_samples, -1) for column in zip(*parts, strict=True))
+            terms += [_over_states(chunk_terms, states)] if enumerated else chunk_terms
+    log_p, log_prior, log_posterior = (torch.cat(column).expand(num_samples, -1) for column in zip(*terms, strict=True))
     check_finite(batch.x, log_p, log_prior, log_posterior)
     if description.no_latent_density:
         log_prior = log_posterior = torch.full_like(log_p, torch.nan)

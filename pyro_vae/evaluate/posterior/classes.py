@@ -93,8 +93,8 @@ def _log_weights(p: ParticleTrace, q: ParticleTrace) -> Tensor:
 
 def _of_sites(probs: Tensor, sites: tuple[FiniteSite, ...]) -> dict[str, Tensor]:
     """Return the probabilities of each site (B, S) from those of the joint values (S, B)."""
-    each = probs.unflatten(0, [site.size for site in sites])
+    by_site = probs.unflatten(0, [site.size for site in sites])
     return {
-        site.name: each.sum([other for other in range(len(sites)) if other != axis]).T if len(sites) > 1 else each.T
+        site.name: by_site.sum([dim for dim in range(len(sites)) if dim != axis]).T if len(sites) > 1 else by_site.T
         for axis, site in enumerate(sites)
     }

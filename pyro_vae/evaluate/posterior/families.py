@@ -30,8 +30,8 @@ def _full(parameters: Parameters) -> dist.Distribution:
 
 
 def _flow(parameters: Parameters) -> dist.Distribution:
-    places = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
-    couplings = [_Coupling(parameters[place : place + 4], flip=number % 2 == 0) for number, place in enumerate(places)]
+    starts = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
+    couplings = [_Coupling(parameters[start : start + 4], flip=i % 2 == 0) for i, start in enumerate(starts)]
     return dist.TransformedDistribution(_diagonal(parameters), couplings)
 
 
@@ -48,8 +48,8 @@ def _flow_start(template: Tensor) -> Parameters:
     if dim < 2:
         raise UserError("A flow of couplings splits the latents in two: it needs two of them or more.")
     parameters = _diagonal_start(template)
-    for number in range(_COUPLINGS):
-        given, moved = (dim - dim // 2, dim // 2) if number % 2 == 0 else (dim // 2, dim - dim // 2)
+    for i in range(_COUPLINGS):
+        given, moved = (dim - dim // 2, dim // 2) if i % 2 == 0 else (dim // 2, dim - dim // 2)
         first = torch.randn(num_images, given, _HIDDEN, dtype=template.dtype, device=template.device) / given**0.5
         parameters += [first, template.new_zeros(num_images, _HIDDEN)]
         parameters += [template.new_zeros(num_images, _HIDDEN, 2 * moved), template.new_zeros(num_images, 2 * moved)]

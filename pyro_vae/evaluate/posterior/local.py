@@ -1,4 +1,4 @@
-r"""Where the slack is: a posterior of its own for each image, optimised from the amortized one.
+r"""Where the slack is: a posterior of its own for each image, optimized from the amortized one.
 
     log p(x) - ELBO(q_phi)  =  [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q_phi)]
                                 approximation gap         amortization gap
@@ -43,11 +43,11 @@ def per_image_elbos(
     seed: int | None = None,
     progress: Progress = iter,
 ) -> dict[str, Array]:
-    """Optimise a posterior for each image in each family, and estimate the ELBOs.
+    """Optimize a posterior for each image in each family, and estimate the ELBOs.
 
     Args:
         model: program of p(x, z), its latents continuous.
-        guide: program of q(z|x), where the optimisation starts.
+        guide: program of q(z|x), where the optimization starts.
         x: images (B, ...).
         families: of `FAMILIES`: ``diagonal`` and ``full`` Gaussians, ``flow`` (affine couplings on a diagonal one).
         num_steps: of Adam, the step size falling to zero.
@@ -64,7 +64,7 @@ def per_image_elbos(
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise UserError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
-    found = {
+    elbos = {
         "amortized": log_weights(model, guide, x, num_samples, seed=derive_seed(seed, "amortized"))
         .mean(0)
         .cpu()
@@ -81,8 +81,8 @@ def per_image_elbos(
             with torch.no_grad():
                 q = _whole(make(parameters), loc, scale)
                 parts = [_elbo(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
-            found[family] = torch.cat(parts).mean(0).cpu().numpy()
-    return found
+            elbos[family] = torch.cat(parts).mean(0).cpu().numpy()
+    return elbos
 
 
 def _fit(

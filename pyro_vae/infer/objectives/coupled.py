@@ -22,7 +22,7 @@ class FreeBits(Objective):
     """E_q[log p(x|z)] - sum_u max(free_bits, rate of unit u), the rate averaged over the batch.
 
     Up to the floor a latent unit costs nothing, so that it is not given up early. A site whose prior or posterior
-    does not factorise over its D units is one group, with a floor of D times that. Kingma et al., "Improved
+    does not factorize over its D units is one group, with a floor of D times that. Kingma et al., "Improved
     Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016 (https://arxiv.org/abs/1606.04934).
 
     Args:
@@ -83,7 +83,7 @@ class BetaTCVAE(BetaELBO):
         num_images: N.
 
     Raises:
-        ValueError: at the first use, where the posterior is not a factorised Gaussian of one latent site.
+        ValueError: at the first use, where the posterior is not a factorized Gaussian of one latent site.
     """
 
     allows_site_scales = False
@@ -104,7 +104,7 @@ class BetaTCVAE(BetaELBO):
         (q, *others) = (sites[name]["fn"] for name in particles.q.drawn)
         if others or not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1):
             raise UserError(
-                "The total correlation is of one latent site with a factorised Gaussian posterior: use --posterior "
+                "The total correlation is of one latent site with a factorized Gaussian posterior: use --posterior "
                 "meanfield."
             )
         ((name, z),) = particles.q.values.items()
@@ -123,6 +123,6 @@ class BetaTCVAE(BetaELBO):
         """Return the log of what the posterior of image j counts in the aggregate at a z of image i, (i, j)."""
         if batch_size == 1:
             return torch.zeros(1, 1)
-        own = 1 / self.num_images
-        others = (1 - own) / (batch_size - 1)
-        return torch.where(torch.eye(batch_size, dtype=torch.bool), own, others).log()
+        own_weight = 1 / self.num_images
+        other_weight = (1 - own_weight) / (batch_size - 1)
+        return torch.where(torch.eye(batch_size, dtype=torch.bool), own_weight, other_weight).log()

@@ -40,7 +40,7 @@ class DReG(IWAE):
     rescores = True
 
     def per_image(self, particles: Particles) -> Tensor:
-        """Return the bound; with normalised weights w, its gradient is that of w^2 log w + (w - w^2) log p(x, z)."""
+        """Return the bound; with normalized weights w, its gradient is that of w^2 log w + (w - w^2) log p(x, z)."""
         value = super().per_image(particles)
         if not torch.is_grad_enabled():
             return value

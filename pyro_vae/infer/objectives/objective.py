@@ -72,10 +72,10 @@ class Objective(Trace_ELBO):
                 objective cannot make a bound of each image.
         """
         batch = Batch.from_call(*args, **kwargs)
-        number = self.num_particles
-        fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
+        num_particles = self.num_particles
+        fact = self.known.of(model, guide, batch, num_particles, one_layout=self.one_layout)
         particles = draw_particles(
-            model, guide, batch, number, layouts=fact.layouts, description=fact.description, again=self.rescores
+            model, guide, batch, num_particles, layouts=fact.layouts, description=fact.description, again=self.rescores
         )
         fact.description = particles.description
         layouts = Layouts(particles.p.layout, particles.q.layout)
@@ -133,8 +133,8 @@ class Objective(Trace_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs)
 
 
-def require_nonnegative(what: str, value: float) -> float:
+def require_nonnegative(name: str, value: float) -> float:
     """Return a weight or a floor, or raise ValueError where it is negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{what} is {value}; it must be a number of 0 or more.")
+        raise UserError(f"{name} is {value}; it must be a number of 0 or more.")
     return value

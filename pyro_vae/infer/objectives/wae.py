@@ -80,8 +80,8 @@ class WAE(Objective):
     def discrepancy(self, particles: Particles) -> Tensor:
         """Estimate MMD^2 of the codes and the prior, the mean over particles."""
         if len(particles.q.values) != 1:
-            number = len(particles.q.values)
-            raise UserError(f"The MMD to the prior is of one latent site, and this program has {number}.")
+            num_sites = len(particles.q.values)
+            raise UserError(f"The MMD to the prior is of one latent site, and this program has {num_sites}.")
         ((name, z),) = particles.q.values.items()
         if z.shape[1] == 1:
             return torch.zeros((), dtype=torch.float64, device=z.device)
@@ -113,6 +113,6 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _within(kernel: Tensor) -> Tensor:
     """Return the mean of k (..., n, n) over pairs of different points."""
-    number = kernel.shape[-1]
+    num_points = kernel.shape[-1]
     of_pairs = kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return of_pairs / (number * (number - 1))
+    return of_pairs / (num_points * (num_points - 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-_MAX_LEVEL = 255  # the highest of the 256 grey levels 0, 1/255, ..., 1
+_MAX_LEVEL = 255  # the highest of the 256 gray levels 0, 1/255, ..., 1
 
 
 class ContinuousBernoulli(dist.TorchDistribution):
@@ -72,10 +72,10 @@ class ContinuousBernoulli(dist.TorchDistribution):
 
 
 class CrossEntropy(dist.Bernoulli):
-    r"""The binary cross-entropy of grey pixels in [0, 1], log p(x) = x log p + (1 - x) log(1 - p): a loss.
+    r"""The binary cross-entropy of gray pixels in [0, 1], log p(x) = x log p + (1 - x) log(1 - p): a loss.
 
     With p = sigmoid(l) its exponential integrates to tanh(l / 2) / l, which is 1/2 at most: the continuous Bernoulli is
-    what normalises it. What is drawn are the 0 and 1 of a Bernoulli, whose mean is p.
+    what normalizes it. What is drawn are the 0 and 1 of a Bernoulli, whose mean is p.
     """
 
     support = constraints.unit_interval
@@ -95,10 +95,10 @@ _gray_levels = _GrayLevels()
 
 
 class CategoricalPixels(dist.TorchDistribution):
-    """A probability for each of the 256 grey levels x = 0, 1/255, ..., 1.
+    """A probability for each of the 256 gray levels x = 0, 1/255, ..., 1.
 
     Args:
-        logits: unnormalised log-probabilities, (..., 256).
+        logits: unnormalized log-probabilities, (..., 256).
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 -- as in torch
@@ -114,12 +114,12 @@ class CategoricalPixels(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean grey, in [0, 1]."""
+        """Mean gray, in [0, 1]."""
         return self.logits.exp() @ self._levels
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the grey value."""
+        """Variance of the gray value."""
         return (self.logits.exp() @ self._levels.square()) - self.mean.square()
 
     @property
@@ -127,12 +127,12 @@ class CategoricalPixels(dist.TorchDistribution):
         return torch.linspace(0, 1, _MAX_LEVEL + 1, dtype=self.logits.dtype, device=self.logits.device)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw grey values in [0, 1]."""
+        """Draw gray values in [0, 1]."""
         level = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
         return level.to(self.logits.dtype) / _MAX_LEVEL
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score grey values in [0, 1], in nats."""
+        """Score gray values in [0, 1], in nats."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
@@ -141,7 +141,7 @@ class CategoricalPixels(dist.TorchDistribution):
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
-    r"""The logistic distribution rounded to the nearest grey level, the end levels taking what lies beyond them.
+    r"""The logistic distribution rounded to the nearest gray level, the end levels taking what lies beyond them.
 
     With a, b = (x +- 1/510 - loc) / scale the ends of a level's interval, its probability is
 
@@ -168,12 +168,12 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean grey, in [0, 1]: the sum over levels of the chance to lie above."""
+        """Mean gray, in [0, 1]: the sum over levels of the chance to lie above."""
         return torch.as_tensor(sum(self._above(level) for level in range(_MAX_LEVEL))) / _MAX_LEVEL
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the grey value, from its square: the sum over levels of 2 level + 1 times that chance."""
+        """Variance of the gray value, from its square: the sum over levels of 2 level + 1 times that chance."""
         square = sum((2 * level + 1) * self._above(level) for level in range(_MAX_LEVEL)) / _MAX_LEVEL**2
         return square - self.mean.square()
 
@@ -181,12 +181,12 @@ class DiscretizedLogistic(dist.TorchDistribution):
         return ((self.loc - (level + 0.5) / _MAX_LEVEL) / self.scale).sigmoid()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw grey values in [0, 1]."""
+        """Draw gray values in [0, 1]."""
         value = dist.Logistic(self.loc, self.scale).sample(torch.Size(sample_shape))
         return (value.clamp(0, 1) * _MAX_LEVEL).round() / _MAX_LEVEL
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score grey values in [0, 1], in nats."""
+        """Score gray values in [0, 1], in nats."""
         if self._validate_args:
             self._validate_sample(value)
         level = (value * _MAX_LEVEL).round()

@@ -2,7 +2,7 @@ r"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over
 
 Each is built from ``decoder(channels)``, which returns a network (..., D) -> (..., channels, *pixels), and from the
 training images, uint8 (N, *pixels). The output bias, a number for each channel and pixel, is the likelihood's own: it
-starts at what the images say of single pixels, the authors' initialisation of Burda et al. (2016), worth about a nat
+starts at what the images say of single pixels, the authors' initialization of Burda et al. (2016), worth about a nat
 after a short training.
 
 Each states its data domain through the support of its distribution; data outside it are refused by the evaluators,

@@ -24,9 +24,9 @@ class Bernoulli(Likelihood):
 
 
 class CrossEntropy(Bernoulli):
-    """The binary cross-entropy of grey pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
+    """The binary cross-entropy of gray pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
 
-    It is what many introductions train on grey MNIST. It has no normalisation, so that there is a rate and a distortion
+    It is what many introductions train on gray MNIST. It has no normalization, so that there is a rate and a distortion
     but neither an ELBO nor log p(x); `ContinuousBernoulli` is the likelihood that it lacks.
     """
 

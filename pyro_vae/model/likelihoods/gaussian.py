@@ -30,7 +30,7 @@ class Gaussian(_Normal):
     """Independent Gaussian values with learned mean and scale, p(x|z) = prod_i N(x_i; loc_i(z), scale_i(z)^2).
 
     Domain: real numbers. 8-bit pixels put no bound on a density, so they are dequantized uniformly,
-    x = (level + u) / 256, and the scale has a floor of one grey level.
+    x = (level + u) / 256, and the scale has a floor of one gray level.
 
     Args:
         decoder: as above.

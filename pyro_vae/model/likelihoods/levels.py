@@ -14,7 +14,7 @@ from pyro_vae.model.likelihoods.base import Decoder, Likelihood, split_images
 
 
 class LogisticMixture(Likelihood):
-    """Independent pixels, each a mixture of C logistic distributions rounded to grey levels. Domain: 0, 1/255, ..., 1.
+    """Independent pixels, each a mixture of C logistic distributions rounded to gray levels. Domain: 0, 1/255, ..., 1.
 
     Of color images (3, height, width) a pixel is one mixture over its three channels, green given red and blue given
     both, by coefficients tanh(a(z)): see `ColorLogisticMixture`. With another number of channels than three, they are
@@ -52,16 +52,16 @@ class LogisticMixture(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Independent pixels with a probability for each of the 256 grey levels. Domain: 0, 1/255, ..., 1.
+    """Independent pixels with a probability for each of the 256 gray levels. Domain: 0, 1/255, ..., 1.
 
     The levels start at their frequencies in each pixel, each counted half a time more than it was seen.
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
-        number = images[0].numel()
-        places = 256 * torch.arange(number, device=images.device)
+        num_pixels = images[0].numel()
+        offsets = 256 * torch.arange(num_pixels, device=images.device)
         counts = sum(
-            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number)
+            torch.bincount((part.flatten(1) + offsets).flatten(), minlength=256 * num_pixels)
             for part in split_images(images)
         )
         init_bias = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)

@@ -4,7 +4,7 @@ An image below 64 pixels on its longer side is halved twice. From 64 on it is ha
 doubles (64: three times, 128: four), down to 8 to 16 pixels, so that the dense layer behind does not grow with the
 image. The channels double at each halving, up to 256.
 
-They have no batch normalisation, which would mix particles and images; residual branches start at zero instead
+They have no batch normalization, which would mix particles and images; residual branches start at zero instead
 (Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321). Of more than two at a
 resolution each counts 2/depth: Adam moves every weight by the learning rate, and the first steps of many branches would
 add up.

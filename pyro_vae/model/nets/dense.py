@@ -100,7 +100,7 @@ class Dense:
     ) -> None:
         self.pixel_shape = tuple(pixel_shape)
         self.layer = layer
-        self.hidden = [max(1, hidden_dim // shrink**place) for place in range(depth)]
+        self.hidden = [max(1, hidden_dim // shrink**index) for index in range(depth)]
 
     def encoder(self, num_outputs: int) -> nn.Module:
         """Return flattening, hidden layers and a linear one."""

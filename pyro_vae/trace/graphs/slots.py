@@ -78,10 +78,10 @@ def containers(thing: Any) -> list[Any]:
 def contents(thing: Any, name: str) -> Iterator[Slot]:
     """Yield the slots of an object."""
     if isinstance(thing, nn.Module):
-        own = type(thing).__name__
+        class_name = type(thing).__name__
         for table in (thing._parameters, thing._buffers, thing._modules):
-            yield from (Slot(table, key, f"{own}.{key}") for key in table)
-        yield from _attributes(thing, own, _MODULE_INTERNALS)
+            yield from (Slot(table, key, f"{class_name}.{key}") for key in table)
+        yield from _attributes(thing, class_name, _MODULE_INTERNALS)
         yield from _of_class(type(thing))
     elif isinstance(thing, Tensor):
         return
