@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.config import Config, components, flag, program_files, suited
 from pyro_vae.config.catalog import PROGRAMS
 from pyro_vae.config.presets import PRESETS
-from pyro_vae.data import Collection, Numbers, some_labels
+from pyro_vae.data import Collection, Numbers, mask_labels
 from pyro_vae.errors import UserError
 from pyro_vae.infer import Objective
 from pyro_vae.model.nets import StandardizedNets
@@ -207,6 +207,6 @@ def select_labels(program: Any, images: Collection, split: str) -> Tensor | None
         return None
     if images.labels is None:
         raise UserError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
-    labels = images.labels.beside(split).to(images.train.device)
+    labels = images.labels.for_program(split).to(images.train.device)
     num_labels = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
-    return labels if num_labels is None else some_labels(labels, num_labels if split == "train" else 0)
+    return labels if num_labels is None else mask_labels(labels, num_labels if split == "train" else 0)

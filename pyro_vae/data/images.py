@@ -94,7 +94,7 @@ class Observed:
     level_bits: ClassVar[int | None] = 8
     """Bits of a level, the interval over which a dequantized value is spread out; None of real numbers."""
 
-    def under_density(self) -> Observed:
+    def with_dequantization(self) -> Observed:
         """Return the images as a program observes them under a density.
 
         Raises:

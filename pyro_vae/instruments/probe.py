@@ -85,7 +85,7 @@ def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: A
     if isinstance(x["train"], Batch):
         return _no_result("the program is given the labels")
     name = labels.names[0]
-    train, test = (LabeledImages(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
+    train, test = (LabeledImages(x[split], labels.get(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
         return _no_result(f"the training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)

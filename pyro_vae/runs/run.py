@@ -74,7 +74,7 @@ class Run:
         """
         if self.labels is None:
             raise UserError(f"{self.images.pixels.name} has no labels: choose other --data.")
-        return LabeledImages(self.observed(split), self.labels.of(self.labels.names[0], split).cpu().numpy())
+        return LabeledImages(self.observed(split), self.labels.get(self.labels.names[0], split).cpu().numpy())
 
     def batches(self) -> data.Batches:
         """Return the batches of the fit."""
@@ -129,7 +129,7 @@ def make_run(config: Config, images: data.Observed, program: Any) -> Run:
     """
     description = describe(program.model, program.guide, example(program, images))
     if description.observes == "density":
-        images = images.under_density()
+        images = images.with_dequantization()
     return Run(config, images, program, description)
 
 

@@ -83,7 +83,7 @@ def test_every_likelihood_of_a_kind_scores_it(kind: str) -> None:
         )
         observed = images.observed(settings.binarize)
         if name in ("gaussian", "isotropic-gaussian", "continuous-bernoulli"):
-            observed = observed.under_density() if settings.binarize == "none" else observed
+            observed = observed.with_dequantization() if settings.binarize == "none" else observed
         program = programs.build(settings, observed.pixels)
         x = observed.split("test").to(torch.get_default_dtype())
         found = program.likelihood(torch.zeros(2)).log_prob(x)

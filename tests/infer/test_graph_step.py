@@ -56,7 +56,7 @@ def both_ways(
     images = data.Numbers("random", rows, rows, rows, counts=True) if counts else data.Images("random", *[pixels] * 3)
     observed = images.observed(settings.binarize)
     if grey and name in DENSITIES:
-        observed = observed.under_density()
+        observed = observed.with_dequantization()
     device = str(torch.get_default_device())
     program = programs.build(settings, observed.pixels).to(device)
     objective = programs.build_objective(settings, 40)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae import ELBO, IWAE, VAE
 from pyro_vae.config import Config
 from pyro_vae.config.saved import read_config
-from pyro_vae.data import Batches, some_labels
+from pyro_vae.data import Batches, mask_labels
 from pyro_vae.evaluate import discrete_values, log_weight_terms, posterior_probs
 from pyro_vae.instruments.classes import measure_classes
 from pyro_vae.instruments.generated import sample_prior_grid
@@ -251,7 +251,7 @@ def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> 
 
 def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
     labels = torch.tensor([0, 1, 2] * 20)
-    kept = some_labels(labels, 7)
+    kept = mask_labels(labels, 7)
     assert [(kept == each).sum().item() for each in range(3)] == [3, 2, 2]
     places = (kept >= 0).nonzero().flatten()
     assert torch.equal(kept[places], labels[places])

@@ -12,7 +12,7 @@ import numpy as np
 from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.formats import columns, tables
-from pyro_vae.data.formats.arranging import arrange, images_of
+from pyro_vae.data.formats.arranging import arrange, make_images
 from pyro_vae.data.formats.array_files import colors_first
 from pyro_vae.data.formats.columns import Part
 from pyro_vae.data.formats.decoding import Options, decode
@@ -88,7 +88,7 @@ def _from_files(
         shares=splits,
         name=name,
     )
-    return images_of(name, arranged.stacked(store), arranged.codes, arranged.how_split)
+    return make_images(name, arranged.stacked(store), arranged.codes, arranged.how_split)
 
 
 def _from_pixels(

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyro_vae.data.formats.arranging import SPLITS, Arranged, arrange, images_of
-from pyro_vae.data.formats.cache import Entry, Kept, key_of
+from pyro_vae.data.formats.arranging import SPLITS, Arranged, arrange, make_images
+from pyro_vae.data.formats.cache import Entry, Kept, make_key
 from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
 from pyro_vae.data.formats.image_files import version
 from pyro_vae.data.images import Images
@@ -67,10 +67,10 @@ def from_folder(
         elif write_cache:
             kept = _keep(source, entry)
     if kept is not None:
-        return images_of(source.folder.name, kept.parts, kept.labels, kept.how_split)
+        return make_images(source.folder.name, kept.parts, kept.labels, kept.how_split)
     decoded: list[np.ndarray] = []
     arranged, _ = _arrange(source, decoded)
-    return images_of(source.folder.name, arranged.stacked(decoded), arranged.codes, arranged.how_split)
+    return make_images(source.folder.name, arranged.stacked(decoded), arranged.codes, arranged.how_split)
 
 
 class _Source(NamedTuple):
@@ -84,7 +84,7 @@ class _Source(NamedTuple):
     def key(self) -> str:
         """Return the name of the entry of its images."""
         splits = [float(share) for share in self.splits]
-        return key_of(self.folder, self.files, [version(), *self.options, splits])
+        return make_key(self.folder, self.files, [version(), *self.options, splits])
 
 
 def _source(folder: Path, options: Options, splits: Shares) -> _Source:
