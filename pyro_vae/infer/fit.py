@@ -210,7 +210,7 @@ class Fit:
                 learning_rate=float(self.svi.optim.learning_rate),
             )
             if self.patience:
-                self.best = self.best.better_of(record, self.svi)
+                self.best = self.best.keep_better(record, self.svi)
         self.epoch += 1
         self._progress = EpochProgress()
         if self.finished:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import State, unconstrained_param
-from pyro_vae.infer.stock import check, redirect
+from pyro_vae.infer.stock import check_adoptable, redirect
 
 # What the state of a parameter group holds beside the options, which are the program's.
 _SAVED = ("params", "lr", "eta", "initial_lr")
@@ -67,11 +67,11 @@ class Optim(PyroOptim):
         as long as parameters of it stand in the param store. The stock optimizer no longer saves or loads a state.
 
         Raises:
-            ValueError: as `stock.check`.
+            ValueError: as `stock.check_adoptable`.
         """
         if isinstance(optim, Optim):
             return optim
-        check(optim)
+        check_adoptable(optim)
         adopted = _ADOPTED.get(optim)
         if adopted is None or (adopted.params and not adopted._in_store()):
             adopted = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))

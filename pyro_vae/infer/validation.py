@@ -55,7 +55,7 @@ class Best(NamedTuple):
     epoch: int = -1
     parameters: State | None = None
 
-    def better_of(self, record: Epoch, svi: SVI) -> Best:
+    def keep_better(self, record: Epoch, svi: SVI) -> Best:
         """Return this, or the epoch that has just ended, with a copy of the parameters, where that is better."""
         if record.valid_distortion is None:
             return self

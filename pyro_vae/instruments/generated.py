@@ -45,14 +45,14 @@ class GeneratedImages(NamedTuple):
         """What they are the means of, p(x|z) or p(x)."""
         return "p(x|z)" if self.has_latents else "p(x)"
 
-    def named(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """Return both by what they are, as far as they are there."""
         both = {f"{self.kind} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
         return {name: images for name, images in both.items() if images is not None}
 
     def first(self) -> tuple[Tensor, str]:
         """Return the means, or the draws where there are none, and what they are."""
-        name, images = next(iter(self.named().items()))
+        name, images = next(iter(self.by_name().items()))
         return images, name
 
 

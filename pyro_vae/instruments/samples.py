@@ -47,14 +47,14 @@ def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write prior.png: images that the program generates; nothing where it has no prior."""
     if shown := prior_samples(program, x, _PRIOR_COLUMNS, seed, draws=True):
         title = "z from the prior" if shown.has_latents else "without latents"
-        folder.save_figure("prior", images.side_by_side(shown.named(), title, _PRIOR_COLUMNS))
+        folder.save_figure("prior", images.side_by_side(shown.by_name(), title, _PRIOR_COLUMNS))
 
 
 def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write reconstructions.png: test images, and what comes of a draw from their posterior."""
     batch = Batch.of(x)[:_IMAGES]
     if images_shown := reconstructions(program, batch, seed, draws=True):
-        rows = {"test images": batch.x, **images_shown.named()}
+        rows = {"test images": batch.x, **images_shown.by_name()}
         folder.save_figure("reconstructions", images.labeled_rows(rows, "reconstructions, z from q(z|x)"))
     else:
         _LOG.info("Without latents nothing is reconstructed.")

@@ -59,17 +59,17 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
     return figure
 
 
-def labeled_rows(named: Mapping[str, Tensor], title: str) -> Figure:
+def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
     """Draw a row of images, see `are_pictures`, for each name, which stands before it."""
-    tiles = tile(torch.cat(list(named.values())), len(next(iter(named.values()))))
+    tiles = tile(torch.cat(list(images_by_name.values())), len(next(iter(images_by_name.values()))))
     figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
     _show(axes, tiles, title)
-    height = tiles.shape[0] / len(named)
+    height = tiles.shape[0] / len(images_by_name)
     axes.axis("on")
     axes.set_frame_on(False)
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * height for row in range(len(named))], list(named), fontsize=8)
+    axes.set_yticks([(row + 0.5) * height for row in range(len(images_by_name))], list(images_by_name), fontsize=8)
     axes.tick_params(length=0)
     return figure
 

@@ -32,7 +32,7 @@ def find_enumerated_sites(result: ParticleTrace) -> tuple[FiniteSite, ...]:
 def _finite_sites(result: ParticleTrace, names: list[str], why: str) -> tuple[FiniteSite, ...]:
     sites = []
     for name in names:
-        site = make_finite_site(name, result.sites[name]["fn"], result.values_of([name])[name])
+        site = make_finite_site(name, result.sites[name]["fn"], result.get_values([name])[name])
         if site is None:
             raise UserError(
                 f"Latent site {name!r} of the program {why}, and its support is not finite, so that it cannot be "

@@ -24,7 +24,7 @@ def unwrap(distribution: Any) -> tuple[Any, list[Tensor]]:
     return distribution, [mask[(..., *[None] * (dims - event_dim))] for mask, dims in masks]
 
 
-def support_of(distribution: Any) -> Any:
+def get_support(distribution: Any) -> Any:
     """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
     try:
         return distribution.support

@@ -25,7 +25,7 @@ from pyro_vae.trace.plates import (
     Site,
     data_plate_message,
     find_data_plate,
-    plates_of,
+    get_plates,
 )
 from pyro_vae.trace.run_result import ParticleTrace, Values, proper_sites
 from pyro_vae.trace.shapes import from_particles
@@ -172,7 +172,7 @@ class _Held(Messenger):
 
 def _only_plate(site: Site, x: Tensor) -> DataPlate:
     """Guess the data plate from one latent site, where a program is scored of which nothing is known yet."""
-    if not any(plate.size in (len(x), -1) for plate in plates_of(site)):
+    if not any(plate.size in (len(x), -1) for plate in get_plates(site)):
         return DataPlate("", 0, len(x))  # shared by all images
     return find_data_plate([site], x)
 

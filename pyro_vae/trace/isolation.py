@@ -32,7 +32,7 @@ def fork_rng(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(x: Tensor, seed: int | None) -> Iterator[None]:
+def seed_rng(x: Tensor, seed: int | None) -> Iterator[None]:
     """Fork the random streams and seed those of torch on the CPU and on the device of x; None takes fresh entropy."""
     with fork_rng(x):
         # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
@@ -100,7 +100,7 @@ def read_only(
         validate: ``False`` switches off Pyro's validation, which would check every draw and every density again.
     """
     with ExitStack() as stack:
-        stack.enter_context(seeded(Batch.of(x).x, derive_seed(seed, purpose)))
+        stack.enter_context(seed_rng(Batch.of(x).x, derive_seed(seed, purpose)))
         stack.enter_context(isolated_param_store())
         stack.enter_context(_KeptFlags())
         stack.enter_context(evaluation_mode(*programs))

@@ -29,7 +29,7 @@ from pyro_vae.trace.layout_comparison import (
     with_reason,
 )
 from pyro_vae.trace.noise import SharedNoise
-from pyro_vae.trace.plates import DataPlate, Layout, plates_of
+from pyro_vae.trace.plates import DataPlate, Layout, get_plates
 from pyro_vae.trace.run_result import ParticleTrace, Values
 from pyro_vae.trace.shapes import plate_nesting
 
@@ -86,7 +86,7 @@ def _suitable(program: Program, batch: Batch, runs: list[ParticleTrace], noise: 
     # Layouts are compared at given values. Left to draw for themselves, they would draw different values from the same
     # noise, and their densities would differ whether the layout is right or wrong. The values are draws of the program
     # and not zeros, say, since a net may mix particles only where these differ.
-    held = {name: torch.cat([run.values_of([name])[name] for run in runs]) for name in first.drawn}
+    held = {name: torch.cat([run.get_values([name])[name] for run in runs]) for name in first.drawn}
     if not held:
         return Layout("plain", data)
     layouts = [Layout(kind, data, nesting) for kind in ("particles", "rows", "singly")]
@@ -126,7 +126,7 @@ def choose_layouts(
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
     data, names = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
-    nesting, plates = plate_nesting(sites), [plate for site in sites for plate in plates_of(site)]
+    nesting, plates = plate_nesting(sites), [plate for site in sites for plate in get_plates(site)]
     if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
         single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
         return Layouts(

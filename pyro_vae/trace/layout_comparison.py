@@ -26,7 +26,7 @@ from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.elements import unwrap
 from pyro_vae.trace.enumeration import FiniteSite
 from pyro_vae.trace.execution import trace_in_layout, trace_summed
-from pyro_vae.trace.isolation import fork_rng, isolated_param_store, seeded
+from pyro_vae.trace.isolation import fork_rng, isolated_param_store, seed_rng
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import Values
@@ -75,7 +75,7 @@ def _numbers(program: Program, batch: Batch, num_samples: int, layout: Layout, h
     """Return what the layouts must agree on: the densities, and where a `Delta` lies; always on the same noise."""
     if num_samples == 1:
         layout = layout._replace(kind="plain")
-    with seeded(batch.x, 0):
+    with seed_rng(batch.x, 0):
         run = trace_in_layout(program, batch, num_samples, layout, held)
     terms = run.terms()
     numbers = {name: value for name, value in (terms.densities | terms.losses).items() if name not in run.deltas}
@@ -119,9 +119,9 @@ def choose_summed_layout(
     by_states = repeated._replace(kind="states")
     with comparison_context(batch, program):
         try:
-            with seeded(batch.x, 0):
+            with seed_rng(batch.x, 0):
                 expected = trace_summed(program, batch, values, repeated).terms().densities
-            with seeded(batch.x, 0):
+            with seed_rng(batch.x, 0):
                 densities = trace_summed(program, batch, values, by_states).terms().densities
         except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
             _in_short(error)

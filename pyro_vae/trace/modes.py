@@ -131,10 +131,10 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
 class _Numbers:
     """The numbers of an object in Python, and its generators, as they were."""
 
-    def __init__(self, thing: Any) -> None:
-        self.table: dict[str, Any] = vars(thing) if hasattr(thing, "__dict__") and not callable(thing) else {}
-        if isinstance(thing, nn.Module):
-            self.table = vars(thing)
+    def __init__(self, obj: Any) -> None:
+        self.table: dict[str, Any] = vars(obj) if hasattr(obj, "__dict__") and not callable(obj) else {}
+        if isinstance(obj, nn.Module):
+            self.table = vars(obj)
         self.numbers = {name: v for name, v in self.table.items() if isinstance(v, (bool, int, float, str))}
         self.names = set(self.table)
         generators = [value for value in self.table.values() if isinstance(value, torch.Generator)]

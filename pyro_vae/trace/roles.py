@@ -12,9 +12,9 @@ from pyro.distributions import ImproperUniform, Unit
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.densities import trace_model_and_guide, trace_particles
-from pyro_vae.trace.elements import component_support, is_normalized, support_of, unwrap
+from pyro_vae.trace.elements import component_support, get_support, is_normalized, unwrap
 from pyro_vae.trace.isolation import fork_rng, isolated_param_store, read_only
-from pyro_vae.trace.plates import in_data_plate, plates_of
+from pyro_vae.trace.plates import get_plates, in_data_plate
 from pyro_vae.trace.run_result import ParticleTrace
 from pyro_vae.trace.shapes import event_size
 from pyro_vae.trace.simulation import find_image_site
@@ -138,7 +138,7 @@ def _observed_outside(p: ParticleTrace) -> list[str]:
 def _observes(p: ParticleTrace, names: list[str]) -> str:
     """Say what some of the observed sites of a model are."""
     pixels = [unwrap(p.observed[name][0])[0] for name in names]
-    if any(is_normalized(pixel) and not component_support(support_of(pixel)).is_discrete for pixel in pixels):
+    if any(is_normalized(pixel) and not component_support(get_support(pixel)).is_discrete for pixel in pixels):
         return "density"
     return "probability" if all(map(is_normalized, pixels)) else "loss"
 
@@ -176,7 +176,7 @@ def _info(run: ParticleTrace, name: str, *, guide: bool) -> SiteInfo:
         role = "summed out"
     else:
         role = "auxiliary" if name in run.drawn else "unobserved"
-    return SiteInfo(role, type(fn).__name__, tuple(p.name for p in plates_of(site)), tuple(site["fn"].event_shape))
+    return SiteInfo(role, type(fn).__name__, tuple(p.name for p in get_plates(site)), tuple(site["fn"].event_shape))
 
 
 def _latent_density_reason(p: ParticleTrace, q: ParticleTrace, point_masses: tuple[str, ...]) -> str | None:
@@ -197,7 +197,7 @@ def _latent_density_reason(p: ParticleTrace, q: ParticleTrace, point_masses: tup
 
 
 def _is_discrete(run: ParticleTrace, name: str) -> bool:
-    return bool(component_support(support_of(run.sites[name]["fn"])).is_discrete)
+    return bool(component_support(get_support(run.sites[name]["fn"])).is_discrete)
 
 
 def _unnormalized_reason(p: ParticleTrace) -> str | None:
@@ -205,7 +205,7 @@ def _unnormalized_reason(p: ParticleTrace) -> str | None:
         if not is_normalized(unwrap(distribution)[0]):
             return f"the loss of {name!r} is not normalized, and no log-likelihood"
     for name, site in p.sites.items():
-        for plate in plates_of(site):
+        for plate in get_plates(site):
             if plate.name != p.frame.data.name and plate.full_size not in (None, plate.size):
                 return (
                     f"plate {plate.name!r} draws {plate.size} of {plate.full_size} at site {name!r}: a part of log p(x)"

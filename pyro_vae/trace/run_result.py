@@ -80,9 +80,9 @@ class ParticleTrace:
     @property
     def values(self) -> dict[str, Tensor]:
         """The values of the latent sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
-        return self.values_of(self.latents)
+        return self.get_values(self.latents)
 
-    def values_of(self, names: list[str]) -> dict[str, Tensor]:
+    def get_values(self, names: list[str]) -> dict[str, Tensor]:
         """Return the values of some sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
         values = {name: self.join(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
         return {name: value[: self.num_samples] for name, value in values.items()} if self.summed else values

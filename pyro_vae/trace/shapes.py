@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.plates import Frame, Site, in_data_plate, plates_of
+from pyro_vae.trace.plates import Frame, Site, get_plates, in_data_plate
 
 
 def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:
@@ -38,7 +38,7 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     Raises:
         ValueError: the shape is not that of the plates around the site.
     """
-    plates = plates_of(site)
+    plates = get_plates(site)
     batch = tensor.dim() - extra
     kept = [batch + dim for dim in frame.leading if batch + dim >= 0]
     if local := in_data_plate(site, frame):
@@ -67,7 +67,7 @@ def _expand_over_states(tensor: Tensor, leading: int, local: bool, frame: Frame)
 
 
 def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
-    dims = {plate.dim: plate.size for plate in plates_of(site)}
+    dims = {plate.dim: plate.size for plate in get_plates(site)}
     if frame.kind == "particles":
         dims[frame.particle_dim] = frame.num_samples
     allowed = tuple(dims.get(dim, 1) for dim in range(min(dims, default=0), 0))
@@ -80,7 +80,7 @@ def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
 def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
     event = site["fn"].event_dim
-    dims = sorted(plate.dim for plate in plates_of(site))
+    dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
     batch = value.dim() - event
     leading = [dim for dim in frame.leading if batch + dim >= 0]
@@ -104,7 +104,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
 
     Of ``states`` it takes what does not depend on them, (K, B, ...), or does, (S, 1, 1, ...).
     """
-    own_dims = sorted(plate.dim for plate in plates_of(site))
+    own_dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
         if not local:
@@ -127,7 +127,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
 
 def plate_nesting(sites: Iterable[Site]) -> int:
     """Return how far to the left the plates of a program reach, at least 1."""
-    return max((-plate.dim for site in sites for plate in plates_of(site)), default=1) or 1
+    return max((-plate.dim for site in sites for plate in get_plates(site)), default=1) or 1
 
 
 def event_size(site: Site) -> int:

@@ -8,9 +8,9 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Data, Program
 from pyro_vae.trace.densities import trace_model_and_guide
-from pyro_vae.trace.elements import elementwise_support, support_of, unwrap
+from pyro_vae.trace.elements import elementwise_support, get_support, unwrap
 from pyro_vae.trace.isolation import read_only
-from pyro_vae.trace.plates import plates_of
+from pyro_vae.trace.plates import get_plates
 from pyro_vae.trace.run_result import ParticleTrace, Values
 
 
@@ -24,7 +24,7 @@ def check_trace_support(result: ParticleTrace) -> None:
         # The support of an image counts only as a whole; that of one pixel says which value it was.
         pixel, masks = unwrap(distribution)
         masks = [*masks, *_site_masks(result, name, pixel)]
-        whole = support_of(pixel)
+        whole = get_support(pixel)
         single = elementwise_support(whole)
         inside = single.check(value)
         for mask in masks:
@@ -50,10 +50,10 @@ def find_outside_prior(p: ParticleTrace, values: Values) -> tuple[Tensor, str]:
     outside, where = torch.zeros((), dtype=torch.bool), ""
     for name, value in values.items():
         try:
-            inside = support_of(p.sites[name]["fn"]).check(value)
+            inside = get_support(p.sites[name]["fn"]).check(value)
         except (NotImplementedError, RuntimeError):  # a support that says nothing, or moves with other latents
             continue
-        if inside.shape[:2] != value.shape[:2] or len(plates_of(p.sites[name])) > 1:  # bounds of each step of time
+        if inside.shape[:2] != value.shape[:2] or len(get_plates(p.sites[name])) > 1:  # bounds of each step of time
             continue
         if not inside.all():
             outside = outside.to(inside.device) | ~inside.reshape(*value.shape[:2], -1).all(-1)

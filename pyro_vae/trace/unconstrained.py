@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.elements import component_support, support_of
+from pyro_vae.trace.elements import component_support, get_support
 from pyro_vae.trace.run_result import ParticleTrace
 
 
@@ -24,7 +24,7 @@ def _where(distribution: Any) -> Any:
     element = getattr(distribution, "base_dist", distribution)
     if isinstance(element, VonMises):
         return constraints.independent(constraints.interval(-math.pi, math.pi), len(distribution.event_shape))
-    return component_support(support_of(distribution))
+    return component_support(get_support(distribution))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class UnconstrainedSpace:
 
     def __init__(self, result: ParticleTrace, names: Collection[str] | None = None) -> None:
         self.sites: list[_Site] = []
-        for name, value in result.values_of(result.latents if names is None else list(names)).items():
+        for name, value in result.get_values(result.latents if names is None else list(names)).items():
             support = _where(result.sites[name]["fn"])
             if support.is_discrete:
                 raise UserError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")

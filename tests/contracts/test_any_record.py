@@ -288,10 +288,10 @@ def test_layouts_are_those_of_the_form_of_a_call() -> None:
     x, objective = binary(5, 6), IWAE(3)
     for _ in range(64):
         objective.bounds(model, guide, x)
-    (fact,) = objective.known.facts.values()
+    (fact,) = objective.fact_cache.facts.values()
     assert fact.layouts.model.kind == "particles"
     objective.bounds(model, guide, x, mix=True)
-    assert [fact.layouts.model.kind for fact in objective.known.facts.values()] == ["particles", "rows"]
+    assert [fact.layouts.model.kind for fact in objective.fact_cache.facts.values()] == ["particles", "rows"]
 
 
 def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,7 @@ def reference(program: Public, batch: Batch, num_samples: int, *, joint: bool) -
     size = len((*args, *kwargs.values())[0])
     with torch.no_grad(), read_only(program.model, program.guide, x=batch, seed=0, validate=False):
         guided = trace_particles(program.guide, batch, num_samples)
-        values = guided.values_of(guided.drawn)  # of auxiliary sites as well
+        values = guided.get_values(guided.drawn)  # of auxiliary sites as well
     for module in modules(program):
         module.eval()
 

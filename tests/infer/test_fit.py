@@ -111,7 +111,7 @@ def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
     for epoch, elbo in enumerate([-0.5, float("nan"), -6.0]):
-        fit.best = fit.best.better_of(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0), fit.svi)
+        fit.best = fit.best.keep_better(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0), fit.svi)
     assert (fit.best.value, fit.best.epoch) == (-0.5, 0)
 
 

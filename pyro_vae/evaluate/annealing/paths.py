@@ -31,7 +31,7 @@ from pyro_vae.trace import (
     trace_model_and_guide,
     trace_particles,
 )
-from pyro_vae.trace.isolation import seeded
+from pyro_vae.trace.isolation import seed_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -117,9 +117,9 @@ class AnnealingPath:
 
     def _check_supports(self, p: ParticleTrace) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
-        u = self.space.join(p.values_of(self.names))
+        u = self.space.join(p.get_values(self.names))
         moved = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
-        for name, value in p.values_of(self.names).items():
+        for name, value in p.get_values(self.names).items():
             if not torch.allclose(value, moved[name], rtol=1e-3, atol=1e-3):
                 raise UserError(f"The support of latent site {name!r} moves with other latents: it cannot be annealed.")
 
@@ -127,9 +127,9 @@ class AnnealingPath:
         """Refuse a guide that is no fixed density: one of auxiliary draws, or that draws other noise at every call."""
         scores = []
         for seed in (0, 1):
-            with seeded(self.batch.x, seed):
+            with seed_rng(self.batch.x, seed):
                 try:
-                    values = {name: value[:1] for name, value in q.values_of(self.names).items()}
+                    values = {name: value[:1] for name, value in q.get_values(self.names).items()}
                     scores.append(torch.stack(list(log_density(self.guide, self.batch, values).values())).sum(0))
                 except (KeyError, NotImplementedError) as error:
                     raise UserError(
@@ -156,7 +156,7 @@ class AnnealingPath:
             else:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
                 drawn = trace_particles(self.model, self.batch, num_samples, layout=layout)
-                values = drawn.values_of(self.names)
+                values = drawn.get_values(self.names)
             u = self.space.join(values)
             self._check_round_trip(values, u)
             return u

@@ -64,7 +64,7 @@ def finetune(
     """
     with read_only(guide, x=x, seed=seed, purpose="finetune", validate=False):
         with torch.enable_grad():
-            parameters = parameters_behind(_mean(guide, x[:1]))
+            parameters = find_parameters(_mean(guide, x[:1]))
         if not parameters:
             raise NoAnalyticMeanError("the mean of the guide depends on no parameter")
         known, targets = np.unique(classes, return_inverse=True)
@@ -95,7 +95,7 @@ def _mean(guide: Program, x: Tensor) -> Tensor:
     return mean
 
 
-def parameters_behind(value: Tensor) -> list[Tensor]:
+def find_parameters(value: Tensor) -> list[Tensor]:
     """Return the parameters that a value depends on: the leaves of its graph, wherever a program keeps them."""
     nodes: list[Any] = [value.grad_fn]
     seen: set[Any] = {None}

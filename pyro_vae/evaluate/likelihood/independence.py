@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, ParticleTrace, Program
 from pyro_vae.trace.execution import trace_in_layout
-from pyro_vae.trace.isolation import seeded
+from pyro_vae.trace.isolation import seed_rng
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import Values
 
@@ -37,7 +37,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Particle
     if len(batch) == 1:
         return
     copies = batch.map_rows(_copied)
-    values = q.values | p.values_of(p.summed)  # at the first of their values
+    values = q.values | p.get_values(p.summed)  # at the first of their values
     alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
     images = batch.replace_x(_copied(batch.x))
@@ -60,7 +60,7 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Particle
 
 def _of_first(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
     """Score the first image at each site; noise of the program's own is the same at every call."""
-    with seeded(batch.x, 0):
+    with seed_rng(batch.x, 0):
         terms = trace_in_layout(program, batch, 1, layout, latents).log_probs()
     return {name: term[0, 0] for name, term in terms.items()}
 

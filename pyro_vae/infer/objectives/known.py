@@ -35,7 +35,7 @@ class Fact:
 
 
 @dataclass
-class Known:
+class FactCache:
     """Facts of programs, one for each form of their arguments.
 
     They are found out anew at uses 1, 2, 4, 8, ..., since weights move, and where numbers around the programs change.
@@ -47,7 +47,7 @@ class Known:
     is_cache: ClassVar[bool] = True  # no record of a step goes stale with it
     facts: dict[Any, Fact] = field(default_factory=dict)
 
-    def of(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
+    def look_up(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
         """Return the fact of a model and a guide for K particles of batches of this form."""
         try:
             tensors, _, form = batch.flatten()

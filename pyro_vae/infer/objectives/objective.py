@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.objectives.known import Known
+from pyro_vae.infer.objectives.known import FactCache
 from pyro_vae.infer.objectives.particles import Particles, draw_particles
 from pyro_vae.trace import Batch, Layouts, Program
 
@@ -46,7 +46,7 @@ class Objective(Trace_ELBO):
         if num_particles < 1:
             raise UserError(f"num_particles is {num_particles}; it must be at least 1.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
-        self.known = Known()
+        self.fact_cache = FactCache()
 
     @abstractmethod
     def per_image(self, particles: Particles) -> Tensor:
@@ -73,9 +73,15 @@ class Objective(Trace_ELBO):
         """
         batch = Batch.from_call(*args, **kwargs)
         num_particles = self.num_particles
-        fact = self.known.of(model, guide, batch, num_particles, one_layout=self.one_layout)
+        fact = self.fact_cache.look_up(model, guide, batch, num_particles, one_layout=self.one_layout)
         particles = draw_particles(
-            model, guide, batch, num_particles, layouts=fact.layouts, description=fact.description, again=self.rescores
+            model,
+            guide,
+            batch,
+            num_particles,
+            layouts=fact.layouts,
+            description=fact.description,
+            rescores=self.rescores,
         )
         fact.description = particles.description
         layouts = Layouts(particles.p.layout, particles.q.layout)
@@ -86,7 +92,7 @@ class Objective(Trace_ELBO):
             objective = self.per_image(particles)
         else:
             objective = self._common_scale(particles) * self.per_image(particles)
-        if particles.of_p.losses or particles.of_q.losses:
+        if particles.p_terms.losses or particles.q_terms.losses:
             objective = objective + particles.losses.mean(0)
         return objective, particles.elbo
 

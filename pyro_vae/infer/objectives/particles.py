@@ -39,8 +39,8 @@ class Particles:
     batch: Batch
     p: ParticleTrace
     q: ParticleTrace
-    of_p: Terms
-    of_q: Terms
+    p_terms: Terms
+    q_terms: Terms
     description: Description
     noise: tuple[SharedNoise, SharedNoise] | None = None
 
@@ -52,12 +52,12 @@ class Particles:
     @property
     def log_p(self) -> dict[str, Tensor]:
         """Log-densities of the model's sites, unscaled."""
-        return self.of_p.densities
+        return self.p_terms.densities
 
     @property
     def log_q(self) -> dict[str, Tensor]:
         """Log-densities of the guide's sites, unscaled."""
-        return self.of_q.densities
+        return self.q_terms.densities
 
     @cached_property
     def log_w(self) -> Tensor:
@@ -81,14 +81,14 @@ class Particles:
     @property
     def weighted(self) -> Tensor:
         """The terms of the ELBO, each times the scale of its site, as stock `Trace_ELBO` has it."""
-        if not (self.of_p.scaled or self.of_q.scaled):
+        if not (self.p_terms.scaled or self.q_terms.scaled):
             return self._bound
-        return self._expected(_total(self.of_p.weighted) - _total(self.of_q.weighted))
+        return self._expected(_total(self.p_terms.weighted) - _total(self.q_terms.weighted))
 
     @property
     def losses(self) -> Tensor:
         """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
-        return self._expected(_total(self.of_p.losses) - _total(self.of_q.losses))
+        return self._expected(_total(self.p_terms.losses) - _total(self.q_terms.losses))
 
     def _of_states(self, value: Tensor) -> Tensor:
         """Return a quantity of every particle, (S * K, B), as (S, K, B)."""
@@ -118,18 +118,18 @@ class Particles:
     @property
     def log_likelihood(self) -> Tensor:
         """The observed sites' terms, log p(x|z)."""
-        return self._observed(self.of_p.densities)
+        return self._observed(self.p_terms.densities)
 
     @property
     def weighted_likelihood(self) -> Tensor:
         """The same, each term times the scale of its site."""
-        return self._observed(self.of_p.weighted)
+        return self._observed(self.p_terms.weighted)
 
     @property
     def weighted_rate(self) -> Tensor:
         """The latent sites' terms, log q(z|x) - log p(z), times their scales: the rate, in expectation."""
-        of_p = {name: self.of_p.weighted[name] for name in self.q.latents}
-        return self._expected(_total(self.of_q.weighted) - _total(of_p))
+        p_terms = {name: self.p_terms.weighted[name] for name in self.q.latents}
+        return self._expected(_total(self.q_terms.weighted) - _total(p_terms))
 
     def _observed(self, terms: dict[str, Tensor]) -> Tensor:
         return self._expected(_total({name: value for name, value in terms.items() if name not in self.q.latents}))
@@ -162,7 +162,7 @@ def draw_particles(
     *,
     layouts: Layouts | None = None,
     description: Description | None = None,
-    again: bool = False,
+    rescores: bool = False,
 ) -> Particles:
     """Draw and score K particles of each image with pathwise gradients.
 
@@ -173,22 +173,22 @@ def draw_particles(
         num_samples: K.
         layouts: how they are run, where that is known.
         description: what they are, where that is known.
-        again: whether the programs will be scored a second time, under the same noise.
+        rescores: whether the programs will be scored a second time, under the same noise.
 
     Raises:
         ValueError: a latent site has no reparameterized gradient or is missing on one side, or as
             `trace_model_and_guide`; where Pyro's validation is on, data outside their support.
     """
     batch = Batch.of(batch)
-    noise = (SharedNoise(), SharedNoise()) if again else None
+    noise = (SharedNoise(), SharedNoise()) if rescores else None
     p, q = trace_model_and_guide(model, guide, batch, num_samples, layouts, noise)
     _check_gradients(q)
     if is_validation_enabled():
         check_trace_support(p)
     description = description or describe_traces(guide, batch, p, q)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
-    of_p = p.terms()
-    return Particles(model, guide, batch, p, q, of_p, q.terms(guide=True), description, noise)
+    p_terms = p.terms()
+    return Particles(model, guide, batch, p, q, p_terms, q.terms(guide=True), description, noise)
 
 
 def _check_gradients(q: ParticleTrace) -> None:

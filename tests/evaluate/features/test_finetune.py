@@ -16,7 +16,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import NoAnalyticMeanError, finetune, posterior_means
-from pyro_vae.evaluate.features.finetune import parameters_behind
+from pyro_vae.evaluate.features.finetune import find_parameters
 from pyro_vae.evaluate.features.probe import logistic
 from pyro_vae.infer.streams import rng_state
 
@@ -96,10 +96,10 @@ def test_it_leaves_no_mark(fitted: bool) -> None:
 def test_the_parameters_behind_a_mean_are_those_that_move_it() -> None:
     encoder = Encoder(2, 8, 3)
     scale = torch.tensor(2.0, requires_grad=True)
-    found = parameters_behind(scale * encoder.net(torch.randn(4, 2)))
+    found = find_parameters(scale * encoder.net(torch.randn(4, 2)))
     assert {id(p) for p in found} == {id(p) for p in [scale, *encoder.net.parameters()]}
     assert len(found) == 5
-    assert parameters_behind(torch.zeros(2)) == []
+    assert find_parameters(torch.zeros(2)) == []
 
 
 def two_sites(x: Tensor) -> None:
