@@ -97,7 +97,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_stops_at_once(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.0, 3.5])
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(seconds))
 

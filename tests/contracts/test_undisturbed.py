@@ -94,7 +94,7 @@ def undisturbed(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 @pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments, probes])
-def test_looking_does_not_disturb(
+def test_evaluation_does_not_change_training(
     look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     plain = undisturbed(graph)

@@ -121,7 +121,7 @@ MUTATIONS = (
         "pyro_vae/trace/isolation.py",
         "with fork_rng(x):\n        # Not",
         "if True:\n        # Not",
-        ("tests/contracts/test_undisturbed.py::test_looking_does_not_disturb",),
+        ("tests/contracts/test_undisturbed.py::test_evaluation_does_not_change_training",),
     ),
     Mutation(
         "a checkpoint is loaded by a loader that trusts pickles",

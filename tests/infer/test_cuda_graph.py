@@ -95,7 +95,7 @@ def test_another_key_is_captured_anew(count: Counter) -> None:
     assert count.calls == 8
 
 
-def test_what_is_left_to_the_caller_is_not_counted(count: Counter) -> None:
+def test_declined_calls_do_not_advance_warmup(count: Counter) -> None:
     count.available = False
     capture = CUDAGraphCall(count, lambda x: None)
     assert [capture(torch.ones(2)) for _ in range(5)] == [None] * 5

@@ -40,7 +40,7 @@ class Untidy(nn.Module):
         assert random.random() + np.random.random() > 0
 
 
-def test_reading_leaves_no_mark() -> None:
+def test_evaluation_is_read_only() -> None:
     program = Untidy()
     x = torch.bernoulli(torch.full((5, 6), 0.5))
     with torch.no_grad():

@@ -64,7 +64,7 @@ def test_the_same_seed_trains_the_same_classifier() -> None:
 
 
 @pytest.mark.parametrize("fitted", [False, True])
-def test_it_leaves_no_mark(fitted: bool) -> None:
+def test_guide_is_unchanged(fitted: bool) -> None:
     """Values, storages, gradients, modes, the param store and the random streams, bit for bit."""
     encoder, (x, classes) = Encoder(2, 8, 1), crosswise()
     if fitted:
