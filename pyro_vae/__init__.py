@@ -1,7 +1,7 @@
 r"""Variational autoencoders as probabilistic programs, and the honest measurement of how good they are.
 
 The generative process p(z) p(x|z) is a Pyro model and the amortized posterior q(z|x) its guide. With
-log w = log p(x, z) - log q(z|x) and z ~ q(z|x), Pyro's SVI maximises the ELBO, E[log w], or the IWAE bound,
+log w = log p(x, z) - log q(z|x) and z ~ q(z|x), Pyro's SVI maximizes the ELBO, E[log w], or the IWAE bound,
 E[log (1/K) sum_k w_k], and importance sampling estimates log p(x) = log E[w]:
 
     ELBO <= IWAE_K <= log p(x),    in nats per image.
@@ -15,8 +15,8 @@ from pyro_vae.evaluate import (
     ais,
     bdmc,
     impute,
-    local_elbos,
     log_weights,
+    per_image_elbos,
     posterior_probs,
     psis,
     score,
@@ -84,10 +84,10 @@ __all__ = [
     "infer",
     "likelihoods",
     "load_run",
-    "local_elbos",
     "log_weights",
     "model",
     "nets",
+    "per_image_elbos",
     "posterior_probs",
     "posteriors",
     "priors",

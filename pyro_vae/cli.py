@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError, is_out_of_memory
+from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
 from pyro_vae.text import printable
 
 # A signal that comes so long after the first is from somebody who does not want to wait for the step.
-_IMPATIENT_SECONDS = 3.0
+_FORCE_AFTER_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,7 +35,7 @@ def exit_status() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _leave_at_once(signal.SIGINT, None)
-    except (NonFiniteError, BatchMemoryError) as error:
+    except (NonFiniteError, OutOfMemoryError) as error:
         _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except MemoryError as error:
         _leave(1, f"memory has run out ({error})")
@@ -53,13 +53,13 @@ def exit_status() -> Iterator[None]:
 
 
 @contextmanager
-def stop_between_steps() -> Iterator[Callable[[], bool]]:
+def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Let SIGINT and SIGTERM wait: yield a function that says whether one has come, and leave at the end if so."""
     arrived: list[tuple[int, float]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append((number, time.monotonic()))
-        if arrived[-1][1] - arrived[0][1] > _IMPATIENT_SECONDS:
+        if arrived[-1][1] - arrived[0][1] > _FORCE_AFTER_SECONDS:
             _leave_at_once(number, frame)
 
     # What is ignored stays so: a shell has put the process into the background.

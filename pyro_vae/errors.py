@@ -28,7 +28,7 @@ class NonFiniteError(FloatingPointError):
         self.step = step
 
 
-class BatchMemoryError(MemoryError):
+class OutOfMemoryError(MemoryError):
     """A step for which there is not enough memory; says which batch size to try."""
 
 

@@ -18,7 +18,7 @@ _FILES = {
 _PART = 2**22  # values
 
 
-def parts_of(images: Tensor) -> Sequence[Tensor]:
+def split_images(images: Tensor) -> Sequence[Tensor]:
     """Return images (N, ...) in parts of about four million values, views: all of them may not fit into memory."""
     return images.split(max(1, _PART // images[0].numel()))
 

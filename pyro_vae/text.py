@@ -9,9 +9,9 @@ def printable(name: str) -> str:
     The rest is escaped as Python has it: line feeds, what steers a terminal (``\x1b``), marks that turn the direction
     of reading (``\u202e``), and bytes of a file name that are no characters.
     """
-    return "".join(c if c.isprintable() else escaped(c) for c in name)
+    return "".join(c if c.isprintable() else escape(c) for c in name)
 
 
-def escaped(character: str) -> str:
+def escape(character: str) -> str:
     """Return a character as Python escapes it."""
     return character.encode("unicode_escape").decode()

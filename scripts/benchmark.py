@@ -39,7 +39,7 @@ from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.runs import load_images, versions
-from pyro_vae.trace import CompiledReader, Reader, quietly, reading
+from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
 
 _CHAINS = 16
 _IMAGES_SCORED = 100
@@ -111,7 +111,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Run the script."""
     asked, out = arguments.measurement, arguments.output.out
-    settings = config.Config(**vars(arguments.setting)).resolved()
+    settings = config.Config(**vars(arguments.setting)).resolve()
     images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
@@ -160,7 +160,7 @@ class Bench:
                 timings = self.race(contenders, batches)
                 floor = max(self.floor(settings))
                 for name, timing in timings.items():
-                    epoch = timing.seconds * settings.epoch_steps(batches.num_images)
+                    epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
                     print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
                 base = timings["hand-written"].seconds
                 print(f"  {'floor of the arithmetic':30}{floor * 1e3:9.2f} ms/step{'':17}{floor / base:8.2f}x")
@@ -178,14 +178,14 @@ class Bench:
         """Time importance sampling and annealing."""
         x = self.images.split("test")[:_IMAGES_SCORED]
         program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, number = CompiledReader(), self.asked.num_samples
+        compiled, number = CompiledBackend(), self.asked.num_samples
 
-        def ours(reader: Reader) -> Contender:
-            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, reader=reader))
+        def ours(backend: EagerBackend) -> Contender:
+            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, backend=backend))
 
         contenders = {
             "pyro_vae, compiled": ours(compiled),
-            "pyro_vae, run by Pyro": ours(Reader()),
+            "pyro_vae, run by Pyro": ours(EagerBackend()),
             "hand-written": Contender(handwritten_scores(program, x, number)),
         }
         timings = self.race(contenders, batches_of(self.settings, self.images))
@@ -199,7 +199,7 @@ class Bench:
                 f"{100 * share:6.0f} % of the matrix products' rate"
             )
         report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
-        with reading(program.model, program.guide, x=x):
+        with read_only(program.model, program.guide, x=x):
             timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
         print(f"annealing, {_CHAINS} chains of {len(x)} images")
         for name, timing in timings.items():
@@ -242,7 +242,11 @@ class Bench:
         x = self.images.split("test")[:1000]
         elbos = {}
         for name in names:
-            with torch.no_grad(), quietly(program.model, program.guide, x=x, seed=0), PRECISIONS[name]():
+            with (
+                torch.no_grad(),
+                read_only(program.model, program.guide, x=x, seed=0, validate=False),
+                PRECISIONS[name](),
+            ):
                 elbos[name] = ELBO(10).bounds(program.model, program.guide, x)[1]
         print("\nprecision of the matrix products, ELBO of 1,000 images on the same weights and noise")
         report = {}
@@ -301,11 +305,11 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
 def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
     """Return the step that scripts/fit.py takes."""
     program = programs.build(settings, images.pixels)
-    schedule = schedules.over(schedules.cosine, STEPS)
+    schedule = schedules.per_step(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
-    svi = SVI(program.model, program.guide, optim, objective, graph=graph, precision=settings.precision)
-    return alone(lambda batch: svi.step(batch, observe=batches.observe))
+    svi = SVI(program.model, program.guide, optim, objective, execution=graph, precision=settings.precision)
+    return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
 
 
 def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
@@ -313,11 +317,11 @@ def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
     pyro.clear_param_store()
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
     for batch, _ in zip(full_batches(batches), range(steps), strict=False):
-        svi.step(batch, observe=batches.observe)
+        svi.step(batch, preprocess=batches.observe)
 
 
-def _at(path: paths.Path, u: Tensor, _: Tensor) -> object:
-    return path.at(u)
+def _at(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
+    return path.evaluate(u)
 
 
 def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
@@ -334,7 +338,7 @@ def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
 
     found = {}
     for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
-        path = paths.Path(program.model, program.guide, x, "guide", compiled=compiled)
+        path = paths.AnnealingPath(program.model, program.guide, x, "guide", compiled=compiled)
         found[name] = Contender(partial(_at, path, u), lambda: pyro.validation_enabled(False))
     return {**found, "bare decoder": Contender(bare)}
 

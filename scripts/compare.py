@@ -85,14 +85,14 @@ def main(arguments: Arguments) -> None:
     if asked.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
         raise UserError("--systems compares how features vary over images: use two or more of each split.")
     settings = {  # all of them first, so that a name that is not known stops before anything is fitted
-        (name, seed): comparison.setting_of(arguments.config, chosen[0], name, seed)
+        (name, seed): comparison.vary_config(arguments.config, chosen[0], name, seed)
         for seed in range(asked.seeds)
         for name in names[chosen[0]]
     }
     for setting in settings.values():
-        programs.check(setting)
+        programs.check_flags(setting)
     if asked.systems:
-        gallery.check_images(load_images(arguments.config.resolved()).pixels)
+        gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
     for (name, seed), setting in settings.items():
         folder = RunFolder(out / (f"{name}-seed{setting.seed}" if seed else name))
@@ -113,7 +113,7 @@ def main(arguments: Arguments) -> None:
 def fit(setting: config.Config, folder: RunFolder) -> None:
     """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
     if folder.finished:
-        return folder.check_same(setting.resolved().to_json())
+        return folder.check_config_matches(setting.resolve().to_json())
     flags = [word for name, value in setting.to_json().items() for word in words(config.flag(name), value)]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)

@@ -113,7 +113,7 @@ def main(arguments: RunArguments) -> None:
         raise UserError("No run folder is given: python scripts/evaluate.py RUN...")
     changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
-    asked = [instrument for instrument in instruments if instrument.asked]
+    requested = [instrument for instrument in instruments if instrument.requested]
     runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
     scores: dict[str, Scores] = {}
     summaries = {}
@@ -122,7 +122,7 @@ def main(arguments: RunArguments) -> None:
         # A run of somebody else may name any folder, which is read and never written to.
         fitted = restore(folder, settings, download="data_root" in changes)
         with fitted.program.scope():
-            scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), asked)
+            scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
     for folder, _ in runs:
         results = folder.evaluation
         if not all(each.reason for each in scores.values()):
@@ -130,20 +130,20 @@ def main(arguments: RunArguments) -> None:
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", curves.rate_distortion(summaries))
     print(scores_table(summaries, scores))
-    for instrument in asked:
+    for instrument in requested:
         if text := instrument.table(summaries):
             print(text)
 
 
-def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
+def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
     """Score one run, measure it with the instruments asked for, and write its evaluation folder."""
     fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
     assert settings.num_samples is not None
-    for instrument in asked:
+    for instrument in requested:
         instrument.check(run)
     metrics = run.folder.metrics()
     results.lock()
-    compiled = fitted.graph == "compiled"
+    compiled = fitted.execution == "compiled"
     scores, numbers = measure_scores(
         fitted.program,
         run.test,
@@ -155,7 +155,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
     )
     write_scores(results, fitted.program, run.test, scores, settings.seed, fitted.images.pixels.columns)
     write_bounds(results, scores)
-    for instrument in asked:
+    for instrument in requested:
         found = instrument.measure(run, settings.seed)
         found.write(results, instrument.name)
         if found.numbers != {}:
@@ -163,7 +163,7 @@ def evaluate(run: EvaluatedRun, asked: list[Instrument]) -> tuple[Scores, dict[s
         numbers["reasons"] |= found.reasons
     parameters = num_parameters(fitted.program)
     write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-    results.release()
+    results.unlock()
     return scores, numbers
 
 

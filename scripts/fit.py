@@ -26,7 +26,7 @@ from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, 
 from pyro_vae.report import curves
 from pyro_vae.runs import RunFolder, fit_in_folder, prepare
 from pyro_vae.runs.summary import write_summary
-from pyro_vae.trace import Batch, check_domain
+from pyro_vae.trace import Batch, check_support
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--checkpoint-seconds is {output.checkpoint_seconds}; it must be 0 or more.")
     if output.resume and output.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
-    settings = arguments.config.resolved()
+    settings = arguments.config.resolve()
     folder = RunFolder(output.out or Path("runs") / programs.run_name(settings))
     if output.resume and folder.finished:
-        folder.check_same(settings.to_json())
+        folder.check_config_matches(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
     pyro.set_rng_seed(settings.seed)
@@ -77,17 +77,17 @@ def main(arguments: Arguments) -> None:
     settings = run.config
     batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
     program = run.program
-    check_domain(program.model, program.guide, Batch.of(test)[:100])
+    check_support(program.model, program.guide, Batch.of(test)[:100])
     rehearse(program, test, density=run.density)
     assert settings.epochs is not None
     assert settings.num_samples is not None
-    total_steps = settings.epochs * settings.epoch_steps(batches.num_images)
-    schedule = schedules.over(schedules.SCHEDULES[settings.schedule], total_steps)
+    total_steps = settings.epochs * settings.steps_per_epoch(batches.num_images)
+    schedule = schedules.per_step(schedules.SCHEDULES[settings.schedule], total_steps)
     optimizer, options = components.OPTIMIZERS[settings.optimizer]
     optim = Optim(optimizer, {"lr": settings.learning_rate, **options}, schedule)
     objective = programs.build_objective(settings, batches.num_images)
     fit = Fit(
-        SVI(program.model, program.guide, optim, objective, graph=run.graph, precision=settings.precision),
+        SVI(program.model, program.guide, optim, objective, execution=run.execution, precision=settings.precision),
         batches,
         settings.epochs,
         valid=valid,
@@ -95,9 +95,12 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
         ema=settings.ema,
     )
-    folder.claim(settings.to_json(), resume=output.resume, overwrite=output.overwrite)
-    with cli.stop_between_steps() as stop:
-        show(fit_in_folder(fit, folder, settings, seconds=output.checkpoint_seconds, stop=stop), settings.epochs)
+    folder.create(settings.to_json(), resume=output.resume, overwrite=output.overwrite)
+    with cli.deferred_signals() as stop:
+        show(
+            fit_in_folder(fit, folder, settings, every_seconds=output.checkpoint_seconds, should_stop=stop),
+            settings.epochs,
+        )
 
     scores, numbers = measure_scores(
         program,
@@ -105,7 +108,7 @@ def main(arguments: Arguments) -> None:
         settings.num_samples,
         density=run.density,
         seed=settings.seed,
-        compiled=run.graph == "compiled",
+        compiled=run.execution == "compiled",
         level_bits=run.images.level_bits,
     )
     write_scores(folder, program, test, scores, settings.seed, run.images.pixels.columns)
@@ -125,7 +128,7 @@ def show(epochs: Iterable[Epoch], total: int) -> None:
     """Show the progress of a fit while it runs."""
     with tqdm(total=total, desc="fit", unit="epoch", disable=None, leave=False) as bar:
         for epoch in epochs:
-            bar.update(epoch.epoch + 1 - bar.n)
+            bar.update(epoch.index + 1 - bar.n)
             what, value = (
                 ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
             )

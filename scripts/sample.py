@@ -66,7 +66,7 @@ def main(arguments: Arguments) -> None:
     samples.write_prior(results, program, x, settings.seed)
     samples.write_reconstructions(results, program, x, settings.seed)
     samples.write_latents(results, program, x, classes, settings.seed)
-    samples.write_completions(results, program, x, fitted.lacks, settings.seed)
+    samples.write_completions(results, program, x, fitted.no_density_reason, settings.seed)
     print(f"written to {results.path}")
 
 

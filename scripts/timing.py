@@ -115,7 +115,7 @@ def ratios(cases: Sequence[Mapping[str, Any]]) -> Figure:
     floors = [case["floor_seconds"] / case["contenders"][base]["seconds"] for case in cases]
     lines = axes.hlines(floors, [c - 0.42 for c in range(len(cases))], [c + 0.42 for c in range(len(cases))], color="k")
     lines.set_label("floor of the arithmetic")
-    axes.axhline(1, color="grey", linestyle="--", linewidth=1)
+    axes.axhline(1, color="gray", linestyle="--", linewidth=1)
     labels = [f"batch {case['batch_size']}\nK = {case['num_particles']}" for case in cases]
     axes.set_xticks(range(len(cases)), labels)
     axes.set(ylabel=f"time of a step, relative to {base}")

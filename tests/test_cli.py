@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_vae import cli
-from pyro_vae.errors import BatchMemoryError, CheckpointError, NonFiniteError, UserError
+from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError
 
 pytestmark = pytest.mark.host
 
@@ -42,7 +42,7 @@ def noted() -> NonFiniteError:
         (lambda: CheckpointError("damaged"), 2, "error: damaged\n"),
         (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
-        (lambda: BatchMemoryError("try less"), 1, "error: try less\n"),
+        (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
         (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
         (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
     ],
@@ -81,7 +81,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
     steps = []
 
     def take_steps() -> None:
-        with cli.exit_status(), cli.stop_between_steps() as stop:
+        with cli.exit_status(), cli.deferred_signals() as stop:
             while not stop():
                 if len(steps) == 2:
                     os.kill(os.getpid(), number)
@@ -97,12 +97,12 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_stops_at_once(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.0, 3.5])
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(seconds))
 
     def insist() -> None:
-        with cli.exit_status(), cli.stop_between_steps() as stop:
+        with cli.exit_status(), cli.deferred_signals() as stop:
             os.kill(os.getpid(), number)
             assert stop()
             os.kill(os.getpid(), number)
@@ -115,13 +115,13 @@ def test_who_insists_does_not_wait(number: int, status: int, monkeypatch: pytest
 
 def test_without_a_signal_nothing_ends() -> None:
     before = {number: signal.getsignal(number) for number, _ in SIGNALS}
-    with cli.exit_status(), cli.stop_between_steps() as stop:
+    with cli.exit_status(), cli.deferred_signals() as stop:
         assert not stop()
     assert {number: signal.getsignal(number) for number in before} == before
 
 
 def test_a_signal_that_a_shell_has_switched_off_stays_so() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with cli.exit_status(), cli.stop_between_steps() as stop:
+    with cli.exit_status(), cli.deferred_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert not stop()

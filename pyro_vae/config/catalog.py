@@ -5,7 +5,7 @@ A program may ask for these; a flag that it does not ask for is refused when it 
     posterior(latent_dim, encoder=None)     functions that build the component that the flag of that name chooses
     likelihood(latent_dim)
     prior(latent_dim, posterior=None)
-    net                                     the networks that --net chooses, for its images; see `model.nets.Nets`
+    net                                     the networks that --net chooses, for its images; a `nets.NetworkFamily`
     images                                  its images
     latent_dim, hidden_dim, labels          the numbers that the flags give
 """
@@ -54,7 +54,7 @@ def _gmvae(latent_dim: int, posterior: Builder, likelihood: Builder) -> nn.Modul
 
 def _cvae(
     images: Collection,
-    net: nets.Nets,
+    net: nets.NetworkFamily,
     latent_dim: int,
     hidden_dim: int,
     posterior: Builder,
@@ -67,7 +67,7 @@ def _cvae(
 
 def _m2(
     images: Collection,
-    net: nets.Nets,
+    net: nets.NetworkFamily,
     latent_dim: int,
     hidden_dim: int,
     labels: int,
@@ -93,7 +93,7 @@ def _number_of_classes(program: str, images: Collection) -> int:
 
 def _given_classes(
     classes: int,
-    net: nets.Nets,
+    net: nets.NetworkFamily,
     latent_dim: int,
     hidden_dim: int,
     posterior: Builder,

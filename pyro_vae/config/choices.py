@@ -28,7 +28,7 @@ CHOICES: dict[str, Collection[str]] = {
     "compile": ("auto", "on", "off"),
     "precision": PRECISIONS,
 }
-# What the likelihood and the binarization are by default: what suits the data, see `suited`.
+# What the likelihood and the binarization are by default: what suits the data, see `adapt_to_data`.
 AUTO = "auto"
 LEFT_TO_DATA = ("likelihood", "binarize")
 

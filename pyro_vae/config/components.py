@@ -20,7 +20,7 @@ from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN
 from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, standard, student_t, vamp
 
 
-def reads(build: Callable[..., Any]) -> set[str]:
+def argument_names(build: Callable[..., Any]) -> set[str]:
     """Return the names of the arguments that a component is built from; one that a `partial` has set is not read."""
     already = build.keywords if isinstance(build, partial) else {}
     return set(inspect.signature(build).parameters) - already.keys()
@@ -28,7 +28,7 @@ def reads(build: Callable[..., Any]) -> set[str]:
 
 def construct(build: Callable[..., Any], **available: Any) -> Any:
     """Build a component from those of the available arguments that it reads."""
-    names = reads(build)
+    names = argument_names(build)
     return build(**{name: value for name, value in available.items() if name in names})
 
 
@@ -51,7 +51,7 @@ POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
     "meanfield": posteriors.MeanField,
     "full-rank": posteriors.FullRank,
     "low-rank": posteriors.LowRank,
-    "iaf": posteriors.InverseAutoregressive,
+    "iaf": posteriors.IAF,
     "mixture": posteriors.Mixture,
     "point-mass": posteriors.PointMass,
 }
@@ -81,12 +81,12 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
 }
 # A kind of network is built from the shape of an image and the units of a hidden layer, and may read the flags in
 # `NET_FLAGS`; those that it does not read are refused when they are set. Each has a default of its own.
-NETS: dict[str, Callable[..., nets.Nets]] = {
+NETS: dict[str, Callable[..., nets.NetworkFamily]] = {
     "linear": partial(nets.Dense, depth=0),
     "mlp": nets.Dense,
     "relu": partial(nets.Dense, layer=nets.relu),
     "gated": partial(nets.Dense, layer=nets.Gated),
-    "funnel": partial(nets.Dense, layer=nets.relu, narrowing=2),
+    "funnel": partial(nets.Dense, layer=nets.relu, shrink=2),
     "conv": nets.Conv,
     "resnet": nets.ResNet,
 }

@@ -52,7 +52,7 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
             shown = " ".join(map(str, self.splits))
             raise UserError(f"--splits is {shown}; the three shares must be positive and sum to 1.")
         for name in ("beta", "free_bits", "mmd_weight"):
-            objectives.nonnegative(flag(name), getattr(self, name))
+            objectives.require_nonnegative(flag(name), getattr(self, name))
         if not 0 < self.learning_rate < 1e6:  # float32 has no room for the steps of many more
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         check_decay(flag("ema"), self.ema)
@@ -66,11 +66,11 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
         if value is not None and value < least:
             raise UserError(f"{flag(name)} is {value}; it must be at least {least}.")
 
-    def epoch_steps(self, num_images: int) -> int:
+    def steps_per_epoch(self, num_images: int) -> int:
         """Return the steps of an epoch over so many training images."""
         return math.ceil(num_images / self.batch_size)
 
-    def resolved(self) -> Config:
+    def resolve(self) -> Config:
         """Return the configuration with the defaults that depend on the data set or the machine filled in.
 
         Raises:
@@ -91,14 +91,14 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
             device=device,
         )
 
-    def graph(self, num_images: int) -> str | None:
+    def execution(self, num_images: int) -> str | None:
         """Return how steps over so many training images run, ``compiled``, ``recorded`` or None.
 
         It depends on nothing else, so that a run that is resumed goes on as it began.
         """
         if self.compile != "auto":
             return "compiled" if self.compile == "on" else None
-        steps = (self.epochs or 0) * self.epoch_steps(num_images)
+        steps = (self.epochs or 0) * self.steps_per_epoch(num_images)
         return "compiled" if steps >= _COMPILED_STEPS else "recorded"
 
     def to_json(self) -> dict[str, Any]:

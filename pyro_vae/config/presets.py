@@ -15,7 +15,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "autoencoder": {"program": "autoencoder"},
     "wae": {"program": "autoencoder", "objective": "wae-mmd"},
     "vae": {},
-    # Two units and a loss of grey pixels: the small notebook that most people meet first.
+    # Two units and a loss of gray pixels: the small notebook that most people meet first.
     "notebook": {
         "binarize": "none",
         "likelihood": "cross-entropy",

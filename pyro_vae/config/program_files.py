@@ -85,7 +85,7 @@ def _run_file(spec: ModuleSpec) -> ModuleType:
         del sys.modules[stale]
     if folder not in map(os.path.realpath, sys.path):
         _FOLDERS.add(folder)
-    sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry != folder)]
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -100,4 +100,6 @@ def _is_beside_a_program(name: str) -> bool:
     spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
     if spec is None or name.startswith(_MODULE):
         return False
-    return any(os.path.dirname(place) in _FOLDERS for place in spec.submodule_search_locations or [spec.origin or ""])
+    return any(
+        os.path.dirname(location) in _FOLDERS for location in spec.submodule_search_locations or [spec.origin or ""]
+    )

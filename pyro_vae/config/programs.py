@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.config import Config, components, flag, program_files, suited
 from pyro_vae.config.catalog import PROGRAMS
 from pyro_vae.config.presets import PRESETS
-from pyro_vae.data import Collection, Numbers, some_labels
+from pyro_vae.data import Collection, Numbers, mask_labels
 from pyro_vae.errors import UserError
 from pyro_vae.infer import Objective
 from pyro_vae.model.nets import StandardizedNets
@@ -37,55 +37,55 @@ _NEEDED_BY: dict[str, set[str]] = {
 }
 
 
-def unread(config: Config) -> dict[str, Any]:
+def ignored_defaults(config: Config) -> dict[str, Any]:
     """Return the fields that the program, its networks or the objective do not read, with their defaults."""
-    names = [*_unread_by_program(config), *_unread_by_net(config), *_unread_by_objective(config)]
+    names = [*_ignored_by_program(config), *_ignored_by_net(config), *_ignored_by_objective(config)]
     return {name: getattr(Config, name) for name in names}
 
 
-def check(config: Config) -> None:
+def check_flags(config: Config) -> None:
     """Refuse a flag that is set and that the program, its networks or the objective do not read.
 
     Raises:
         UserError: names the flag.
     """
-    for name in _unread_by_program(config):
-        # What `suited` makes of a likelihood that is not read has not been asked for.
+    for name in _ignored_by_program(config):
+        # What `adapt_to_data` makes of a likelihood that is not read has not been asked for.
         if getattr(config, name) not in (getattr(Config, name), suited.UNREAD):
             raise UserError(f"--program {config.program} does not read {flag(name)}: leave it out.")
-    for name in _unread_by_net(config):
+    for name in _ignored_by_net(config):
         if getattr(config, name) != getattr(Config, name):
             of = _that_read(name, components.NETS)
             wide = "; fully connected layers have --hidden-dim units" if name == "width" else ""
             raise UserError(f"{flag(name)} is of --net {of}, not of {config.net}{wide}: leave it out.")
-    for name in _unread_by_objective(config):
+    for name in _ignored_by_objective(config):
         if getattr(config, name) != getattr(Config, name):
             of = _that_read(components.OBJECTIVE_FLAGS[name], components.OBJECTIVES)
             raise UserError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
 
 
-def _unread_by_program(config: Config) -> list[str]:
+def _ignored_by_program(config: Config) -> list[str]:
     if config.program not in NAMES:
         return []  # a program of the user's own, which may read any
     preset = _preset(config)
-    read = components.reads(PROGRAMS[preset.get("program", config.program)])
+    read = components.argument_names(PROGRAMS[preset.get("program", config.program)])
     return [name for name, needed_by in _NEEDED_BY.items() if name in preset or not needed_by & read]
 
 
-def _unread_by_net(config: Config) -> list[str]:
+def _ignored_by_net(config: Config) -> list[str]:
     if config.program not in NAMES:
         return []  # which networks it has is its own affair
-    read = components.reads(components.NETS[config.net])
+    read = components.argument_names(components.NETS[config.net])
     return [name for name in components.NET_FLAGS if name not in read]
 
 
-def _unread_by_objective(config: Config) -> list[str]:
-    read = components.reads(components.OBJECTIVES[config.objective])
+def _ignored_by_objective(config: Config) -> list[str]:
+    read = components.argument_names(components.OBJECTIVES[config.objective])
     return [name for name, argument in components.OBJECTIVE_FLAGS.items() if argument not in read]
 
 
 def _that_read(argument: str, builds: Mapping[str, Callable[..., Any]]) -> str:
-    return " and ".join(name for name, build in builds.items() if argument in components.reads(build))
+    return " and ".join(name for name, build in builds.items() if argument in components.argument_names(build))
 
 
 def _preset(config: Config) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _preset(config: Config) -> dict[str, Any]:
 
 def run_name(config: Config) -> str:
     """Return how a run is called by default: its data set, its program, and the flags that tell programs apart."""
-    unread = _unread_by_program(config)
+    unread = _ignored_by_program(config)
     program = "" if config.program == "vae" else Path(config.program).name.replace(".py:", "-")
     particles = config.num_particles if config.num_particles > 1 else ""
     words = [Path(config.data).stem, program, "" if "prior" in unread else config.prior]
@@ -111,11 +111,11 @@ def build_objective(config: Config, num_images: int) -> Objective:
     """Build the objective of a configuration for so many training images.
 
     Raises:
-        UserError: as `check`.
+        UserError: as `check_flags`.
     """
-    check(config)
+    check_flags(config)
     options = {argument: getattr(config, name) for name, argument in components.OBJECTIVE_FLAGS.items()}
-    options["warmup_steps"] = config.warmup_epochs * config.epoch_steps(num_images)
+    options["warmup_steps"] = config.warmup_epochs * config.steps_per_epoch(num_images)
     objective: Objective = components.construct(
         components.OBJECTIVES[config.objective],
         num_particles=config.num_particles,
@@ -134,11 +134,11 @@ def build(config: Config, images: Collection) -> Any:
         An object with ``model(x)`` and ``guide(x)``.
 
     Raises:
-        UserError: the file of the program, its factory, or what that returns is not there, or as `check`.
+        UserError: the file of the program, its factory, or what that returns is not there, or as `check_flags`.
         RuntimeError: from a ValueError or an OSError of the code in that file.
     """
-    check(config)
-    config = suited.suited(config, images)
+    check_flags(config)
+    config = suited.adapt_to_data(config, images)
     if config.program not in NAMES:
         program = program_files.build(config, images, known=NAMES)
         return program.to(config.device) if isinstance(program, nn.Module) else program
@@ -178,7 +178,7 @@ def build(config: Config, images: Collection) -> Any:
 
 def _prior(config: Config, images: Collection, latent_dim: int, **posterior: nn.Module) -> nn.Module:
     build = components.PRIORS[config.prior]
-    if "posterior" in components.reads(build) - posterior.keys():
+    if "posterior" in components.argument_names(build) - posterior.keys():
         raise UserError(
             f"--prior {config.prior} needs a posterior of images alone, and --program {config.program} has none: "
             "choose another --prior."
@@ -195,7 +195,7 @@ def takes_labels(program: Any) -> bool:
     return len(required) > 1
 
 
-def labels_of(program: Any, images: Collection, split: str) -> Tensor | None:
+def select_labels(program: Any, images: Collection, split: str) -> Tensor | None:
     """Return the labels that a program is given beside the images of a split, or None where it takes none.
 
     Labels that it is not told are -1.
@@ -207,6 +207,6 @@ def labels_of(program: Any, images: Collection, split: str) -> Tensor | None:
         return None
     if images.labels is None:
         raise UserError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
-    labels = images.labels.beside(split).to(images.train.device)
-    number = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
-    return labels if number is None else some_labels(labels, number if split == "train" else 0)
+    labels = images.labels.for_program(split).to(images.train.device)
+    num_labels = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
+    return labels if num_labels is None else mask_labels(labels, num_labels if split == "train" else 0)

@@ -27,7 +27,7 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
 _ADDED = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
 
 
-def with_added(values: Mapping[str, Any]) -> dict[str, Any]:
+def add_missing_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a saved configuration, with the fields that its version did not have."""
     defaults = Config().to_json()
     return {name: defaults[name] for name in _ADDED if name not in values} | dict(values)
@@ -41,13 +41,13 @@ def read_config(path: Path) -> Config:
     """
     values = _read_json(path)
     if isinstance(values, dict):
-        values = with_added(values)
+        values = add_missing_fields(values)
     known = {field.name: field.default for field in fields(Config)}
     if not isinstance(values, dict) or values.keys() != known.keys():
-        odd = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]
-        named = ", ".join(reprlib.repr(key).strip("'") for key in odd[:5])
-        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
-        raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{more}.")
+        mismatched = sorted(values.keys() ^ known.keys()) if isinstance(values, dict) else [type(values).__name__]
+        named = ", ".join(reprlib.repr(key).strip("'") for key in mismatched[:5])
+        rest = f" and {len(mismatched) - 5} more" if len(mismatched) > 5 else ""
+        raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{rest}.")
     for name, default in known.items():
         value = values[name]
         good = isinstance(value, _JSON_TYPES[type(default)])
@@ -63,7 +63,7 @@ def read_config(path: Path) -> Config:
 def _moderate(value: Any) -> bool:
     """Whether torch can count so far, or a terminal show the words: a file may be anybody's."""
     if isinstance(value, (list, tuple)):
-        return len(value) == 3 and all(type(each) is float for each in value)
+        return len(value) == 3 and all(type(entry) is float for entry in value)
     if isinstance(value, int):
         return abs(value) < 2**53
     return not isinstance(value, str) or (len(value) < 4096 and not any(category(c) == "Cc" for c in value))
@@ -78,8 +78,8 @@ def _read_json(path: Path) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            ((key, number),) = Counter(key for key, _ in pairs).most_common(1)
-            raise UserError(f"{reprlib.repr(key)} is there {number} times")
+            ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
+            raise UserError(f"{reprlib.repr(key)} is there {count} times")
         return values
 
     try:

@@ -31,7 +31,7 @@ LIKELIHOODS_OF = {
 }
 
 
-def suited(config: Config, images: data.Collection) -> Config:
+def adapt_to_data(config: Config, images: data.Collection) -> Config:
     """Return the configuration with the likelihood and the binarization that suit its data, where it leaves them open.
 
     Gray images of a data set by name are binarized, as they are in the literature, and have a Bernoulli likelihood.

@@ -7,7 +7,7 @@ from pyro_vae.data.collection import Collection
 from pyro_vae.data.datasets import DATASETS, Dataset, defaults, load
 from pyro_vae.data.formats import from_dataset, from_file, from_folder, from_path
 from pyro_vae.data.images import BINARIZATIONS, Images, Observed
-from pyro_vae.data.labels import Labels, some_labels
+from pyro_vae.data.labels import Labels, mask_labels
 from pyro_vae.data.numbers import Numbers, column_names, from_numbers
 from pyro_vae.errors import DataError
 
@@ -31,6 +31,6 @@ __all__ = [
     "from_numbers",
     "from_path",
     "load",
-    "some_labels",
+    "mask_labels",
     "to_uint8",
 ]

@@ -13,7 +13,7 @@ from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, OWN_SPLITS, Shares, split_by_content, without_test
+from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, OWN_SPLITS, Shares, drop_test_share, split_by_content
 from pyro_vae.errors import DataError
 
 Array = Tensor | np.ndarray
@@ -85,7 +85,7 @@ class Places(NamedTuple):
 
 def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], splits: Shares) -> Places:
     """Split and label data that stay where they are; arguments of `assemble`."""
-    codes = codes_of(name, *zip(labels, parts, strict=True))
+    codes = encode_classes(name, *zip(labels, parts, strict=True))
     given = [part for part in parts if part is not None]
     if parts[2] is None and len(given) > 1:
         raise DataError(f"{name}: validation data are given without test data; give both, or test data alone.")
@@ -93,7 +93,7 @@ def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], 
     if len(given) == 3:
         at = [(0, everything), (1, everything), (2, everything)]
     elif len(given) == 2:
-        kept, held_out = split_by_content(given[0], without_test(splits), name)
+        kept, held_out = split_by_content(given[0], drop_test_share(splits), name)
         at, how_split = [(0, kept), (0, held_out), (1, everything)], HELD_OUT
     else:
         at, how_split = [(0, place) for place in split_by_content(given[0], splits, name)], BY_CONTENT
@@ -105,24 +105,24 @@ def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], 
     )
 
 
-def codes_of(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:
+def encode_classes(name: str, *given: tuple[Any, Sized | None]) -> Tensor | None:
     """Return the labels of all parts, one after the other, as numbers from 0 on, (N, 1); None without any.
 
     Args:
         name: what an error calls the images.
         *given: labels (N,), integers or words, or None; and the N images of a part, or None.
     """
-    there = [(np.asarray(labels), images) for labels, images in given if images is not None and labels is not None]
-    if not there:
+    labeled = [(np.asarray(labels), images) for labels, images in given if images is not None and labels is not None]
+    if not labeled:
         return None
-    if len(there) < sum(images is not None for _, images in given):
+    if len(labeled) < sum(images is not None for _, images in given):
         raise DataError(f"{name}: labels are given for training or test images alone; give both, or none.")
-    if len({labels.dtype.kind in "US" for labels, _ in there}) > 1:  # joined, the numbers would become words
+    if len({labels.dtype.kind in "US" for labels, _ in labeled}) > 1:  # joined, the numbers would become words
         raise DataError(f"{name}: labels are words in one split and numbers in another; give either.")
-    for labels, images in there:
+    for labels, images in labeled:
         if labels.shape != (len(images),):
             raise DataError(f"{name}: labels have shape {labels.shape}, and there are {len(images)} images.")
         if labels.dtype.kind not in "iubUS":
             raise DataError(f"{name}: labels are {labels.dtype}; give integers or words.")
-    _, codes = np.unique(np.concatenate([labels for labels, _ in there]), return_inverse=True)
+    _, codes = np.unique(np.concatenate([labels for labels, _ in labeled]), return_inverse=True)
     return torch.as_tensor(codes).long().reshape(-1, 1)

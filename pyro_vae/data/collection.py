@@ -83,7 +83,7 @@ class Collection(ABC):
     def observed(self, binarize: str = "dynamic") -> Observed:
         """Return the data as a program observes them."""
 
-    def first(self: _C, split: str, number: int) -> _C:
+    def take(self: _C, split: str, number: int) -> _C:
         """Return the data with only the first so many items of a split.
 
         Raises:
@@ -97,6 +97,6 @@ class Collection(ABC):
         labels = self.labels and replace(self.labels, **{split: getattr(self.labels, split)[:number]})
         return replace(self, labels=labels, **{split: values[:number]})
 
-    def map(self: _C, change: Callable[[Tensor], Tensor]) -> _C:
+    def map(self: _C, fn: Callable[[Tensor], Tensor]) -> _C:
         """Return the data with every split changed."""
-        return replace(self, train=change(self.train), valid=change(self.valid), test=change(self.test))
+        return replace(self, train=fn(self.train), valid=fn(self.valid), test=fn(self.test))

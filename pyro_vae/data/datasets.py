@@ -124,7 +124,7 @@ def load(
         own = "the path of a folder of images or a file of arrays"
         raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
     for split, number in (("train", train_images), ("test", test_images)):
-        images = images if number is None else images.first(split, number)
+        images = images if number is None else images.take(split, number)
     return images
 
 

@@ -24,14 +24,14 @@ DIGESTS = {
 }
 
 
-def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> tuple[Tensor, Tensor]:
+def read_split(raw: Path, split: str, min_images: int, verify_digest: bool) -> tuple[Tensor, Tensor]:
     """Read images and labels of a split, checked against MNIST's digests where they are as many.
 
     Args:
         raw: folder of the files.
         split: a key of `SIZES`.
-        least: how many images there must be.
-        is_mnist: whether the files are said to be MNIST's.
+        min_images: how many images there must be.
+        verify_digest: whether the files are said to be MNIST's.
 
     Returns:
         Pixels, uint8 (N, 28, 28), and classes, int64 (N, 1).
@@ -40,21 +40,23 @@ def read_split(raw: Path, split: str, least: int, is_mnist: bool) -> tuple[Tenso
         DataError: a file that cannot be read, is damaged, belongs to no such images or is not MNIST's; names it.
     """
     images, labels = (raw / name for name in DIGESTS if name.startswith(split))
-    pixels, classes, digests = read_pair(images, labels, least)
-    if is_mnist and len(pixels) == SIZES[split]:
-        for path, found in zip((images, labels), digests, strict=True):
-            if found != DIGESTS[path.name]:
-                raise DataError(f"{path} is not MNIST's: its SHA-256 is {found}, not {DIGESTS[path.name]}. {REMEDY}")
+    pixels, classes, digests = read_pair(images, labels, min_images)
+    if verify_digest and len(pixels) == SIZES[split]:
+        for path, digest in zip((images, labels), digests, strict=True):
+            if digest != DIGESTS[path.name]:
+                raise DataError(f"{path} is not MNIST's: its SHA-256 is {digest}, not {DIGESTS[path.name]}. {REMEDY}")
     return pixels, classes
 
 
-def read_pair(images: Path, labels: Path, least: int, num_classes: int = 10) -> tuple[Tensor, Tensor, tuple[str, str]]:
+def read_pair(
+    images: Path, labels: Path, min_images: int, num_classes: int = 10
+) -> tuple[Tensor, Tensor, tuple[str, str]]:
     """Read a file of images and that of their labels.
 
     Args:
         images: file of images.
         labels: file of their labels.
-        least: how many images there must be.
+        min_images: how many images there must be.
         num_classes: one more than the largest label.
 
     Returns:
@@ -66,8 +68,8 @@ def read_pair(images: Path, labels: Path, least: int, num_classes: int = 10) -> 
     (pixels, digest), (classes, digest_of_classes) = _read(images, 3), _read(labels, 1)
     if pixels.shape[1:] != _SHAPE:
         raise DataError(f"{images} holds images of shape {pixels.shape[1:]}, not {_SHAPE}. {REMEDY}")
-    if len(pixels) < least:
-        raise DataError(f"{images} holds {len(pixels)} images, too few: {least} are the least. {REMEDY}")
+    if len(pixels) < min_images:
+        raise DataError(f"{images} holds {len(pixels)} images, too few: {min_images} are the least. {REMEDY}")
     if len(classes) != len(pixels):
         raise DataError(f"{labels} holds {len(classes)} labels of {len(pixels)} images. {REMEDY}")
     if classes.max() >= num_classes:

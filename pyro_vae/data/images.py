@@ -15,7 +15,7 @@ from pyro_vae.data.batches import Batches, StreamedBatches
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.storage import empty
 from pyro_vae.errors import DataError
-from pyro_vae.memory import parts_of
+from pyro_vae.memory import split_images
 
 _BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
 
@@ -49,7 +49,7 @@ class Images(Collection):
     def kind(self) -> str:
         """``binary`` where every training pixel is 0 or 255, ``color`` of three channels, otherwise ``gray``."""
         # Minus 1, modulo 256, takes 0 and 255 to the two highest values: one pass instead of three.
-        if all(int((part - 1).min()) >= 254 for part in parts_of(self.train)):
+        if all(int((part - 1).min()) >= 254 for part in split_images(self.train)):
             return "binary"
         return "color" if len(self.pixel_shape) == 3 and self.pixel_shape[0] == 3 else "gray"
 
@@ -98,7 +98,7 @@ class Observed:
     level_bits: ClassVar[int | None] = 8
     """Bits of a level, the interval over which a dequantized value is spread out; None of real numbers."""
 
-    def under_density(self) -> Observed:
+    def with_dequantization(self) -> Observed:
         """Return the images as a program observes them under a density.
 
         Raises:
@@ -167,7 +167,7 @@ def _threshold(pixels: Tensor) -> Tensor:
 def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return change(pixels), which is of their shape, made part by part: a generator goes on from each to the next."""
     result, end = None, 0
-    for part in parts_of(pixels):
+    for part in split_images(pixels):
         changed = change(part)
         result = empty(pixels.shape, changed) if result is None else result
         result[end : end + len(part)] = changed
@@ -179,7 +179,7 @@ def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def _highest(pixels: Tensor) -> int:
     """Return the highest pixel, or one above 1: most images need not be read to find one."""
     highest = 0
-    for part in parts_of(pixels):
+    for part in split_images(pixels):
         highest = max(highest, int(part.max()))
         if highest > 1:
             break

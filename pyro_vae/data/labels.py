@@ -17,22 +17,22 @@ class Labels:
     valid: Tensor
     test: Tensor
 
-    def beside(self, split: str) -> Tensor:
+    def for_program(self, split: str) -> Tensor:
         """Return what a program is given beside the images of a split: (N,), or (N, F) where there are several."""
         labels: Tensor = getattr(self, split)
         return labels[:, 0] if len(self.names) == 1 else labels
 
-    def of(self, name: str, split: str) -> Tensor:
+    def get(self, name: str, split: str) -> Tensor:
         """Return the labels of one name (N,)."""
         return getattr(self, split)[:, self.names.index(name)]
 
 
-def some_labels(labels: Tensor, number: int) -> Tensor:
-    """Keep the first labels (N,) of each class, `number` in all and evenly divided, and replace the others by -1."""
+def mask_labels(labels: Tensor, num_kept: int) -> Tensor:
+    """Keep the first labels (N,) of each class, `num_kept` in all and evenly divided, and replace the others by -1."""
     kept = torch.full_like(labels, -1)
     classes = labels.unique()
-    for place, each in enumerate(classes.tolist()):
-        share = number // len(classes) + (place < number % len(classes))
-        first = (labels == each).nonzero().flatten()[:share]
+    for index, label in enumerate(classes.tolist()):
+        share = num_kept // len(classes) + (index < num_kept % len(classes))
+        first = (labels == label).nonzero().flatten()[:share]
         kept[first] = labels[first]
     return kept

@@ -128,8 +128,8 @@ def read_array(file: IO[bytes], what: str) -> np.ndarray:
 
 
 def map_array(file: IO[bytes], what: str) -> np.ndarray:
-    """Map one array, as `mapped`; arguments and errors as of `read_array`."""
-    return mapped(file, _moderate(file, what), what)
+    """Map one array, as `map_content`; arguments and errors as of `read_array`."""
+    return map_content(file, _moderate(file, what), what)
 
 
 def _open(archive: zipfile.ZipFile, path: Path, name: str) -> IO[bytes]:
@@ -194,7 +194,7 @@ def check_length(header: Header, found: int, what: str) -> None:
         raise DataError(f"{what} {ends if found < header.size else 'goes on after its array'}; repair or replace it.")
 
 
-def mapped(file: IO[bytes], header: Header, what: str) -> np.ndarray:
+def map_content(file: IO[bytes], header: Header, what: str) -> np.ndarray:
     """Map the array of a file, whose pages are read when they are used and dropped when memory is short.
 
     It can be written to, which changes a page in memory and never the file, so that torch takes it without a warning.

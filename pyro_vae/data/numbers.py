@@ -84,7 +84,7 @@ class ObservedNumbers(Observed):
         """0 of counts, whose levels are 1 apart, and None of real numbers, which have none."""
         return 0 if self.pixels.kind == "counts" else None
 
-    def under_density(self) -> ObservedNumbers:
+    def with_dequantization(self) -> ObservedNumbers:
         """Return the numbers as a program observes them under a density."""
         return replace(self, dequantize=True)
 
@@ -101,9 +101,9 @@ class ObservedNumbers(Observed):
         return values + torch.rand(values.shape, generator=generator, device=device).to(values.device)
 
 
-def column_names(number: int) -> tuple[str, ...]:
+def column_names(num_columns: int) -> tuple[str, ...]:
     """Return the names of so many columns that have none of their own."""
-    return tuple(f"column {place}" for place in range(number))
+    return tuple(f"column {place}" for place in range(num_columns))
 
 
 def from_numbers(

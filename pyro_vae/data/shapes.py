@@ -34,8 +34,8 @@ POSITIONS = np.arange(9, 25, 2)
 NUM_TRAIN, NUM_VALID = 9600, 960
 
 _SIDE = 32
-_REACH = 9  # pixels, at least as far as the longest half axis, 11 (2 / pi)^(1/2)
-_POINTS = 16
+_HALF_WIDTH = 9  # pixels, at least as far as the longest half axis, 11 (2 / pi)^(1/2)
+_SUBSAMPLES = 16
 _SEED = 20170601  # of the permutation
 
 
@@ -45,9 +45,9 @@ def load() -> Images:
     sprites = _sprites()
     grid = (*sprites.shape[:3], len(POSITIONS), len(POSITIONS))
     pixels = np.zeros((*grid, _SIDE, _SIDE), np.uint8)
-    for i, x in enumerate(POSITIONS - _REACH):
-        for j, y in enumerate(POSITIONS - _REACH):
-            pixels[:, :, :, i, j, y : y + 2 * _REACH, x : x + 2 * _REACH] = sprites
+    for i, x in enumerate(POSITIONS - _HALF_WIDTH):
+        for j, y in enumerate(POSITIONS - _HALF_WIDTH):
+            pixels[:, :, :, i, j, y : y + 2 * _HALF_WIDTH, x : x + 2 * _HALF_WIDTH] = sprites
     # NumPy has frozen the streams of this generator: the splits are the same under every version.
     order = np.random.RandomState(_SEED).permutation(math.prod(grid))
     images = torch.from_numpy(pixels.reshape(-1, _SIDE, _SIDE)[order])
@@ -62,16 +62,16 @@ def _sprites() -> np.ndarray:
 
     The points are counted, and none is within 1e-7 of an edge: rounding, which differs between machines, moves none.
     """
-    x = (np.arange(2 * _REACH * _POINTS) + 0.5) / _POINTS - _REACH
+    x = (np.arange(2 * _HALF_WIDTH * _SUBSAMPLES) + 0.5) / _SUBSAMPLES - _HALF_WIDTH
     y = x[:, None]
     angles = np.deg2rad(ROTATIONS)[:, None, None]
     u, v = np.cos(angles) * x + np.sin(angles) * y, np.cos(angles) * y - np.sin(angles) * x
-    sprites = np.empty((len(SHAPES), len(SCALES), len(ROTATIONS), 2 * _REACH, 2 * _REACH), np.uint8)
+    sprites = np.empty((len(SHAPES), len(SCALES), len(ROTATIONS), 2 * _HALF_WIDTH, 2 * _HALF_WIDTH), np.uint8)
     for shape, depth in enumerate((_square, _ellipse, _heart)):
         for place, scale in enumerate(SCALES):
             inside = depth(u / scale, v / scale) > 0
-            covered = inside.reshape(-1, 2 * _REACH, _POINTS, 2 * _REACH, _POINTS).sum((2, 4))
-            sprites[shape, place] = (255 * covered + _POINTS**2 // 2) // _POINTS**2
+            covered = inside.reshape(-1, 2 * _HALF_WIDTH, _SUBSAMPLES, 2 * _HALF_WIDTH, _SUBSAMPLES).sum((2, 4))
+            sprites[shape, place] = (255 * covered + _SUBSAMPLES**2 // 2) // _SUBSAMPLES**2
     return sprites
 
 

@@ -53,7 +53,7 @@ def split_by_hash(hashes: Tensor, shares: Shares, name: str) -> tuple[Tensor, ..
     return found
 
 
-def without_test(splits: Shares) -> Shares:
+def drop_test_share(splits: Shares) -> Shares:
     """Return the shares of training and validation images where the test images are given."""
     both = splits[0] + splits[1]
     return splits[0] / both, splits[1] / both
@@ -61,10 +61,10 @@ def without_test(splits: Shares) -> Shares:
 
 def content_hashes(images: Tensor) -> Tensor:
     """Return a number in [0, 1) for each image, uint8 (N, *pixels), that its pixels alone decide: float64 (N,)."""
-    return hashes_of(image for part in images.split(1000) for image in part.cpu().numpy())
+    return hash_images(image for part in images.split(1000) for image in part.cpu().numpy())
 
 
-def hashes_of(images: Iterable[np.ndarray]) -> Tensor:
+def hash_images(images: Iterable[np.ndarray]) -> Tensor:
     """Return `content_hashes` of images (*pixels) that come one by one."""
     digests = (blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     # 53 bits, so that the division is exact and never gives 1.

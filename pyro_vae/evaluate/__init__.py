@@ -1,110 +1,110 @@
 """How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
 
-from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, Bidirectional, ais, bdmc
-from pyro_vae.evaluate.annealing.imputation import Imputed, impute
-from pyro_vae.evaluate.features.finetune import NoMeanError, finetune
-from pyro_vae.evaluate.features.frechet import Features, frechet_distance, train_features
+from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, BDMCResult, ais, bdmc
+from pyro_vae.evaluate.annealing.imputation import Imputation, impute
+from pyro_vae.evaluate.features.finetune import NoAnalyticMeanError, finetune
+from pyro_vae.evaluate.features.frechet import FeatureNetwork, frechet_distance, train_feature_network
 from pyro_vae.evaluate.features.probe import (
     Accuracy,
-    labelled_subsets,
+    labeled_subsets,
     logistic,
     mean_accuracy,
     principal_components,
     probe,
 )
 from pyro_vae.evaluate.latents.decoding import (
-    averaged_images,
-    completed_images,
-    drawn_images,
-    mean_images,
-    posterior_latents,
-    prior_latents,
-    shown_images,
+    decode_average,
+    decode_mean,
+    decode_mean_or_sample,
+    decode_sample,
+    inpaint_exact,
+    sample_posterior,
+    sample_prior,
 )
-from pyro_vae.evaluate.latents.disentanglement import Disentanglement, disentanglement
+from pyro_vae.evaluate.latents.disentanglement import Disentanglement, disentanglement_scores
 from pyro_vae.evaluate.latents.moments import (
     Moments,
     active_units,
-    closed_mean,
+    analytic_mean,
     posterior_means,
     posterior_moments,
 )
-from pyro_vae.evaluate.latents.traversals import decoded, interpolated, most_visible, traversed
-from pyro_vae.evaluate.likelihood.bounds import iwae, ladder, standard_error
+from pyro_vae.evaluate.latents.traversals import decode_units, interpolate, most_visible_units, traverse
+from pyro_vae.evaluate.likelihood.bounds import iwae, particle_counts, standard_error
 from pyro_vae.evaluate.likelihood.diagnostics import (
-    good_khat,
+    describe_khat,
+    khat_threshold,
     paired_differences,
     psis,
-    verdict,
 )
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.outliers import OutlierPValues, outlier_p_values
-from pyro_vae.evaluate.likelihood.scores import Scores, reduce, score
-from pyro_vae.evaluate.likelihood.summary import summary
-from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts, log_weights
-from pyro_vae.evaluate.posterior.calibration import calibration_ranks
+from pyro_vae.evaluate.likelihood.scores import Scores, score, scores_from_terms
+from pyro_vae.evaluate.likelihood.summary import summarize
+from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms, log_weights
+from pyro_vae.evaluate.posterior.calibration import sbc_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
-from pyro_vae.evaluate.posterior.local import local_elbos
-from pyro_vae.evaluate.posterior.surgery import Surgery, surgery
+from pyro_vae.evaluate.posterior.local import per_image_elbos
+from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery
 
 __all__ = [
+    "AISConfig",
+    "AISResult",
     "Accuracy",
-    "Annealed",
-    "Annealing",
-    "Bidirectional",
+    "BDMCResult",
     "Disentanglement",
-    "Features",
-    "Imputed",
+    "ELBOSurgery",
+    "FeatureNetwork",
+    "Imputation",
+    "LogWeightTerms",
     "Moments",
-    "NoMeanError",
+    "NoAnalyticMeanError",
     "OutlierPValues",
-    "Parts",
     "Scores",
-    "Surgery",
     "active_units",
     "ais",
-    "averaged_images",
+    "analytic_mean",
     "bdmc",
-    "calibration_ranks",
-    "closed_mean",
-    "completed_images",
-    "decoded",
+    "decode_average",
+    "decode_mean",
+    "decode_mean_or_sample",
+    "decode_sample",
+    "decode_units",
+    "describe_khat",
     "discrete_values",
-    "disentanglement",
-    "drawn_images",
+    "disentanglement_scores",
+    "elbo_surgery",
     "finetune",
     "frechet_distance",
-    "good_khat",
     "impute",
-    "interpolated",
+    "inpaint_exact",
+    "interpolate",
     "iwae",
     "jackknife",
-    "labelled_subsets",
-    "ladder",
-    "local_elbos",
-    "log_weight_parts",
+    "khat_threshold",
+    "labeled_subsets",
+    "log_weight_terms",
     "log_weights",
     "logistic",
     "mean_accuracy",
-    "mean_images",
-    "most_visible",
+    "most_visible_units",
     "outlier_p_values",
     "paired_differences",
-    "posterior_latents",
+    "particle_counts",
+    "per_image_elbos",
     "posterior_means",
     "posterior_moments",
     "posterior_probs",
     "principal_components",
-    "prior_latents",
     "probe",
     "psis",
-    "reduce",
+    "sample_posterior",
+    "sample_prior",
+    "sbc_ranks",
     "score",
-    "shown_images",
+    "scores_from_terms",
     "standard_error",
-    "summary",
-    "surgery",
-    "train_features",
-    "traversed",
-    "verdict",
+    "summarize",
+    "train_feature_network",
+    "traverse",
 ]

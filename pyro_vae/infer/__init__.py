@@ -18,7 +18,7 @@ from pyro_vae.infer.objectives import (
     mmd,
 )
 from pyro_vae.infer.optim import Optim
-from pyro_vae.infer.parameters import load_parameters
+from pyro_vae.infer.parameters import load_program_state
 from pyro_vae.infer.svi import SVI
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Renyi",
-    "load_parameters",
+    "load_program_state",
     "mmd",
     "schedules",
 ]

@@ -10,7 +10,7 @@ report those of a moving one. The smaller decay at the start forgets the initial
 polynomial-decay average, eta = 8, of Shamir, Zhang, "Stochastic Gradient Descent for Non-smooth Optimization", ICML
 2013 (https://arxiv.org/abs/1212.1824).
 
-Buffers, such as the statistics of batch normalisation, are not averaged: the averaged weights run with the newest.
+Buffers, such as the statistics of batch normalization, are not averaged: the averaged weights run with the newest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.parameters import State, matched, parameters
+from pyro_vae.infer.parameters import State, match_values, program_state
 from pyro_vae.infer.svi import SVI
 
 
-def check_decay(what: str, decay: float) -> None:
+def check_decay(name: str, decay: float) -> None:
     """Raise ValueError where a decay is not in [0, 1)."""
     if not 0 <= decay < 1:
-        raise UserError(f"{what} is {decay}; it must be 0 (no average) or a decay below 1, such as 0.999.")
+        raise UserError(f"{name} is {decay}; it must be 0 (no average) or a decay below 1, such as 0.999.")
 
 
 class Average:
@@ -49,7 +49,7 @@ class Average:
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}  # each parameter, and its average
 
     @torch.no_grad()
-    def update(self, driver: SVI) -> None:
+    def update(self, svi: SVI) -> None:
         """Take in the parameters after a step.
 
         The average of a parameter that is new, or another tensor under an old name, starts at its present value. After
@@ -57,12 +57,12 @@ class Average:
         """
         if not self.decay:
             return
-        params = driver.optim.params
+        params = svi.optim.params
         new = {name: p for name, p in params.items() if name not in self._pairs or self._pairs[name][0] is not p}
         self._pairs |= {name: (p, p.detach().clone()) for name, p in new.items()}
         rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         # Made on the device: a copy of a number from the host would wait for all that has been launched.
-        failed = driver.failed
+        failed = svi.failed
         moves = torch.full((), rate, dtype=torch.float64, device=failed.device).masked_fill(failed, 0.0)
         for device in {param.device for param, _ in self._pairs.values()}:
             pairs = [pair for pair in self._pairs.values() if pair[0].device == device]
@@ -96,15 +96,15 @@ class Average:
         for (param, _), value in zip(self._pairs.values(), values, strict=True):
             param.copy_(value)
 
-    def state_dict(self, driver: SVI) -> State | None:
-        """Return what `parameters` returns of the averaged program, and the steps; None where nothing is averaged."""
+    def state_dict(self, svi: SVI) -> State | None:
+        """Return the `program_state` of the averaged program, and the steps; None where nothing is averaged."""
         if not self.decay:
             return None
         with self.in_place():
-            values = parameters(driver.modules, driver.optim.params)
+            values = program_state(svi.modules, svi.optim.params)
             return {"steps": self.steps, **torch.utils._pytree.tree_map_only(Tensor, torch.clone, values)}
 
-    def load_state_dict(self, state: State | None, driver: SVI) -> None:
+    def load_state_dict(self, state: State | None, svi: SVI) -> None:
         """Restore `state_dict`, of the parameters that the driver has.
 
         Raises:
@@ -115,7 +115,7 @@ class Average:
             raise UserError(f"The state is of {has} an average of the weights (ema), and this fit {lacks}.")
         self.forget()
         if state is not None and state["steps"] > 0:
-            targets = matched(driver.optim.params, state["params"], " of the average")
+            targets = match_values(svi.optim.params, state["params"], " of the average")
             averages = [(param, torch.empty_like(param, requires_grad=False).copy_(value)) for param, value in targets]
-            self._pairs = dict(zip(driver.optim.params, averages, strict=True))
+            self._pairs = dict(zip(svi.optim.params, averages, strict=True))
             self.steps = state["steps"]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 # Calls that run as they are before one is captured: what libraries set up at first use must not be in a CUDA graph.
-_WARM_UP = 3
+_WARM_UP_CALLS = 3
 
 Outputs = tuple[Tensor, ...]
 
 
-class Capture:
+class CUDAGraphCall:
     """A function of tensors of fixed shapes, captured at its fourth call and replayed from then on.
 
     Every call does what the function does, once: those before the capture run it on a side stream, as capture asks for.
@@ -41,8 +41,8 @@ class Capture:
         if key != self._held:
             self._held, self._calls, self._graph = key, 0, None
         self._calls += 1
-        if self._graph is None and self._calls <= _WARM_UP:
-            return self._aside(*inputs)
+        if self._graph is None and self._calls <= _WARM_UP_CALLS:
+            return self._warm_up(*inputs)
         if self._graph is None:
             self._inputs = tuple(tensor.clone() for tensor in inputs)
             graph = torch.cuda.CUDAGraph()
@@ -50,12 +50,12 @@ class Capture:
                 outputs = self.function(*self._inputs)
             assert outputs is not None  # the calls before, of the same key, were not left to the caller
             self._graph, self._outputs = graph, outputs
-        for own, tensor in zip(self._inputs, inputs, strict=True):
-            own.copy_(tensor)
+        for held_input, tensor in zip(self._inputs, inputs, strict=True):
+            held_input.copy_(tensor)
         self._graph.replay()
         return tuple(tensor.clone() for tensor in self._outputs)
 
-    def _aside(self, *inputs: Tensor) -> Outputs | None:
+    def _warm_up(self, *inputs: Tensor) -> Outputs | None:
         present, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(present)
         with torch.cuda.stream(side):

@@ -58,7 +58,7 @@ class Epoch:
     and `learning_rate` is that of the last step. A program without log weights has no ELBO (None).
     """
 
-    epoch: int
+    index: int
     step: int
     elbo: float | None
     objective: float
@@ -74,17 +74,17 @@ class Epoch:
             "validation ELBO": self.valid_elbo,
             "validation distortion": self.valid_distortion if self.valid_elbo is None else None,
         }
-        found = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
-        found = found or f"objective {self.objective:.2f}"
-        return f"epoch {self.epoch}: {found} nats, {self.seconds:.1f} s"
+        text = ", ".join(f"{name} {value:.2f}" for name, value in values.items() if value is not None)
+        text = text or f"objective {self.objective:.2f}"
+        return f"epoch {self.index}: {text} nats, {self.seconds:.1f} s"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
+        """Return the fields by name, the index as `epoch`."""
+        return {"epoch" if name == "index" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass
-class Begun:
+class EpochProgress:
     """The epoch that has begun: how many batches and images, and what is summed over them, in nats and seconds."""
 
     batches: int = 0
@@ -93,8 +93,8 @@ class Begun:
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
 
-    def ended(self, **found: Any) -> Epoch:
+    def finish(self, **results: Any) -> Epoch:
         """Return the epoch of these batches, given what else has been found at its end."""
         elbo = float(self.elbo) / self.images
         objective = float(self.objective) / self.images
-        return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **found)
+        return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **results)

@@ -13,10 +13,10 @@ import torch
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.averaging import Average
-from pyro_vae.infer.epochs import Batches, Begun, Epoch, Loader
-from pyro_vae.infer.location import located
-from pyro_vae.infer.parameters import State, load_parameters
-from pyro_vae.infer.streams import made_with, set_streams, streams, warn_of_differences
+from pyro_vae.infer.epochs import Batches, Epoch, EpochProgress, Loader
+from pyro_vae.infer.location import locate_errors
+from pyro_vae.infer.parameters import State, load_program_state
+from pyro_vae.infer.streams import numerics_versions, rng_state, set_rng_state, warn_if_versions_differ
 from pyro_vae.infer.svi import SVI
 from pyro_vae.infer.validation import Best, validate
 from pyro_vae.trace import Batch, Data
@@ -32,7 +32,7 @@ class Fit:
     first step validates the distributions, the others do not.
 
     Args:
-        driver: the SVI that takes the steps.
+        svi: the SVI that takes the steps.
         batches: the training images: any iterable of batches, such as a `torch.utils.data.DataLoader`, where a batch is
             a tensor x (B, ...), a tuple or list of the program's arguments, or a `Batch`; or a function of the epoch's
             number that returns one (`data.Batches`).
@@ -49,12 +49,12 @@ class Fit:
     Raises:
         ValueError: patience without validation images, or a decay outside [0, 1).
         NonFiniteError: while iterating, names the step, the epoch and the batch.
-        BatchMemoryError: likewise.
+        OutOfMemoryError: likewise.
     """
 
     def __init__(
         self,
-        driver: SVI,
+        svi: SVI,
         batches: Batches | Iterable[Data],
         epochs: int,
         *,
@@ -65,7 +65,7 @@ class Fit:
     ) -> None:
         if patience and valid is None:
             raise UserError("patience needs validation images: pass valid, or patience=0.")
-        self.svi = driver
+        self.svi = svi
         self.batches: Any = batches if hasattr(batches, "observe") else Loader(batches)
         self.epochs = epochs
         self.valid = None if valid is None else Batch.of(valid)
@@ -74,15 +74,15 @@ class Fit:
         self.average = Average(ema)
         self.epoch = 0  # how many are done
         self.best = Best()
-        self.setbacks = 0  # how often the fit has been put back to an earlier state
-        self._begun = Begun()
+        self.rollbacks = 0  # how often the fit has been put back to an earlier state
+        self._progress = EpochProgress()
         self._store: Any = {"params": {}, "constraints": {}}
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run the epochs that remain."""
-        return (record for record in self.run(lambda: False) if record is not None)
+        return (record for record in self.iterate(lambda: False) if record is not None)
 
-    def run(self, pause: Callable[[], bool]) -> Iterator[Epoch | None]:
+    def iterate(self, pause: Callable[[], bool]) -> Iterator[Epoch | None]:
         """Run the epochs that remain, and hand over between steps as well.
 
         Args:
@@ -128,11 +128,11 @@ class Fit:
         return {
             **parts,
             "epoch": self.epoch,
-            "begun": dict(vars(self._begun)),
+            "begun": dict(vars(self._progress)),
             "best": self.best._asdict(),
-            "setbacks": self.setbacks,
-            "streams": streams(),
-            "made_with": made_with(),
+            "setbacks": self.rollbacks,
+            "streams": rng_state(),
+            "made_with": numerics_versions(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -143,23 +143,23 @@ class Fit:
         """
         try:
             with self.scope():
-                self.svi.load_state_dict(state["svi"], self._some_images())
+                self.svi.load_state_dict(state["svi"], self._first_batch())
             self.average.load_state_dict(state.get("average"), self.svi)  # earlier versions had none
             self.epoch = state["epoch"]
-            self._begun = Begun(**state["begun"])
+            self._progress = EpochProgress(**state["begun"])
             self.best = Best(*(state["best"][name] for name in Best._fields))
-            self.setbacks = state["setbacks"]
-            numbers = (self.epoch, self.svi.steps, self._begun.batches, self.setbacks, self.best.epoch + 1)
+            self.rollbacks = state["setbacks"]
+            numbers = (self.epoch, self.svi.steps, self._progress.batches, self.rollbacks, self.best.epoch + 1)
             if not all(type(number) is int and number >= 0 for number in (*numbers, self.average.steps)):
-                raise TypeError(f"epochs, steps and setbacks are {numbers}")
-            set_streams(state["streams"])
+                raise TypeError(f"epochs, steps and rollbacks are {numbers}")
+            set_rng_state(state["streams"])
             then = dict(state["made_with"])
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
-        warn_of_differences(then)
+        warn_if_versions_differ(then)
         self._publish()
 
-    def _some_images(self) -> Batch:
+    def _first_batch(self) -> Batch:
         with fork_rng(torch.empty(0)):  # which a shuffled loader draws from
             batch = Batch.of(next(iter(self.batches(0))))
             return batch if self.batches.observe is None else Batch.of(batch.call(self.batches.observe))
@@ -175,46 +175,46 @@ class Fit:
             root.train()
         if self.svi.recorded:
             self.svi.recorded.compare_soon()
-        begun = self._begun
-        started, before = time.perf_counter(), begun.seconds
-        for batch in map(Batch.of, islice(self.batches(self.epoch), begun.batches, None)):
+        progress = self._progress
+        started, before = time.perf_counter(), progress.seconds
+        for batch in map(Batch.of, islice(self.batches(self.epoch), progress.batches, None)):
             with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
-                begun.objective = begun.objective - self.svi.step(batch, observe=self.batches.observe)
+                progress.objective = progress.objective - self.svi.step(batch, preprocess=self.batches.observe)
                 self.average.update(self.svi)
-            begun.elbo = begun.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
-            begun.batches += 1
-            begun.images += len(batch)
-            begun.seconds = before + time.perf_counter() - started
+            progress.elbo = progress.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
+            progress.batches += 1
+            progress.images += len(batch)
+            progress.seconds = before + time.perf_counter() - started
             if pause():
                 return False
         return True
 
     def _located(self, batch: Any = None) -> AbstractContextManager[None]:
-        return located(self.epoch, self._begun, self.svi.steps, batch)
+        return locate_errors(self.epoch, self._progress, self.svi.steps, batch)
 
     def _end_epoch(self) -> Epoch:
         """Look at the epoch whose steps have been taken."""
-        begun = self._begun
+        progress = self._progress
         started = time.perf_counter()
         with self._located():
-            self.svi.check()  # waits for the device, so that the seconds are those of the epoch
+            self.svi.raise_if_nonfinite()  # waits for the device, so that the seconds are those of the epoch
         model, guide, valid = self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
-            record = begun.ended(
-                epoch=self.epoch,
+            record = progress.finish(
+                index=self.epoch,
                 step=self.svi.steps,
-                seconds=begun.seconds + time.perf_counter() - started,
+                seconds=progress.seconds + time.perf_counter() - started,
                 valid_elbo=elbo,
                 valid_distortion=distortion,
                 learning_rate=float(self.svi.optim.learning_rate),
             )
             if self.patience:
-                self.best = self.best.better_of(record, self.svi)
+                self.best = self.best.keep_better(record, self.svi)
         self.epoch += 1
-        self._begun = Begun()
+        self._progress = EpochProgress()
         if self.finished:
             self.average.settle()
             if self.best.parameters is not None:  # of averages, where the fit keeps them
-                load_parameters(model, guide, self.best.parameters, self._some_images())
+                load_program_state(model, guide, self.best.parameters, self._first_batch())
         return record

@@ -15,8 +15,8 @@ class Gate:
     """Takes the steps of an optimizer that are finite, and reports the first that is not.
 
     On a CUDA device, to ask whether a gradient is finite would wait for all that has been launched, at every step. So a
-    fused optimizer is told on the device to skip the step, and `check`, once an epoch, asks for all steps at once.
-    Where that is not possible the step itself raises.
+    fused optimizer is told on the device to skip the step, and `raise_if_nonfinite`, once an epoch, asks for all steps
+    at once. Where that is not possible the step itself raises.
 
     Args:
         optim: whose parameters have gradients when `update` is called.
@@ -34,7 +34,7 @@ class Gate:
         self.step, self.failed_step = self.step.to(device), self.failed_step.to(device)
 
     @property
-    def skips(self) -> bool:
+    def can_skip(self) -> bool:
         """Whether the optimizer can be told on the device not to step: it is a fused one."""
         return self.optim.optimizer is not None and bool(self.optim.optimizer.defaults.get("fused"))
 
@@ -47,7 +47,7 @@ class Gate:
         Raises:
             NonFiniteError: they are not, on the CPU or with an optimizer that is not fused.
         """
-        if self.skips and finite.is_cuda:
+        if self.can_skip and finite.is_cuda:
             # The first failed step is kept, and every later one is skipped as well, finite or not. By the time that
             # the host asks, hundreds of steps may have gone by. With a later number, or with weights that later steps
             # have moved, the error would name a step and weights that do not belong together; so a run on CUDA stops
@@ -60,11 +60,11 @@ class Gate:
         elif not finite:
             self.failed_step.copy_(self.step)
             self._clear()
-            self.check()
-        self.optim.update()
+            self.raise_if_nonfinite()
+        self.optim.step()
         self._clear()
 
-    def check(self) -> None:
+    def raise_if_nonfinite(self) -> None:
         """Wait for the device and raise if a step was not finite.
 
         Raises:

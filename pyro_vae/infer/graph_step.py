@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.infer.objectives.objective import Objective
-from pyro_vae.infer.parameters import canonical, unconstrained
+from pyro_vae.infer.parameters import canonical_name, unconstrained_param
 from pyro_vae.trace import Batch, Graph, GraphError, Program, stored_ids
 
 _LOG = logging.getLogger("pyro_vae")
 
-Observe = Callable[..., Any]
+Preprocess = Callable[..., Any]
 
 # Calls after which a record is compared with the program once in an epoch (of shorter epochs not in every one), and
 # calls after which it is compared in any case.
@@ -25,7 +25,7 @@ _LEAST_CALLS, _MOST_CALLS = 100, 1000
 _TOLERANCES = {"bf16": 0.02}
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What a step computes before the weights move: loss and ELBO summed over the batch, in nats, whether all of it is
     finite, the gradients by name in the param store, and the `stored_ids` of the store that they belong to.
     """
@@ -46,7 +46,7 @@ class RecordedStep:
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        objective: what is maximised.
+        objective: what is maximized.
         compiled: whether the record is compiled.
         precision: of the matrix products, one of `PRECISIONS`.
     """
@@ -61,7 +61,7 @@ class RecordedStep:
         # In the state of a run: one resumed before its last batch would else record that one's size.
         self.sizes: list[list[int]] | None = None
         self._form: Any = None  # of the arguments, beside sizes
-        self._observe: Observe | None = None
+        self._preprocess: Preprocess | None = None
         self._build: Any = None
         self._graph: Graph | None = None
         self._refused = self._said = False
@@ -69,8 +69,8 @@ class RecordedStep:
         self._compared_at = 0
         self._soon = False
 
-    def takes(self, observe: Observe | None, batch: Batch) -> bool:
-        """Whether a step on a batch, or on what `observe` makes of it, is in the graph.
+    def accepts(self, preprocess: Preprocess | None, batch: Batch) -> bool:
+        """Whether a step on a batch, or on what `preprocess` makes of it, is in the graph.
 
         The first step never is: it names the parameters and checks the program.
         """
@@ -91,9 +91,9 @@ class RecordedStep:
                 self._said = True
                 _LOG.info("A step whose arguments in Python are other ones than the first step's is run by Pyro.")
             return False
-        if self._graph is None or observe != self._observe:
-            self._observe, self._build = observe, build
-            around = (self.model, self.guide, self.objective, *batch.others())
+        if self._graph is None or preprocess != self._preprocess:
+            self._preprocess, self._build = preprocess, build
+            around = (self.model, self.guide, self.objective, *batch.non_tensors())
             self._graph = Graph(self._loss_and_gradients, *around, **self.options)
             self._calls = 0
         return True
@@ -103,17 +103,17 @@ class RecordedStep:
         self._soon = self._calls - self._compared_at >= _LEAST_CALLS
 
     @property
-    def compares(self) -> bool:
+    def will_compare(self) -> bool:
         """Whether the next call compares the graph with the program."""
         calls = self._calls + 1
         return self._soon or (calls > 1 and calls & (calls - 1) == 0) or calls - self._compared_at > _MOST_CALLS
 
-    def __call__(self, batch: Batch) -> Outcome | None:
-        """Compute a step that `takes` has agreed to; None where it cannot be recorded after all."""
+    def __call__(self, batch: Batch) -> StepResult | None:
+        """Compute a step that `accepts` has agreed to; None where it cannot be recorded after all."""
         assert self._graph is not None
         tensors = batch.flatten()[0]
         try:
-            if self.compares:
+            if self.will_compare:
                 self._soon, self._compared_at = False, self._calls
                 (names, stored), results = self._graph.compare(*tensors)
             else:
@@ -125,29 +125,29 @@ class RecordedStep:
         loss, elbo, finite, *gradients = results
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
-        return Outcome(loss, elbo, finite, by_name, stored)
+        return StepResult(loss, elbo, finite, by_name, stored)
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
         _LOG.warning("The step is not recorded: %s. Pyro runs every step.", reason)
 
-    def key(self, *tensors: Tensor) -> Any:
+    def capture_key(self, *tensors: Tensor) -> Any:
         """Return what a captured graph stands on: what Python decides by, and numbers that lie on the host."""
         assert self._graph is not None
-        return self._graph.captured_key(tensors)
+        return self._graph.cuda_graph_key(tensors)
 
     def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
-        """Return the names of the gradients with the store that they are of, and the numbers of an `Outcome`.
+        """Return the names of the gradients with the store that they are of, and the numbers of an `StepResult`.
 
         The store is part of the key of the graph, so that what it was when the graph was recorded, it is at every call.
         """
         batch = self._build(list(tensors))
-        if self._observe is not None:
-            batch = Batch.of(batch.call(self._observe))
+        if self._preprocess is not None:
+            batch = Batch.of(batch.call(self._preprocess))
         with torch.enable_grad():
             objective, elbo = self.objective.bounds(self.model, self.guide, batch)
             loss = -objective.sum()
-            every = {canonical(name): unconstrained(name) for name in pyro.get_param_store()}
+            every = {canonical_name(name): unconstrained_param(name) for name in pyro.get_param_store()}
             trained = {name: p for name, p in every.items() if p.requires_grad}
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         total = sum((gradient.sum() for gradient in gradients if gradient is not None), loss)

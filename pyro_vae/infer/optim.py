@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.parameters import State, unconstrained
-from pyro_vae.infer.stock import check, redirect
+from pyro_vae.infer.parameters import State, unconstrained_param
+from pyro_vae.infer.stock import check_adoptable, redirect
 
 # What the state of a parameter group holds beside the options, which are the program's.
 _SAVED = ("params", "lr", "eta", "initial_lr")
@@ -33,7 +33,7 @@ class Optim(PyroOptim):
         schedule: factor on the learning rate as a function of the number of steps taken.
         clip_args: ``clip_norm`` or ``clip_value``, to which the gradient of each tensor is clipped, as in `PyroOptim`.
 
-    `scale` is another factor, of `slow_down`.
+    `lr_scale` is another factor, of `scale_lr`.
 
     Raises:
         ValueError: `clip_args` names something else.
@@ -46,8 +46,8 @@ class Optim(PyroOptim):
         schedule: Callable[[int], float] | None = None,
         clip_args: State | None = None,
     ) -> None:
-        if odd := sorted(set(clip_args or ()) - _CLIPS):
-            raise UserError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {odd[0]!r} out of clip_args.")
+        if unknown := sorted(set(clip_args or ()) - _CLIPS):
+            raise UserError(f"pyro_vae.Optim clips by clip_norm and clip_value: take {unknown[0]!r} out of clip_args.")
         super().__init__(constructor, arguments, clip_args)
         self.constructor = constructor
         self.arguments = arguments
@@ -57,7 +57,7 @@ class Optim(PyroOptim):
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # of the last step
-        self.scale = 1.0
+        self.lr_scale = 1.0
 
     @staticmethod
     def adopt(optim: Any) -> Optim:
@@ -67,24 +67,24 @@ class Optim(PyroOptim):
         as long as parameters of it stand in the param store. The stock optimizer no longer saves or loads a state.
 
         Raises:
-            ValueError: as `stock.check`.
+            ValueError: as `stock.check_adoptable`.
         """
         if isinstance(optim, Optim):
             return optim
-        check(optim)
-        found = _ADOPTED.get(optim)
-        if found is None or (found.params and not found._in_store()):
-            found = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))
-            _ADOPTED[optim] = found
+        check_adoptable(optim)
+        adopted = _ADOPTED.get(optim)
+        if adopted is None or (adopted.params and not adopted._in_store()):
+            adopted = Optim(optim.pt_optim_constructor, dict(optim.pt_optim_args), clip_args=dict(optim.pt_clip_args))
+            _ADOPTED[optim] = adopted
             redirect(optim)
-        return found
+        return adopted
 
     def _in_store(self) -> bool:
         """Whether some parameter is that of its name in the param store."""
         store = pyro.get_param_store()
-        return any(name in store and unconstrained(name) is p for name, p in self.params.items())
+        return any(name in store and unconstrained_param(name) is p for name, p in self.params.items())
 
-    def add(self, params: Iterable[Tensor]) -> None:
+    def add_params(self, params: Iterable[Tensor]) -> None:
         """Take parameters on, each of which stands in the param store; a later one joins at the present rate."""
         store = pyro.get_param_store()
         named = {str(store.param_name(p)): p for p in params}
@@ -101,7 +101,7 @@ class Optim(PyroOptim):
             return
         self.optimizer = optimizer
         if (schedule := self.schedule) is not None:
-            self.scheduler = LambdaLR(self.optimizer, lambda step: self.scale * schedule(step))
+            self.scheduler = LambdaLR(self.optimizer, lambda step: self.lr_scale * schedule(step))
 
     def _drop(self, param: Tensor) -> None:
         if self.optimizer is not None:
@@ -120,11 +120,11 @@ class Optim(PyroOptim):
         """Take one step over all parameters, those given for the first time included."""
         known = {id(p) for p in self.params.values()}
         if new := [p for p in params if id(p) not in known]:
-            self.add(new)
-        self.update()
-        self.advance()
+            self.add_params(new)
+        self.step()
+        self.step_schedule()
 
-    def update(self) -> None:
+    def step(self) -> None:
         """Move the parameters by their gradients, clipped."""
         assert self.optimizer is not None
         clips = self.clip_args or "clip_norm" in self.optimizer.defaults  # by itself, as Pyro's ClippedAdam does
@@ -134,7 +134,7 @@ class Optim(PyroOptim):
                 self._clip_grad(p, **self.clip_args)
         self.optimizer.step()
 
-    def advance(self) -> None:
+    def step_schedule(self) -> None:
         """Move on along the schedule."""
         assert self.optimizer is not None
         group = self.optimizer.param_groups[0]
@@ -143,10 +143,10 @@ class Optim(PyroOptim):
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def slow_down(self, factor: float) -> None:
+    def scale_lr(self, factor: float) -> None:
         """Multiply the learning rate, from the next step on, whatever the schedule."""
         assert self.optimizer is not None
-        self.scale *= factor
+        self.lr_scale *= factor
         for group in self.optimizer.param_groups:
             group[_rate_of(group)] *= factor  # in place where it is the tensor that a captured step reads
 
@@ -157,7 +157,7 @@ class Optim(PyroOptim):
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": scheduler,
-            "scale": self.scale,
+            "scale": self.lr_scale,
             "learning_rate": float(self.learning_rate),
         }
 
@@ -172,11 +172,11 @@ class Optim(PyroOptim):
         rates = [group[_rate_of(group)] for group in self.optimizer.param_groups]
         options = [{k: v for k, v in group.items() if k not in _SAVED} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own, option in zip(self.optimizer.param_groups, rates, options, strict=True):
+        for group, rate, option in zip(self.optimizer.param_groups, rates, options, strict=True):
             group.update(option)  # what the program says, not the file
-            if isinstance(own, Tensor):  # the very tensor that a captured step reads
-                group["lr"] = own.copy_(torch.as_tensor(group["lr"]))
-        self.scale, self.learning_rate = float(state["scale"]), float(state["learning_rate"])
+            if isinstance(rate, Tensor):  # the very tensor that a captured step reads
+                group["lr"] = rate.copy_(torch.as_tensor(group["lr"]))
+        self.lr_scale, self.learning_rate = float(state["scale"]), float(state["learning_rate"])
         if self.scheduler is not None:
             self.scheduler.last_epoch = state["scheduler"]["last_epoch"]
 
@@ -185,11 +185,11 @@ class Optim(PyroOptim):
         groups, moments = state["param_groups"], state["state"]
         if [group["params"] for group in groups] != [list(range(len(self.params)))]:
             raise UserError("The state is of another program: it has other parameters.")
-        for place, (name, p) in enumerate(self.params.items()):
-            odd = [m for key, m in moments.get(place, {}).items() if isinstance(m, Tensor) and key != "step"]
-            if any(m.shape != p.shape for m in odd) and self._fused:
+        for index, (name, p) in enumerate(self.params.items()):
+            shaped = [m for key, m in moments.get(index, {}).items() if isinstance(m, Tensor) and key != "step"]
+            if any(m.shape != p.shape for m in shaped) and self._fused:
                 raise UserError(f"The state is of another program: the moments of {name!r} have another shape.")
-            if (step := moments.get(place, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
+            if (step := moments.get(index, {}).get("step")) is not None and torch.as_tensor(step).numel() != 1:
                 raise UserError(f"The state is of another program: {name!r} has no number of steps.")
 
     @property

@@ -28,7 +28,7 @@ def burda(t: float) -> float:
     return 10 ** (-min(stage, _BURDA_STAGES - 1) / 7)
 
 
-def over(schedule: Callable[[float], float], total_steps: int) -> Callable[[int], float]:
+def per_step(schedule: Callable[[float], float], total_steps: int) -> Callable[[int], float]:
     """Return the schedule as a function of the number of steps taken."""
     return lambda step: schedule(min(step / total_steps, 1.0))
 

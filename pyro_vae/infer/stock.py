@@ -10,7 +10,7 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro_vae.errors import UserError
 
 
-def check(optim: Any) -> None:
+def check_adoptable(optim: Any) -> None:
     """Refuse what is no stock optimizer that can be adopted.
 
     Args:

@@ -17,7 +17,7 @@ _LOG = logging.getLogger("pyro_vae")
 State = dict[str, Any]
 
 
-def streams() -> State:
+def rng_state() -> State:
     """Return where the global streams of torch, on every device, of Python and of NumPy stand."""
     version, words, gauss = random.getstate()
     numpy: State = np.random.get_state(legacy=False)
@@ -30,8 +30,8 @@ def streams() -> State:
     }
 
 
-def set_streams(state: State) -> None:
-    """Set the global streams to what `streams` returned; those of CUDA where there is a device."""
+def set_rng_state(state: State) -> None:
+    """Set the global streams to what `rng_state` returned; those of CUDA where there is a device."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -41,13 +41,13 @@ def set_streams(state: State) -> None:
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
 
 
-def made_with() -> State:
+def numerics_versions() -> State:
     """Return the version of torch and the number of threads, on which the order of sums depends."""
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def warn_of_differences(then: State) -> None:
-    """Log what differs now from `made_with` at an earlier time."""
-    for what, now in made_with().items():
-        if then.get(what) != now:
-            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", what, then.get(what), now)
+def warn_if_versions_differ(saved: State) -> None:
+    """Log what differs now from `numerics_versions` at an earlier time."""
+    for name, current in numerics_versions().items():
+        if saved.get(name) != current:
+            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", name, saved.get(name), current)

@@ -11,14 +11,14 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.cuda_graph import Capture
+from pyro_vae.infer import parameters
+from pyro_vae.infer.cuda_graph import CUDAGraphCall
 from pyro_vae.infer.gate import Gate
-from pyro_vae.infer.graph_step import Observe, RecordedStep
+from pyro_vae.infer.graph_step import Preprocess, RecordedStep
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
-from pyro_vae.infer.parameters import State, capture, load_parameters, parameters, roots, unconstrained
 from pyro_vae.infer.precision import PRECISIONS
-from pyro_vae.trace import Batch, Data, ModulesThatRun, Program, stored_ids
+from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, stored_ids
 
 
 class SVI(pyro.infer.SVI):
@@ -26,7 +26,7 @@ class SVI(pyro.infer.SVI):
 
     `step` returns the loss as a tensor, so that nothing waits for the device. A loss or a gradient that is
     not finite never reaches the weights: on the CPU, and with optimizers that are not fused, the step raises;
-    on CUDA the fused optimizer skips it and every later one, and `check` raises.
+    on CUDA the fused optimizer skips it and every later one, and `raise_if_nonfinite` raises.
 
     Args:
         model: program of p(x, z).
@@ -34,15 +34,15 @@ class SVI(pyro.infer.SVI):
         optim: an `Optim`, or one of `pyro.optim`, whose place is then taken by one torch optimizer of its kind over all
             parameters.
         loss: an `Objective`, or any Pyro ELBO of a single loss.
-        graph: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of the
-            form of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as it
-            is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) is best
-            a tensor: a number that changes makes a record of its own necessary, and one that changes often none at all.
+        execution: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of
+            the form of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as
+            it is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) is
+            best a tensor: a number that changes makes a record of its own necessary, and one that changes often none.
             None runs the program at every step.
         precision: of the matrix products of a step, one of `PRECISIONS`.
 
     Raises:
-        ValueError: the optimizer cannot be adopted, or `graph` has no effect.
+        ValueError: the optimizer cannot be adopted, or `execution` has no effect.
     """
 
     def __init__(
@@ -52,33 +52,35 @@ class SVI(pyro.infer.SVI):
         optim: PyroOptim,
         loss: ELBO,
         *,
-        graph: str | None = None,
+        execution: str | None = None,
         precision: str = "float32",
     ) -> None:
         super().__init__(model, guide, Optim.adopt(optim), loss)
         self.precision = precision
         self.objective = loss
-        self.modules: list[nn.Module] = roots(model, guide)  # with what runs in the first step, whatever holds it
+        self.modules: list[nn.Module] = parameters.root_modules(model, guide)  # with all that the first step runs
         self.recorded: RecordedStep | None = None
-        if graph not in (None, "recorded", "compiled"):
-            raise UserError(f"graph is {graph!r}; choose 'recorded', 'compiled' or None.")
-        if graph is not None:
+        if execution not in (None, "recorded", "compiled"):
+            raise UserError(f"execution is {execution!r}; choose 'recorded', 'compiled' or None.")
+        if execution is not None:
             if not isinstance(loss, Objective):
                 kind = type(loss).__name__
-                raise UserError(f"graph={graph!r} records objectives of pyro_vae, and {kind} is none: leave it out.")
-            self.recorded = RecordedStep(model, guide, loss, compiled=graph == "compiled", precision=precision)
+                raise UserError(
+                    f"execution={execution!r} records objectives of pyro_vae, and {kind} is none: leave it out."
+                )
+            self.recorded = RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._gate = Gate(self.optim)
-        self._capture: Capture | None = None
+        self._graph_call: CUDAGraphCall | None = None
         self._stored: dict[str, int] = {}  # in the param store when the optimizer last looked
 
-    def step(self, *args: Any, observe: Observe | None = None, **kwargs: Any) -> Tensor:
+    def step(self, *args: Any, preprocess: Preprocess | None = None, **kwargs: Any) -> Tensor:
         """Take one gradient step.
 
         Args:
             *args: of the program, or one `Batch`.
-            observe: makes a batch of the arguments, where these are something else; it belongs to the step, and is
+            preprocess: makes a batch of the arguments, where these are something else; it belongs to the step, and is
                 recorded with it.
             **kwargs: of the program.
 
@@ -92,25 +94,25 @@ class SVI(pyro.infer.SVI):
         self._gate.step.fill_(self.steps)
         with PRECISIONS[self.precision]():
             if isinstance(self.objective, Objective):
-                loss = self._by_objective(observe, *args, **kwargs)
-            elif observe is None:
-                loss = self._by_pyro(*args, **kwargs)
+                loss = self._objective_step(preprocess, *args, **kwargs)
+            elif preprocess is None:
+                loss = self._eager_step(*args, **kwargs)
             else:
-                batch = Batch.of(Batch.called_with(*args, **kwargs).call(observe))
-                loss = self._by_pyro(*batch.args, **batch.kwargs)
-        self.optim.advance()
+                batch = Batch.of(Batch.from_call(*args, **kwargs).call(preprocess))
+                loss = self._eager_step(*batch.args, **batch.kwargs)
+        self.optim.step_schedule()
         self.steps += 1
         return loss
 
-    def _by_objective(self, observe: Observe | None, *args: Any, **kwargs: Any) -> Tensor:
+    def _objective_step(self, preprocess: Preprocess | None, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step under an objective of ours, by its record where that takes it."""
         assert isinstance(self.objective, Objective)
-        self.objective.at_step(self.steps)
-        batch = Batch.called_with(*args, **kwargs)
-        found = self._by_graph(observe, batch) if self.recorded else None
-        if found is None:
-            return self._by_pyro(batch if observe is None else Batch.of(batch.call(observe)))
-        loss, self.elbo = found
+        self.objective.set_step(self.steps)
+        batch = Batch.from_call(*args, **kwargs)
+        step = self._graph_step(preprocess, batch) if self.recorded else None
+        if step is None:
+            return self._eager_step(batch if preprocess is None else Batch.of(batch.call(preprocess)))
+        loss, self.elbo = step
         return loss
 
     @property
@@ -118,88 +120,91 @@ class SVI(pyro.infer.SVI):
         """Whether a step was not finite, a tensor; nothing waits for the device."""
         return self._gate.failed_step >= 0
 
-    def check(self) -> None:
+    def raise_if_nonfinite(self) -> None:
         """Wait for the device and raise if a step was not finite.
 
         Raises:
             NonFiniteError: names the first such step.
         """
-        self._gate.check()
+        self._gate.raise_if_nonfinite()
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> parameters.State:
         """Return parameters, module buffers and optimizer state; tensors and plain values only.
 
         Raises:
-            NonFiniteError: as `check`.
+            NonFiniteError: as `raise_if_nonfinite`.
         """
-        self.check()
-        values = parameters(self.modules, self.optim.params)
+        self.raise_if_nonfinite()
+        values = parameters.program_state(self.modules, self.optim.params)
         sizes = self.recorded.sizes if self.recorded else None
         return {"steps": self.steps, "recorded_sizes": sizes, **values, **self.optim.get_state()}
 
-    def load_state_dict(self, state: State, batch: Data) -> None:
+    def load_state_dict(self, state: parameters.State, batch: Data) -> None:
         """Restore `state_dict`; the batch is what a step takes, from which the parameters are known.
 
         Raises:
-            ValueError: as `load_parameters`.
+            ValueError: as `load_program_state`.
         """
-        self.modules = load_parameters(self.model, self.guide, state, batch)
+        self.modules = parameters.load_program_state(self.model, self.guide, state, batch)
         for name in state["params"]:  # in the order in which the optimizer took them on
             if name not in self.optim.params:
-                self.optim.add([unconstrained(name)])
+                self.optim.add_params([parameters.unconstrained_param(name)])
         self.optim.set_state(state)
         self.steps = state["steps"]
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
         self._gate = Gate(self.optim, Batch.of(batch).device)
-        self._capture = None  # of tensors that have been replaced
+        self._graph_call = None  # of tensors that have been replaced
 
-    def _by_graph(self, observe: Observe | None, batch: Batch) -> tuple[Tensor, ...] | None:
+    def _graph_step(self, preprocess: Preprocess | None, batch: Batch) -> tuple[Tensor, ...] | None:
         """Take a step by its record; None where that is left to Pyro."""
         assert self.recorded is not None
-        if not self.recorded.takes(observe, batch):
+        if not self.recorded.accepts(preprocess, batch):
             return None
         # On CUDA the whole step, from the images to the optimizer, is launched as one graph, since Python launches the
         # kernels of a small network more slowly than they run. Nothing in it may wait for the device: the gate has to
         # be one that skips steps, and the record is compared with the program between two launches.
-        captures = batch.x.is_cuda and self.recorded.compiled and self._gate.skips
-        if not captures or self.recorded.compares:
+        captures = batch.x.is_cuda and self.recorded.compiled and self._gate.can_skip
+        if not captures or self.recorded.will_compare:
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
-        if self._capture is None:
-            self._capture = Capture(lambda *inputs: self._replay(build(list(inputs))), self.recorded.key)
-        return self._capture(*tensors)
+        if self._graph_call is None:
+            self._graph_call = CUDAGraphCall(
+                lambda *inputs: self._replay(build(list(inputs))), self.recorded.capture_key
+            )
+        return self._graph_call(*tensors)
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Compute gradients by the record and move the weights; on a CUDA device this whole method may be captured."""
         assert self.recorded is not None
-        outcome = self.recorded(batch)
-        if outcome is None:
+        result = self.recorded(batch)
+        if result is None:
             return None
-        self._add_new(outcome.stored)
-        for name, gradient in outcome.gradients.items():
+        self._add_new_params(result.stored)
+        for name, gradient in result.gradients.items():
             self.optim.params[name].grad = gradient
-        self._gate.update(outcome.finite)
-        return outcome.loss, outcome.elbo
+        self._gate.update(result.finite)
+        return result.loss, result.elbo
 
-    def _by_pyro(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _eager_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step by running the program."""
         loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
         self._gate.to(loss.device)
-        self._add_new(stored_ids())  # before the gate, which has to see the gradients of newcomers
+        self._add_new_params(stored_ids())  # before the gate, which has to see the gradients of newcomers
         # One number for all gradients, not finite if an entry is. Sums and not norms, which take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
         self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss
 
-    def _add_new(self, present: dict[str, int]) -> None:
+    def _add_new_params(self, present: dict[str, int]) -> None:
         """Add parameters to the optimizer that are new in the store: later ones, unfrozen ones, or replacements.
 
         A program may call `pyro.param` or `pyro.module` at any step, and a store that has been cleared or loaded holds
         other tensors under the old names. An optimizer that kept the old ones would train what nothing reads.
         """
         if present != self._stored:
-            self.optim.add(unconstrained(name) for name, key in present.items() if self._stored.get(name) != key)
+            new = [name for name, key in present.items() if self._stored.get(name) != key]
+            self.optim.add_params(map(parameters.unconstrained_param, new))
             self._stored = present
 
     def _backward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -212,9 +217,9 @@ class SVI(pyro.infer.SVI):
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run the first step, in which the parameters and the modules that run become known."""
-        with ModulesThatRun() as ran:
-            loss, captured = capture(self.modules, lambda: self._backward(*args, **kwargs))
+        with ModuleRecorder() as ran:
+            loss, captured = parameters.collect_parameters(self.modules, lambda: self._backward(*args, **kwargs))
         self.modules = ran.outermost(self.modules)
-        self.optim.add(captured)
+        self.optim.add_params(captured)
         self._stored = stored_ids()
         return loss

@@ -4,7 +4,7 @@
 dataclass as `Instrument` describes it, in a file of its own, and its name in the table.
 """
 
-from pyro_vae.instruments.annealing import AnnealedSampling
+from pyro_vae.instruments.annealing import AnnealedImportanceSampling
 from pyro_vae.instruments.calibration import Calibration
 from pyro_vae.instruments.classes import Classes
 from pyro_vae.instruments.factors import Factors
@@ -14,7 +14,7 @@ from pyro_vae.instruments.probe import Probe
 
 # In the order in which they measure, and in which their tables are printed.
 INSTRUMENTS: dict[str, type[Instrument]] = {
-    kind.name: kind for kind in (AnnealedSampling, LocalPosteriors, Calibration, Classes, Probe, Factors)
+    kind.name: kind for kind in (AnnealedImportanceSampling, LocalPosteriors, Calibration, Classes, Probe, Factors)
 }
 
 __all__ = ["INSTRUMENTS", "EvaluatedRun", "Instrument", "Result"]

@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from pyro_vae import config
-from pyro_vae.evaluate import Annealed, Annealing, Bidirectional, ais, bdmc, standard_error
+from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
 from pyro_vae.instruments.batches import batches
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
 
 @dataclass(frozen=True)
-class AnnealedSampling:
+class AnnealedImportanceSampling:
     """Annealed importance sampling, with bounds from both sides. --ais-temperatures writes annealing.nc.
 
     Args:
@@ -39,43 +39,43 @@ class AnnealedSampling:
     temperature_schedule: Literal["sigmoid", "linear"] = "sigmoid"
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are temperatures."""
         return self.ais_temperatures != 0
 
-    def settings(self, compiled: bool = False) -> Annealing:
+    def ais_config(self, compiled: bool = False) -> AISConfig:
         """Return how to anneal.
 
         Raises:
-            UserError: see `Annealing`.
+            UserError: see `AISConfig`.
         """
-        return Annealing(
+        return AISConfig(
             self.chains, self.ais_temperatures, self.leapfrogs, self.ais_start, self.temperature_schedule, compiled
         )
 
     def check(self, run: EvaluatedRun) -> None:
         """Refuse flags out of range, and a run without densities."""
         check_count("--ais-temperatures", self.ais_temperatures)
-        self.settings()
+        self.ais_config()
         run.check_density("--ais-temperatures")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Anneal the test images."""
-        settings = self.settings(compiled=run.fitted.graph == "compiled")
-        return measure_annealing(run.fitted.program, run.test, settings, seed)
+        ais_config = self.ais_config(compiled=run.fitted.execution == "compiled")
+        return measure_ais(run.fitted.program, run.test, ais_config, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
         """Return nothing: see `scores_table`."""
         return ""
 
 
-def measure_annealing(program: Any, x: Data, settings: Annealing, seed: int) -> Result:
+def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Result:
     """Anneal test images, and as many images of the model's own from both sides.
 
     Args:
         program: an object with ``model(x)`` and ``guide(x)``.
         x: test images (N, ...) as the program observes them.
-        settings: how to anneal.
+        ais_config: how to anneal.
         seed: of all noise.
 
     Returns:
@@ -83,27 +83,27 @@ def measure_annealing(program: Any, x: Data, settings: Annealing, seed: int) -> 
     """
     start = time.perf_counter()
     bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
-    found, both = [], []
-    for images, own in batches(x, seed):
-        arguments = (program.model, program.guide, images, settings)
-        found.append(ais(*arguments, seed=own, progress=bar))
-        both.append(bdmc(*arguments, seed=own, progress=bar))
-    annealed, sides = Annealed.concatenate(found), Bidirectional.concatenate(both)
+    test_results, simulated_results = [], []
+    for images, batch_seed in batches(x, seed):
+        arguments = (program.model, program.guide, images, ais_config)
+        test_results.append(ais(*arguments, seed=batch_seed, progress=bar))
+        simulated_results.append(bdmc(*arguments, seed=batch_seed, progress=bar))
+    test, simulated = AISResult.concatenate(test_results), BDMCResult.concatenate(simulated_results)
     per_image = {
-        "log_likelihood": annealed.lower,
-        "ess": annealed.ess,
-        "acceptance": annealed.acceptance,
-        "simulated_lower": sides.forward.lower,
-        "simulated_upper": sides.backward.upper,
+        "log_likelihood": test.lower,
+        "ess": test.ess,
+        "acceptance": test.acceptance,
+        "simulated_lower": simulated.forward.lower,
+        "simulated_upper": simulated.backward.upper,
     }
     numbers = {
-        **vars(settings),
-        "log_likelihood": float(annealed.lower.mean()),
-        "log_likelihood_se": standard_error(annealed.lower),
-        "ess_median": float(np.median(annealed.ess)),
-        "acceptance": float(annealed.acceptance.mean()),
-        "gap": float(sides.gap.mean()),
-        "gap_se": standard_error(sides.gap),
+        **vars(ais_config),
+        "log_likelihood": float(test.lower.mean()),
+        "log_likelihood_se": standard_error(test.lower),
+        "ess_median": float(np.median(test.ess)),
+        "acceptance": float(test.acceptance.mean()),
+        "gap": float(simulated.gap.mean()),
+        "gap_se": standard_error(simulated.gap),
         "seconds": time.perf_counter() - start,
     }
-    return Result(finite(numbers), per_image=per_image)
+    return Result(replace_nonfinite(numbers), per_image=per_image)

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate import posterior_means
-from pyro_vae.trace import Batch, Data, derive
+from pyro_vae.trace import Batch, Data, derive_seed
 
-IMAGES_AT_ONCE = 100
+EVAL_BATCH_SIZE = 100
 
 
 def batches(x: Data, seed: int) -> Iterator[tuple[Batch, int | None]]:
     """Yield x (N, ...) in batches of 100 images, each with the seed of its noise."""
-    for number, part in enumerate(Batch.of(x).split(IMAGES_AT_ONCE)):
-        yield part, derive(seed, "batch", number)
+    for index, batch in enumerate(Batch.of(x).split(EVAL_BATCH_SIZE)):
+        yield batch, derive_seed(seed, "batch", index)
 
 
-def codes(program: Any, x: Data, seed: int) -> Tensor:
+def posterior_means_batched(program: Any, x: Data, seed: int) -> Tensor:
     """Return the posterior means (N, units), float64, of images x (N, ...)."""
-    return torch.cat([posterior_means(program.guide, images, own) for images, own in batches(x, seed)])
+    return torch.cat([posterior_means(program.guide, images, batch_seed) for images, batch_seed in batches(x, seed)])

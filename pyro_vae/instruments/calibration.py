@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pyro_vae import config
-from pyro_vae.evaluate import calibration_ranks
+from pyro_vae.evaluate import sbc_ranks
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count
 from pyro_vae.report import curves
 from pyro_vae.trace import Batch
@@ -30,7 +30,7 @@ class Calibration:
     sbc_images: config.Count = 0
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are images to simulate."""
         return self.sbc_images != 0
 
@@ -41,8 +41,8 @@ class Calibration:
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Rank the latents of simulated images."""
-        program, like = run.fitted.program, Batch.of(run.test).expand(self.sbc_images)
-        ranks = calibration_ranks(program.model, program.guide, like, _NUM_DRAWS, seed=seed)
+        program, template = run.fitted.program, Batch.of(run.test).expand(self.sbc_images)
+        ranks = sbc_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed)
         figures = {"calibration": curves.calibration(ranks, _NUM_DRAWS)}
         return Result(per_image={"ranks": ranks.T}, rows="unit", figures=figures)
 

@@ -21,7 +21,7 @@ class Classes:
     """Accuracy or purity of a discrete latent, for each run with one and with labels. It needs no flag."""
 
     name: ClassVar[str] = "classes"
-    asked: ClassVar[bool] = True
+    requested: ClassVar[bool] = True
 
     def check(self, run: EvaluatedRun) -> None:
         """Refuse nothing: there are no numbers where there are no classes."""
@@ -29,18 +29,18 @@ class Classes:
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         """Compare the most probable values for the test images with their labels."""
         labels = run.fitted.labels
-        if labels is None or len(labels.names) != 1 or run.fitted.lacks:
+        if labels is None or len(labels.names) != 1 or run.fitted.no_density_reason:
             return Result()
         return measure_classes(run.fitted.program, run.test, labels.test[:, 0].cpu().numpy(), seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
         """Return a line for each run with classes."""
         lines = []
-        for name, numbers in summaries.items():
-            if found := numbers.get(self.name):
-                score = "accuracy" if "accuracy" in found else "purity"
+        for name, summary in summaries.items():
+            if measured := summary.get(self.name):
+                score = "accuracy" if "accuracy" in measured else "purity"
                 lines.append(
-                    f"{printable(name)}: {score} of the classes {found[score]:.3f} +- {found[f'{score}_se']:.3f}"
+                    f"{printable(name)}: {score} of the classes {measured[score]:.3f} +- {measured[f'{score}_se']:.3f}"
                 )
         return "\n".join(lines)
 
@@ -63,18 +63,19 @@ def measure_classes(program: Any, x: Data, labels: np.ndarray, seed: int) -> Res
     if len(discrete_values(program.model, program.guide, parts[0][0])) != 1:
         return Result()
     probs = [
-        next(iter(posterior_probs(program.model, program.guide, images, seed=own).values())) for images, own in parts
+        next(iter(posterior_probs(program.model, program.guide, images, seed=batch_seed).values()))
+        for images, batch_seed in parts
     ]
     values = torch.cat(probs).argmax(1).cpu().numpy()
     confusion = np.zeros((int(labels.max()) + 1, probs[0].shape[1]), int)
     np.add.at(confusion, (labels, values), 1)
     purity = float(confusion.max(0).sum() / len(labels))
-    found = {"purity": purity, "purity_se": _standard_error(purity, len(labels)), "confusion": confusion.tolist()}
+    numbers = {"purity": purity, "purity_se": _standard_error(purity, len(labels)), "confusion": confusion.tolist()}
     if hasattr(program, "num_labels"):
         accuracy = float((values == labels).mean())
-        found |= {"accuracy": accuracy, "accuracy_se": _standard_error(accuracy, len(labels))}
-    return Result(found)
+        numbers |= {"accuracy": accuracy, "accuracy_se": _standard_error(accuracy, len(labels))}
+    return Result(numbers)
 
 
-def _standard_error(share: float, number: int) -> float:
-    return float(np.sqrt(share * (1 - share) / number))
+def _standard_error(share: float, num_images: int) -> float:
+    return float(np.sqrt(share * (1 - share) / num_images))

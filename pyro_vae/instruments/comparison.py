@@ -15,7 +15,7 @@ from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences
 from pyro_vae.report import curves, images
-from pyro_vae.report.tables import lay_out, number, with_error
+from pyro_vae.report.tables import format_number, format_table, format_with_error
 from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.runs.netcdf import read_netcdf
 from pyro_vae.runs.summary import read_summary
@@ -25,23 +25,23 @@ _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_ba
 _NAME_LENGTH = 40
 
 
-def setting_of(settings: Config, part: str, name: str, seed: int) -> Config:
+def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
     """Return the configuration with another part; of several objectives or systems, each gets the flags it reads.
 
     Args:
-        settings: of the comparison.
-        part: what is compared: prior, posterior, likelihood, objective or system.
+        config: of the comparison.
+        kind: what is compared: prior, posterior, likelihood, objective or system.
         name: of the prior, ....
         seed: number of the run, added to the seed of the comparison; a system is fitted once.
 
     Raises:
         UserError: there is no system of the name.
     """
-    if part == "system" and name not in SYSTEMS:
+    if kind == "system" and name not in SYSTEMS:
         raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
-    changes: dict[str, Any] = SYSTEMS[name] if part == "system" else {part: name, "seed": settings.seed + seed}
-    setting = replace(settings, **changes)
-    return replace(setting, **programs.unread(setting)) if part in ("objective", "system") else setting
+    changes: dict[str, Any] = SYSTEMS[name] if kind == "system" else {kind: name, "seed": config.seed + seed}
+    varied = replace(config, **changes)
+    return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
 
 
 def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
@@ -103,21 +103,21 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             name,
-            with_error(row["log_likelihood"], row["log_likelihood_se"]),
-            with_error(row["below_best"], row["below_best_se"]),
-            number(row["seed_spread"]),
-            number(row["elbo"]),
-            number(row["iwae_50"]),
-            number(row["rate"], ".1f"),
-            number(row["distortion"], ".1f"),
-            number(row["active_units"], ".1f"),
-            number(row["khat_bad_fraction"], ".0%"),
-            number(row["parameters"], ".0f"),
-            number(row["seconds_per_epoch"]),
+            format_with_error(row["log_likelihood"], row["log_likelihood_se"]),
+            format_with_error(row["below_best"], row["below_best_se"]),
+            format_number(row["seed_spread"]),
+            format_number(row["elbo"]),
+            format_number(row["iwae_50"]),
+            format_number(row["rate"], ".1f"),
+            format_number(row["distortion"], ".1f"),
+            format_number(row["active_units"], ".1f"),
+            format_number(row["khat_bad_fraction"], ".0%"),
+            format_number(row["parameters"], ".0f"),
+            format_number(row["seconds_per_epoch"]),
         )
         for name, row in zip(names, rows, strict=True)
     ]
-    lines = lay_out([("", -max(12, *map(len, names)) - 2), *heads.items()], cells)
+    lines = format_table([("", -max(12, *map(len, names)) - 2), *heads.items()], cells)
     lines.append("nats per image; below best: paired over images; seeds: standard deviation; k-hat: share above good")
     return "\n".join(lines)
 

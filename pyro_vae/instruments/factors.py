@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import decoded, disentanglement, posterior_means, traversed
-from pyro_vae.instruments.batches import codes
+from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_means, traverse
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
 from pyro_vae.report import images
-from pyro_vae.report.tables import lay_out, number
+from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data
 
@@ -46,7 +46,7 @@ class Factors:
     disentanglement: bool = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the scores are asked for."""
         return self.disentanglement
 
@@ -62,8 +62,8 @@ class Factors:
         """Score the units, and traverse the best unit of each factor."""
         labels = run.fitted.labels
         assert labels is not None
-        some = slice(_CLASSIFIED_IMAGES)
-        train = Batch.of(run.fitted.observed("train"))[some], labels.train[some]
+        subset = slice(_CLASSIFIED_IMAGES)
+        train = Batch.of(run.fitted.observed("train"))[subset], labels.train[subset]
         return measure_factors(run.fitted.program, train, (run.test, labels.test), labels.names, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -88,38 +88,40 @@ def measure_factors(
         the first test image, as the unit of most information goes from the 1st to the 99th percentile of its codes.
 
     Raises:
-        ValueError: as `evaluate.disentanglement`.
+        ValueError: as `evaluate.disentanglement_scores`.
     """
     start = time.perf_counter()
-    halves = [(codes(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)]
-    found = disentanglement(halves[0], halves[1], seed)
-    numbers = {
+    halves = [
+        (posterior_means_batched(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)
+    ]
+    scores = disentanglement_scores(halves[0], halves[1], seed)
+    summary = {
         "num_train_images": len(train[0]),
         "num_test_images": len(test[0]),
-        **{name: getattr(found, name) for name in _SCORES},
+        **{name: getattr(scores, name) for name in _SCORES},
         "factors": list(names),
-        "units": found.information.argmax(0).tolist(),
-        **{name: matrix.tolist() for name, matrix in vars(found).items()},
+        "units": scores.information.argmax(0).tolist(),
+        **{name: matrix.tolist() for name, matrix in vars(scores).items()},
         "seconds": time.perf_counter() - start,
     }
     codes_of_both = np.concatenate([half[0] for half in halves])
-    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, numbers, seed)
-    return Result(numbers, figures={"factors": figure})
+    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, summary, seed)
+    return Result(summary, figures={"factors": figure})
 
 
-def factor_table(numbers: Mapping[str, Mapping[str, Any]]) -> str:
+def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out what was measured of one or more runs, a line for each factor."""
     lines = []
-    for name, found in numbers.items():
+    for name, summary in measured.items():
         columns = [(printable(name)[-23:], -24), ("unit", 6), ("tells", 8), ("next", 8), ("all units", 12)]
         rows = []
-        for factor, unit, told, accuracy in zip(
-            found["factors"], found["units"], np.array(found["information"]).T, found["accuracy"], strict=True
+        for factor, unit, information, accuracy in zip(
+            summary["factors"], summary["units"], np.array(summary["information"]).T, summary["accuracy"], strict=True
         ):
-            second, best = np.sort(told)[-2:]
-            rows.append([f"  {factor}", str(unit), number(best), number(second), number(accuracy)])
-        lines += lay_out(columns, rows)
-        lines.append("  " + ", ".join(f"{head} {found[score]:.2f}" for score, head in _SCORES.items()))
+            second, best = np.sort(information)[-2:]
+            rows.append([f"  {factor}", str(unit), format_number(best), format_number(second), format_number(accuracy)])
+        lines += format_table(columns, rows)
+        lines.append("  " + ", ".join(f"{head} {summary[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(
         "tells: I(unit; factor) / H(factor), and of the second unit; all units: balanced accuracy of a forest, held out"
     )
@@ -131,11 +133,11 @@ def _traversals(program: Any, x: Data, of_images: np.ndarray, numbers: Mapping[s
     base = posterior_means(program.guide, x, seed)[0]
     low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
-    latents = traversed(base, low, high, units, _NUM_VALUES)
-    decoded_rows, _ = decoded(program.model, program.guide, x, latents, seed)
+    latents = traverse(base, low, high, units, _NUM_VALUES)
+    decoded_rows, _ = decode_units(program.model, program.guide, x, latents, seed)
     shares = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
     labels = zip(numbers["factors"], numbers["units"], shares, strict=True)
     named = {
         f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, decoded_rows, strict=True)
     }
-    return images.rows(named, "traversals of the unit that tells most of each factor")
+    return images.labeled_rows(named, "traversals of the unit that tells most of each factor")

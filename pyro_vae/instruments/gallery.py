@@ -12,18 +12,18 @@ import torch
 from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import (
-    Features,
+    FeatureNetwork,
     frechet_distance,
-    labelled_subsets,
+    labeled_subsets,
     logistic,
     mean_accuracy,
-    train_features,
+    train_feature_network,
 )
-from pyro_vae.instruments.batches import codes
-from pyro_vae.instruments.generated import generated
+from pyro_vae.instruments.batches import posterior_means_batched
+from pyro_vae.instruments.generated import sample_images
 from pyro_vae.report import images
-from pyro_vae.report.tables import lay_out, number, percent, with_error
-from pyro_vae.runs import Folder, Labelled, RunFolder, load_run
+from pyro_vae.report.tables import format_number, format_percent, format_table, format_with_error
+from pyro_vae.runs import Folder, LabeledImages, RunFolder, load_run
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
@@ -54,26 +54,26 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
     Returns:
         For each its name, numbers of its summary.json, and those of `measure_system`.
     """
-    nets: dict[Any, Features] = {}
+    nets: dict[Any, FeatureNetwork] = {}
     rows = []
     for name, folder in runs.items():
         summary = read_summary(folder)
         fitted = load_run(folder.path, download=True)
-        settings = fitted.config
+        config = fitted.config
         with fitted.program.scope():
-            train, test = fitted.labelled("train"), fitted.labelled("test")
-            seen = settings.binarize, fitted.density
-            if seen not in nets:
+            train, test = fitted.labeled("train"), fitted.labeled("test")
+            observation = config.binarize, fitted.density
+            if observation not in nets:
                 classes = torch.as_tensor(train.classes, device=train.pixels.device)
-                nets[seen] = train_features(train.pixels, classes, settings.seed)
-            lossy = bool(fitted.lacks) and summary["rate"] is not None
-            numbers = measure_system(fitted.program, train, test, nets[seen], lossy=lossy, seed=settings.seed)
+                nets[observation] = train_feature_network(train.pixels, classes, config.seed)
+            lossy = bool(fitted.no_density_reason) and summary["rate"] is not None
+            numbers = measure_system(fitted.program, train, test, nets[observation], lossy=lossy, seed=config.seed)
         rows.append({"name": name, **{key: summary[key] for key in _KEPT}, **numbers})
     return rows
 
 
 def measure_system(
-    program: Any, train: Labelled, test: Labelled, net: Features, *, lossy: bool, seed: int
+    program: Any, train: LabeledImages, test: LabeledImages, net: FeatureNetwork, *, lossy: bool, seed: int
 ) -> dict[str, Any]:
     """Measure what a system is good for, besides its densities.
 
@@ -81,7 +81,7 @@ def measure_system(
         program: an object with ``model(x)`` and ``guide(x)``.
         train: all training images with their classes.
         test: test images, as many of which are generated to be compared with them.
-        net: a network of features, trained on labelled images as this program observes them.
+        net: a network of features, trained on labeled images as this program observes them.
         lossy: whether its likelihood is a loss, from which nothing can be drawn: then its means are its samples.
         seed: of all noise.
 
@@ -90,23 +90,23 @@ def measure_system(
         distance of samples to test images, and that of as many training images; None where there is no such thing.
     """
     reference = net.features(test.pixels)
-    some = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
-    training = net.features(train.pixels[some.to(train.pixels.device)])
+    subset = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
+    training = net.features(train.pixels[subset.to(train.pixels.device)])
     numbers: dict[str, Any] = {
         "frechet": None,
         "frechet_of_training_images": frechet_distance(training, reference),
         "feature_accuracy": net.accuracy(test.pixels, torch.as_tensor(test.classes, device=test.pixels.device)),
     }
-    samples = generated(program, test.x, seed, means=lossy)
+    samples = sample_images(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    own_codes, other = (codes(program, part.x, seed).cpu().numpy() for part in (train, test))
-    subsets_of = labelled_subsets(train.classes, seed, (_FEW_LABELS,))
+    train_codes, test_codes = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
+    subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
-        if own_codes.shape[1] and (subsets := subsets_of.get(labels)):
-            found = [logistic(own_codes[own], train.classes[own], other) for own in subsets]
-            accuracy, error = mean_accuracy(np.array(found) == test.classes)
+        if train_codes.shape[1] and (subsets := subsets_of.get(labels)):
+            predictions = [logistic(train_codes[indices], train.classes[indices], test_codes) for indices in subsets]
+            accuracy, error = mean_accuracy(np.array(predictions) == test.classes)
             numbers |= {f"accuracy_{name}": accuracy, f"accuracy_{name}_se": error}
     return numbers
 
@@ -119,17 +119,17 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             printable(row["name"]),
-            with_error(row["log_likelihood"], row["log_likelihood_se"]),
-            number(row["distortion"]),
-            *(percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
-            number(row["frechet"]),
-            number(row["frechet_of_training_images"]),
-            number(row["parameters"], ".0f"),
-            number(row["train_seconds"], ".0f"),
+            format_with_error(row["log_likelihood"], row["log_likelihood_se"]),
+            format_number(row["distortion"]),
+            *(format_percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
+            format_number(row["frechet"]),
+            format_number(row["frechet_of_training_images"]),
+            format_number(row["parameters"], ".0f"),
+            format_number(row["train_seconds"], ".0f"),
         )
         for row in rows
     ]
-    lines = lay_out([("", -longest), *heads.items()], cells)
+    lines = format_table([("", -longest), *heads.items()], cells)
     lines.append(
         "nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet distance of samples to test"
     )
@@ -142,8 +142,8 @@ def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping
     results = Folder(folder, figures=".")
     results.write_csv("systems.csv", rows)
     results.write_json("systems.json", rows)
-    found = {name: _picture(run) for name, run in runs.items()}
-    results.save_figure("systems", images.gallery({name: picture for name, picture in found.items() if picture}))
+    pictures = {name: _picture(run) for name, run in runs.items()}
+    results.save_figure("systems", images.gallery({name: picture for name, picture in pictures.items() if picture}))
 
 
 def _picture(run: Path) -> Path | None:

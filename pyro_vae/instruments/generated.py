@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluate import (
+    decode_mean_or_sample,
+    decode_sample,
     discrete_values,
-    drawn_images,
-    posterior_latents,
-    prior_latents,
-    shown_images,
+    sample_posterior,
+    sample_prior,
 )
 from pyro_vae.evaluate.latents.decoding import Values
 from pyro_vae.instruments.batches import batches
@@ -26,17 +26,17 @@ _LOG = logging.getLogger("pyro_vae")
 _MOST_ROWS = 50  # of a picture of classes
 
 
-def shows_x(program: Any, x: Data) -> bool:
+def observes_x(program: Any, x: Data) -> bool:
     """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
     return describe(program.model, program.guide, x).image is not None
 
 
-class Images(NamedTuple):
+class GeneratedImages(NamedTuple):
     """Images (N, ...) at latents: the means of p(x|z), or of p(x) without latents, and draws; one may be None."""
 
     means: Tensor | None
-    what: str
-    """What the means are; see `evaluate.shown_images`."""
+    kind: str
+    """What the means are; see `evaluate.decode_mean_or_sample`."""
     draws: Tensor | None
     has_latents: bool
 
@@ -45,66 +45,66 @@ class Images(NamedTuple):
         """What they are the means of, p(x|z) or p(x)."""
         return "p(x|z)" if self.has_latents else "p(x)"
 
-    def named(self) -> dict[str, Tensor]:
+    def by_name(self) -> dict[str, Tensor]:
         """Return both by what they are, as far as they are there."""
-        both = {f"{self.what} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
+        both = {f"{self.kind} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
         return {name: images for name, images in both.items() if images is not None}
 
     def first(self) -> tuple[Tensor, str]:
         """Return the means, or the draws where there are none, and what they are."""
-        name, images = next(iter(self.named().items()))
+        name, images = next(iter(self.by_name().items()))
         return images, name
 
 
-def images_of(program: Any, like: Data, values: Values, seed: int, *, draws: bool) -> Images:
+def generate_images(program: Any, template: Data, values: Values, seed: int, *, draws: bool) -> GeneratedImages:
     """Return images at latents.
 
     Args:
         program: an object with ``model(x)``.
-        like: images (N, ...) of which only number and shape count.
+        template: images (N, ...) of which only number and shape count.
         values: latents, {site: (1, N, ...)}, empty without latents.
         seed: of the draws.
         draws: whether there are draws beside means; there are in any case where there are no means.
     """
-    shown, what = shown_images(program.model, like, values, seed)
-    if what == "draws":
-        return Images(None, what, shown, bool(values))
-    drawn = drawn_images(program.model, like, values, seed) if draws else None
-    return Images(shown, what, drawn, bool(values))
+    shown, kind = decode_mean_or_sample(program.model, template, values, seed)
+    if kind == "draws":
+        return GeneratedImages(None, kind, shown, bool(values))
+    drawn = decode_sample(program.model, template, values, seed) if draws else None
+    return GeneratedImages(shown, kind, drawn, bool(values))
 
 
-def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> Images | None:
-    """Return `images_of` latents from the prior, a row for each class as `prior_grid`; None where it is improper."""
-    like, values = prior_grid(program, x, columns, seed)
+def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> GeneratedImages | None:
+    """Generate images at latents from the prior, a row for each class (`sample_prior_grid`); None if it is improper."""
+    template, values = sample_prior_grid(program, x, columns, seed)
     if values is None:
         _LOG.info("The prior is improper: there are no prior samples.")
         return None
-    return images_of(program, like, values, seed, draws=draws)
+    return generate_images(program, template, values, seed, draws=draws)
 
 
-def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> Images | None:
-    """Return `images_of` latents from the posterior of images x (N, ...); None where the program has no latents."""
-    values = posterior_latents(program.guide, x, seed)
-    return images_of(program, x, values, seed, draws=draws) if values else None
+def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> GeneratedImages | None:
+    """Generate images at latents from the posterior of images x (N, ...); None where the program has no latents."""
+    values = sample_posterior(program.guide, x, seed)
+    return generate_images(program, x, values, seed, draws=draws) if values else None
 
 
-def generated(program: Any, like: Data, seed: int, *, means: bool) -> Tensor | None:
+def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Tensor | None:
     """Return images (N, ...) that a program generates, or None where it has no prior.
 
     Args:
         program: an object with ``model(x)``.
-        like: images (N, ...) of which only number and shape count.
+        template: images (N, ...) of which only number and shape count.
         seed: of the draws.
         means: whether means of p(x|z) stand for draws.
     """
-    found = []
-    for part, own in batches(like, seed):
-        values = prior_latents(program.model, part, own)
+    samples = []
+    for batch, batch_seed in batches(template, seed):
+        values = sample_prior(program.model, batch, batch_seed)
         if values is None:
             return None
-        arguments = program.model, part, values, own
-        found.append(shown_images(*arguments)[0] if means else drawn_images(*arguments))
-    return torch.cat(found)
+        arguments = program.model, batch, values, batch_seed
+        samples.append(decode_mean_or_sample(*arguments)[0] if means else decode_sample(*arguments))
+    return torch.cat(samples)
 
 
 def class_rows(x: Data, columns: int) -> Batch:
@@ -120,11 +120,11 @@ def class_rows(x: Data, columns: int) -> Batch:
     if not rows:
         return batch.expand(columns * columns)
     classes = rows[0].reshape(len(batch), -1)[:, 0]
-    first = [int((classes == each).nonzero()[0]) for each in classes.unique()]  # an image of each class
+    first = [int((classes == label).nonzero()[0]) for label in classes.unique()]  # an image of each class
     return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
 
 
-def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
+def sample_prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
     """Draw latents from the prior, a row for each class where the program has some: labels, or a discrete latent.
 
     Returns:
@@ -133,8 +133,8 @@ def prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, V
     batch = Batch.of(x)
     classes = discrete_values(program.model, program.guide, batch[:1])
     if not classes or len(next(iter(classes.values()))) > _MOST_ROWS:
-        like = class_rows(batch, columns)
-        return like, prior_latents(program.model, like, seed)
+        template = class_rows(batch, columns)
+        return template, sample_prior(program.model, template, seed)
     given = {name: value.repeat_interleave(columns, 0).unsqueeze(0) for name, value in classes.items()}
-    like = batch.expand(next(iter(given.values())).shape[1])
-    return like, prior_latents(program.model, like, seed, given)
+    template = batch.expand(next(iter(given.values())).shape[1])
+    return template, sample_prior(program.model, template, seed, given)

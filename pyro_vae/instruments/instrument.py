@@ -30,8 +30,10 @@ class EvaluatedRun:
 
     def check_density(self, flag: str) -> None:
         """Raise UserError, which names the flag, if the program has no log p(x, z) - log q(z|x)."""
-        if self.fitted.lacks:
-            raise UserError(f"{flag} is of densities, and {self.folder.path} has none: {self.fitted.lacks}.")
+        if self.fitted.no_density_reason:
+            raise UserError(
+                f"{flag} is of densities, and {self.folder.path} has none: {self.fitted.no_density_reason}."
+            )
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Instrument(Protocol):
     """The key in summary.json, and the name of the file of per-image results."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether the flags ask for this measurement."""
 
     def check(self, run: EvaluatedRun) -> None:
@@ -84,7 +86,7 @@ class Instrument(Protocol):
         """Lay out the measurements of several runs, {name: its summary.json}; empty if there is nothing to print."""
 
 
-def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def replace_nonfinite(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Return numbers as JSON has them: None for NaN and infinity."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pyro_vae import config
-from pyro_vae.evaluate import local_elbos, standard_error
+from pyro_vae.evaluate import per_image_elbos, standard_error
 from pyro_vae.instruments.batches import batches
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, finite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
 
@@ -31,7 +31,7 @@ class LocalPosteriors:
     local_vi_steps: config.Count = 0
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there are steps."""
         return self.local_vi_steps != 0
 
@@ -63,13 +63,13 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
         encoder, with standard errors over images.
     """
     bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
-    found = [
-        local_elbos(program.model, program.guide, images, num_steps=num_steps, seed=own, progress=bar)
-        for images, own in batches(x, seed)
+    elbos = [
+        per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=batch_seed, progress=bar)
+        for images, batch_seed in batches(x, seed)
     ]
-    per_image = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    per_image = {name: np.concatenate([batch[name] for batch in elbos]) for name in elbos[0]}
     numbers: dict[str, Any] = {"num_steps": num_steps}
     for name, values in per_image.items():
         numbers |= {name: float(values.mean()), f"{name}_gain": float((values - per_image["amortized"]).mean())}
         numbers[f"{name}_gain_se"] = standard_error(values - per_image["amortized"])
-    return Result(finite(numbers), per_image=per_image)
+    return Result(replace_nonfinite(numbers), per_image=per_image)

@@ -16,22 +16,22 @@ from tqdm import tqdm
 
 from pyro_vae.evaluate import (
     Accuracy,
-    NoMeanError,
+    NoAnalyticMeanError,
     finetune,
-    labelled_subsets,
+    labeled_subsets,
     mean_accuracy,
     principal_components,
     probe,
 )
-from pyro_vae.instruments.batches import codes
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, finite
+from pyro_vae.instruments.batches import posterior_means_batched
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
 from pyro_vae.report import curves
-from pyro_vae.report.tables import lay_out, percent
-from pyro_vae.runs import Labelled
+from pyro_vae.report.tables import format_percent, format_table
+from pyro_vae.runs import LabeledImages
 from pyro_vae.runs.load import rebuild
 from pyro_vae.text import printable
-from pyro_vae.trace import Batch, Data, derive
-from pyro_vae.trace.isolation import scoped_store
+from pyro_vae.trace import Batch, Data, derive_seed
+from pyro_vae.trace.isolation import isolated_param_store
 
 _LOG = logging.getLogger("pyro_vae")
 _FINETUNED_SUBSETS = 5
@@ -51,7 +51,7 @@ class Probe:
     probe: bool = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether there is a probe."""
         return self.probe
 
@@ -84,22 +84,24 @@ def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: A
         The rows of `probe_rows` and their figure; or None in their place, and the reason.
     """
     if labels is None:
-        return _nothing("the images have no labels")
+        return _no_result("the images have no labels")
     if isinstance(x["train"], Batch):
-        return _nothing("the program is given the labels")
+        return _no_result("the program is given the labels")
     name = labels.names[0]
-    train, test = (Labelled(x[split], labels.of(name, split).cpu().numpy()) for split in ("train", "test"))
+    train, test = (LabeledImages(x[split], labels.get(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
-        return _nothing(f"the training images have the same {name}")
+        return _no_result(f"the training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)
     return Result(rows, figures={"probe": curves.probe(rows)})
 
 
-def _nothing(reason: str) -> Result:
+def _no_result(reason: str) -> Result:
     return Result(None, {Probe.name: reason})
 
 
-def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, seed: int) -> list[dict[str, Any]]:
+def probe_rows(
+    program: Any, untrained: Any, train: LabeledImages, test: LabeledImages, seed: int
+) -> list[dict[str, Any]]:
     """Classify test images by what a program makes of them, by their pixels, and by an encoder that is trained on.
 
     Args:
@@ -112,24 +114,24 @@ def probe_rows(program: Any, untrained: Any, train: Labelled, test: Labelled, se
     Returns:
         Rows of `Accuracy` as JSON values; an error that does not exist is None.
     """
-    subsets = labelled_subsets(train.classes, seed)
+    subsets = labeled_subsets(train.classes, seed)
     bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
     classes = (train.classes, test.classes)
     rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
-    few = {number: places[:_FINETUNED_SUBSETS] for number, places in subsets.items()}
+    first_subsets = {num_labels: draws[:_FINETUNED_SUBSETS] for num_labels, draws in subsets.items()}
     try:
-        rows += _finetuned("fitted encoder", program, train, test, few, seed)
-        with _own_store():
-            rows += _finetuned("random encoder", untrained, train, test, few, seed)
-    except NoMeanError as error:
+        rows += _finetune_rows("fitted encoder", program, train, test, first_subsets, seed)
+        with _fresh_param_store():
+            rows += _finetune_rows("random encoder", untrained, train, test, first_subsets, seed)
+    except NoAnalyticMeanError as error:
         _LOG.info("no encoder is fine-tuned: %s.", error)
-    return [finite(row._asdict()) for row in rows]
+    return [replace_nonfinite(row._asdict()) for row in rows]
 
 
 def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     means, pixels = [], []
     for x in (train, test):
-        means.append(codes(program, x, seed).cpu().numpy())
+        means.append(posterior_means_batched(program, x, seed).cpu().numpy())
         pixels.append(x.flatten(1).double().cpu().numpy())
     raw = {"pixels": (pixels[0], pixels[1])}
     if not (units := means[0].shape[1]):
@@ -142,44 +144,50 @@ def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str,
     }
 
 
-def _finetuned(
+def _finetune_rows(
     name: str,
     program: Any,
-    train: Labelled,
-    test: Labelled,
+    train: LabeledImages,
+    test: LabeledImages,
     subsets: Mapping[int, Sequence[np.ndarray]],
     seed: int,
 ) -> list[Accuracy]:
     rows = []
-    for number, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
+    for num_labels, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
         predictions = [
-            finetune(program.guide, train.pixels[own], train.classes[own], test.pixels, seed=derive(seed, "draw", draw))
-            for draw, own in enumerate(draws)
+            finetune(
+                program.guide,
+                train.pixels[indices],
+                train.classes[indices],
+                test.pixels,
+                seed=derive_seed(seed, "draw", draw),
+            )
+            for draw, indices in enumerate(draws)
         ]
         correct = np.array(predictions) == test.classes
-        rows.append(Accuracy(name, "fine-tuned", number, *mean_accuracy(correct)))
+        rows.append(Accuracy(name, "fine-tuned", num_labels, *mean_accuracy(correct)))
     return rows
 
 
 @contextmanager
-def _own_store() -> Iterator[None]:
+def _fresh_param_store() -> Iterator[None]:
     """Let a program that has the names of another one start from parameters of its own."""
-    with scoped_store(), pyro.get_param_store().scope():
+    with isolated_param_store(), pyro.get_param_store().scope():
         yield
 
 
 def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the probes of one or more runs, in per cent of the test images, or say why there is none."""
     lines = []
-    for name, numbers in summaries.items():
-        rows = numbers[Probe.name]
+    for name, summary in summaries.items():
+        rows = summary[Probe.name]
         if rows is None:
-            lines.append(f"{printable(name)}: nothing to probe, {numbers['reasons'][Probe.name]}")
+            lines.append(f"{printable(name)}: nothing to probe, {summary['reasons'][Probe.name]}")
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
         columns = [(printable(name)[-34:], -35), *((head, 16) for head in heads)]
-        lines += lay_out(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
-    lines.append("% of the test images; +- 1 s.e. over labelled subsets and test images; the last column: all labels")
+        lines += format_table(columns, (_cells(rows, *pair) for pair in _pairs(rows)))
+    lines.append("% of the test images; +- 1 s.e. over labeled subsets and test images; the last column: all labels")
     return "\n".join(lines)
 
 
@@ -188,5 +196,5 @@ def _pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], classifier: str, features: str) -> list[str]:
-    own = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
-    return [f"{classifier}, {features}", *(percent(row["accuracy"], row["se"]) for row in own)]
+    selected = [row for row in rows if (row["classifier"], row["features"]) == (classifier, features)]
+    return [f"{classifier}, {features}", *(format_percent(row["accuracy"], row["se"]) for row in selected)]

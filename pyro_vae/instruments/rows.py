@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyro_vae.data import column_names
-from pyro_vae.instruments.generated import generated, reconstructions
+from pyro_vae.instruments.generated import reconstructions, sample_images
 from pyro_vae.report import rows
 from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch
@@ -27,14 +27,14 @@ def write_rows(folder: Folder, program: Any, x: Batch, columns: Sequence[str], s
         seed: of the draws.
         prior: name of the figure of samples.
     """
-    number = x.x.shape[1]
-    names = columns or column_names(number)
-    some = x[: _ROWS if number <= rows.MOST_PAIRS else _MAPPED_ROWS]
-    samples = generated(program, some, seed, means=False)
+    num_columns = x.x.shape[1]
+    names = columns or column_names(num_columns)
+    subset = x[: _ROWS if num_columns <= rows.MAX_PAIR_COLUMNS else _MAPPED_ROWS]
+    samples = sample_images(program, subset, seed, means=False)
     if samples is None:
         _LOG.info("The prior is improper: there are no prior samples.")
     else:
         title = "test rows and samples of the model"
-        folder.save_figure(prior, rows.distributions(some.x, samples, names, title))
-    if shown := reconstructions(program, some, seed, draws=False):
-        folder.save_figure("reconstructions", rows.reconstructions(some.x, shown.first()[0], names))
+        folder.save_figure(prior, rows.distributions(subset.x, samples, names, title))
+    if shown := reconstructions(program, subset, seed, draws=False):
+        folder.save_figure("reconstructions", rows.reconstructions(subset.x, shown.first()[0], names))

@@ -13,20 +13,20 @@ from pyro_vae.evaluate import (
     Moments,
     Scores,
     active_units,
-    mean_images,
-    posterior_latents,
+    decode_mean,
+    describe_khat,
+    elbo_surgery,
     posterior_moments,
+    sample_posterior,
     score,
     standard_error,
-    summary,
-    surgery,
-    verdict,
+    summarize,
 )
-from pyro_vae.instruments.batches import IMAGES_AT_ONCE, batches
-from pyro_vae.instruments.generated import images_of, prior_samples, reconstructions, shows_x
+from pyro_vae.instruments.batches import EVAL_BATCH_SIZE, batches
+from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
-from pyro_vae.report.tables import lay_out, number, with_error
+from pyro_vae.report.tables import format_number, format_table, format_with_error
 from pyro_vae.runs import Folder, versions
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, describe
@@ -48,7 +48,7 @@ def measure_scores(
     compiled: bool = False,
     level_bits: int | None = 8,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Score test images and summarise them.
+    """Score test images and summarize them.
 
     Args:
         program: an object with ``model(x)`` and ``guide(x)``.
@@ -57,7 +57,7 @@ def measure_scores(
         density: whether x is observed under a density.
         seed: of the draws.
         compiled: whether the programs are read by compiled graphs.
-        level_bits: see `evaluate.summary`.
+        level_bits: see `evaluate.summarize`.
 
     Returns:
         The scores of all images, and the summary with the seconds it took.
@@ -69,29 +69,29 @@ def measure_scores(
         program.guide,
         batch,
         num_samples,
-        batch_size=IMAGES_AT_ONCE,
+        batch_size=EVAL_BATCH_SIZE,
         seed=seed,
         compile=compiled,
         progress=True,
     )
-    moments = Moments.concatenate(posterior_moments(program.guide, part, seed=own) for part, own in parts)
-    numbers = summary(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
-    more: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
-    if numbers["rate"] is not None:
-        split = surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
-        more["mutual_information"] = float(split.mutual_information.mean())
-        more["marginal_kl"] = float(split.marginal_kl.mean())
-    described = describe(program.model, program.guide, parts[0][0])
-    observed = [name for name, site in described.model.items() if site.role == "observed"]
-    if as_it_is := described.image is not None:
-        more["squared_error"] = _squared_error(program, parts)
-    numbers["reasons"] |= {name: _reason(name, scores) for name, value in more.items() if value is None}
+    moments = Moments.concatenate(posterior_moments(program.guide, part, seed=batch_seed) for part, batch_seed in parts)
+    measured = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
+    extra: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
+    if measured["rate"] is not None:
+        split = elbo_surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
+        extra["mutual_information"] = float(split.mutual_information.mean())
+        extra["marginal_kl"] = float(split.marginal_kl.mean())
+    description = describe(program.model, program.guide, parts[0][0])
+    observed = [name for name, site in description.model.items() if site.role == "observed"]
+    if as_it_is := description.image is not None:
+        extra["squared_error"] = _squared_error(program, parts)
+    measured["reasons"] |= {name: _reason(name, scores) for name, value in extra.items() if value is None}
     if not as_it_is:
-        numbers["reasons"]["squared_error"] = _OTHER_UNIT
+        measured["reasons"]["squared_error"] = _OTHER_UNIT
     if (density and not as_it_is) or (as_it_is and len(observed) > 1):
-        numbers["bits_per_dim"] = None
-        numbers["reasons"]["bits_per_dim"] = _OTHER_UNIT if not as_it_is else "the program observes more than x"
-    return scores, {**numbers, **more, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
+        measured["bits_per_dim"] = None
+        measured["reasons"]["bits_per_dim"] = _OTHER_UNIT if not as_it_is else "the program observes more than x"
+    return scores, {**measured, **extra, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
 def rehearse(program: Any, x: Data, *, density: bool) -> None:
@@ -100,18 +100,18 @@ def rehearse(program: Any, x: Data, *, density: bool) -> None:
     Raises:
         ValueError: whatever it cannot do, and what would otherwise end the run after it has been trained.
     """
-    some = Batch.of(x)[:2]
-    measure_scores(program, some, 2, density=density, seed=0)
-    if shows_x(program, some):
-        images_of(program, some, posterior_latents(program.guide, some, 0), 0, draws=False)
+    probe_batch = Batch.of(x)[:2]
+    measure_scores(program, probe_batch, 2, density=density, seed=0)
+    if observes_x(program, probe_batch):
+        generate_images(program, probe_batch, sample_posterior(program.guide, probe_batch, 0), 0, draws=False)
 
 
 def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
     """Return the squared error of reconstructed images, summed over pixels, mean over images."""
     total = 0.0
-    for part, own in parts:
-        values = posterior_latents(program.guide, part, own)
-        means = mean_images(program.model, part, values)
+    for part, batch_seed in parts:
+        values = sample_posterior(program.guide, part, batch_seed)
+        means = decode_mean(program.model, part, values)
         if means is None:
             return None
         total += float((part.x - means).double().square().sum())
@@ -138,29 +138,29 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
     folder.write_scores(scores)
     folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
-    some = batch[:_SHOWN_IMAGES]
-    if not shows_x(program, some):
+    shown_batch = batch[:_SHOWN_IMAGES]
+    if not observes_x(program, shown_batch):
         _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
         return
-    if some.x.dim() == 2:
+    if shown_batch.x.dim() == 2:
         write_rows(folder, program, batch, columns, seed, "prior_samples")
         return
-    if not images.are_pictures(some.x):
-        shape = tuple(some.x.shape[1:])
+    if not images.are_pictures(shown_batch.x):
+        shape = tuple(shown_batch.x.shape[1:])
         _LOG.warning("Data of shape %s are not images, gray or in color: there are no pictures.", shape)
         return
-    if shown := reconstructions(program, some, seed, draws=False):
-        folder.save_figure("reconstructions", images.reconstructions(some.x, *shown.first()))
+    if shown := reconstructions(program, shown_batch, seed, draws=False):
+        folder.save_figure("reconstructions", images.reconstructions(shown_batch.x, *shown.first()))
     if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
-        samples, what = shown.first()
+        samples, kind = shown.first()
         where = " for z from the prior" if shown.has_latents else ""
-        folder.save_figure("prior_samples", images.image_grid(samples, what + where))
+        folder.save_figure("prior_samples", images.image_grid(samples, kind + where))
 
 
 def write_bounds(folder: Folder, scores: Scores) -> None:
     """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
-    for k, bound, error in zip(scores.ladder, scores.iwae, scores.iwae_se, strict=True):
+    for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
         # Of a single group, the delta method.
         spread = scores.relative_variance if k == scores.num_samples else error**2
         of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
@@ -170,37 +170,37 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
 
 def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
     """Lay out the short table of one or more runs, in nats per image, and in bits per dimension where these exist."""
-    coded = any(numbers.get("bits_per_dim") is not None for numbers in summaries.values())
-    annealed = any("annealing" in numbers for numbers in summaries.values())
-    lossy = any(each.reason for each in scores.values())
+    coded = any(summary.get("bits_per_dim") is not None for summary in summaries.values())
+    annealed = any("annealing" in summary for summary in summaries.values())
+    lossy = any(run_scores.reason for run_scores in scores.values())
     widths = {"": -24, "ELBO": 10, "IWAE_5": 10, "IWAE_50": 10, "log p(x)": 18, "PSIS": 10, "JVI-2": 10}
     widths |= {"bits/dim": 10} if coded else {}
     widths |= {"AIS": 10, "gap": 16} if annealed else {}
     widths |= {"distortion": 12, "sq. error": 11} if lossy else {}
     widths |= {"   k-hat": -1}
     rows = []
-    for name, numbers in summaries.items():
-        path = numbers.get("annealing", {})
+    for name, summary in summaries.items():
+        annealing = summary.get("annealing", {})
         cells = {
             "": printable(name)[-23:],
-            "ELBO": number(numbers["elbo"]),
-            "IWAE_5": number(numbers["iwae"].get("5")),
-            "IWAE_50": number(numbers["iwae"].get("50")),
-            "log p(x)": with_error(numbers["log_likelihood"], numbers["log_likelihood_se"]),
-            "PSIS": number(numbers["psis"]),
-            "JVI-2": number(numbers["jvi2"]),
-            "bits/dim": number(numbers.get("bits_per_dim"), ".3f"),
-            "AIS": number(path.get("log_likelihood")),
-            "gap": with_error(path.get("gap"), path.get("gap_se")),
-            "distortion": number(numbers.get("distortion")),
-            "sq. error": number(numbers.get("squared_error")),
-            "   k-hat": "   " + (scores[name].reason or verdict(scores[name].khat, scores[name].num_samples)),
+            "ELBO": format_number(summary["elbo"]),
+            "IWAE_5": format_number(summary["iwae"].get("5")),
+            "IWAE_50": format_number(summary["iwae"].get("50")),
+            "log p(x)": format_with_error(summary["log_likelihood"], summary["log_likelihood_se"]),
+            "PSIS": format_number(summary["psis"]),
+            "JVI-2": format_number(summary["jvi2"]),
+            "bits/dim": format_number(summary.get("bits_per_dim"), ".3f"),
+            "AIS": format_number(annealing.get("log_likelihood")),
+            "gap": format_with_error(annealing.get("gap"), annealing.get("gap_se")),
+            "distortion": format_number(summary.get("distortion")),
+            "sq. error": format_number(summary.get("squared_error")),
+            "   k-hat": "   " + (scores[name].reason or describe_khat(scores[name].khat, scores[name].num_samples)),
         }
         rows.append([cells[head] for head in widths])
-    lines = lay_out(list(widths.items()), rows)
+    lines = format_table(list(widths.items()), rows)
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
-    if len({numbers.get("density") for numbers in summaries.values()}) > 1:
-        dense = ", ".join(printable(name) for name, numbers in summaries.items() if numbers.get("density"))
+    if len({summary.get("density") for summary in summaries.values()}) > 1:
+        dense = ", ".join(printable(name) for name, summary in summaries.items() if summary.get("density"))
         lines.append(f"{dense}: nats of a density, which do not compare with those of a probability; bits/dim do")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")

@@ -28,7 +28,7 @@ class M2(CVAE):
 
     The bound of an image is that on log p(x, y) where it has a label, and otherwise that on log p(x), the sum over its
     classes taken exactly. The classifier learns from the labels by a term of the loss beside the bound,
-    ``weight * log q(y|x)`` of each labelled image, which no estimate of log p(x) contains. Kingma, Rezende, Mohamed,
+    ``weight * log q(y|x)`` of each labeled image, which no estimate of log p(x) contains. Kingma, Rezende, Mohamed,
     Welling, "Semi-supervised Learning with Deep Generative Models", NeurIPS 2014 (https://arxiv.org/abs/1406.5298).
 
     Args:

@@ -1,6 +1,6 @@
 r"""Amortized posteriors q(z|x): modules whose ``forward(x)`` returns a distribution, batch shape (...), event (D,).
 
-Each is built from ``encoder(outputs)``, which returns a network (..., *pixels) -> (..., outputs), and from the
+Each is built from ``encoder(num_outputs)``, which returns a network (..., *pixels) -> (..., num_outputs), and from the
 latent dimension D: it says itself how many outputs it needs.
 """
 
@@ -13,7 +13,7 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from pyro_vae.model.distributions.reparameterized import FlowDistribution, NormalMixture
+from pyro_vae.model.distributions.reparameterized import FlowDistribution, ReparameterizedMixture
 
 Encoder = Callable[[int], nn.Module]
 
@@ -56,13 +56,13 @@ class FullRank(nn.Module):
     Below its diagonal L is net / sqrt(D), so that a random start is no wider in many dimensions than in few.
     """
 
-    places: Tensor
+    tril_indices: Tensor
 
     def __init__(self, encoder: Encoder, latent_dim: int) -> None:
         super().__init__()
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
-        self.register_buffer("places", rows * latent_dim + columns, persistent=False)
-        self.sizes = [latent_dim, latent_dim, len(self.places)]
+        self.register_buffer("tril_indices", rows * latent_dim + columns, persistent=False)
+        self.sizes = [latent_dim, latent_dim, len(self.tril_indices)]
         self.net = encoder(sum(self.sizes))
 
     def forward(self, x: Tensor) -> dist.Distribution:
@@ -71,7 +71,7 @@ class FullRank(nn.Module):
         scale_tril = log_diagonal.exp().diag_embed()
         # A scatter into the flattened matrix: twenty times faster here than indexed assignment and its gradient.
         below = below / loc.shape[-1] ** 0.5
-        filled = scale_tril.flatten(-2).scatter(-1, self.places.expand(below.shape), below)
+        filled = scale_tril.flatten(-2).scatter(-1, self.tril_indices.expand(below.shape), below)
         return dist.MultivariateNormal(loc, scale_tril=filled.view_as(scale_tril))
 
 
@@ -94,7 +94,7 @@ class LowRank(nn.Module):
         return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
 
 
-class InverseAutoregressive(nn.Module):
+class IAF(nn.Module):
     r"""Inverse autoregressive flow, z = f_T(... f_1(e; h(x)) ...; h(x)) with e ~ N(loc(x), diag(scale(x)^2)).
 
     Drawing takes one pass a transform and knows the density of what it has drawn; scoring a z from elsewhere
@@ -123,7 +123,7 @@ class InverseAutoregressive(nn.Module):
 
 
 class Mixture(nn.Module):
-    r"""Mixture of C diagonal Gaussians, weights and all of each image (see `NormalMixture` for its gradients)."""
+    r"""Mixture of C diagonal Gaussians, weights and all of each image: see `ReparameterizedMixture`."""
 
     def __init__(self, encoder: Encoder, latent_dim: int, num_components: int = 4) -> None:
         super().__init__()
@@ -134,4 +134,6 @@ class Mixture(nn.Module):
         """Return q(z|x)."""
         outputs = self.net(x).unflatten(-1, (self.num_components, -1))
         loc, log_scale = outputs[..., 1:].chunk(2, dim=-1)
-        return NormalMixture(dist.Categorical(logits=outputs[..., 0]), dist.Normal(loc, log_scale.exp()).to_event(1))
+        return ReparameterizedMixture(
+            dist.Categorical(logits=outputs[..., 0]), dist.Normal(loc, log_scale.exp()).to_event(1)
+        )

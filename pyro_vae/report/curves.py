@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_vae.evaluate import Scores, good_khat
+from pyro_vae.evaluate import Scores, khat_threshold
 from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
 from pyro_vae.report.labels import figure_label
 
@@ -46,14 +46,14 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")  # before there is a curve, since there may be none
-    for place, (name, scores) in enumerate(runs.items()):
+    for index, (name, scores) in enumerate(runs.items()):
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
-        sizes = np.array(scores.ladder) * 1.06**place  # aside, so that error bars do not hide one another
+        sizes = np.array(scores.particle_counts) * 1.06**index  # aside, so that error bars do not hide one another
         values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
         label = f"{figure_label(name)}: {values}"
-        axes.errorbar(sizes, mean, error, color=f"C{place}", marker="o", markersize=4, capsize=2, label=label)
-        axes.axhline(mean[-1], color=f"C{place}", linestyle="--", linewidth=1)
+        axes.errorbar(sizes, mean, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
+        axes.axhline(mean[-1], color=f"C{index}", linestyle="--", linewidth=1)
     axes.set(
         xlabel="K",
         ylabel=r"IWAE$_K$, nats per image",
@@ -67,9 +67,9 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
     """Draw the k-hat of every image (N,) against the largest good one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    good = good_khat(num_samples)
-    colours = np.where(values > good, "C3", "C0")
-    axes.scatter(np.arange(len(values)), values, s=8, c=colours)
+    good = khat_threshold(num_samples)
+    colors = np.where(values > good, "C3", "C0")
+    axes.scatter(np.arange(len(values)), values, s=8, c=colors)
     axes.axhline(good, color="C3", linestyle="--", linewidth=1)
     exists = ~np.isnan(values)
     title = f"{int((values > good).sum())} of {int(exists.sum())} images above {good:.2f}"
@@ -121,12 +121,12 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     ordered = sorted(summaries.items(), key=lambda item: item[1]["rate"])
     rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
     axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
-    for place, (name, numbers) in enumerate(ordered):
+    for index, (name, numbers) in enumerate(ordered):
         elbo = "no ELBO" if numbers["elbo"] is None else f"ELBO {numbers['elbo']:.2f}"
         label = f"{figure_label(name)}: {elbo}"
-        axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{place}", label=label)
+        axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{index}", label=label)
         axes.axline(
-            (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{place}", linestyle="--", linewidth=0.5
+            (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{index}", linestyle="--", linewidth=0.5
         )
     axes.set(xlabel="rate, nats per image", ylabel="distortion, nats per image")
     axes.legend()
@@ -137,11 +137,11 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw how far each row of a comparison is below the best, with two standard errors of the paired difference."""
     figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(rows))[::-1]
+    positions = np.arange(len(rows))[::-1]
     below = [-row["below_best"] for row in rows]
-    axes.errorbar(below, places, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
+    axes.errorbar(below, positions, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
-    axes.set_yticks(places, [f"{figure_label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
+    axes.set_yticks(positions, [f"{figure_label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
     axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
     return figure
 
@@ -153,12 +153,14 @@ def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(4 * len(classifiers), 4), layout="constrained")
     panels = figure.subplots(1, len(classifiers), sharey=True, squeeze=False)[0]
     for axes, classifier in zip(panels, classifiers, strict=True):
-        own = [row for row in rows if row["classifier"] == classifier]
-        for place, features in enumerate(dict.fromkeys(row["features"] for row in own)):
-            found = [(row["labels"], row["accuracy"], row["se"] or 0.0) for row in own if row["features"] == features]
-            labels, means, errors = np.array(found).T
+        panel_rows = [row for row in rows if row["classifier"] == classifier]
+        for index, features in enumerate(dict.fromkeys(row["features"] for row in panel_rows)):
+            points = [
+                (row["labels"], row["accuracy"], row["se"] or 0.0) for row in panel_rows if row["features"] == features
+            ]
+            labels, means, errors = np.array(points).T
             style: dict[str, Any] = {"color": f"C{kinds.index(features)}", "marker": "o", "markersize": 4, "capsize": 2}
-            axes.errorbar(labels * 1.06**place, means, errors, label=features, **style)  # aside, as in `bounds`
+            axes.errorbar(labels * 1.06**index, means, errors, label=features, **style)  # aside, as in `bounds`
         axes.set(xscale="log", xlabel="labels", title=classifier)
         axes.legend(loc="lower right")
     panels[0].set(ylabel="accuracy on test images (1 s.e.)")

@@ -34,24 +34,24 @@ def image_grid(images: Tensor, title: str) -> Figure:
     return _grid(images, title, min(10, len(images)))
 
 
-def reconstructions(images: Tensor, decoded: Tensor, what: str) -> Figure:
+def reconstructions(images: Tensor, decoded: Tensor, kind: str) -> Figure:
     """Draw images and, under each, what p(x|z) gives for one draw of z from q(z|x), as many; see `are_pictures`.
 
     Args:
         images: (N, ...).
         decoded: of the same shape.
-        what: they are, such as "means of p(x|z)", for the title.
+        kind: what they are, such as "means of p(x|z)", for the title.
     """
     per_row = min(10, len(images))
     whole = len(images) // per_row * per_row
     rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, decoded)]
     pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, f"test images, and under them {what},\nz from q(z|x)", per_row)
+    return _grid(pairs, f"test images, and under them {kind},\nz from q(z|x)", per_row)
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
     """Draw sets of images, see `are_pictures`, each as a grid under its name."""
-    grids = {name: tiled(images, per_row) for name, images in panels.items()}
+    grids = {name: tile(images, per_row) for name, images in panels.items()}
     figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(title)
     for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):
@@ -59,23 +59,23 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
     return figure
 
 
-def rows(named: Mapping[str, Tensor], title: str) -> Figure:
+def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
     """Draw a row of images, see `are_pictures`, for each name, which stands before it."""
-    tiles = tiled(torch.cat(list(named.values())), len(next(iter(named.values()))))
+    tiles = tile(torch.cat(list(images_by_name.values())), len(next(iter(images_by_name.values()))))
     figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
     _show(axes, tiles, title)
-    height = tiles.shape[0] / len(named)
+    height = tiles.shape[0] / len(images_by_name)
     axes.axis("on")
     axes.set_frame_on(False)
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * height for row in range(len(named))], list(named), fontsize=8)
+    axes.set_yticks([(row + 0.5) * height for row in range(len(images_by_name))], list(images_by_name), fontsize=8)
     axes.tick_params(length=0)
     return figure
 
 
 def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
-    """Draw codes of two units (N, 2), coloured by the classes of their images (N,)."""
+    """Draw codes of two units (N, 2), colored by the classes of their images (N,)."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}
@@ -92,7 +92,7 @@ def are_pictures(images: Tensor) -> bool:
     return images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
 
 
-def tiled(images: Tensor, per_row: int) -> np.ndarray:
+def tile(images: Tensor, per_row: int) -> np.ndarray:
     """Return images in [0, 1], see `are_pictures`, as one, with a gray line around each."""
     from torchvision.utils import make_grid  # on use: it takes a second to import
 
@@ -103,7 +103,7 @@ def tiled(images: Tensor, per_row: int) -> np.ndarray:
 
 
 def _grid(images: Tensor, title: str, per_row: int) -> Figure:
-    tiles = tiled(images, per_row)
+    tiles = tile(images, per_row)
     figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     _show(figure.subplots(), tiles, title)
     return figure

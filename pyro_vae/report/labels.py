@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-from pyro_vae.text import escaped, printable
+from pyro_vae.text import escape, printable
 
 _LABEL_LENGTH = 40
 
@@ -15,5 +15,5 @@ def figure_label(name: str) -> str:
     Between two ``$`` matplotlib would read mathematics, and from a legend it leaves out what begins with ``_``.
     """
     font = get_font(findfont(FontProperties()))
-    text = "".join(c if font.get_char_index(ord(c)) else escaped(c) for c in printable(name))[-_LABEL_LENGTH:]
+    text = "".join(c if font.get_char_index(ord(c)) else escape(c) for c in printable(name))[-_LABEL_LENGTH:]
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

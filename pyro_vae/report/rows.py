@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pyro_vae.report.labels import figure_label
 
-MOST_PAIRS = 6  # columns of a pair plot; more are drawn as a heat map
+MAX_PAIR_COLUMNS = 6  # columns of a pair plot; more are drawn as a heat map
 _SPREAD = 3.0  # standard deviations that the colors of a heat map reach
 
 
 def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
     """Draw two sets of rows (N, columns): of few columns every pair of them, of many a heat map of each set."""
-    if data.shape[1] <= MOST_PAIRS:
+    if data.shape[1] <= MAX_PAIR_COLUMNS:
         return _pairs({"data": data, "samples": samples}, columns, title)
     return _heat_maps({"data": data, "samples": samples}, title)
 
@@ -24,13 +24,13 @@ def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: 
 def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figure:
     """Draw rows (N, columns) and their reconstructions: of few columns one against the other, of many a heat map."""
     title = "test rows and their reconstructions"
-    if data.shape[1] > MOST_PAIRS:
+    if data.shape[1] > MAX_PAIR_COLUMNS:
         return _heat_maps({"test rows": data, "reconstructions": means}, title)
-    number = data.shape[1]
-    figure = Figure(figsize=(2.4 * number, 2.9), layout="constrained")
+    num_columns = data.shape[1]
+    figure = Figure(figsize=(2.4 * num_columns, 2.9), layout="constrained")
     figure.suptitle(title)
     for axes, name, x, y in zip(
-        figure.subplots(1, number, squeeze=False)[0], columns, _columns(data), _columns(means), strict=True
+        figure.subplots(1, num_columns, squeeze=False)[0], columns, _columns(data), _columns(means), strict=True
     ):
         axes.scatter(x, y, s=6)
         axes.axline((x.mean(), x.mean()), slope=1, color="0.6", lw=1)
@@ -39,25 +39,25 @@ def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figu
 
 
 def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Figure:
-    number = len(columns)
-    figure = Figure(figsize=(1 + 1.7 * number, 1 + 1.7 * number), layout="constrained")
+    num_columns = len(columns)
+    figure = Figure(figsize=(1 + 1.7 * num_columns, 1 + 1.7 * num_columns), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(number, number, squeeze=False)
+    grid = figure.subplots(num_columns, num_columns, squeeze=False)
     values = {name: _columns(rows) for name, rows in sets.items()}
-    for row in range(number):
-        for column in range(number):
+    for row in range(num_columns):
+        for column in range(num_columns):
             axes = grid[row][column]
             if column > row:
                 axes.axis("off")
             elif column == row:
-                edges = np.histogram_bin_edges(np.concatenate([each[row] for each in values.values()]), 20)
-                for name, each in values.items():
-                    axes.hist(each[row], edges, density=True, histtype="step", label=name)
+                edges = np.histogram_bin_edges(np.concatenate([columns_of[row] for columns_of in values.values()]), 20)
+                for name, columns_of in values.items():
+                    axes.hist(columns_of[row], edges, density=True, histtype="step", label=name)
                 axes.set_yticks([])
             else:
-                for each in values.values():
-                    axes.scatter(each[column], each[row], s=3, alpha=0.5)
-            if row == number - 1:
+                for columns_of in values.values():
+                    axes.scatter(columns_of[column], columns_of[row], s=3, alpha=0.5)
+            if row == num_columns - 1:
                 axes.set_xlabel(figure_label(columns[column]))
             if column == 0 and row > 0:
                 axes.set_ylabel(figure_label(columns[row]))

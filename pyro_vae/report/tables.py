@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def lay_out(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> list[str]:
+def format_table(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a table, the column heads first.
 
     Args:
@@ -24,17 +24,17 @@ def _padded(cell: str, width: int) -> str:
     return f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
 
 
-def number(value: float | None, form: str = ".2f") -> str:
+def format_number(value: float | None, form: str = ".2f") -> str:
     """Return a number in a format such as ``.2f``; a dash for None."""
     return "-" if value is None else format(value, form)
 
 
-def with_error(value: float | None, error: float | None, form: str = ".2f") -> str:
+def format_with_error(value: float | None, error: float | None, form: str = ".2f") -> str:
     """Return a number +- its standard error, both in a format; a dash for None."""
-    return "-" if value is None else f"{value:{form}} +- {number(error, form)}"
+    return "-" if value is None else f"{value:{form}} +- {format_number(error, form)}"
 
 
-def percent(value: float | None, error: float | None) -> str:
+def format_percent(value: float | None, error: float | None) -> str:
     """Return a share +- its standard error in percent; a dash for None."""
     value, error = (None if share is None else 100 * share for share in (value, error))
-    return with_error(value, error, ".1f")
+    return format_with_error(value, error, ".1f")

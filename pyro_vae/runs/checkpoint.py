@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs.files import replacing
+from pyro_vae.runs.files import atomic_write
 
 _FORMAT = 2
 _KEY = "pyro_vae"
@@ -41,7 +41,7 @@ def save(path: Path, state: State) -> None:
     tree = {"format": _FORMAT, "sha256": _BLANK, "state": _pack(state, tensors)}
     blank = safetensors.torch.save(tensors, {_KEY: json.dumps(tree)})
     start, _, digest = _digest(blank) or (0, b"", b"")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(blank[:start] + digest + blank[start + len(digest) :])
 
 
@@ -60,20 +60,20 @@ def load(path: Path) -> State:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
     except MemoryError as error:
         raise CheckpointError(f"{path} is larger than the memory.") from error
-    found = _digest(content)
-    if found is None:
+    digests = _digest(content)
+    if digests is None:
         raise CheckpointError(f"{path} is not a checkpoint.")
-    _, written, computed = found
+    _, written, computed = digests
     if written != computed:
         raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
     try:
         size = int.from_bytes(content[:8], "little")
         tree = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
-        if (number := tree["format"]) == _FORMAT:
+        if (version := tree["format"]) == _FORMAT:
             return _unpack(tree["state"], safetensors.torch.load(content))
     except Exception as error:  # a digest that is right says nothing about who has made the file
         raise CheckpointError(f"{path} is not a checkpoint ({type(error).__name__}).") from error
-    raise CheckpointError(f"{path} has format {number}, and this version reads {_FORMAT}; another version wrote it.")
+    raise CheckpointError(f"{path} has format {version}, and this version reads {_FORMAT}; another version wrote it.")
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -9,39 +9,39 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.config.saved import with_added
+from pyro_vae.config.saved import add_missing_fields
 from pyro_vae.errors import CheckpointError
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoint import State
-from pyro_vae.runs.files import remove_unfinished, without_folder
+from pyro_vae.runs.files import remove_partial_files, strip_folder
 
 _LOG = logging.getLogger("pyro_vae")
 _NAME = re.compile(r"step-(\d+)\.safetensors")
 _KEPT = 2
 
 
-class History:
+class Checkpoints:
     """The checkpoints in a folder, one file for each step at which one was written.
 
     Args:
         folder: where they are; made by the first `save`.
-        run: what tells this run from others, its configuration; a checkpoint of another run is not loaded. A program
+        config: what tells this run from others, its configuration; a checkpoint of another run is not loaded. A program
             path/to/file.py:factory is told by its factory alone, since the file may have been moved.
         is_milestone: the steps that a run may go back to. What they are depends on nothing that differs from one
             machine, or one interruption, to another.
     """
 
     def __init__(
-        self, folder: Path, run: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
+        self, folder: Path, config: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
     ) -> None:
         self.folder = folder
-        self.run = dict(run)
+        self.config = dict(config)
         self.is_milestone = is_milestone
 
     def paths(self) -> dict[int, Path]:
         """Return the checkpoints by step, oldest first."""
-        found = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
+        return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
     def save(self, step: int, state: State) -> None:
         """Write the checkpoint of a step, then remove all but the newest two and the newest milestone.
@@ -50,9 +50,9 @@ class History:
             OSError: the folder cannot be written; the checkpoints that are there are untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self.folder)
+        remove_partial_files(self.folder)
         path = self.folder / f"step-{step:09d}.safetensors"
-        checkpoint.save(path, {"run": self.run, "step": step, "state": state})
+        checkpoint.save(path, {"run": self.config, "step": step, "state": state})
         paths = self.paths()
         kept = [*list(paths)[-_KEPT:], *[old for old in paths if self.is_milestone(old)][-1:]]
         for old in paths.keys() - kept:
@@ -68,10 +68,12 @@ class History:
         if repr(content["step"]) != repr(step):
             named = reprlib.repr(content["step"])
             raise CheckpointError(f"{path} is the checkpoint of step {named}, under another's name.")
-        run, mine = with_added(content["run"]), with_added(self.run)
-        odd = sorted(str(key) for key in run.keys() | mine.keys() if _look(run, key) != _look(mine, key))
-        if odd:
-            raise CheckpointError(f"{path} is of another run: its {odd[0][:40]} is {reprlib.repr(run.get(odd[0]))}.")
+        saved, own = add_missing_fields(content["run"]), add_missing_fields(self.config)
+        keys = saved.keys() | own.keys()
+        mismatched = sorted(str(key) for key in keys if _comparable(saved, key) != _comparable(own, key))
+        if mismatched:
+            value = reprlib.repr(saved.get(mismatched[0]))
+            raise CheckpointError(f"{path} is of another run: its {mismatched[0][:40]} is {value}.")
         return content["state"]
 
     def newest(self, *, milestone: bool = False) -> tuple[int, State] | None:
@@ -102,20 +104,20 @@ class History:
             raise CheckpointError(f"No checkpoint can be loaded. {' '.join(errors)}")
         return None
 
-    def set_aside_after(self, step: int) -> None:
+    def quarantine_after(self, step: int) -> None:
         """Give later checkpoints, which could not be loaded, names under which nobody looks for them."""
         for later, path in self.paths().items():
             if later > step:
                 path.replace(path.with_name(f"unreadable-{path.name}"))
 
-    def forget_after(self, step: int) -> None:
+    def delete_after(self, step: int) -> None:
         """Remove the later checkpoints, of a course that the run has given up."""
         for later, path in self.paths().items():
             if later > step:
                 path.unlink()
 
 
-def _look(run: Mapping[str, Any], key: str) -> str:
+def _comparable(config: Mapping[str, Any], key: str) -> str:
     """Return what a value of a run looks like, of a program in a file without the path."""
-    value = run.get(key)
-    return repr(without_folder(value) if key == "program" and isinstance(value, str) else value)
+    value = config.get(key)
+    return repr(strip_folder(value) if key == "program" and isinstance(value, str) else value)

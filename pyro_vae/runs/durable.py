@@ -10,18 +10,18 @@ from pyro_vae.config import Config
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
-from pyro_vae.runs.checkpoints import History
+from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
 
-_SLOWER = 0.5
+_ROLLBACK_LR_FACTOR = 0.5
 _MILESTONES = 20  # of a run, whose checkpoints it may go back to
-_SETBACKS = 3
+_MAX_ROLLBACKS = 3
 
 
 def fit_in_folder(
-    fit: Fit, folder: RunFolder, config: Config, *, seconds: float, stop: Callable[[], bool]
+    fit: Fit, folder: RunFolder, config: Config, *, every_seconds: float, should_stop: Callable[[], bool]
 ) -> Iterator[Epoch]:
     """Run a fit in a folder that it has claimed, from its newest checkpoint on if there is one.
 
@@ -29,36 +29,38 @@ def fit_in_folder(
         fit: from its beginning.
         folder: of the run; metrics.jsonl gets a line for each epoch, once.
         config: of the run.
-        seconds: as in `durably`.
-        stop: as in `durably`.
+        every_seconds: as in `run_with_checkpoints`.
+        should_stop: as in `run_with_checkpoints`.
 
     Yields:
-        Each epoch that remains, as `durably` does, after its line has been written.
+        Each epoch that remains, as `run_with_checkpoints` does, after its line has been written.
 
     Raises:
         CheckpointError: there are checkpoints and none is good.
         RunFolderError: metrics.jsonl does not hold the epochs before the checkpoint.
-        NonFiniteError, OSError: as `durably`.
+        NonFiniteError, OSError: as `run_with_checkpoints`.
     """
-    milestone = -(-fit.epochs // _MILESTONES) * config.epoch_steps(fit.batches.num_images)
-    history = History(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
-    if found := history.newest():
-        step, state = found
+    milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
+    checkpoints = Checkpoints(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
+    if newest := checkpoints.newest():
+        step, state = newest
         fit.load_state_dict(state)
-        history.set_aside_after(step)
-    folder.keep_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
+        checkpoints.quarantine_after(step)
+    folder.truncate_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
     written = fit.epoch
-    setbacks = _SETBACKS if config.on_nonfinite == "rollback" else 0
-    for epoch in durably(fit, history, seconds=seconds, stop=stop, setbacks=setbacks):
-        if epoch.epoch < written:  # it comes again after a setback
-            folder.keep_metrics(epoch.epoch)
-        folder.append_metrics(epoch.as_dict())
-        written = epoch.epoch + 1
+    max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
+    for epoch in run_with_checkpoints(
+        fit, checkpoints, every_seconds=every_seconds, should_stop=should_stop, max_rollbacks=max_rollbacks
+    ):
+        if epoch.index < written:  # it comes again after a setback
+            folder.truncate_metrics(epoch.index)
+        folder.append_epoch(epoch.as_dict())
+        written = epoch.index + 1
         yield epoch
 
 
-def durably(
-    fit: Fit, history: History, *, seconds: float, stop: Callable[[], bool], setbacks: int = 0
+def run_with_checkpoints(
+    fit: Fit, checkpoints: Checkpoints, *, every_seconds: float, should_stop: Callable[[], bool], max_rollbacks: int = 0
 ) -> Iterator[Epoch]:
     """Run the epochs of a fit that remain, and keep checkpoints of it.
 
@@ -68,11 +70,12 @@ def durably(
 
     Args:
         fit: from its beginning, or from what it has loaded.
-        history: where checkpoints go.
-        seconds: between two checkpoints, at most, but for the length of a step.
-        stop: asked after each step whether to end there, with a checkpoint.
-        setbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a gradient is
-            not finite. The milestones do not depend on the clock, so that neither does what becomes of the run.
+        checkpoints: where checkpoints go.
+        every_seconds: between two checkpoints, at most, but for the length of a step.
+        should_stop: asked after each step whether to end there, with a checkpoint.
+        max_rollbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a
+            gradient is not finite. The milestones do not depend on the clock, so that neither does what becomes of the
+            run.
 
     Yields:
         Each epoch; one that comes again after a setback takes the place of what was yielded for it and those after it.
@@ -84,36 +87,36 @@ def durably(
     written = time.monotonic()
 
     def due() -> bool:
-        return stop() or fit.svi.steps == 1 or time.monotonic() - written >= seconds
+        return should_stop() or fit.svi.steps == 1 or time.monotonic() - written >= every_seconds
 
     while not fit.finished:
         try:
-            for epoch in fit.run(due):
+            for epoch in fit.iterate(due):
                 if epoch is not None:
                     yield epoch
-                stopping = stop()  # asked once: what comes later waits for the next step
-                if stopping or fit.finished or due() or history.is_milestone(fit.svi.steps):
-                    history.save(fit.svi.steps, fit.state_dict())
+                stopping = should_stop()  # asked once: what comes later waits for the next step
+                if stopping or fit.finished or due() or checkpoints.is_milestone(fit.svi.steps):
+                    checkpoints.save(fit.svi.steps, fit.state_dict())
                     written = time.monotonic()
                 if stopping:
                     return
         except NonFiniteError as error:
-            if fit.setbacks >= setbacks:
-                kept = list(history.paths().values())
+            if fit.rollbacks >= max_rollbacks:
+                kept = list(checkpoints.paths().values())
                 error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
                 raise
-            _go_back(fit, history, error)
+            _roll_back(fit, checkpoints, error)
 
 
-def _go_back(fit: Fit, history: History, error: NonFiniteError) -> None:
-    found = history.newest(milestone=True)
-    if found is None:
+def _roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError) -> None:
+    newest = checkpoints.newest(milestone=True)
+    if newest is None:
         raise error
-    step, state = found
-    number = fit.setbacks + 1
+    step, state = newest
+    num_rollbacks = fit.rollbacks + 1
     fit.load_state_dict(state)
     # From the state alone, so that a run killed before its next checkpoint does the same again.
-    fit.svi.optim.slow_down(_SLOWER ** (number - fit.setbacks))
-    fit.setbacks = number
-    history.forget_after(step)
-    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, number, step)
+    fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (num_rollbacks - fit.rollbacks))
+    fit.rollbacks = num_rollbacks
+    checkpoints.delete_after(step)
+    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, num_rollbacks, step)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNFINISHED = ".unfinished-"
+_PARTIAL = ".unfinished-"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to, which takes the place of `path` in one instant once it is whole and on disk.
 
     A kill or a loss of power at any moment leaves the old file or the new one; an exception leaves the old one.
@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written; `path` is untouched, but for a failure in the very last step, which
             makes the new name durable.
     """
-    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
     try:
         yield temporary
         _sync(temporary)  # before the name, lest the name outlive the bytes
@@ -31,19 +31,19 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def without_folder(program: str) -> str:
+def strip_folder(program: str) -> str:
     """Return what tells a program in a file, path/to/file.py:factory, wherever the file lies: its factory."""
     return "".join(program.rpartition(":")[1:])
 
 
-def is_unfinished(path: Path) -> bool:
+def is_partial(path: Path) -> bool:
     """Return whether a file is one that is being written, or was when a kill came."""
-    return path.name.startswith(_UNFINISHED)
+    return path.name.startswith(_PARTIAL)
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a kill has left of files being written; nobody else may be writing to the folder."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
+    for path in folder.glob(f"{_PARTIAL}*"):
         path.unlink()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
-from pyro_vae.runs.files import remove_unfinished, replacing
+from pyro_vae.runs.files import atomic_write, remove_partial_files
 from pyro_vae.runs.netcdf import write_netcdf
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ class RunFolderError(UserError):
 
 
 class Folder:
-    """A folder of results; `parts` are the names in it that must not be links, which may lead anywhere.
+    """A folder of results; `contents` are the names in it that must not be links, which may lead anywhere.
 
     Args:
         path: of the folder.
         figures: the folder in it for figures.
     """
 
-    parts: tuple[str, ...] = (LOCK, "figures")
+    contents: tuple[str, ...] = (LOCK, "figures")
 
     def __init__(self, path: Path, figures: str = "figures") -> None:
         self.path = path
@@ -52,7 +52,7 @@ class Folder:
             RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
             OSError: it cannot be written.
         """
-        self.refuse_links()
+        self.reject_symlinks()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(blocking=False)
@@ -61,15 +61,15 @@ class Folder:
         except NotImplementedError:
             _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
         for folder in (self.path, self.figures):
-            remove_unfinished(folder)
+            remove_partial_files(folder)
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         """Let others in again."""
         self._lock.release()
 
-    def refuse_links(self) -> None:
+    def reject_symlinks(self) -> None:
         """Raise RunFolderError if a part of the folder is a link."""
-        for name in self.parts:
+        for name in self.contents:
             if (self.path / name).is_symlink():
                 raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
 
@@ -79,7 +79,7 @@ class Folder:
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows of the same columns as CSV, whole or not at all."""
-        with replacing(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -91,14 +91,14 @@ class Folder:
     def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
         """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
         # HDF5 does not survive a disk that is full, so that its file comes to this one as bytes.
-        with TemporaryDirectory() as folder, replacing(self.path / f"{name}.nc") as temporary:
+        with TemporaryDirectory() as folder, atomic_write(self.path / f"{name}.nc") as temporary:
             write_netcdf(values, Path(folder) / "scores.nc", rows)
             temporary.write_bytes((Path(folder) / "scores.nc").read_bytes())
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write <name>.png among the figures."""
         self.figures.mkdir(parents=True, exist_ok=True)
-        with replacing(self.figures / f"{name}.png") as temporary:
+        with atomic_write(self.figures / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
 
     def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
@@ -106,10 +106,10 @@ class Folder:
         from PIL import Image  # on use: `load_run` needs none
 
         first, *rest = (Image.fromarray(frame) for frame in frames)
-        with replacing(self.figures / f"{name}.gif") as temporary:
+        with atomic_write(self.figures / f"{name}.gif") as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=100, loop=0)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        with replacing(self.path / name) as temporary:
+        with atomic_write(self.path / name) as temporary:
             temporary.write_text(text)

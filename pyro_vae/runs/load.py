@@ -17,12 +17,12 @@ from pyro_vae import data
 from pyro_vae.config import Config, programs
 from pyro_vae.config.saved import read_config
 from pyro_vae.errors import UserError
-from pyro_vae.infer import load_parameters
-from pyro_vae.infer.streams import set_streams, streams
-from pyro_vae.runs.checkpoints import History
+from pyro_vae.infer import load_program_state
+from pyro_vae.infer.streams import rng_state, set_rng_state
+from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.folder import RunFolderError
-from pyro_vae.runs.own_store import InOwnStore
-from pyro_vae.runs.run import Run, example, load_images, observe
+from pyro_vae.runs.own_store import IsolatedProgram
+from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
 
 
@@ -35,19 +35,19 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
     """
     if not folder.is_run:
         raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
-    folder.refuse_links()
+    folder.reject_symlinks()
     saved = read_config(folder.config_path)
-    if not History(folder.checkpoints, saved.to_json()).paths():
+    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
-    own = saved.program not in programs.NAMES
-    program = changes.get("program", None if own else saved.program)
-    if program is None or (program != saved.program and not (own and ":" in program)):
-        place = ", with the path that the file has here" if own else ", and no other program"
-        raise UserError(f"{folder.path} is of --program {saved.program!r}: give that flag{place}.")
-    names = [each.rpartition(":")[2] for each in (saved.program, program)]
+    is_own = saved.program not in programs.NAMES
+    program = changes.get("program", None if is_own else saved.program)
+    if program is None or (program != saved.program and not (is_own and ":" in program)):
+        hint = ", with the path that the file has here" if is_own else ", and no other program"
+        raise UserError(f"{folder.path} is of --program {saved.program!r}: give that flag{hint}.")
+    names = [spec.rpartition(":")[2] for spec in (saved.program, program)]
     if names[0] != names[1]:
         raise UserError(f"{folder.path} is of the factory {names[0]!r}, and --program {program} names {names[1]!r}.")
-    return replace(saved, **changes).resolved()
+    return replace(saved, **changes).resolve()
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
@@ -63,12 +63,12 @@ def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
     Returns:
         As `programs.build`, with the weights that the fit began with.
     """
-    seed, before = read_config(folder.config_path).seed, streams()
+    seed, before = read_config(folder.config_path).seed, rng_state()
     set_rng_seed(seed)
     try:
         return programs.build(replace(config, seed=seed), images.pixels)
     finally:
-        set_streams(before)
+        set_rng_state(before)
 
 
 def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
@@ -85,16 +85,16 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         UserError: the images or the checkpoint are not there, or not good.
     """
     images = load_images(config, download=download)
-    found = History(folder.checkpoints, folder.config()).newest()
-    if found is None:
+    newest = Checkpoints(folder.checkpoints, folder.config()).newest()
+    if newest is None:
         raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
-        averaged = found[1].get("average")
-        weights = found[1].get("svi", {}) if averaged is None else averaged
-        load_parameters(program.model, program.guide, weights, example(program, images))
-        run = observe(config, images, program)
-    return replace(run, program=InOwnStore(program, store))
+        averaged = newest[1].get("average")
+        weights = newest[1].get("svi", {}) if averaged is None else averaged
+        load_program_state(program.model, program.guide, weights, example(program, images))
+        run = make_run(config, images, program)
+    return replace(run, program=IsolatedProgram(program, store))
 
 
 def load_run(path: Path | str, *, download: bool = False, **changes: Any) -> Run:

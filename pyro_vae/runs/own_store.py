@@ -19,7 +19,7 @@ Store = Any
 """The state of a param store, {"params": tensors by name, "constraints": by name}; Pyro does not export its type."""
 
 
-class InOwnStore:
+class IsolatedProgram:
     """A program, with all its attributes, whose ``model`` and ``guide`` find their parameters in a store of their own.
 
     Args:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pyro_vae import data
 from pyro_vae.config import Config, programs
-from pyro_vae.config.suited import suited
+from pyro_vae.config.suited import adapt_to_data
 from pyro_vae.data.storage import place
 from pyro_vae.errors import UserError
 from pyro_vae.trace import Batch, Data, Description, describe
 
 
-class Labelled(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images (N, ...) as the program observes them, beside its other arguments if it has any; and classes (N,)."""
 
     x: Data
@@ -44,14 +44,14 @@ class Run:
         return self.description.observes == "density"
 
     @property
-    def graph(self) -> str | None:
-        """How steps run, and whether densities are read by compiled graphs; see `Config.graph`."""
-        return self.config.graph(len(self.images.pixels.train))
+    def execution(self) -> str | None:
+        """How steps run, and whether densities are read by compiled graphs; see `Config.execution`."""
+        return self.config.execution(len(self.images.pixels.train))
 
     @property
-    def lacks(self) -> str | None:
+    def no_density_reason(self) -> str | None:
         """Why the program has no log weights, or None."""
-        return self.description.lacks
+        return self.description.no_density_reason
 
     @property
     def labels(self) -> data.Labels | None:
@@ -64,10 +64,10 @@ class Run:
         A program that takes labels has them beside the images, in a `Batch`.
         """
         x = self.images.split(split)
-        labels = programs.labels_of(self.program, self.images.pixels, split)
+        labels = programs.select_labels(self.program, self.images.pixels, split)
         return x if labels is None else Batch(x, labels.to(x.device))
 
-    def labelled(self, split: str) -> Labelled:
+    def labeled(self, split: str) -> LabeledImages:
         """Return the images of a split as the program observes them, with the first of their labels.
 
         Raises:
@@ -75,11 +75,11 @@ class Run:
         """
         if self.labels is None:
             raise UserError(f"{self.images.pixels.name} has no labels: choose other --data.")
-        return Labelled(self.observed(split), self.labels.of(self.labels.names[0], split).cpu().numpy())
+        return LabeledImages(self.observed(split), self.labels.get(self.labels.names[0], split).cpu().numpy())
 
     def batches(self) -> data.Batches:
         """Return the batches of the fit."""
-        labels = programs.labels_of(self.program, self.images.pixels, "train")
+        labels = programs.select_labels(self.program, self.images.pixels, "train")
         return self.images.batches(self.config.batch_size, self.config.seed, labels)
 
 
@@ -93,8 +93,8 @@ def prepare(config: Config) -> Run:
         UserError, RuntimeError: see `programs.build`.
     """
     images = load_images(config)
-    config = suited(config, images.pixels)
-    return observe(config, images, programs.build(config, images.pixels))
+    config = adapt_to_data(config, images.pixels)
+    return make_run(config, images, programs.build(config, images.pixels))
 
 
 def load_images(config: Config, *, download: bool = True) -> data.Observed:
@@ -118,7 +118,7 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
         skip_bad=config.skip_bad,
         splits=config.splits,
     )
-    binarize = suited(config, images).binarize
+    binarize = adapt_to_data(config, images).binarize
     train, valid, test = (
         place(images.train, config.device),
         images.valid.to(config.device),
@@ -128,20 +128,20 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
     return replace(observed, device=valid.device)
 
 
-def observe(config: Config, images: data.Observed, program: Any) -> Run:
+def make_run(config: Config, images: data.Observed, program: Any) -> Run:
     """Find out whether a program observes pixels under a density, and return the run of it.
 
     Raises:
         DataError: it does, and the pixels are binarized.
     """
-    described = describe(program.model, program.guide, example(program, images))
-    if described.observes == "density":
-        images = images.under_density()
-    return Run(config, images, program, described)
+    description = describe(program.model, program.guide, example(program, images))
+    if description.observes == "density":
+        images = images.with_dequantization()
+    return Run(config, images, program, description)
 
 
 def example(program: Any, images: data.Observed) -> Data:
     """Return an image as a program may be called with it before it is known how it observes pixels."""
     x = images.example()
-    labels = programs.labels_of(program, images.pixels, "train")
+    labels = programs.select_labels(program, images.pixels, "train")
     return x if labels is None else Batch(x, labels[:1].to(x.device))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.config.choices import AUTO, LEFT_TO_DATA
-from pyro_vae.config.saved import with_added
-from pyro_vae.runs.files import is_unfinished, without_folder
+from pyro_vae.config.saved import add_missing_fields
+from pyro_vae.runs.files import is_partial, strip_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
-_OURS = (
+_CONTENTS = (
     "config.json",
     "metrics.jsonl",
     "summary.json",
@@ -35,7 +35,7 @@ _OURS = (
 class RunFolder(Folder):
     """The folder of one run."""
 
-    parts = (LOCK, *_OURS)
+    contents = (LOCK, *_CONTENTS)
 
     @property
     def config_path(self) -> Path:
@@ -67,7 +67,7 @@ class RunFolder(Folder):
         """Whether the run has written its summary, the last thing it does."""
         return os.path.isfile(self.path / "summary.json")
 
-    def claim(self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+    def create(self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
         """Make the folder this object's own, as by `lock`, and write the configuration of its run.
 
         Raises:
@@ -91,7 +91,7 @@ class RunFolder(Folder):
                 folder.lock()  # nobody is writing there
         # First what says that the run is finished, then its checkpoints: a kill in between leaves a run that goes on
         # from where its checkpoints say, or from its beginning. config.json is replaced, never missing.
-        for name in sorted(_OURS[1:], key=lambda name: (name != "summary.json", name != "checkpoints")):
+        for name in sorted(_CONTENTS[1:], key=lambda name: (name != "summary.json", name != "checkpoints")):
             part = self.path / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
@@ -100,21 +100,21 @@ class RunFolder(Folder):
         if not self.path.exists():
             return
         # A kill before there was a configuration has left nothing to lose.
-        if self.path.is_dir() and all(p.name == LOCK or is_unfinished(p) for p in self.path.iterdir()):
+        if self.path.is_dir() and all(p.name == LOCK or is_partial(p) for p in self.path.iterdir()):
             return
         if not self.is_run:
             raise RunFolderError(f"{self.path} exists and is no run folder; choose another --out.")
         if not (resume or overwrite):
             raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
         if resume:
-            self.check_same(config)
+            self.check_config_matches(config)
 
-    def check_same(self, config: Mapping[str, Any]) -> None:
+    def check_config_matches(self, config: Mapping[str, Any]) -> None:
         """Raise RunFolderError if the run in this folder has another configuration; it names what differs.
 
         A program in a file is told by its factory: the file may lie elsewhere now.
         """
-        saved, given = (_unplaced(with_added(each)) for each in (self.config(), config))
+        saved, given = (_without_path(add_missing_fields(each)) for each in (self.config(), config))
         # What is left to the data is what the data have decided.
         given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
         changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
@@ -150,7 +150,7 @@ class RunFolder(Folder):
             raise RunFolderError(f"{path} is damaged: a line of it is no epoch.") from error
         return epochs
 
-    def keep_metrics(self, epochs: int) -> None:
+    def truncate_metrics(self, epochs: int) -> None:
         """Drop what was written after the first so many epochs, which a resumed run will write again.
 
         Raises:
@@ -161,7 +161,7 @@ class RunFolder(Folder):
             raise RunFolderError(f"{self.path / 'metrics.jsonl'} does not hold each of the first {epochs} epochs once.")
         self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
+    def append_epoch(self, line: Mapping[str, Any]) -> None:
         """Add one epoch, on disk before this returns; a number that is not finite is written as null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -170,10 +170,10 @@ class RunFolder(Folder):
             os.fsync(file.fileno())
 
 
-def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
+def _without_path(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without the path in path/to/file.py:factory, where its program is in a file."""
     return {
-        key: without_folder(value) if key == "program" and isinstance(value, str) else value
+        key: strip_folder(value) if key == "program" and isinstance(value, str) else value
         for key, value in config.items()
     }
 

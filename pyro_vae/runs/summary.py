@@ -9,9 +9,9 @@ from typing import Any
 
 import pyro
 
-from pyro_vae.infer.parameters import unconstrained
+from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.runs.folder import Folder
-from pyro_vae.runs.own_store import InOwnStore
+from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run_folder import RunFolder
 
 _NO_METRICS = "metrics.jsonl of the run does not hold it"
@@ -19,7 +19,7 @@ _NO_METRICS = "metrics.jsonl of the run does not hold it"
 
 def write_summary(
     folder: Folder,
-    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
     numbers: Mapping[str, Any],
     *,
     parameters: int,
@@ -29,7 +29,7 @@ def write_summary(
 
     Args:
         folder: where it is written.
-        settings: the configuration as JSON values.
+        config: the configuration as JSON values.
         numbers: of the evaluation, with the reason of each None under "reasons".
         parameters: number of the fitted parameters.
         metrics: the lines of the run's metrics.jsonl, from which its epochs and its seconds of training are taken.
@@ -39,7 +39,7 @@ def write_summary(
     training = {"epochs": len(metrics) or None, "train_seconds": sum(seconds) if timed else None}
     missing = {name: _NO_METRICS for name, value in training.items() if value is None}
     reasons = {**numbers["reasons"], **missing}
-    values = {"config": settings, **numbers, "reasons": reasons, "parameters": parameters, **training}
+    values = {"config": config, **numbers, "reasons": reasons, "parameters": parameters, **training}
     folder.write_json("summary.json", values)
 
 
@@ -48,8 +48,8 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
     return dict(json.loads((run.path / "summary.json").read_text()))
 
 
-def num_parameters(program: InOwnStore) -> int:
+def num_parameters(program: IsolatedProgram) -> int:
     """Return the number of the fitted parameters of a run; those that go by several names count once."""
     with program.scope():
-        tensors = {id(tensor): tensor for tensor in map(unconstrained, pyro.get_param_store().keys())}
+        tensors = {id(tensor): tensor for tensor in map(unconstrained_param, pyro.get_param_store().keys())}
     return sum(tensor.numel() for tensor in tensors.values())

@@ -17,13 +17,13 @@ from pyro_vae.trace.plates import Layout
 _LOG = logging.getLogger("pyro_vae")
 
 
-class Reader:
+class EagerBackend:
     """Reads programs as Pyro runs them; kept from batch to batch, it remembers what has been checked once."""
 
     def __init__(self) -> None:
         self.checked: set[Any] = set()
 
-    def start(self) -> None:
+    def start_batch(self) -> None:
         """Prepare for a batch of images."""
 
     def draw(
@@ -39,7 +39,7 @@ class Reader:
         return densities.log_density(program, batch, values, layout)
 
 
-class CompiledReader(Reader):
+class CompiledBackend(EagerBackend):
     """Reads programs by compiled graphs, without gradients; kept from batch to batch, it compiles once.
 
     What comes in the shapes of a program's first call is compiled. The smaller rest at the end of a loop is not worth a
@@ -53,7 +53,7 @@ class CompiledReader(Reader):
         self._refused: set[Any] = set()
         self._compared: set[Any] = set()  # for the present batch
 
-    def start(self) -> None:
+    def start_batch(self) -> None:
         """Prepare for a batch of images, for which every graph has yet to be compared with its program."""
         self._compared.clear()
 
@@ -99,14 +99,14 @@ class CompiledReader(Reader):
         except TypeError:
             self._refuse(key, "an argument of the program is neither a tensor nor hashable")
             return None
-        number = len(tensors)
+        num_tensors = len(tensors)
         form = (frozen, rest, [(tensor.shape, tensor.dtype) for tensor in (*tensors, *latents)])
         if key not in self._graphs:  # a graph looks around its program once, and not at every chunk
 
             def of_tensors(*inputs: Tensor) -> Any:
-                return function(build(list(inputs[:number])), list(inputs[number:]))
+                return function(build(list(inputs[:num_tensors])), list(inputs[num_tensors:]))
 
-            self._graphs[key] = Graph(of_tensors, program, *batch.others()), form
+            self._graphs[key] = Graph(of_tensors, program, *batch.non_tensors()), form
         graph, compiled = self._graphs[key]
         if form != compiled:
             return None

@@ -47,7 +47,7 @@ class Batch:
         return Batch(*batch) if isinstance(batch, (tuple, list)) else Batch(batch)
 
     @staticmethod
-    def called_with(*args: Any, **kwargs: Any) -> Batch:
+    def from_call(*args: Any, **kwargs: Any) -> Batch:
         """Return the batch of a call: its arguments, or the one `Batch` that it was given."""
         return args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
 
@@ -66,19 +66,19 @@ class Batch:
         """Call a program with these arguments."""
         return program(*self.args, **self.kwargs)
 
-    def map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def map_rows(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with a change made to every tensor that has a row for each image."""
         if not self.kwargs and len(self.args) == 1 and self.args[0] is self.x:
-            return Batch(change(self.x))
+            return Batch(fn(self.x))
         size = len(self)
 
         def changed(leaf: Any) -> Any:
-            return change(leaf) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
+            return fn(leaf) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
 
         args, kwargs = pytree.tree_map(changed, (self.args, self.kwargs))
         return Batch(*args, **kwargs)
 
-    def replaced(self, x: Tensor) -> Batch:
+    def replace_x(self, x: Tensor) -> Batch:
         """Return the batch with other images in the place of x."""
         args, kwargs = pytree.tree_map(lambda leaf: x if leaf is self.x else leaf, (self.args, self.kwargs))
         return Batch(*args, **kwargs)
@@ -87,19 +87,19 @@ class Batch:
         """Return some of the images, by a slice or a tensor of indices."""
         return self.map_rows(lambda leaf: leaf[rows])
 
-    def repeat(self, number: int) -> Batch:
+    def repeat(self, num: int) -> Batch:
         """Return the images repeated as a whole, (number * B, ...)."""
-        return self.map_rows(lambda leaf: leaf.repeat(number, *[1] * (leaf.dim() - 1)))
+        return self.map_rows(lambda leaf: leaf.repeat(num, *[1] * (leaf.dim() - 1)))
 
-    def expand(self, number: int) -> Batch:
+    def expand(self, num: int) -> Batch:
         """Return the first image as a batch of so many, a view."""
-        return self.map_rows(lambda leaf: leaf[:1].expand(number, *leaf.shape[1:]))
+        return self.map_rows(lambda leaf: leaf[:1].expand(num, *leaf.shape[1:]))
 
     def split(self, size: int) -> Iterator[Batch]:
         """Yield the images in batches of a size, of which the last may be smaller."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
-    def others(self) -> list[Any]:
+    def non_tensors(self) -> list[Any]:
         """Return the arguments that are no tensors, such as an object of settings."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if not isinstance(leaf, Tensor)]
 
@@ -112,18 +112,18 @@ class Batch:
         if len(self.args) == 1 and self.args[0] is self.x and not self.kwargs:  # the usual one, at every step
             return [self.x], _alone, None
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
-        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        indices = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         others = tuple((index, leaf) for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
         hash(others)
 
         def build(tensors: list[Tensor]) -> Batch:
             filled = list(leaves)
-            for index, tensor in zip(places, tensors, strict=True):
+            for index, tensor in zip(indices, tensors, strict=True):
                 filled[index] = tensor
             args, kwargs = pytree.tree_unflatten(filled, structure)
             return Batch(*args, **kwargs)
 
-        return [leaves[index] for index in places], build, (structure, others)
+        return [leaves[index] for index in indices], build, (structure, others)
 
 
 def _alone(tensors: list[Tensor]) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 
-def element(distribution: Any) -> tuple[Any, list[Tensor]]:
+def unwrap(distribution: Any) -> tuple[Any, list[Tensor]]:
     """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`, and the masks.
 
     A mask has the batch dimensions of what it masks; it comes back with one for each element beside them.
@@ -20,11 +20,11 @@ def element(distribution: Any) -> tuple[Any, list[Tensor]]:
         if isinstance(distribution, MaskedDistribution):
             masks.append((torch.as_tensor(distribution._mask), len(distribution.event_shape)))
         distribution = distribution.base_dist
-    own = len(distribution.event_shape)
-    return distribution, [mask[(..., *[None] * (dims - own))] for mask, dims in masks]
+    event_dim = len(distribution.event_shape)
+    return distribution, [mask[(..., *[None] * (dims - event_dim))] for mask, dims in masks]
 
 
-def support_of(distribution: Any) -> Any:
+def get_support(distribution: Any) -> Any:
     """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
     try:
         return distribution.support
@@ -32,17 +32,17 @@ def support_of(distribution: Any) -> Any:
         return constraints.real
 
 
-def of_elements(support: Any) -> Any:
+def elementwise_support(support: Any) -> Any:
     """Return the support of single elements where that of an event is a product of theirs."""
-    return of_elements(support.base_constraint) if isinstance(support, constraints.independent) else support
+    return elementwise_support(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
-def unmixed(support: Any) -> Any:
+def component_support(support: Any) -> Any:
     """Return the support of a mixture's components for that of the mixture, which does not say what it is."""
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        return unmixed(support.base_constraint)
+        return component_support(support.base_constraint)
     if isinstance(support, constraints.independent):
-        return constraints.independent(unmixed(support.base_constraint), support.reinterpreted_batch_ndims)
+        return constraints.independent(component_support(support.base_constraint), support.reinterpreted_batch_ndims)
     return support
 
 

@@ -16,25 +16,25 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
 from pyro_vae.trace.discrete import check_sizes
-from pyro_vae.trace.enumeration import at_every_state, number_of_states, states_of
+from pyro_vae.trace.enumeration import count_states, expand_over_states, joint_values
 from pyro_vae.trace.plates import (
     PARTICLES,
     DataPlate,
     Frame,
     Layout,
     Site,
+    data_plate_message,
     find_data_plate,
-    outside_data_plate,
-    plates_of,
+    get_plates,
 )
-from pyro_vae.trace.run_result import Run, Values, proper_sites
+from pyro_vae.trace.run_result import ParticleTrace, Values, proper_sites
 from pyro_vae.trace.shapes import from_particles
 from pyro_vae.trace.terms import log_prob
 
 Keep = AbstractContextManager[Any]
 
 
-def run_laid_out(
+def trace_in_layout(
     program: Program,
     batch: Batch,
     num_samples: int,
@@ -43,7 +43,7 @@ def run_laid_out(
     native: Values | None = None,
     *,
     guess: bool = False,
-) -> Run:
+) -> ParticleTrace:
     """Run a program in one layout.
 
     Args:
@@ -62,13 +62,13 @@ def run_laid_out(
         parts = [{name: value[k : k + 1] for name, value in given.items()} for k in range(num_samples)]
         runs = []
         for part in parts:
-            run = run_laid_out(program, batch, 1, layout._replace(kind="plain"), part, native)
+            run = trace_in_layout(program, batch, 1, layout._replace(kind="plain"), part, native)
             for site in run.sites.values():  # at once, since a flow without an inverse knows its last draw alone
                 site["log_prob"] = log_prob(site)  # type: ignore[index]
             runs.append(run)
-        return Run(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
+        return ParticleTrace(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
     rows = layout.kind == "rows"
-    states = number_of_states(layout.summed) if layout.kind == "states" else 1
+    states = count_states(layout.summed) if layout.kind == "states" else 1
     called = batch.repeat(num_samples) if rows else batch
     held = _Held(given, native or {}, layout, num_samples, batch.x)
     with _SampleSites() as tracer, held, _explained(called.x):
@@ -82,24 +82,26 @@ def run_laid_out(
     data = layout.data or find_data_plate(sites.values(), called.x, guess=guess)
     frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data, states)
     _check_latents(sites, given, frame)
-    return Run((trace,), frame, layout._replace(data=data), frozenset(held.used))
+    return ParticleTrace((trace,), frame, layout._replace(data=data), frozenset(held.used))
 
 
-def run_plainly(
+def trace_plain_pair(
     model: Program, guide: Program, batch: Batch, keep: tuple[Keep, Keep] = (nullcontext(), nullcontext())
-) -> tuple[Run, Run]:
+) -> tuple[ParticleTrace, ParticleTrace]:
     """Run a guide for one particle and the model at its very tensors, as stock Pyro does; return (model, guide).
 
     Gradients then add up in the order of stock Pyro, and come out with its bits.
     """
     with keep[1]:
-        q = run_laid_out(guide, batch, 1, Layout("plain"), {}, guess=True)
+        q = trace_in_layout(guide, batch, 1, Layout("plain"), {}, guess=True)
     with keep[0]:
-        p = run_laid_out(model, batch, 1, Layout("plain"), {}, q.native())
-    return p, q.beside(p)
+        p = trace_in_layout(model, batch, 1, Layout("plain"), {}, q.native_values())
+    return p, q.with_plate_of(p)
 
 
-def run_summed(program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None) -> Run:
+def trace_summed(
+    program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None
+) -> ParticleTrace:
     """Run a program at given latents {site: (K, B, ...)} and at every joint value of those that its layout sums out.
 
     Returns:
@@ -107,13 +109,13 @@ def run_summed(program: Program, batch: Batch, values: Values, layout: Layout, s
     """
     num_samples = next(iter(values.values())).shape[0] if values else 1
     if layout.kind == "states":
-        everywhere = {**values, **states_of(layout.summed, batch.device)}
+        everywhere = {**values, **joint_values(layout.summed, batch.device)}
     else:
-        everywhere = at_every_state(layout.summed, values, num_samples, batch.x)
+        everywhere = expand_over_states(layout.summed, values, num_samples, batch.x)
     of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
     native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
-    number = num_samples * number_of_states(layout.summed)
-    result = run_laid_out(program, batch, number, layout, everywhere, native)
+    num_runs = num_samples * count_states(layout.summed)
+    result = trace_in_layout(program, batch, num_runs, layout, everywhere, native)
     check_sizes(result)
     return result
 
@@ -139,7 +141,7 @@ def _check_latents(sites: Mapping[str, Site], given: Values, frame: Frame) -> No
     for site in sites.values():
         named = [plate for plate in site["cond_indep_stack"] if plate.name == frame.data.name]
         if named and named[0].size not in (frame.rows, -1):
-            raise UserError(outside_data_plate(site, frame.rows))
+            raise UserError(data_plate_message(site, frame.rows))
 
 
 class _Held(Messenger):
@@ -170,7 +172,7 @@ class _Held(Messenger):
 
 def _only_plate(site: Site, x: Tensor) -> DataPlate:
     """Guess the data plate from one latent site, where a program is scored of which nothing is known yet."""
-    if not any(plate.size in (len(x), -1) for plate in plates_of(site)):
+    if not any(plate.size in (len(x), -1) for plate in get_plates(site)):
         return DataPlate("", 0, len(x))  # shared by all images
     return find_data_plate([site], x)
 

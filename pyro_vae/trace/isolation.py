@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.modes import evaluation_mode
-from pyro_vae.trace.seeds import derive
+from pyro_vae.trace.seeds import derive_seed
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def fork_rng(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(x: Tensor, seed: int | None) -> Iterator[None]:
+def seed_rng(x: Tensor, seed: int | None) -> Iterator[None]:
     """Fork the random streams and seed those of torch on the CPU and on the device of x; None takes fresh entropy."""
     with fork_rng(x):
         # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
@@ -70,7 +70,7 @@ def stored_ids() -> dict[str, int]:
 
 
 @contextmanager
-def scoped_store() -> Iterator[None]:
+def isolated_param_store() -> Iterator[None]:
     """Give the param store back as it is now: parameters that appear inside are not in it."""
     store = pyro.get_param_store()
     try:
@@ -84,7 +84,9 @@ def scoped_store() -> Iterator[None]:
 
 
 @contextmanager
-def reading(*programs: Program, x: Data, seed: int | None = None, purpose: str = "") -> Iterator[None]:
+def read_only(
+    *programs: Program, x: Data, seed: int | None = None, purpose: str = "", validate: bool = True
+) -> Iterator[None]:
     """Read programs: no parameter, module mode, param store entry or random stream of torch changes.
 
     The param store is scoped to a copy of its present state: an empty scope would score a program that
@@ -95,17 +97,13 @@ def reading(*programs: Program, x: Data, seed: int | None = None, purpose: str =
         x: a batch on the device where they run.
         seed: seed of the draws inside; ``None`` takes fresh entropy.
         purpose: what the draws are for. Draws of two purposes share no noise, whatever the seeds.
+        validate: ``False`` switches off Pyro's validation, which would check every draw and every density again.
     """
     with ExitStack() as stack:
-        stack.enter_context(seeded(Batch.of(x).x, derive(seed, purpose)))
-        stack.enter_context(scoped_store())
+        stack.enter_context(seed_rng(Batch.of(x).x, derive_seed(seed, purpose)))
+        stack.enter_context(isolated_param_store())
         stack.enter_context(_KeptFlags())
         stack.enter_context(evaluation_mode(*programs))
-        yield
-
-
-@contextmanager
-def quietly(*programs: Program, x: Data, seed: int | None = None, purpose: str = "") -> Iterator[None]:
-    """Read programs without Pyro's validation, which would check every draw and every density again."""
-    with reading(*programs, x=x, seed=seed, purpose=purpose), pyro.validation_enabled(False):
+        if not validate:
+            stack.enter_context(pyro.validation_enabled(False))
         yield

@@ -18,13 +18,20 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.trace.batch import Batch, Program
-from pyro_vae.trace.discrete import enumerated_sites, summed_sites
-from pyro_vae.trace.execution import run_laid_out, run_plainly
-from pyro_vae.trace.layout_comparison import COMPARED, chosen, first_that_agrees, looking, rows_suit, with_summed
+from pyro_vae.trace.discrete import find_enumerated_sites, find_summed_sites
+from pyro_vae.trace.execution import trace_in_layout, trace_plain_pair
+from pyro_vae.trace.layout_comparison import (
+    NUM_COMPARED,
+    choose_agreeing_layout,
+    choose_summed_layout,
+    comparison_context,
+    rows_agree,
+    with_reason,
+)
 from pyro_vae.trace.noise import SharedNoise
-from pyro_vae.trace.plates import DataPlate, Layout, plates_of
-from pyro_vae.trace.run_result import Run, Values
-from pyro_vae.trace.shapes import number_of_plates
+from pyro_vae.trace.plates import DataPlate, Layout, get_plates
+from pyro_vae.trace.run_result import ParticleTrace, Values
+from pyro_vae.trace.shapes import plate_nesting
 
 
 class Layouts(NamedTuple):
@@ -52,20 +59,20 @@ def choose_layout(
         data: the plate of the images, where it is known.
 
     Raises:
-        ValueError: one particle of the program cannot be read; as `run_laid_out`.
+        ValueError: one particle of the program cannot be read; as `trace_in_layout`.
     """
     if num_samples == 1:
         return Layout("plain", data)
     noise = SharedNoise()
-    with looking(batch, program):
-        parts = [{name: z[k : k + 1] for name, z in (values or {}).items()} for k in range(COMPARED)]
-        first = run_laid_out(program, batch, 1, Layout("plain", data), parts[0])  # may set up what is made once
+    with comparison_context(batch, program):
+        parts = [{name: z[k : k + 1] for name, z in (values or {}).items()} for k in range(NUM_COMPARED)]
+        first = trace_in_layout(program, batch, 1, Layout("plain", data), parts[0])  # may set up what is made once
         with noise.keep():
-            second = run_laid_out(program, batch, 1, Layout("plain", data), parts[1])
+            second = trace_in_layout(program, batch, 1, Layout("plain", data), parts[1])
     return _suitable(program, batch, [first, second], noise)
 
 
-def _suitable(program: Program, batch: Batch, runs: list[Run], noise: SharedNoise) -> Layout:
+def _suitable(program: Program, batch: Batch, runs: list[ParticleTrace], noise: SharedNoise) -> Layout:
     """Return the layout of many particles.
 
     Args:
@@ -75,18 +82,18 @@ def _suitable(program: Program, batch: Batch, runs: list[Run], noise: SharedNois
         noise: what the second has drawn beside its sites.
     """
     first = runs[0]
-    data, nesting = first.frame.data, number_of_plates(first.sites.values())
+    data, nesting = first.frame.data, plate_nesting(first.sites.values())
     # Layouts are compared at given values. Left to draw for themselves, they would draw different values from the same
     # noise, and their densities would differ whether the layout is right or wrong. The values are draws of the program
     # and not zeros, say, since a net may mix particles only where these differ.
-    held = {name: torch.cat([run.values_of([name])[name] for run in runs]) for name in first.drawn}
+    held = {name: torch.cat([run.get_values([name])[name] for run in runs]) for name in first.drawn}
     if not held:
         return Layout("plain", data)
     layouts = [Layout(kind, data, nesting) for kind in ("particles", "rows", "singly")]
     if noise:  # which particles would share
-        return chosen(program, layouts[-1], "it draws noise beside its sites")
-    with looking(batch, program):
-        return first_that_agrees(program, batch, layouts, held)
+        return with_reason(program, layouts[-1], "it draws noise beside its sites")
+    with comparison_context(batch, program):
+        return choose_agreeing_layout(program, batch, layouts, held)
 
 
 def choose_layouts(
@@ -110,21 +117,21 @@ def choose_layouts(
             statistics of one particle at a time, as in stock Pyro.
     """
     noise = SharedNoise(), SharedNoise()
-    with looking(batch, model, guide) as kept:
-        pairs = [run_plainly(model, guide, batch)]
-        summed, enumerated = summed_sites(pairs[0][0], pairs[0][1].latents), enumerated_sites(pairs[0][1])
+    with comparison_context(batch, model, guide) as kept:
+        pairs = [trace_plain_pair(model, guide, batch)]
+        summed, enumerated = find_summed_sites(pairs[0][0], pairs[0][1].latents), find_enumerated_sites(pairs[0][1])
         if num_samples == 1 and not summed and not enumerated:
             return Layouts(Layout("plain"), Layout("plain"))
-        pairs.append(run_plainly(model, guide, batch, (noise[0].keep(), noise[1].keep())))
+        pairs.append(trace_plain_pair(model, guide, batch, (noise[0].keep(), noise[1].keep())))
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
     data, names = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
-    nesting, plates = number_of_plates(sites), [plate for site in sites for plate in plates_of(site)]
+    nesting, plates = plate_nesting(sites), [plate for site in sites for plate in get_plates(site)]
     if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
         single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
         return Layouts(
-            chosen(model, single._replace(summed=summed), single.reason),
-            chosen(guide, single._replace(data=names, enumerated=enumerated), single.reason),
+            with_reason(model, single._replace(summed=summed), single.reason),
+            with_reason(guide, single._replace(data=names, enumerated=enumerated), single.reason),
         )
     of_model, of_guide = Layout("plain", data), Layout("plain", names)
     if values or summed:
@@ -139,7 +146,7 @@ def choose_layouts(
     if (one_layout or subsampled) and of_model.kind != of_guide.kind != "plain" and values:
         of_model, of_guide = _in_one_layout(model, guide, batch, values, of_model, of_guide)
     of_model, of_guide = of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting)
-    return Layouts(with_summed(model, batch, values, of_model, summed) if summed else of_model, of_guide)
+    return Layouts(choose_summed_layout(model, batch, values, of_model, summed) if summed else of_model, of_guide)
 
 
 def _in_one_layout(
@@ -148,5 +155,5 @@ def _in_one_layout(
     """Return the two layouts with the kind of the slower one, or singly where that does not suit both."""
     slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
     # Rows that one of them takes need not suit the other, which has been found to take particles.
-    slower = "singly" if slower == "rows" and not rows_suit(model, guide, batch, values, of_guide) else slower
+    slower = "singly" if slower == "rows" and not rows_agree(model, guide, batch, values, of_guide) else slower
     return of_model._replace(kind=slower), of_guide._replace(kind=slower)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import Finite
+from pyro_vae.trace.elements import unwrap
+from pyro_vae.trace.enumeration import FiniteSite
 from pyro_vae.trace.plates import Site
 from pyro_vae.trace.terms import Terms, is_unit
 
 
-def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collection[Finite]) -> dict[str, Tensor]:
+def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collection[FiniteSite]) -> dict[str, Tensor]:
     """Return the terms of the summed-out program.
 
     Args:
@@ -42,7 +42,7 @@ def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collec
     """
     sizes = {site.name: site.size for site in sites}
     states = math.prod(sizes.values())
-    found: dict[str, Tensor] = {}
+    marginals: dict[str, Tensor] = {}
     joint = before = torch.zeros((), dtype=torch.float64)
     unseen = math.log(states)  # each value of sites yet to come counts once in the sum
     for name in sorted(terms, key=lambda name: name not in latents):  # stable
@@ -52,12 +52,14 @@ def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collec
             continue
         marginal = joint.logsumexp(0) - unseen
         impossible = torch.as_tensor(before == -torch.inf, device=marginal.device)
-        found[name] = torch.where(impossible, -torch.inf, marginal - before)
+        marginals[name] = torch.where(impossible, -torch.inf, marginal - before)
         before = marginal
-    return found
+    return marginals
 
 
-def sum_out_terms(terms: Terms, scales: Iterable[Any], latents: Collection[str], sites: Collection[Finite]) -> Terms:
+def sum_out_terms(
+    terms: Terms, scales: Iterable[Any], latents: Collection[str], sites: Collection[FiniteSite]
+) -> Terms:
     """Return the terms of the summed-out program, times the scale that its sites have in common.
 
     Args:
@@ -88,9 +90,11 @@ def sum_out_terms(terms: Terms, scales: Iterable[Any], latents: Collection[str],
     return Terms(densities, {name: density * common for name, density in densities.items()}, {})
 
 
-def share_masked(term: Tensor, site: Site, of: Finite) -> Tensor:
+def mask_as_uniform(term: Tensor, site: Site, finite_site: FiniteSite) -> Tensor:
     """Return the log-density of a summed site, uniform over its values where it is masked: the sum is 1 there, too."""
     if site["mask"] is None:
         return term
-    size = of.of_element ** (math.prod(site["fn"].event_shape) // math.prod(element(site["fn"])[0].event_shape))
+    size = finite_site.num_element_values ** (
+        math.prod(site["fn"].event_shape) // math.prod(unwrap(site["fn"])[0].event_shape)
+    )
     return torch.where(torch.as_tensor(site["mask"], device=term.device), term, -math.log(size))

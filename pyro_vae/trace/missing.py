@@ -18,14 +18,16 @@ from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Program
 
 
-def seen(model: Program, guide: Program, fill: Tensor, order: Tensor | None = None) -> tuple[Program, Program]:
+def with_missing_pixels(
+    model: Program, guide: Program, fill_value: Tensor, order: Tensor | None = None
+) -> tuple[Program, Program]:
     """Return model and guide of images whose missing pixels are NaN.
 
     Args:
         model: program of p(x, z), with an observed site of independent pixels.
         guide: program of q(z|x).
-        fill: what stands in the gaps, of the shape of an image, where the likelihood is smooth: the mean image, for
-            one. It makes a better or a worse guide, and changes no p(x_seen).
+        fill_value: what stands in the gaps, of the shape of an image, where the likelihood is smooth: the mean image,
+            for one. It makes a better or a worse guide, and changes no p(x_seen).
         order: which pixel of the flattened image each element of that site's event is; None where it has the shape of
             an image.
 
@@ -39,16 +41,16 @@ def seen(model: Program, guide: Program, fill: Tensor, order: Tensor | None = No
         if order is not None:
             mask = mask.flatten(1)[:, order.flatten()].reshape(len(mask), *order.shape)
         with _Seen(mask):
-            return _filled(batch, fill).call(model)
+            return _filled(batch, fill_value).call(model)
 
     def filled(*args: Any, **kwargs: Any) -> Any:
-        return _filled(Batch(*args, **kwargs), fill).call(guide)
+        return _filled(Batch(*args, **kwargs), fill_value).call(guide)
 
     return of_seen, filled
 
 
-def _filled(batch: Batch, fill: Tensor) -> Batch:
-    return batch.replaced(torch.where(batch.x.isnan(), fill, batch.x))
+def _filled(batch: Batch, fill_value: Tensor) -> Batch:
+    return batch.replace_x(torch.where(batch.x.isnan(), fill_value, batch.x))
 
 
 class _Seen(Messenger):

@@ -19,54 +19,54 @@ from pyro_vae.trace.batch import Program
 _EMPTY_CELL = CellType()
 
 
-def owner(program: Program) -> Any:
+def bound_instance(program: Program) -> Any:
     """Return the object a bound method belongs to, or the callable itself, seen through wrappers."""
     inner = inspect.unwrap(program)
     return getattr(inner, "__self__", inner)
 
 
-def modules(program: Program) -> list[nn.Module]:
+def find_modules(program: Program) -> list[nn.Module]:
     """Return the outermost modules behind a program, in the order they are found.
 
     They are looked for in the owner of a bound method and its attributes, in the arguments of a
     `functools.partial`, and in the closure and the globals that a function names.
     """
-    found: dict[int, nn.Module] = {}
-    _collect(program, found, set(), depth=4)
-    inner = {id(part) for root in found.values() for part in root.modules() if part is not root}
-    return [root for key, root in found.items() if key not in inner]
+    modules: dict[int, nn.Module] = {}
+    _collect(program, modules, set(), depth=4)
+    inner = {id(part) for root in modules.values() for part in root.modules() if part is not root}
+    return [root for key, root in modules.items() if key not in inner]
 
 
 # The walk of `graphs.slots`, which watches numbers, is another one on purpose. It follows every reference, which takes
 # milliseconds, and skips what belongs to a library. This one runs at every reading: it goes no further than four
 # references, through a library's objects as well, and stops at modules. Their order is that of a checkpoint, so that
 # with the order of the other walk a checkpoint of several modules would no longer load.
-def _collect(thing: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
-    if id(thing) in seen or depth < 0:
+def _collect(obj: Any, modules: dict[int, nn.Module], seen: set[int], depth: int) -> None:
+    if id(obj) in seen or depth < 0:
         return
-    seen.add(id(thing))
+    seen.add(id(obj))
     inside: Iterable[Any] = ()
-    if isinstance(thing, nn.Module):
-        found[id(thing)] = thing
-    elif isinstance(thing, partial):
-        inside = (thing.func, *thing.args, *thing.keywords.values())
-    elif isinstance(thing, MethodType):
-        inside = (thing.__self__, thing.__func__)
-    elif isinstance(thing, FunctionType):
-        cells = (cell.cell_contents for cell in thing.__closure__ or () if cell != _EMPTY_CELL)
-        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
+    if isinstance(obj, nn.Module):
+        modules[id(obj)] = obj
+    elif isinstance(obj, partial):
+        inside = (obj.func, *obj.args, *obj.keywords.values())
+    elif isinstance(obj, MethodType):
+        inside = (obj.__self__, obj.__func__)
+    elif isinstance(obj, FunctionType):
+        cells = (cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL)
+        named = (obj.__globals__.get(name) for name in obj.__code__.co_names)
         inside = (*cells, *(value for value in named if isinstance(value, nn.Module)))
-    elif isinstance(thing, Mapping):
-        inside = thing.values()
-    elif isinstance(thing, (list, tuple)):
-        inside = thing
-    elif not isinstance(thing, (type, ModuleType, Tensor)):
-        inside = getattr(thing, "__dict__", {}).values()
+    elif isinstance(obj, Mapping):
+        inside = obj.values()
+    elif isinstance(obj, (list, tuple)):
+        inside = obj
+    elif not isinstance(obj, (type, ModuleType, Tensor)):
+        inside = getattr(obj, "__dict__", {}).values()
     for part in inside:
-        _collect(part, found, seen, depth - 1)
+        _collect(part, modules, seen, depth - 1)
 
 
-class ModulesThatRun:
+class ModuleRecorder:
     """Collects the modules that run inside the context, in their order, whatever holds them.
 
     A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
@@ -80,7 +80,7 @@ class ModulesThatRun:
         self.on_first = on_first
         self.found: dict[nn.Module, None] = {}
 
-    def __enter__(self) -> ModulesThatRun:
+    def __enter__(self) -> ModuleRecorder:
         # The hook is no part of a module that torch compiles. Not said by a decorator: that would import the compiler
         # with this module, and doubles the time that the package takes to import.
         self._handle = register_module_forward_pre_hook(torch.compiler.disable(self._note))
@@ -109,7 +109,7 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
     Yields the modules switched, with what they were.
     """
     kept: dict[nn.Module, _Kept] = {}
-    owners = [_Numbers(owner(program)) for program in programs]
+    owners = [_Numbers(bound_instance(program)) for program in programs]
 
     def switch(root: nn.Module) -> None:
         for part in root.modules():
@@ -119,22 +119,22 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
 
     try:
         for program in programs:
-            for root in modules(program):
+            for root in find_modules(program):
                 switch(root)
-        with ModulesThatRun(switch):
+        with ModuleRecorder(switch):
             yield kept
     finally:
-        for each in (*owners, *kept.values()):
-            each.restore()
+        for state in (*owners, *kept.values()):
+            state.restore()
 
 
 class _Numbers:
     """The numbers of an object in Python, and its generators, as they were."""
 
-    def __init__(self, thing: Any) -> None:
-        self.table: dict[str, Any] = vars(thing) if hasattr(thing, "__dict__") and not callable(thing) else {}
-        if isinstance(thing, nn.Module):
-            self.table = vars(thing)
+    def __init__(self, obj: Any) -> None:
+        self.table: dict[str, Any] = vars(obj) if hasattr(obj, "__dict__") and not callable(obj) else {}
+        if isinstance(obj, nn.Module):
+            self.table = vars(obj)
         self.numbers = {name: v for name, v in self.table.items() if isinstance(v, (bool, int, float, str))}
         self.names = set(self.table)
         generators = [value for value in self.table.values() if isinstance(value, torch.Generator)]

@@ -14,7 +14,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.enumeration import Finite
+from pyro_vae.trace.enumeration import FiniteSite
 
 PARTICLES = "_particles"
 Site = Mapping[str, Any]
@@ -23,13 +23,13 @@ Site = Mapping[str, Any]
 class DataPlate(NamedTuple):
     """The plate of the images: its name, its dimension, and the number of images in the whole data set.
 
-    A guide may give it `others`, names of its own.
+    A guide may give it `aliases`, names of its own.
     """
 
     name: str
     dim: int
     full_size: int
-    others: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Layout(NamedTuple):
@@ -46,8 +46,8 @@ class Layout(NamedTuple):
     data: DataPlate | None = None
     nesting: int = 1
     reason: str | None = None
-    summed: tuple[Finite, ...] = ()
-    enumerated: tuple[Finite, ...] = ()
+    summed: tuple[FiniteSite, ...] = ()
+    enumerated: tuple[FiniteSite, ...] = ()
 
     @property
     def particle_dim(self) -> int:
@@ -78,7 +78,7 @@ class Frame(NamedTuple):
         return self.num_samples * self.batch_size if self.kind == "rows" else self.batch_size
 
 
-def plates_of(site: Site) -> list[Any]:
+def get_plates(site: Site) -> list[Any]:
     """Return the vectorized plates around a site, that of the particles left out."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
 
@@ -101,7 +101,7 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
     proper = [site for site in sites if not isinstance(site["fn"], Unit)]
     latent = [site for site in proper if not site["is_observed"]]
     observed = [site for site in proper if site["is_observed"]]
-    anchors = [site for site in observed if plates_of(site)] or observed or latent
+    anchors = [site for site in observed if get_plates(site)] or observed or latent
     names = _names(anchors, size, every=True) or _names(anchors, size, every=False)
     if len(names) > 1:
         names = [name for name in names if any(_holds_rows(site, name, x) for site in observed)] or names
@@ -114,20 +114,20 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
         )
     if not names:
         raise UserError(_no_data_plate(anchors, size))
-    frame = next(frame for site in anchors for frame in plates_of(site) if frame.name == names[0])
+    frame = next(frame for site in anchors for frame in get_plates(site) if frame.name == names[0])
     return DataPlate(frame.name, frame.dim, max(frame.full_size or 0, size))
 
 
 def _names(sites: list[Site], size: int, *, every: bool) -> list[str]:
     """Return the names of the plates of a size, or of no size, around every one or any of the sites."""
-    each = [[frame.name for frame in plates_of(site) if frame.size in (size, -1)] for site in sites]
-    names = list(dict.fromkeys(name for found in each for name in found))
-    return [name for name in names if not every or all(name in found for found in each)]
+    names_of_sites = [[frame.name for frame in get_plates(site) if frame.size in (size, -1)] for site in sites]
+    names = list(dict.fromkeys(name for site_names in names_of_sites for name in site_names))
+    return [name for name in names if not every or all(name in site_names for site_names in names_of_sites)]
 
 
 def _holds_rows(site: Site, name: str, x: Tensor) -> bool:
     """Whether the rows of a site along a plate hold the elements of the rows of x, in any order."""
-    value, dims = site["value"], [plate.dim for plate in plates_of(site) if plate.name == name]
+    value, dims = site["value"], [plate.dim for plate in get_plates(site) if plate.name == name]
     axis = value.dim() - site["fn"].event_dim + dims[0] if dims else -1
     if axis < 0 or value.numel() != x.numel() or value.shape[axis] != len(x):
         return False
@@ -136,20 +136,20 @@ def _holds_rows(site: Site, name: str, x: Tensor) -> bool:
 
 
 def _no_data_plate(anchors: list[Site], size: int) -> str:
-    for frame in (frame for site in anchors for frame in plates_of(site)):
+    for frame in (frame for site in anchors for frame in get_plates(site)):
         if frame.full_size == size and frame.size != size:
             return (
                 f"Plate {frame.name!r} draws {frame.size} of the {size} rows of x by itself: pass batches instead, and "
                 "write subsample_size=len(x) in the plate."
             )
-    return outside_data_plate(anchors[0], size)
+    return data_plate_message(anchors[0], size)
 
 
-def outside_data_plate(site: Site, size: int) -> str:
+def data_plate_message(site: Site, size: int) -> str:
     """Return the message about a site that does not stand in the data plate."""
-    found = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in plates_of(site)) or "none"
+    plates = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in get_plates(site)) or "none"
     return (
-        f"Site {site['name']!r} must stand in one data plate of size {size}, found {found}: write "
+        f"Site {site['name']!r} must stand in one data plate of size {size}, found {plates}: write "
         "`with pyro.plate('data', x.shape[0])` around it."
     )
 
@@ -159,10 +159,10 @@ def in_data_plate(site: Site, frame: Frame) -> bool:
 
     The plate counts, not its size: a global latent may have a plate that is as long as the batch.
     """
-    return any(plate.name == frame.data.name or plate.name in frame.data.others for plate in plates_of(site))
+    return any(plate.name == frame.data.name or plate.name in frame.data.aliases for plate in get_plates(site))
 
 
-def names_in_guide(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
+def add_guide_names(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
     """Return the data plate of a model with the names that its guide has for it.
 
     They are those of the plates, in its dimension, around latents that stand in the data plate in the model.
@@ -172,7 +172,7 @@ def names_in_guide(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping
         plate.name
         for name, site in of_guide.items()
         if name in of_model and in_data_plate(of_model[name], model)
-        for plate in plates_of(site)
+        for plate in get_plates(site)
         if plate.dim == data.dim and plate.name != data.name
     ]
-    return data._replace(others=tuple(dict.fromkeys(names)))
+    return data._replace(aliases=tuple(dict.fromkeys(names)))

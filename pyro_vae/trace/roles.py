@@ -11,13 +11,13 @@ from pyro.distributions import ImproperUniform, Unit
 
 from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Data, Program
-from pyro_vae.trace.densities import run, run_pair
-from pyro_vae.trace.elements import element, is_normalized, support_of, unmixed
-from pyro_vae.trace.isolation import fork_rng, reading, scoped_store
-from pyro_vae.trace.plates import in_data_plate, plates_of
-from pyro_vae.trace.run_result import Run
+from pyro_vae.trace.densities import trace_model_and_guide, trace_particles
+from pyro_vae.trace.elements import component_support, get_support, is_normalized, unwrap
+from pyro_vae.trace.isolation import fork_rng, isolated_param_store, read_only
+from pyro_vae.trace.plates import get_plates, in_data_plate
+from pyro_vae.trace.run_result import ParticleTrace
 from pyro_vae.trace.shapes import event_size
-from pyro_vae.trace.simulation import image_site
+from pyro_vae.trace.simulation import find_image_site
 
 
 class SiteInfo(NamedTuple):
@@ -44,8 +44,8 @@ class Description:
         data_plate: name of the plate of the images.
         observes: ``density`` where x is observed under a density over the reals, ``loss`` where under a loss that is no
             distribution, ``probability`` otherwise; where no site holds x as it is, every observed site counts.
-        lacks: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
-        lacks_latent: whether that is because of a latent, so that there is no rate either.
+        no_density_reason: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
+        no_latent_density: whether that is because of a latent, so that there is no rate either.
         deterministic: whether every particle of the guide is the same.
         shared: sites outside the data plate, latent or observed: an image has no log weight of its own then.
         losses: sites that are terms of the loss and no densities.
@@ -56,15 +56,15 @@ class Description:
     guide: dict[str, SiteInfo]
     data_plate: str
     observes: str
-    lacks: str | None
-    lacks_latent: bool
+    no_density_reason: str | None
+    no_latent_density: bool
     deterministic: bool
     shared: tuple[str, ...]
     losses: tuple[str, ...]
     image: str | None = None
 
     @property
-    def why_not_per_image(self) -> str | None:
+    def not_per_image_reason(self) -> str | None:
         """Why an image has no log weight of its own though the batch may have one, or None."""
         if not self.shared:
             return None
@@ -85,33 +85,33 @@ def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) 
         seed: of the draws.
 
     Raises:
-        ValueError: as `run_pair`.
+        ValueError: as `trace_model_and_guide`.
     """
-    with torch.no_grad(), reading(model, guide, x=batch, seed=seed, purpose="describe"):
-        p, q = run_pair(model, guide, batch, 1)
-        described = description(guide, batch, p, q)
+    with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="describe"):
+        p, q = trace_model_and_guide(model, guide, batch, 1)
+        description = describe_traces(guide, batch, p, q)
         try:
-            image = image_site(model, batch, q.values)[0]
+            image = find_image_site(model, batch, q.values)[0]
         except ValueError:
-            return described
-        return replace(described, image=image, observes=_observes(p, [image]))
+            return description
+        return replace(description, image=image, observes=_observes(p, [image]))
 
 
-def refuse_whole_batch(model: Program, guide: Program, batch: Data) -> None:
+def require_per_image(model: Program, guide: Program, batch: Data) -> None:
     """Refuse a program of which one image has no numbers of its own.
 
     Raises:
         ValueError: names the site that all images share.
     """
-    if reason := describe(model, guide, batch).why_not_per_image:
+    if reason := describe(model, guide, batch).not_per_image_reason:
         raise UserError(reason)
 
 
-def description(guide: Program, batch: Data, p: Run, q: Run) -> Description:
+def describe_traces(guide: Program, batch: Data, p: ParticleTrace, q: ParticleTrace) -> Description:
     """Describe a program by a run of its model and one of its guide, for a batch."""
     point_masses = _point_masses(guide, batch, q)
-    lacks = _lacks_latent(p, q, point_masses)
-    loss = _lacks_normalization(p)
+    no_density_reason = _latent_density_reason(p, q, point_masses)
+    loss = _unnormalized_reason(p)
     losses = [name for name in p.sites if p.is_loss(name, guide=False)]
     losses += [name for name in q.sites if q.is_loss(name, guide=True)]
     return Description(
@@ -119,15 +119,15 @@ def description(guide: Program, batch: Data, p: Run, q: Run) -> Description:
         guide={name: _info(q, name, guide=True) for name in q.sites},
         data_plate=p.frame.data.name,
         observes=_observes(p, list(p.observed)),
-        lacks=lacks or loss,
-        lacks_latent=lacks is not None,
+        no_density_reason=no_density_reason or loss,
+        no_latent_density=no_density_reason is not None,
         deterministic=set(q.drawn) == set(point_masses),
         shared=tuple(dict.fromkeys([*p.shared, *q.shared, *_observed_outside(p)])),
         losses=tuple(losses),
     )
 
 
-def _observed_outside(p: Run) -> list[str]:
+def _observed_outside(p: ParticleTrace) -> list[str]:
     """Return the observed sites outside the data plate, among them those of a second plate of its size.
 
     Nothing says whose rows such a plate holds, so that an image is given no part of them.
@@ -135,15 +135,15 @@ def _observed_outside(p: Run) -> list[str]:
     return [name for name in p.observed if not in_data_plate(p.sites[name], p.frame)]
 
 
-def _observes(p: Run, names: list[str]) -> str:
+def _observes(p: ParticleTrace, names: list[str]) -> str:
     """Say what some of the observed sites of a model are."""
-    pixels = [element(p.observed[name][0])[0] for name in names]
-    if any(is_normalized(pixel) and not unmixed(support_of(pixel)).is_discrete for pixel in pixels):
+    pixels = [unwrap(p.observed[name][0])[0] for name in names]
+    if any(is_normalized(pixel) and not component_support(get_support(pixel)).is_discrete for pixel in pixels):
         return "density"
     return "probability" if all(map(is_normalized, pixels)) else "loss"
 
 
-def _point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:
+def _point_masses(guide: Program, batch: Data, q: ParticleTrace) -> tuple[str, ...]:
     """Return the latents of a guide that are point masses: a `Delta` without a density of its own.
 
     A `Delta` with a ``log_density`` holds what has been drawn before, and the density of that. One without holds a draw
@@ -158,14 +158,14 @@ def _point_masses(guide: Program, batch: Data, q: Run) -> tuple[str, ...]:
     bare = tuple(name for name, delta in q.deltas.items() if not delta.log_density.any())
     if not bare or len(q.drawn) == len(q.latents):
         return bare
-    with torch.no_grad(), fork_rng(Batch.of(batch).x), scoped_store(), pyro.validation_enabled(False):
-        again = run(guide, batch, layout=q.layout._replace(kind="plain")).values
+    with torch.no_grad(), fork_rng(Batch.of(batch).x), isolated_param_store(), pyro.validation_enabled(False):
+        again = trace_particles(guide, batch, layout=q.layout._replace(kind="plain")).values
     return tuple(name for name in bare if torch.equal(again[name], q.values[name][:1]))
 
 
-def _info(run: Run, name: str, *, guide: bool) -> SiteInfo:
+def _info(run: ParticleTrace, name: str, *, guide: bool) -> SiteInfo:
     site = run.sites[name]
-    fn = element(site["fn"])[0]
+    fn = unwrap(site["fn"])[0]
     if run.is_loss(name, guide=guide) or (site["is_observed"] and not is_normalized(fn)):
         role = "loss"
     elif site["is_observed"]:
@@ -176,10 +176,10 @@ def _info(run: Run, name: str, *, guide: bool) -> SiteInfo:
         role = "summed out"
     else:
         role = "auxiliary" if name in run.drawn else "unobserved"
-    return SiteInfo(role, type(fn).__name__, tuple(p.name for p in plates_of(site)), tuple(site["fn"].event_shape))
+    return SiteInfo(role, type(fn).__name__, tuple(p.name for p in get_plates(site)), tuple(site["fn"].event_shape))
 
 
-def _lacks_latent(p: Run, q: Run, point_masses: tuple[str, ...]) -> str | None:
+def _latent_density_reason(p: ParticleTrace, q: ParticleTrace, point_masses: tuple[str, ...]) -> str | None:
     if point_masses:
         return f"the posterior of {point_masses[0]!r} is a point mass, which has no density"
     moved = [name for name, delta in q.deltas.items() if not delta.log_density.any()]
@@ -189,23 +189,23 @@ def _lacks_latent(p: Run, q: Run, point_masses: tuple[str, ...]) -> str | None:
         if drawn != used:
             return f"{drawn} auxiliary draws make {used} latents, of which {moved[0]!r} then has no density"
     for name in q.latents:
-        if name in p.sites and isinstance(element(p.sites[name]["fn"])[0], ImproperUniform):
+        if name in p.sites and isinstance(unwrap(p.sites[name]["fn"])[0], ImproperUniform):
             return f"the prior of {name!r} is improper, no distribution"
         if name in p.sites and name not in q.deltas and _is_discrete(p, name) != _is_discrete(q, name):
             return f"{name!r} has a probability in one program and a density in the other, as that of a relaxation"
     return None
 
 
-def _is_discrete(run: Run, name: str) -> bool:
-    return bool(unmixed(support_of(run.sites[name]["fn"])).is_discrete)
+def _is_discrete(run: ParticleTrace, name: str) -> bool:
+    return bool(component_support(get_support(run.sites[name]["fn"])).is_discrete)
 
 
-def _lacks_normalization(p: Run) -> str | None:
+def _unnormalized_reason(p: ParticleTrace) -> str | None:
     for name, (distribution, _) in p.observed.items():
-        if not is_normalized(element(distribution)[0]):
+        if not is_normalized(unwrap(distribution)[0]):
             return f"the loss of {name!r} is not normalized, and no log-likelihood"
     for name, site in p.sites.items():
-        for plate in plates_of(site):
+        for plate in get_plates(site):
             if plate.name != p.frame.data.name and plate.full_size not in (None, plate.size):
                 return (
                     f"plate {plate.name!r} draws {plate.size} of {plate.full_size} at site {name!r}: a part of log p(x)"

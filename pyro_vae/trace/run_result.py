@@ -14,10 +14,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.trace.elements import element
-from pyro_vae.trace.enumeration import number_of_states
-from pyro_vae.trace.marginals import share_masked, sum_out, sum_out_terms
-from pyro_vae.trace.plates import Frame, Layout, Site, in_data_plate, names_in_guide
+from pyro_vae.trace.elements import unwrap
+from pyro_vae.trace.enumeration import count_states
+from pyro_vae.trace.marginals import mask_as_uniform, sum_out, sum_out_terms
+from pyro_vae.trace.plates import Frame, Layout, Site, add_guide_names, in_data_plate
 from pyro_vae.trace.shapes import per_image, to_particles
 from pyro_vae.trace.terms import Terms, is_unit, log_prob
 
@@ -25,7 +25,7 @@ Values = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ParticleTrace:
     """A run of a program for K particles of B images: one trace, or one for each particle where read singly."""
 
     traces: tuple[poutine.Trace, ...]
@@ -36,7 +36,7 @@ class Run:
     @property
     def num_samples(self) -> int:
         """K, each of which is run at every value of what is summed out."""
-        return len(self.traces) * self.frame.num_samples // number_of_states(self.layout.summed)
+        return len(self.traces) * self.frame.num_samples // count_states(self.layout.summed)
 
     @property
     def batch_size(self) -> int:
@@ -80,17 +80,17 @@ class Run:
     @property
     def values(self) -> dict[str, Tensor]:
         """The values of the latent sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
-        return self.values_of(self.latents)
+        return self.get_values(self.latents)
 
-    def values_of(self, names: list[str]) -> dict[str, Tensor]:
+    def get_values(self, names: list[str]) -> dict[str, Tensor]:
         """Return the values of some sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
-        values = {name: self.joined(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
+        values = {name: self.join(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
         return {name: value[: self.num_samples] for name, value in values.items()} if self.summed else values
 
     @property
     def deltas(self) -> dict[str, Delta]:
         """The latent sites that are a `Delta`: {site: distribution of its elements}."""
-        elements = {name: element(self.sites[name]["fn"])[0] for name in self.latents}
+        elements = {name: unwrap(self.sites[name]["fn"])[0] for name in self.latents}
         return {name: delta for name, delta in elements.items() if isinstance(delta, Delta)}
 
     @property
@@ -107,14 +107,14 @@ class Run:
         nodes: dict[str, Any] = self.traces[0].nodes
         return {n: node["value"] for n, node in nodes.items() if node["type"] == "sample" and site_is_subsample(node)}
 
-    def native(self) -> dict[str, Tensor]:
+    def native_values(self) -> dict[str, Tensor]:
         """Return the tensors of the latents as they are in the trace, with the subsamples."""
         return self.subsamples() | {name: self.sites[name]["value"] for name in self.latents}
 
-    def beside(self, model: Run) -> Run:
+    def with_plate_of(self, model: ParticleTrace) -> ParticleTrace:
         """Return the run of a guide with the plate of the images that a run of its model has found."""
-        data = names_in_guide(model.frame, model.sites, self.sites)
-        return Run(self.traces, self.frame._replace(data=data), self.layout._replace(data=data), self.held)
+        data = add_guide_names(model.frame, model.sites, self.sites)
+        return ParticleTrace(self.traces, self.frame._replace(data=data), self.layout._replace(data=data), self.held)
 
     def is_factor(self, name: str) -> bool:
         """Whether a site is a `pyro.factor`."""
@@ -132,7 +132,7 @@ class Run:
         scales = [self.sites[name]["scale"] for name in terms.densities]
         return sum_out_terms(terms, scales, [*self.latents, *self.summed], self.layout.summed)
 
-    def terms_of_states(self) -> dict[str, Tensor]:
+    def state_terms(self) -> dict[str, Tensor]:
         """Return {site: log-density (S * K, B)}, nothing summed out."""
         return self._terms(guide=False).densities
 
@@ -141,32 +141,35 @@ class Run:
         for name, site in self.sites.items():
             if self._is_unobserved(name):
                 continue  # drawn from the model itself: its density cancels
-            plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.each(name)]
+            plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.in_each_trace(name)]
             if name in self.summed:
-                of = next(finite for finite in self.layout.summed if finite.name == name)
-                plain = [share_masked(term, s, of) for term, s in zip(plain, self.each(name), strict=True)]
+                finite_site = next(finite for finite in self.layout.summed if finite.name == name)
+                plain = [
+                    mask_as_uniform(term, s, finite_site)
+                    for term, s in zip(plain, self.in_each_trace(name), strict=True)
+                ]
             if is_unit(site["scale"]):
-                density = weighed = self._spread(name, plain)
+                density = weighted = self._spread(name, plain)
             else:
                 # In the precision of the network, as in stock Pyro: so gradients come out with its bits.
-                scaled = [term * s["scale"] for term, s in zip(plain, self.each(name), strict=True)]
-                density, weighed = self._spread(name, plain), self._spread(name, scaled)
+                scaled = [term * s["scale"] for term, s in zip(plain, self.in_each_trace(name), strict=True)]
+                density, weighted = self._spread(name, plain), self._spread(name, scaled)
             if self.is_loss(name, guide=guide):
-                terms.losses[name] = weighed
+                terms.losses[name] = weighted
             else:
-                terms.densities[name], terms.weighed[name] = density, weighed
+                terms.densities[name], terms.weighted[name] = density, weighted
         return terms
 
     def log_probs(self) -> dict[str, Tensor]:
         """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""
-        densities = self.terms_of_states()
+        densities = self.state_terms()
         if not self.summed:
             return densities
         return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
 
-    def per_image(self, name: str, of: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
+    def per_image(self, name: str, fn: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
         """Return a quantity of a site, a function of it of its batch shape and `extra` dimensions: (K, B, *extra)."""
-        return self.joined(name, lambda site: per_image(of(site), site, self.frame, extra))
+        return self.join(name, lambda site: per_image(fn(site), site, self.frame, extra))
 
     def _is_unobserved(self, name: str) -> bool:
         """Whether a site is what an `obs_mask` leaves out, and the model alone draws."""
@@ -176,19 +179,19 @@ class Run:
         whole: Any = self.traces[0].nodes.get(stem, {})
         return bool(whole.get("infer", {}).get("_deterministic"))
 
-    def each(self, name: str) -> list[Site]:
+    def in_each_trace(self, name: str) -> list[Site]:
         """Return a site of every trace."""
         return [trace.nodes[name] for trace in self.traces]
 
-    def joined(self, name: str, of: Callable[[Site], Tensor]) -> Tensor:
+    def join(self, name: str, fn: Callable[[Site], Tensor]) -> Tensor:
         """Return a function of a site, of every trace, joined over particles."""
-        parts = [of(site) for site in self.each(name)]
+        parts = [fn(site) for site in self.in_each_trace(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _spread(self, name: str, terms: list[Tensor]) -> Tensor:
         """Return terms of a site, of each trace, as (K, B), float64; what all images share is divided among them."""
         parts = []
-        for term, site in zip(terms, self.each(name), strict=True):
+        for term, site in zip(terms, self.in_each_trace(name), strict=True):
             # Pyro's improper prior scores on the CPU, wherever its values are.
             part = per_image(term.to(site["value"].device, torch.float64), site, self.frame)
             if part.dim() == 1:

@@ -11,7 +11,7 @@ import hashlib
 _SALT = b"pyro_vae draws"
 
 
-def derive(seed: int | None, *purpose: str | int) -> int | None:
+def derive_seed(seed: int | None, *purpose: str | int) -> int | None:
     """Return the seed of one purpose, a hash of the seed and of what the draws are for; None stays None."""
     if seed is None:
         return None

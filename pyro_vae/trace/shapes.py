@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.plates import Frame, Site, in_data_plate, plates_of
+from pyro_vae.trace.plates import Frame, Site, get_plates, in_data_plate
 
 
 def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:
@@ -38,7 +38,7 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     Raises:
         ValueError: the shape is not that of the plates around the site.
     """
-    plates = plates_of(site)
+    plates = get_plates(site)
     batch = tensor.dim() - extra
     kept = [batch + dim for dim in frame.leading if batch + dim >= 0]
     if local := in_data_plate(site, frame):
@@ -48,16 +48,16 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
     known = {*kept, *(batch + plate.dim for plate in plates)}
     if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
         raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
-    if others := [axis for axis in range(batch) if axis not in kept]:
-        tensor = tensor.sum(others)
+    if summed := [axis for axis in range(batch) if axis not in kept]:
+        tensor = tensor.sum(summed)
     if frame.kind == "rows" and local:
         return tensor.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(tensor, len(kept) - local, local, frame)
+        return _expand_over_states(tensor, len(kept) - local, local, frame)
     return tensor if frame.kind == "particles" else tensor.unsqueeze(0)
 
 
-def _at_every_state(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
+def _expand_over_states(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
     """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...); B where it is local."""
     whole = frame.states, frame.num_samples // frame.states
     rest = list(tensor.shape[leading:])
@@ -67,7 +67,7 @@ def _at_every_state(tensor: Tensor, leading: int, local: bool, frame: Frame) -> 
 
 
 def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
-    dims = {plate.dim: plate.size for plate in plates_of(site)}
+    dims = {plate.dim: plate.size for plate in get_plates(site)}
     if frame.kind == "particles":
         dims[frame.particle_dim] = frame.num_samples
     allowed = tuple(dims.get(dim, 1) for dim in range(min(dims, default=0), 0))
@@ -80,22 +80,22 @@ def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
 def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
     event = site["fn"].event_dim
-    own = sorted(plate.dim for plate in plates_of(site))
+    dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
     batch = value.dim() - event
     leading = [dim for dim in frame.leading if batch + dim >= 0]
-    kept = leading + own
+    kept = leading + dims
     if local and batch + frame.data.dim < 0:
         raise UserError(_wrong_shape(site, value.shape[:batch], frame))
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
     first = len(leading)
-    if local and (place := first + own.index(frame.data.dim)) != first:
-        value = value.movedim(place, first)
+    if local and (index := first + dims.index(frame.data.dim)) != first:
+        value = value.movedim(index, first)
     if frame.kind == "rows":
         return value.unflatten(0, (frame.num_samples, frame.batch_size))
     if frame.kind == "states":
-        return _at_every_state(value, first, local, frame)
+        return _expand_over_states(value, first, local, frame)
     return value if frame.kind == "particles" else value.unsqueeze(0)
 
 
@@ -104,7 +104,7 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
 
     Of ``states`` it takes what does not depend on them, (K, B, ...), or does, (S, 1, 1, ...).
     """
-    own = sorted(plate.dim for plate in plates_of(site))
+    own_dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
         if not local:
@@ -114,20 +114,20 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
         value = value[0]
     leading = frame.leading
     if frame.kind == "states":
-        leading = leading[len(own) + site["fn"].event_dim + len(leading) - value.dim() :]
+        leading = leading[len(own_dims) + site["fn"].event_dim + len(leading) - value.dim() :]
     first = len(leading)
-    if local and (place := first + own.index(frame.data.dim)) != first:
-        value = value.movedim(first, place)
-    dims = leading + own
+    if local and (index := first + own_dims.index(frame.data.dim)) != first:
+        value = value.movedim(first, index)
+    dims = leading + own_dims
     for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
         if dim not in dims:
             value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
     return value
 
 
-def number_of_plates(sites: Iterable[Site]) -> int:
+def plate_nesting(sites: Iterable[Site]) -> int:
     """Return how far to the left the plates of a program reach, at least 1."""
-    return max((-plate.dim for site in sites for plate in plates_of(site)), default=1) or 1
+    return max((-plate.dim for site in sites for plate in get_plates(site)), default=1) or 1
 
 
 def event_size(site: Site) -> int:

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, is_out_of_memory
 from pyro_vae.trace.batch import Batch, Data, Program
-from pyro_vae.trace.densities import run
-from pyro_vae.trace.execution import run_laid_out
+from pyro_vae.trace.densities import trace_particles
+from pyro_vae.trace.execution import trace_in_layout
 from pyro_vae.trace.isolation import fork_rng
 from pyro_vae.trace.plates import Layout
-from pyro_vae.trace.run_result import Run, Values
+from pyro_vae.trace.run_result import ParticleTrace, Values
 from pyro_vae.trace.terms import log_prob
 
 _EXACT = 2**24  # whole numbers that float32 tells apart
 
 
-def elements_of_x(model: Program, batch: Data, values: Values | None = None) -> dict[str, Tensor]:
+def find_x_elements(model: Program, batch: Data, values: Values | None = None) -> dict[str, Tensor]:
     """Find the observed sites that hold elements of x, unchanged, by running the model on x = 0, 1, 2, ....
 
     Args:
@@ -37,13 +37,13 @@ def elements_of_x(model: Program, batch: Data, values: Values | None = None) -> 
         on such an x, or observes something else than its elements.
     """
     batch = Batch.of(batch)
-    size, number = max(1, batch.x[0].numel()), len(batch)
+    size, num_images = max(1, batch.x[0].numel()), len(batch)
     given = {name: value[:1] for name, value in (values or {}).items()}
-    if number * size < _EXACT:
-        return _whole_numbers(model, batch, torch.arange(number * size), given)
+    if num_images * size < _EXACT:
+        return _whole_numbers(model, batch, torch.arange(num_images * size), given)
     # Of many images the element of an image and the number of the image, one after the other.
-    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(number), given)
-    images = _whole_numbers(model, batch, torch.arange(number).repeat_interleave(size), given)
+    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(num_images), given)
+    images = _whole_numbers(model, batch, torch.arange(num_images).repeat_interleave(size), given)
     return {name: pixels[name] + size * images[name] for name in pixels if name in images}
 
 
@@ -56,16 +56,18 @@ def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values)
     last = int(numbers.max())
     if not torch.equal(numbers.to(batch.x.dtype).long(), numbers):
         return {}
-    found, opposite = (_observed(model, batch, each.to(batch.x.dtype), given) for each in (numbers, last - numbers))
+    ascending, descending = (
+        _observed(model, batch, values.to(batch.x.dtype), given) for values in (numbers, last - numbers)
+    )
     return {
         name: value.long()
-        for name, value in found.items()
+        for name, value in ascending.items()
         if value.numel()
         and int(value.min()) >= 0
         and int(value.max()) <= last
         and (value == value.long()).all()
-        and name in opposite
-        and torch.equal(opposite[name], last - value)
+        and name in descending
+        and torch.equal(descending[name], last - value)
     }
 
 
@@ -73,7 +75,7 @@ def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[st
     """Return what a model observes of x; empty where it cannot be run on it."""
     with torch.no_grad(), fork_rng(x), pyro.validation_enabled(False):
         try:
-            observed = run_laid_out(model, batch.replaced(x), 1, Layout("plain"), given).observed
+            observed = trace_in_layout(model, batch.replace_x(x), 1, Layout("plain"), given).observed
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -81,14 +83,14 @@ def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[st
     return {name: value for name, (_, value) in observed.items()}
 
 
-def image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
-    """Return the one observed site that holds every element of x, and its `elements_of_x`.
+def find_image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
+    """Return the one observed site that holds every element of x, and its `find_x_elements`.
 
     Raises:
         ValueError: there is none.
     """
     batch = Batch.of(batch)
-    for name, index in elements_of_x(model, batch, values).items():
+    for name, index in find_x_elements(model, batch, values).items():
         if index.numel() == batch.x.numel() and index.unique().numel() == index.numel():
             return name, index
     raise UserError(
@@ -97,14 +99,14 @@ def image_site(model: Program, batch: Data, values: Values | None = None) -> tup
     )
 
 
-def as_images(of_site: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Bring a quantity of the elements of a site into the shape of x: (B, ...), by the site's `elements_of_x`."""
-    images = torch.empty(like.numel(), dtype=of_site.dtype, device=of_site.device)
-    images[index.flatten()] = of_site.expand(index.shape).flatten()
-    return images.reshape(like.shape)
+def to_images(quantity: Tensor, index: Tensor, template: Tensor) -> Tensor:
+    """Bring a quantity of the elements of a site into the shape of x: (B, ...), by the site's `find_x_elements`."""
+    images = torch.empty(template.numel(), dtype=quantity.dtype, device=quantity.device)
+    images[index.flatten()] = quantity.expand(index.shape).flatten()
+    return images.reshape(template.shape)
 
 
-def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
+def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
     """Draw images from a model, with the latents behind them: an exact draw of the posterior of each.
 
     Every observed site of elements of x is drawn, and x put together of them. What else the model observes, labels for
@@ -112,7 +114,7 @@ def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
 
     Args:
         model: program of p(x, z) whose observed sites hold the elements of x, each once.
-        like: batch of which x is replaced.
+        template: batch of which x is replaced.
 
     Returns:
         (x (B, ...) simulated, in a `Batch` with the other arguments where there are some; {latent site: (1, B, ...)}).
@@ -121,20 +123,20 @@ def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
         ValueError: an element of x is not observed, or twice; the distribution of one depends on x itself; or other
             observed data depend on the latents, so that these would not be a draw of the posterior.
     """
-    alone = isinstance(like, Tensor)
-    like = Batch.of(like)
-    where = elements_of_x(model, like)
-    held = torch.cat([index.flatten() for index in where.values()]) if where else torch.empty(0)
-    if not held.numel() == held.unique().numel() == like.x.numel():
+    is_tensor = isinstance(template, Tensor)
+    template = Batch.of(template)
+    index_of = find_x_elements(model, template)
+    held = torch.cat([index.flatten() for index in index_of.values()]) if index_of else torch.empty(0)
+    if not held.numel() == held.unique().numel() == template.x.numel():
         raise UserError(
             "The observed sites of the model do not hold each element of its argument x once, as it is: no image can "
             "be simulated."
         )
     with torch.no_grad():
-        with _Drawn(where) as drawn:
-            result = run(model, like)
-        flat = torch.empty_like(like.x).flatten()
-        for name, index in where.items():
+        with _Drawn(index_of) as drawn:
+            result = trace_particles(model, template)
+        flat = torch.empty_like(template.x).flatten()
+        for name, index in index_of.items():
             value = drawn.values[name]
             if value.shape != index.shape:
                 raise UserError(
@@ -142,12 +144,14 @@ def simulate(model: Program, like: Data) -> tuple[Data, dict[str, Tensor]]:
                     "image can be simulated."
                 )
             flat[index.flatten()] = value.flatten().to(flat)
-        batch = like.replaced(flat.reshape(like.x.shape))
-        _check_simulated(model, batch, result, run(model, batch, 1, result.values), drawn.values)
-    return batch.x if alone else batch, result.values
+        batch = template.replace_x(flat.reshape(template.x.shape))
+        _check_simulated(model, batch, result, trace_particles(model, batch, 1, result.values), drawn.values)
+    return batch.x if is_tensor else batch, result.values
 
 
-def _check_simulated(model: Program, batch: Batch, first: Run, again: Run, drawn: dict[str, Tensor]) -> None:
+def _check_simulated(
+    model: Program, batch: Batch, first: ParticleTrace, again: ParticleTrace, drawn: dict[str, Tensor]
+) -> None:
     """Refuse images that are no draw of the model: what was drawn must be what the model says of the images."""
     for name, value in drawn.items():
         if not torch.equal(again.observed[name][1].to(value), value):
@@ -155,10 +159,10 @@ def _check_simulated(model: Program, batch: Batch, first: Run, again: Run, drawn
         before, after = (log_prob({**run.sites[name], "value": value}) for run in (first, again))
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
             raise UserError(f"The distribution of site {name!r} depends on x itself: no image can be simulated.")
-    others = [name for name in again.observed if name not in drawn]
-    if others and again.latents:
-        fresh = run(model, batch)
-        for name in others:
+    other_sites = [name for name in again.observed if name not in drawn]
+    if other_sites and again.latents:
+        fresh = trace_particles(model, batch)
+        for name in other_sites:
             before, after = (
                 scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (fresh.sites[name], again.sites[name])
             )

@@ -14,18 +14,18 @@ from pyro_vae.trace.plates import Site
 class Terms(NamedTuple):
     """Log-densities of the sites of a run, {site: (K, B)} in nats, float64.
 
-    `densities` are unscaled; `weighed` are the same times the scales of `poutine.scale` and of mini-batch plates; both
+    `densities` are unscaled; `weighted` are the same times the scales of `poutine.scale` and of mini-batch plates; both
     leave out `losses`: factors, and what a guide observes, which are no densities of anything drawn. These are scaled.
     """
 
     densities: dict[str, Tensor]
-    weighed: dict[str, Tensor]
+    weighted: dict[str, Tensor]
     losses: dict[str, Tensor]
 
     @property
     def scaled(self) -> bool:
         """Whether a density has a scale."""
-        return any(self.weighed[name] is not density for name, density in self.densities.items())
+        return any(self.weighted[name] is not density for name, density in self.densities.items())
 
 
 def is_unit(scale: Any) -> bool:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Transform, VonMises, biject_to, constraints
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace.elements import support_of, unmixed
-from pyro_vae.trace.run_result import Run
+from pyro_vae.trace.elements import component_support, get_support
+from pyro_vae.trace.run_result import ParticleTrace
 
 
 def _where(distribution: Any) -> Any:
@@ -24,7 +24,7 @@ def _where(distribution: Any) -> Any:
     element = getattr(distribution, "base_dist", distribution)
     if isinstance(element, VonMises):
         return constraints.independent(constraints.interval(-math.pi, math.pi), len(distribution.event_shape))
-    return unmixed(support_of(distribution))
+    return component_support(get_support(distribution))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Site:
         return math.prod(self.shape)
 
 
-class Unconstrained:
+class UnconstrainedSpace:
     """The map between values {site: (K, B, ...)} and vectors u (K, B, D), float64.
 
     The map itself is taken in float64: near the edge of a simplex, float32 would lose the sticks that are left. The
@@ -54,9 +54,9 @@ class Unconstrained:
         ValueError: a latent site is discrete; names it.
     """
 
-    def __init__(self, result: Run, names: Collection[str] | None = None) -> None:
+    def __init__(self, result: ParticleTrace, names: Collection[str] | None = None) -> None:
         self.sites: list[_Site] = []
-        for name, value in result.values_of(result.latents if names is None else list(names)).items():
+        for name, value in result.get_values(result.latents if names is None else list(names)).items():
             support = _where(result.sites[name]["fn"])
             if support.is_discrete:
                 raise UserError(f"Latent site {name!r} is discrete: annealing moves through continuous latents only.")

@@ -79,14 +79,14 @@ def test_unknown_names_list_the_choices(field: str, choices: list[str]) -> None:
     ],
 )
 def test_resolved_fills_in_what_the_data_set_decides(name: str, epochs: int, num_samples: int) -> None:
-    settings = Config(data=name).resolved()
+    settings = Config(data=name).resolve()
     assert (settings.epochs, settings.num_samples) == (epochs, num_samples)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_resolved_keeps_what_was_asked_for(name: str) -> None:
     settings = Config(data=name, epochs=2, num_samples=3, seed=4, device="cpu", compile="on")
-    assert settings.resolved() == settings
+    assert settings.resolve() == settings
 
 
 @pytest.mark.parametrize(
@@ -105,24 +105,24 @@ def test_resolved_keeps_what_was_asked_for(name: str) -> None:
 def test_a_run_is_compiled_by_its_number_of_steps(
     changes: dict[str, Any], num_images: int, graph: str, tmp_path: Path
 ) -> None:
-    settings = Config(device="cpu", **changes).resolved()
-    assert settings.graph(num_images) == graph
-    assert read_config(saved(tmp_path / "config.json", settings.to_json())).graph(num_images) == graph
+    settings = Config(device="cpu", **changes).resolve()
+    assert settings.execution(num_images) == graph
+    assert read_config(saved(tmp_path / "config.json", settings.to_json())).execution(num_images) == graph
 
 
 def test_tf32_is_refused_on_a_cpu() -> None:
     with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices"):
-        Config(precision="tf32", device="cpu").resolved()
+        Config(precision="tf32", device="cpu").resolve()
 
 
 @pytest.mark.parametrize(("there", "taken"), [(True, "cuda"), (False, "cpu")])
 def test_auto_takes_cuda_where_it_is(there: bool, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert Config().resolved().device == taken
-    assert Config(device="cpu").resolved().device == "cpu"
+    assert Config().resolve().device == taken
+    assert Config(device="cpu").resolve().device == "cpu"
 
 
 def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda: no CUDA device"):
-        Config(device="cuda").resolved()
+        Config(device="cuda").resolve()

@@ -19,7 +19,7 @@ from helpers.program_files import NET
 from pyro_vae.config import Config, programs
 from pyro_vae.errors import CheckpointError
 from pyro_vae.instruments import Result
-from pyro_vae.runs import History, RunFolder, RunFolderError, load, load_images
+from pyro_vae.runs import Checkpoints, RunFolder, RunFolderError, load, load_images
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_run_is_scored_with_no_other_program(
 
 def test_a_run_of_ours_is_scored_with_no_program_in_a_file(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.claim(Config().to_json())
+    folder.create(Config().to_json())
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
         with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
@@ -104,23 +104,23 @@ def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: P
 
 def test_a_checkpoint_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> None:
     run = {"seed": 0, "program": "it's/here.py:factory"}
-    History(tmp_path, run).save(3, {"number": 3})
+    Checkpoints(tmp_path, run).save(3, {"number": 3})
     for place in ("there.py:factory", "C:\\there.py:factory", run["program"]):
-        assert History(tmp_path, {**run, "program": place}).newest() == (3, {"number": 3})
+        assert Checkpoints(tmp_path, {**run, "program": place}).newest() == (3, {"number": 3})
     for program in ("here.py:other", "factory", "vae", None, 3):
         with pytest.raises(CheckpointError, match=r"of another run: its program is \"it's/here\.py:factory\""):
-            History(tmp_path, {**run, "program": program}).newest()
+            Checkpoints(tmp_path, {**run, "program": program}).newest()
 
 
 def test_a_run_folder_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.claim({"seed": 0, "program": "here.py:factory"})
-    folder.check_same({"seed": 0, "program": "elsewhere/there.py:factory"})
+    folder.create({"seed": 0, "program": "here.py:factory"})
+    folder.check_config_matches({"seed": 0, "program": "elsewhere/there.py:factory"})
     for program in ("here.py:other", "factory", "vae"):
         with pytest.raises(RunFolderError, match="another program;"):
-            folder.check_same({"seed": 0, "program": program})
+            folder.check_config_matches({"seed": 0, "program": program})
     with pytest.raises(RunFolderError, match="another seed;"):
-        folder.check_same({"seed": 1, "program": "there.py:factory"})
+        folder.check_config_matches({"seed": 1, "program": "there.py:factory"})
 
 
 @pytest.mark.parametrize("changes", [{}, {"seed": 1}, {"seed": 1, "num_samples": 3}])

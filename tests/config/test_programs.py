@@ -47,12 +47,14 @@ def test_a_flag_that_the_networks_do_not_read_is_refused(net: str, unread: dict[
     with pytest.raises(ValueError, match=says) as caught:
         programs.build(settings, images)
     one_line(caught.value)
-    assert programs.unread(settings) | {"width": None} == programs.unread(replace(settings, depth=None, width=None))
+    assert programs.ignored_defaults(settings) | {"width": None} == programs.ignored_defaults(
+        replace(settings, depth=None, width=None)
+    )
 
 
 @pytest.mark.parametrize("flags", [{"depth": 2}, {"width": 32}])
 def test_a_program_of_ones_own_may_read_any_flag_of_networks(flags: dict[str, int]) -> None:
-    programs.check(Config(program="my.py:factory", net="linear", **flags))
+    programs.check_flags(Config(program="my.py:factory", net="linear", **flags))
 
 
 @pytest.mark.parametrize(

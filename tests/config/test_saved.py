@@ -58,7 +58,7 @@ OTHER = Config(
 )
 
 
-@pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolved()], ids=["default", "other", "resolved"])
+@pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolve()], ids=["default", "other", "resolved"])
 def test_a_configuration_survives_the_file(settings: Config, tmp_path: Path) -> None:
     assert read_config(saved(tmp_path / "config.json", settings.to_json())) == settings
 

@@ -10,7 +10,7 @@ from helpers.calls import one_line
 
 from pyro_vae import data
 from pyro_vae.config import Config, programs
-from pyro_vae.config.suited import LIKELIHOODS_OF, suited
+from pyro_vae.config.suited import LIKELIHOODS_OF, adapt_to_data
 from pyro_vae.errors import UserError
 
 
@@ -48,10 +48,10 @@ def of_kind(kind: str) -> data.Collection:
     ],
 )
 def test_what_is_left_to_the_data(kind: str, flags: dict[str, Any], expected: tuple[str, str]) -> None:
-    settings = suited(Config(**{"data": "./mine", **flags}), of_kind(kind))
+    settings = adapt_to_data(Config(**{"data": "./mine", **flags}), of_kind(kind))
     assert (settings.likelihood, settings.binarize) == expected
-    assert suited(settings, of_kind(kind)) == settings  # decided once
-    programs.check(settings)
+    assert adapt_to_data(settings, of_kind(kind)) == settings  # decided once
+    programs.check_flags(settings)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_left_to_the_data(kind: str, flags: dict[str, Any], expected: tu
 )
 def test_what_does_not_go_together_is_refused(kind: str, flags: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        suited(Config(data="./mine", **flags), of_kind(kind))
+        adapt_to_data(Config(data="./mine", **flags), of_kind(kind))
     assert says in one_line(caught.value)
 
 
@@ -78,10 +78,12 @@ def test_every_likelihood_of_a_kind_scores_it(kind: str) -> None:
         if (kind, name) == ("color", "pixelcnn"):  # which says that it reads no colors
             continue
         images = of_kind(kind)
-        settings = suited(Config(data="./mine", likelihood=name, latent_dim=2, hidden_dim=4, device="cpu"), images)
+        settings = adapt_to_data(
+            Config(data="./mine", likelihood=name, latent_dim=2, hidden_dim=4, device="cpu"), images
+        )
         observed = images.observed(settings.binarize)
         if name in ("gaussian", "isotropic-gaussian", "continuous-bernoulli"):
-            observed = observed.under_density() if settings.binarize == "none" else observed
+            observed = observed.with_dequantization() if settings.binarize == "none" else observed
         program = programs.build(settings, observed.pixels)
         x = observed.split("test").to(torch.get_default_dtype())
         found = program.likelihood(torch.zeros(2)).log_prob(x)

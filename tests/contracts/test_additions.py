@@ -25,8 +25,8 @@ class Scaled(pv.ELBO):
         super().__init__(num_particles)
         self.factor = factor
 
-    def objective(self, particles: Particles) -> Tensor:
-        return self.factor * super().objective(particles)
+    def per_image(self, particles: Particles) -> Tensor:
+        return self.factor * super().per_image(particles)
 
 
 def squares(root: Path, download: bool) -> pv.data.Images:
@@ -45,7 +45,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def test_a_data_set_is_a_function_and_a_row(tiny: Config) -> None:
     """Its row decides the defaults of a fit, and a program built for it observes its pixels."""
-    settings = tiny.resolved()
+    settings = tiny.resolve()
     assert (settings.epochs, settings.num_samples) == (7, 11)
     run = pv.runs.prepare(settings)
     assert torch.equal(run.observed("test"), squares(Path(), False).test / 255)
@@ -61,9 +61,9 @@ def test_an_objective_with_an_option_is_a_class_and_two_rows(tiny: Config, monke
     assert isinstance(objective, Scaled)
     assert objective.factor == 3.0
     with pytest.raises(UserError, match="--beta is of --objective scaled, not of elbo"):
-        programs.check(Config(objective="elbo", beta=3.0))
+        programs.check_flags(Config(objective="elbo", beta=3.0))
     with pytest.raises(UserError, match="--free-bits is of --objective free-bits, not of scaled"):
-        programs.check(Config(objective="scaled", free_bits=3.0))
+        programs.check_flags(Config(objective="scaled", free_bits=3.0))
 
 
 def test_components_are_classes_and_rows(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_components_are_classes_and_rows(tiny: Config, monkeypatch: pytest.Monke
     monkeypatch.setitem(components.PRIORS, "cauchy", Cauchy)
     monkeypatch.setitem(components.LIKELIHOODS, "halved", Halved)
     monkeypatch.setitem(components.POSTERIORS, "wide", Wide)
-    settings = Config(**{**vars(tiny), "prior": "cauchy", "likelihood": "halved", "posterior": "wide"}).resolved()
+    settings = Config(**{**vars(tiny), "prior": "cauchy", "likelihood": "halved", "posterior": "wide"}).resolve()
     program = pv.runs.prepare(settings).program
     assert [type(part) for part in (program.prior, program.likelihood, program.posterior)] == [Cauchy, Halved, Wide]
 
@@ -102,10 +102,10 @@ def test_a_program_is_a_function_whose_arguments_are_the_flags_that_it_reads(
     monkeypatch.setitem(presets.PRESETS, "blurred", {"program": "fixed-prior", "likelihood": "gaussian"})
     monkeypatch.setattr(programs, "NAMES", (*programs.NAMES, "fixed-prior", "blurred"))
     with pytest.raises(UserError, match="--program fixed-prior does not read --prior"):
-        programs.check(Config(program="fixed-prior", prior="mixture"))
+        programs.check_flags(Config(program="fixed-prior", prior="mixture"))
     with pytest.raises(UserError, match="--program blurred does not read --likelihood"):
-        programs.check(Config(program="blurred", likelihood="categorical"))
-    run = pv.runs.prepare(Config(**{**vars(tiny), "program": "blurred", "binarize": "none"}).resolved())
+        programs.check_flags(Config(program="blurred", likelihood="categorical"))
+    run = pv.runs.prepare(Config(**{**vars(tiny), "program": "blurred", "binarize": "none"}).resolve())
     assert isinstance(run.program.prior, pv.priors.StudentT)
     assert run.density  # found out from the program, and its pixels are dequantized
 
@@ -117,7 +117,7 @@ def test_an_autoencoder_is_a_vae_with_other_components(objective: str, tiny: Con
     runs = []
     for fields in ({"program": "autoencoder"}, chosen):
         pyro.set_rng_seed(0)
-        run = pv.runs.prepare(Config(**{**vars(tiny), "objective": objective, **fields}).resolved())
+        run = pv.runs.prepare(Config(**{**vars(tiny), "objective": objective, **fields}).resolve())
         runs.append((run.program.state_dict(), type(run.program.prior)))
     assert runs[0][1] is runs[1][1] is (pv.priors.StandardNormal if objective == "wae-mmd" else pv.priors.FlatPrior)
     assert runs[0][0].keys() == runs[1][0].keys()

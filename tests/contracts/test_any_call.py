@@ -60,7 +60,7 @@ def test_any_arguments_train_as_in_stock_pyro(number: int, graph: str | None) ->
         pyro.set_rng_seed(0)
         program = Conditional()
         driver: Any = (
-            SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+            SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
             if ours
             else pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
         )
@@ -91,7 +91,7 @@ def test_a_batch_is_split_repeated_and_scored_with_all_that_has_its_rows(number:
 def test_a_data_loader_of_images_and_labels_is_fitted() -> None:
     x, y = binary(40, 6), torch.eye(3)[torch.arange(40) % 3]
     program = Conditional()
-    svi = SVI(program.model, program.guide, adam(), ELBO(), graph="recorded")
+    svi = SVI(program.model, program.guide, adam(), ELBO(), execution="recorded")
     loader = DataLoader(TensorDataset(x, y), batch_size=12, shuffle=True)
     epochs = list(Fit(svi, loader, epochs=30, valid=(x, y)))
     assert epochs[-1].step == 30 * 4

@@ -51,9 +51,9 @@ class Offsets:
 def test_latents_of_all_images_have_a_joint_weight(plate: bool) -> None:
     """Against the closed form, 4 s.e. of the estimate: false alarms 6e-5. An image alone has no weight."""
     program, x = Offsets(plate), torch.randn(4)
-    described = describe(program.model, program.guide, x)
-    assert described.shared == ("w",)
-    assert described.data_plate == "data"
+    description = describe(program.model, program.guide, x)
+    assert description.shared == ("w",)
+    assert description.data_plate == "data"
     with pytest.raises(ValueError, match="Site 'w' stands outside the data plate 'data'"):
         score(program.model, program.guide, x, 10)
     log_w = log_weights(program.model, program.guide, x, 20_000, seed=0, shared="sampled")

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, SVI, log_weights, score
-from pyro_vae.trace import CompiledReader, describe
+from pyro_vae.trace import CompiledBackend, describe
 
 BIAS = {"logits": 0.0}
 
@@ -83,7 +83,7 @@ def test_a_recorded_step_follows_whatever_the_program_reads(kind: type[Small], c
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         program = kind()
-        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
         taken = []
         for step in range(12):
             change(program, step)
@@ -94,15 +94,15 @@ def test_a_recorded_step_follows_whatever_the_program_reads(kind: type[Small], c
 
 @pytest.mark.parametrize(("kind", "change"), [case for case in CHANGES if case[0] is not ByArray])
 def test_a_kept_reader_follows_whatever_the_program_reads(kind: type[Small], change: Any) -> None:
-    program, reader = kind(), CompiledReader()
+    program, backend = kind(), CompiledBackend()
     reader_of_records = pytest.MonkeyPatch()
     with reader_of_records.context() as patch:
-        patch.setattr("pyro_vae.trace.graphs.graph.compiled_record", lambda record, inputs: record)
+        patch.setattr("pyro_vae.trace.graphs.graph.compile_graph", lambda record, inputs: record)
         for step in range(6):
             change(program, step)
             x = binary(4, 6)
             expected = log_weights(program.model, program.guide, x, 120, seed=0)
-            found = log_weights(program.model, program.guide, x, 120, seed=0, reader=reader)
+            found = log_weights(program.model, program.guide, x, 120, seed=0, backend=backend)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
@@ -119,7 +119,7 @@ def test_what_no_watch_sees_is_found_by_the_comparison(caplog: pytest.LogCapture
         def model(x: Tensor, program: Small = program, view: memoryview = view) -> None:
             program.model(x) if view[0] == 0 else poutine.scale(program.model, scale=3.0)(x)
 
-        svi = SVI(model, program.guide, adam(), ELBO(), graph=graph)
+        svi = SVI(model, program.guide, adam(), ELBO(), execution=graph)
         taken = []
         for step in range(8):
             hidden[0] = step >= 4
@@ -190,7 +190,7 @@ def test_a_record_is_made_anew_wherever_a_number_changes(name: str) -> None:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         program = Elsewhere(read)
-        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
         taken = []
         for step in range(14):
             write(program, 2.0 if step == 9 else 0.0) if step in (0, 9) else None
@@ -227,7 +227,7 @@ def test_state_of_a_program_moves_as_under_stock_pyro(how: str) -> None:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         program = Averaged(how)
-        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
         losses.append([float(svi.step(binary(5, 6))) for _ in range(12)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     if how == "counted":
@@ -258,7 +258,7 @@ def test_a_store_that_is_replaced_trains_on(change: str, graph: str | None) -> N
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         svi: Any = (
-            SVI(model, guide, adam(), ELBO(), graph=graph)
+            SVI(model, guide, adam(), ELBO(), execution=graph)
             if ours
             else pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
         )
@@ -288,16 +288,16 @@ def test_layouts_are_those_of_the_form_of_a_call() -> None:
     x, objective = binary(5, 6), IWAE(3)
     for _ in range(64):
         objective.bounds(model, guide, x)
-    (fact,) = objective.known.facts.values()
+    (fact,) = objective.fact_cache.facts.values()
     assert fact.layouts.model.kind == "particles"
     objective.bounds(model, guide, x, mix=True)
-    assert [fact.layouts.model.kind for fact in objective.known.facts.values()] == ["particles", "rows"]
+    assert [fact.layouts.model.kind for fact in objective.fact_cache.facts.values()] == ["particles", "rows"]
 
 
 def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
     program, calls = Small(), []
     program.dec.weight.register_hook(lambda gradient: calls.append(1))
-    svi = SVI(program.model, program.guide, adam(), ELBO(), graph="recorded")
+    svi = SVI(program.model, program.guide, adam(), ELBO(), execution="recorded")
     with caplog.at_level(logging.WARNING):
         for _ in range(6):
             svi.step(binary(5, 6))
@@ -309,4 +309,4 @@ def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixtur
 def test_a_graph_without_effect_is_refused(graph: str, loss: Any) -> None:
     program = Small()
     with pytest.raises(ValueError, match="graph"):
-        SVI(program.model, program.guide, adam(), loss, graph=graph)
+        SVI(program.model, program.guide, adam(), loss, execution=graph)

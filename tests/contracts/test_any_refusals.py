@@ -14,8 +14,8 @@ from helpers.oracles import LinearGaussian
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, score
-from pyro_vae.evaluate import Annealing, ais
-from pyro_vae.trace import run
+from pyro_vae.evaluate import AISConfig, ais
+from pyro_vae.trace import trace_particles
 
 
 def test_a_value_that_would_be_broadcast_against_its_event_is_refused() -> None:
@@ -44,7 +44,7 @@ def test_two_plates_of_one_size_that_nothing_tells_apart_are_refused() -> None:
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with pytest.raises(ValueError, match=r"both have the size of the batch"):
-        run(model, torch.zeros(3, 3))
+        trace_particles(model, torch.zeros(3, 3))
 
 
 def test_a_plate_that_subsamples_x_by_itself_is_refused() -> None:
@@ -104,7 +104,7 @@ def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() ->
         return model, guide, counts
 
     with pytest.raises(ValueError, match="near the edge of their support"):
-        ais(*programs(torch.float32), Annealing(32, 50, 3), seed=0)
+        ais(*programs(torch.float32), AISConfig(32, 50, 3), seed=0)
 
 
 def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
@@ -116,4 +116,4 @@ def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
 
     with pytest.raises(ValueError, match="changes from call to call"):
         ais(program.model, guide, x, SHORT, seed=0)
-    assert np.isfinite(ais(program.model, guide, x, Annealing(4, 10, 2, start="prior"), seed=0).lower).all()
+    assert np.isfinite(ais(program.model, guide, x, AISConfig(4, 10, 2, start="prior"), seed=0).lower).all()

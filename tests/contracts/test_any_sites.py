@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, log_weights, score
-from pyro_vae.evaluate import ais, bdmc, log_weight_parts, posterior_means
+from pyro_vae.evaluate import ais, bdmc, log_weight_terms, posterior_means
 from pyro_vae.trace import draw, log_density, simulate
 
 
@@ -81,10 +81,10 @@ def test_pixels_and_halves_are_sites_of_their_own() -> None:
             for number, (logits, part) in enumerate(zip(program.net(z).chunk(2, -1), x.chunk(2, -1), strict=True)):
                 pyro.sample(f"x{number}", dist.Bernoulli(logits=logits).to_event(1), obs=part)
 
-    whole = log_weight_parts(program.model, program.guide, x, 40, seed=0)
+    whole = log_weight_terms(program.model, program.guide, x, 40, seed=0)
     gap = bdmc(program.model, program.guide, x.expand(8, 5, 6).flatten(0, 1), SHORT, seed=0).gap
     for model in (pixels, halves):
-        found = log_weight_parts(model, program.guide, x, 40, seed=0)
+        found = log_weight_terms(model, program.guide, x, 40, seed=0)
         torch.testing.assert_close(found.log_weights, whole.log_weights)
         images, values = simulate(model, x)
         assert set(images.unique().tolist()) <= {0.0, 1.0}

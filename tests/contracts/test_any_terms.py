@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights, score
-from pyro_vae.evaluate import ais, drawn_images, prior_latents
+from pyro_vae.evaluate import ais, decode_sample, sample_prior
 from pyro_vae.infer import STL, BetaELBO, DReG, MeanFieldELBO
 from pyro_vae.trace import describe
 
@@ -43,7 +43,7 @@ class Dropped(nn.Module):
 def test_a_second_score_is_under_the_same_dropout(objective: Any, graph: str | None) -> None:
     """The mean gradient of 20,000 rows, whose standard deviation is below 4: within 5 s.e., false alarms 6e-7."""
     program, x = Dropped(), torch.ones(20_000)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.SGD, {"lr": 1.0 / len(x)}), objective(1), graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.SGD, {"lr": 1.0 / len(x)}), objective(1), execution=graph)
     for _ in range(2):
         with torch.no_grad():
             program.w.fill_(1.0)
@@ -139,8 +139,8 @@ def test_draws_of_x_given_z_share_no_noise_with_z() -> None:
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     like = torch.zeros(2000, 2)
-    values = prior_latents(model, like, seed=0)
-    noise = drawn_images(model, like, values, seed=0) - values["z"][0]
+    values = sample_prior(model, like, seed=0)
+    noise = decode_sample(model, like, values, seed=0) - values["z"][0]
     torch.manual_seed(0)
     users = torch.randn(2000, 2)
     for a, b in ((noise, values["z"][0]), (noise, users), (values["z"][0], users)):
@@ -173,7 +173,7 @@ def test_tied_weights_train_by_a_record_and_are_restored() -> None:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         program = Tied()
-        svi = SVI(program.model, program.guide, adam(), ELBO(), graph=graph)
+        svi = SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
         runs.append([float(svi.step(x)) for _ in range(4)])
     assert runs[1] == pytest.approx(runs[0], rel=1e-12)
     state = torch.utils._pytree.tree_map_only(Tensor, torch.clone, svi.state_dict())

@@ -31,7 +31,7 @@ def _deterministic(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> obj
 def test_a_run_interrupted_at_some_steps_ends_with_the_same_bits(graph: str | None, tmp_path: Path) -> None:
     whole = new_fit("mixture", graph, 0, "cuda")
     epochs = []
-    for epoch in whole.run(lambda: True):
+    for epoch in whole.iterate(lambda: True):
         epochs.append(epoch)
         if epoch is None:
             checkpoint.save(tmp_path / str(whole.svi.steps), whole.state_dict())
@@ -70,11 +70,13 @@ def test_images_that_stay_on_the_host_train_the_same_bits(graph: str | None, mon
     for free in (2**40, 0):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
         pyro.set_rng_seed(0)
-        run = prepare(Config(train_images=70, test_images=5, batch_size=32, hidden_dim=8, device="cuda").resolved())
+        run = prepare(Config(train_images=70, test_images=5, batch_size=32, hidden_dim=8, device="cuda").resolve())
         batches = run.batches()
         assert isinstance(batches, StreamedBatches) == (free == 0)
         objective = programs.build_objective(run.config, 70)
-        svi = SVI(run.program.model, run.program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, graph=graph)
+        svi = SVI(
+            run.program.model, run.program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, execution=graph
+        )
         epochs = records(list(Fit(svi, batches, 3, valid=run.observed("valid"))))
         ends.append((epochs, {name: value.cpu() for name, value in svi.state_dict()["params"].items()}))
     assert ends[0][0] == ends[1][0]

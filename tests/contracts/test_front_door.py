@@ -31,7 +31,19 @@ MODULES = {
 NAMES = (
     *("VAE", "TwoLayerVAE", "DensityModel", "CVAE", "GMVAE", "M2"),
     *("SVI", "Fit", "Optim", "ELBO", "IWAE", "Renyi", "BetaELBO", "MeanFieldELBO", "STL", "DReG", "FreeBits"),
-    *("BetaTCVAE", "WAE", "Batch", "log_weights", "score", "Scores", "ais", "bdmc", "psis", "impute", "local_elbos"),
+    *(
+        "BetaTCVAE",
+        "WAE",
+        "Batch",
+        "log_weights",
+        "score",
+        "Scores",
+        "ais",
+        "bdmc",
+        "psis",
+        "impute",
+        "per_image_elbos",
+    ),
     *("posterior_probs", "load_run"),
 )
 # Each takes longer to import than the whole of the package beside Pyro.

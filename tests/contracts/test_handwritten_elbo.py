@@ -32,9 +32,9 @@ def by_hand(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     logits = vae.likelihood(z).base_dist.logits
     log_likelihood = (x * logits - softplus(logits)).sum((-1, -2))
     log_prior = (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1)
-    log_guide = (-0.5 * ((z - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+    log_posterior = (-0.5 * ((z - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
     kl = 0.5 * (loc**2 + scale**2 - 1 - 2 * scale.log()).sum(-1)
-    return -(log_likelihood + log_prior - log_guide).mean(0).sum(), -(log_likelihood - kl).mean(0).sum()
+    return -(log_likelihood + log_prior - log_posterior).mean(0).sum(), -(log_likelihood - kl).mean(0).sum()
 
 
 @pytest.mark.parametrize("num_particles", [1, 5])

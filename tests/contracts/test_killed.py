@@ -16,7 +16,7 @@ import pytest
 from helpers.bits import assert_same, untimed
 from helpers.calls import command, hearing, inside
 
-from pyro_vae.runs import History, RunFolder
+from pyro_vae.runs import Checkpoints, RunFolder
 
 pytestmark = pytest.mark.host
 
@@ -40,15 +40,15 @@ def start(epochs: int, folder: Path, life: int, *flags: object) -> subprocess.Po
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     """Return the state at the end, the epochs and the summary, without what a clock has measured."""
     run = RunFolder(folder)
-    step, state = History(run.checkpoints, run.config()).newest()
-    assert step == state["svi"]["steps"] == max(History(run.checkpoints, run.config()).paths())
+    step, state = Checkpoints(run.checkpoints, run.config()).newest()
+    assert step == state["svi"]["steps"] == max(Checkpoints(run.checkpoints, run.config()).paths())
     lines = [{**line, "seconds": 0.0} for line in run.metrics()]
     summary = json.loads((folder / "summary.json").read_text())
     return untimed(state), lines, {key: value for key, value in summary.items() if not key.endswith("_seconds")}
 
 
 def newest(folder: Path) -> int:
-    return max(History(folder / "checkpoints", {}).paths(), default=0)
+    return max(Checkpoints(folder / "checkpoints", {}).paths(), default=0)
 
 
 def interrupted(epochs: int, folder: Path, signals: list[int], *flags: object) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.host
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_bug_has_its_place(mutation: Mutation) -> None:
+def test_mutation_target_exists(mutation: Mutation) -> None:
     """Found by the default run, which does not run the bugs themselves."""
     source = (ROOT / mutation.file).read_text()
     ast.parse(mutation.applied(source))
@@ -26,7 +26,7 @@ def test_a_bug_has_its_place(mutation: Mutation) -> None:
 
 
 @pytest.mark.slow
-def test_there_is_no_red_without_a_bug(tmp_path: Path) -> None:
+def test_suite_is_green_without_mutations(tmp_path: Path) -> None:
     assert len(MUTATIONS) == 12
     assert red(tmp_path) == []
 

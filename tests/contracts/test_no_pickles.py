@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs import History, checkpoint
+from pyro_vae.runs import Checkpoints, checkpoint
 
 pytestmark = pytest.mark.host
 
@@ -72,7 +72,7 @@ def test_no_payload_is_executed(writer: str, tmp_path: Path, promised: Callable[
         canary, path = folder / "canary", folder / "step-000000001.safetensors"
         WRITERS[writer](payload(str(canary)), path)
         with pytest.raises(CheckpointError, match="not a checkpoint"):
-            History(folder, {}).newest()
+            Checkpoints(folder, {}).newest()
         # torch.load reads a file by its name, and no pickle from one named .safetensors: under another it would.
         other = path.with_name("checkpoint.pt")
         shutil.copyfile(path, other)

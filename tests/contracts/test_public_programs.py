@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, SVI, Optim, log_weights, score
-from pyro_vae.trace import Batch, CompiledReader, quietly, run
+from pyro_vae.trace import Batch, CompiledBackend, read_only, trace_particles
 
 ADAM = {"lr": 0.01}
 SHARED = {"hierarchical": ["offset"]}
@@ -51,7 +51,7 @@ def test_it_trains_as_by_stock_pyro(name: str, graph: str | None) -> None:
     program = fresh(name)
     expected_losses, expected = trained(program, stock(program))
     program = fresh(name)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, ADAM), ELBO(), graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, ADAM), ELBO(), execution=graph)
     losses, found = trained(program, svi)
     double = torch.get_default_dtype() == torch.float64
     assert losses == pytest.approx(expected_losses, rel=1e-9 if double else 1e-5)
@@ -68,9 +68,9 @@ def reference(program: Public, batch: Batch, num_samples: int, *, joint: bool) -
     """
     args, kwargs = batch.args, batch.kwargs
     size = len((*args, *kwargs.values())[0])
-    with torch.no_grad(), quietly(program.model, program.guide, x=batch, seed=0):
-        guided = run(program.guide, batch, num_samples)
-        values = guided.values_of(guided.drawn)  # of auxiliary sites as well
+    with torch.no_grad(), read_only(program.model, program.guide, x=batch, seed=0, validate=False):
+        guided = trace_particles(program.guide, batch, num_samples)
+        values = guided.get_values(guided.drawn)  # of auxiliary sites as well
     for module in modules(program):
         module.eval()
 
@@ -132,14 +132,14 @@ def test_it_is_scored_as_by_stock_handlers(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
 def test_compiled_graphs_score_it_alike_from_chunk_to_chunk_and_batch_to_batch(name: str) -> None:
-    program, reader = fresh(name), CompiledReader()
+    program, backend = fresh(name), CompiledBackend()
     trained(program, stock(program))
     double = torch.get_default_dtype() == torch.float64
     for args, kwargs in program.batches:
         of: dict[str, Any] = {"x": Batch(*args, **kwargs), "num_samples": 60, "seed": 0, "chunk": 20}
         of |= {"shared": "sampled"} if name in SHARED else {}
         expected = log_weights(program.model, program.guide, **of)
-        found = log_weights(program.model, program.guide, reader=reader, **of)
+        found = log_weights(program.model, program.guide, backend=backend, **of)
         torch.testing.assert_close(found, expected, rtol=1e-10 if double else 1e-4, atol=1e-10 if double else 1e-4)
 
 

@@ -164,7 +164,7 @@ def test_every_command_is_understood(
         except SystemExit:
             pytest.fail(f"scripts/{name}.py does not understand {' '.join(call)}")
         if name == "fit":
-            programs.check(parsed.config)
+            programs.check_flags(parsed.config)
 
 
 def test_every_flag_exists(arguments_of: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from helpers.bits import assert_same, records, untimed
 from helpers.stateful import EPOCHS, STEPS_OF_EPOCH, new_fit
 from torch import Tensor
 
-from pyro_vae.infer.streams import set_streams, streams
+from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.runs import checkpoint
 
 pytestmark = pytest.mark.host
@@ -37,7 +37,7 @@ def interrupted(
     """
     whole = new_fit(program, graph, seed=0, epochs=epochs, **options)
     seen, steps = [], []
-    for epoch in whole.run(lambda: True):
+    for epoch in whole.iterate(lambda: True):
         seen.append(epoch)
         if epoch is None:
             steps.append(whole.svi.steps)
@@ -117,10 +117,10 @@ def test_every_stream_goes_on_from_where_it_stood(before: int, tmp_path: Path) -
 
     pyro.set_rng_seed(5)
     draws(before)
-    checkpoint.save(tmp_path / "streams", streams())
+    checkpoint.save(tmp_path / "streams", rng_state())
     expected = draws(5)
     draws(2 - before)
-    set_streams(checkpoint.load(tmp_path / "streams"))
+    set_rng_state(checkpoint.load(tmp_path / "streams"))
     assert draws(5) == expected
 
 
@@ -146,7 +146,7 @@ def without(state: dict[str, Any], *path: str) -> dict[str, Any]:
 )
 def test_a_state_that_is_not_whole_is_refused_in_one_line(path: tuple[str, ...]) -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     again = new_fit("standard", None, seed=0)
     with pytest.raises(ValueError, match="not that of a fit") as caught:
         again.load_state_dict(without(fit.state_dict(), *path))
@@ -155,7 +155,7 @@ def test_a_state_that_is_not_whole_is_refused_in_one_line(path: tuple[str, ...])
 
 def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     state = fit.state_dict()
     state["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"the moments of .* have another shape"):
@@ -165,7 +165,7 @@ def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
 @pytest.mark.parametrize("moment", [torch.tensor(0.0), torch.zeros(2)])
 def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     state = fit.state_dict()
     state["svi"]["optimizer"]["state"][0] |= {"exp_avg": moment, "exp_avg_sq": moment}
     with pytest.raises(ValueError, match="have another shape"):
@@ -174,7 +174,7 @@ def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
 
 def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     state = fit.state_dict()
     optimizer = state["svi"]["optimizer"]
     optimizer["state"] = {1000 + place: moments for place, moments in optimizer["state"].items()}
@@ -199,7 +199,7 @@ def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
 )
 def test_numbers_that_are_none_are_refused(path: tuple[str, ...], value: Any) -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     state = inner = untimed(fit.state_dict())
     for key in path[:-1]:
         inner[key] = dict(inner[key])
@@ -224,7 +224,7 @@ def test_a_fit_that_was_finished_is_read_as_it_was(tmp_path: Path) -> None:
 
 def test_a_state_made_with_other_versions_or_threads_says_so(caplog: pytest.LogCaptureFixture) -> None:
     fit = new_fit("standard", None, seed=0)
-    next(fit.run(lambda: True))
+    next(fit.iterate(lambda: True))
     state = fit.state_dict() | {"made_with": {"torch": "2.0.0", "threads": torch.get_num_threads()}}
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         new_fit("standard", None, seed=0).load_state_dict(state)

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_vae.evaluate import (
-    Annealing,
+    AISConfig,
     ais,
     bdmc,
-    calibration_ranks,
+    elbo_surgery,
     impute,
-    local_elbos,
     log_weights,
+    per_image_elbos,
+    sbc_ranks,
     score,
-    surgery,
 )
 
 PIXELS, HIDDEN, Z_DIM = 12, 8, 3
@@ -98,16 +98,16 @@ def test_a_tutorial_program_is_measured_as_it_is() -> None:
     scores = score(vae.model, vae.guide, x, 10_000, seed=0)
     error = scores.log_likelihood - truth
     assert (np.abs(error) < 5 * np.sqrt(scores.relative_variance) + 0.01).all()
-    annealed = ais(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
+    annealed = ais(vae.model, vae.guide, x, AISConfig(16, 100, 3), seed=0)
     np.testing.assert_allclose(annealed.lower.mean(), truth.mean(), atol=0.03)
-    both = bdmc(vae.model, vae.guide, x, Annealing(16, 100, 3), seed=0)
+    both = bdmc(vae.model, vae.guide, x, AISConfig(16, 100, 3), seed=0)
     assert abs(both.gap.mean()) < 0.05
 
-    local = local_elbos(vae.model, vae.guide, x, ["diagonal"], num_steps=200, seed=0)
+    local = per_image_elbos(vae.model, vae.guide, x, ["diagonal"], num_steps=200, seed=0)
     assert scores.elbo.mean() < local["diagonal"].mean() < truth.mean() + 0.02
-    parts = surgery(vae.model, vae.guide, x, seed=0)
+    parts = elbo_surgery(vae.model, vae.guide, x, seed=0)
     assert 0 < parts.mutual_information.mean() < math.log(30)
-    assert calibration_ranks(vae.model, vae.guide, x, 9, seed=0).max() == 9
+    assert sbc_ranks(vae.model, vae.guide, x, 9, seed=0).max() == 9
     assert not list(pyro.get_param_store())
 
 
@@ -115,5 +115,5 @@ def test_missing_pixels_of_a_tutorial_program() -> None:
     """It flattens its images, so that gaps are given in that shape; without any, nothing changes."""
     vae, x = program(), torch.bernoulli(torch.full((5, PIXELS), 0.5))
     whole = log_weights(vae.model, vae.guide, x, 20_000, seed=0).logsumexp(0) - math.log(20_000)
-    found = impute(vae.model, vae.guide, x, Annealing(200, 50, 3), fill=torch.zeros(PIXELS), seed=0)
-    np.testing.assert_allclose(found.annealed.lower, whole.cpu(), atol=0.1)
+    found = impute(vae.model, vae.guide, x, AISConfig(200, 50, 3), fill_value=torch.zeros(PIXELS), seed=0)
+    np.testing.assert_allclose(found.ais.lower, whole.cpu(), atol=0.1)

@@ -17,14 +17,14 @@ from helpers.fits import Fixed, new_fit
 from helpers.programs import small_vae
 from torch import nn
 
-from pyro_vae.evaluate import Annealing, calibration_ranks, impute, local_elbos
+from pyro_vae.evaluate import AISConfig, impute, per_image_elbos, sbc_ranks
 from pyro_vae.infer import Fit
-from pyro_vae.instruments.annealing import measure_annealing
+from pyro_vae.instruments.annealing import measure_ais
 from pyro_vae.instruments.probe import probe_rows
 from pyro_vae.instruments.scores import measure_scores, write_scores
 from pyro_vae.model import VAE
 from pyro_vae.report import curves
-from pyro_vae.runs import History, Labelled, RunFolder, checkpoint
+from pyro_vae.runs import Checkpoints, LabeledImages, RunFolder, checkpoint
 
 Look = Callable[[VAE, Fit, RunFolder], Any]
 
@@ -35,11 +35,11 @@ def scores(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 8 == 1:  # it takes a second
-        x, settings = Fixed().valid[:4], Annealing(2, 4, 2)
-        measure_annealing(vae, x, settings, 0)
+        x, settings = Fixed().valid[:4], AISConfig(2, 4, 2)
+        measure_ais(vae, x, settings, 0)
         holes = x.clone()
         holes[:, 0] = torch.nan
-        impute(vae.model, vae.guide, holes, settings, fill=torch.zeros_like(x[0]), seed=0)
+        impute(vae.model, vae.guide, holes, settings, fill_value=torch.zeros_like(x[0]), seed=0)
 
 
 def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
@@ -50,19 +50,19 @@ def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 
 def records_of_it(vae: VAE, fit: Fit, folder: RunFolder) -> None:
-    folder.append_metrics({"epoch": fit.svi.steps, "elbo": float(fit.svi.elbo)})
-    History(folder.checkpoints, {}).save(fit.svi.steps, fit.state_dict())
+    folder.append_epoch({"epoch": fit.svi.steps, "elbo": float(fit.svi.elbo)})
+    Checkpoints(folder.checkpoints, {}).save(fit.svi.steps, fit.state_dict())
 
 
 def instruments(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 8 == 1:
-        local_elbos(vae.model, vae.guide, Fixed().valid[:4], num_steps=3, seed=0)
-    calibration_ranks(vae.model, vae.guide, Fixed().valid[:4], 9, seed=0)
+        per_image_elbos(vae.model, vae.guide, Fixed().valid[:4], num_steps=3, seed=0)
+    sbc_ranks(vae.model, vae.guide, Fixed().valid[:4], 9, seed=0)
 
 
 def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 32 == 1:
-        known = Labelled(Fixed().valid[:8], np.arange(8) % 2)
+        known = LabeledImages(Fixed().valid[:8], np.arange(8) % 2)
         with pyro.get_param_store().scope(), torch.random.fork_rng():
             untrained = small_vae()
         folder.save_figure("probe", curves.probe(probe_rows(vae, untrained, known, known, 0)))
@@ -76,9 +76,9 @@ def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], li
     vae.likelihood.net.append(nn.Dropout(0.2))
     fit = new_fit(vae, graph=graph)
     results = RunFolder(folder)
-    results.claim({}, overwrite=True)
+    results.create({}, overwrite=True)
     epochs = []
-    for epoch in fit.run(lambda: True):
+    for epoch in fit.iterate(lambda: True):
         epochs.append(epoch)
         look(vae, fit, results)
     checkpoint.save(folder / "end", fit.state_dict())
@@ -94,7 +94,7 @@ def undisturbed(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 @pytest.mark.parametrize("look", [scores, annealing, pictures, records_of_it, instruments, probes])
-def test_looking_does_not_disturb(
+def test_evaluation_does_not_change_training(
     look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     plain = undisturbed(graph)

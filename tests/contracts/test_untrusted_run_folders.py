@@ -38,7 +38,7 @@ def stranger(tmp_path: Path) -> Callable[..., Path]:
 
     def make(content: str | None = None, **changes: Any) -> Path:
         folder = RunFolder(tmp_path / "run")
-        folder.claim(Config(**changes).to_json())
+        folder.create(Config(**changes).to_json())
         if content is not None:
             folder.config_path.write_text(content)
         (folder.checkpoints / "step-000000001.safetensors").write_bytes(b"no checkpoint")

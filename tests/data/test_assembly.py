@@ -28,7 +28,7 @@ def test_every_image_is_in_one_split_with_its_label() -> None:
     assert images.labels is not None
     known = dict(zip(rows(pixels), classes, strict=True))
     for name, found in splits.items():
-        codes = images.labels.of("class", name).tolist()
+        codes = images.labels.get("class", name).tolist()
         assert [known[each] for each in found] == [("ant", "bee", "cat")[code] for code in codes]
 
 
@@ -98,7 +98,7 @@ def test_validation_images_of_ones_own_are_the_validation_images() -> None:
     images = pv.data.from_arrays(train, test, valid=valid, **given)
     assert all(map(torch.equal, (images.train, images.valid, images.test), (train, valid, test)))
     assert images.labels is not None
-    found = [images.labels.of("class", split).tolist() for split in ("train", "valid", "test")]
+    found = [images.labels.get("class", split).tolist() for split in ("train", "valid", "test")]
     assert found == [[n % 3 for n in range(30)], [n % 2 for n in range(10)], [2] * 9]
 
 

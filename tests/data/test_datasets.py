@@ -59,10 +59,10 @@ def test_labels_follow_their_images(digits: Images, tmp_path: Path) -> None:
     classes = {tuple(np.rint(image.ravel()).astype(int)): c for image, c in zip(file.images, file.target, strict=True)}
     for split in ("train", "valid", "test"):
         pixels = np.rint(getattr(digits, split).flatten(1).numpy() * (16 / 255)).astype(int)
-        assert digits.labels.of("class", split).tolist() == [classes[tuple(row)] for row in pixels]
+        assert digits.labels.get("class", split).tolist() == [classes[tuple(row)] for row in pixels]
     few = data.load("digits", tmp_path, train_images=13, test_images=5)
-    assert torch.equal(few.labels.of("class", "train"), digits.labels.of("class", "train")[:13])
-    assert torch.equal(few.labels.of("class", "test"), digits.labels.of("class", "test")[:5])
+    assert torch.equal(few.labels.get("class", "train"), digits.labels.get("class", "train")[:13])
+    assert torch.equal(few.labels.get("class", "test"), digits.labels.get("class", "test")[:5])
     assert few.observed("fixed").pixels.labels is few.labels
 
 
@@ -70,9 +70,9 @@ def test_labels_of_mnist_are_those_of_its_files(mnist_root: Path) -> None:
     raw = mnist_root / "MNIST" / "raw"
     train, test = (np.fromfile(raw / f"{name}-labels-idx1-ubyte", np.uint8, offset=8) for name in ("train", "t10k"))
     labels = data.load("mnist", mnist_root).labels
-    assert labels.of("class", "train").tolist() == train[:55_000].tolist()
-    assert labels.of("class", "valid").tolist() == train[55_000:].tolist()
-    assert labels.of("class", "test").tolist() == test.tolist()
+    assert labels.get("class", "train").tolist() == train[:55_000].tolist()
+    assert labels.get("class", "valid").tolist() == train[55_000:].tolist()
+    assert labels.get("class", "test").tolist() == test.tolist()
 
 
 def test_labels_of_other_images_are_refused(digits: Images) -> None:
@@ -251,11 +251,11 @@ def test_a_split_is_the_same_at_each_call_and_takes_nothing_from_the_stream(how:
 @pytest.mark.parametrize("how", ["dynamic", "fixed", "threshold"])
 def test_a_density_of_binarized_pixels_is_refused(how: str, digits: Images) -> None:
     with pytest.raises(DataError, match=f"--binarize {how}.*use --binarize none"):
-        digits.observed(how).under_density()
+        digits.observed(how).with_dequantization()
 
 
 def test_gray_pixels_are_dequantized_under_a_density_alone(digits: Images) -> None:
-    x = digits.observed("none").under_density().split("test")
+    x = digits.observed("none").with_dequantization().split("test")
     assert torch.equal((x * 256).floor(), digits.test.to(x.dtype))
     assert not torch.equal(x, digits.test / 256)
     assert torch.equal(digits.observed("none").split("test"), digits.test / 255)

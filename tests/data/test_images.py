@@ -161,7 +161,7 @@ def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
         monkeypatch.setattr("pyro_vae.memory._PART", pixels)
         observed = images.observed(binarize)
         seen.append([observed.pixels.train, *(observed.split(name) for name in ("valid", "test"))])
-        seen[-1].append(images.observed("none").under_density().split("train"))
+        seen[-1].append(images.observed("none").with_dequantization().split("train"))
         seen[-1].append(images.observed("threshold").pixels.train)
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))

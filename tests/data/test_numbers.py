@@ -45,12 +45,12 @@ def test_test_rows_of_ones_own_decide_too_what_the_numbers_are() -> None:
 
 def test_counts_under_a_density_are_spread_over_one() -> None:
     """x + u with u ~ U[0, 1): the count can be read off, and the noise is the same in every evaluation."""
-    observed = from_numbers(COUNTS).observed().under_density()
+    observed = from_numbers(COUNTS).observed().with_dequantization()
     noisy = observed.split("test")
     assert torch.equal(noisy.floor(), observed.pixels.test)
     assert not torch.equal(noisy, observed.pixels.test)
     assert torch.equal(noisy, observed.split("test"))
-    real = from_numbers(REAL).observed().under_density()
+    real = from_numbers(REAL).observed().with_dequantization()
     assert torch.equal(real.split("test"), real.pixels.test)
 
 

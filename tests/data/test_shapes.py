@@ -51,7 +51,7 @@ def test_every_value_of_every_factor_is_in_every_split() -> None:
     assert labels is not None
     for split in SPLITS:
         for name, number in zip(labels.names, (3, 6, 10, 8, 8), strict=True):
-            assert labels.of(name, split).unique().tolist() == list(range(number))
+            assert labels.get(name, split).unique().tolist() == list(range(number))
 
 
 def test_the_area_is_the_square_of_the_scale(grid: np.ndarray) -> None:

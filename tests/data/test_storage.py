@@ -43,13 +43,13 @@ def test_large_splits_are_the_same_in_a_temporary_file(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "posix_fallocate", refuse)
-    splits = [images.observed("fixed").split("train"), images.observed("none").under_density().split("test")]
+    splits = [images.observed("fixed").split("train"), images.observed("none").with_dequantization().split("test")]
     if not full and (maps := Path("/proc/self/maps")).exists():
         assert len(re.findall(re.escape(str(temporary)) + r"/pyro_vae-\S+ \(deleted\)", maps.read_text())) >= 2
     assert not list(temporary.iterdir())  # no file is left behind, however the process ends
     monkeypatch.setattr(storage, "_LARGE", 2**28)
     assert torch.equal(splits[0], images.observed("fixed").split("train"))
-    assert torch.equal(splits[1], images.observed("none").under_density().split("test"))
+    assert torch.equal(splits[1], images.observed("none").with_dequantization().split("test"))
 
 
 def streamed(run: Run) -> StreamedBatches:
@@ -70,10 +70,12 @@ def test_streamed_batches_train_the_same_bits(program: dict[str, object], graph:
     for stream in (False, True):
         pyro.set_rng_seed(0)
         run = prepare(
-            Config(**program, train_images=70, test_images=5, batch_size=32, hidden_dim=8, device="cpu").resolved()  # type: ignore[arg-type]
+            Config(**program, train_images=70, test_images=5, batch_size=32, hidden_dim=8, device="cpu").resolve()  # type: ignore[arg-type]
         )
         objective = programs.build_objective(run.config, 70)
-        svi = SVI(run.program.model, run.program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, graph=graph)
+        svi = SVI(
+            run.program.model, run.program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, execution=graph
+        )
         batches: Batches = streamed(run) if stream else run.batches()
         fit = Fit(svi, batches, 2, valid=run.observed("valid"), patience=2)
         epochs, state = records(list(fit)), svi.state_dict()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from pyro_vae import Optim
 from pyro_vae.evaluate import (
-    Annealing,
+    AISConfig,
 )
 
-SHORT = Annealing(8, 50, 2)
+SHORT = AISConfig(8, 50, 2)
 
 
 def adam() -> Optim:

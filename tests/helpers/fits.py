@@ -57,8 +57,8 @@ class Multiplied(Fixed):
 
 
 def new_fit(vae: VAE, loss: Objective | None = None, graph: str | None = None, **arguments: object) -> Fit:
-    schedule = schedules.over(schedules.cosine, EPOCHS * BATCHES)
+    schedule = schedules.per_step(schedules.cosine, EPOCHS * BATCHES)
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedule)
     batches = Fixed()
     defaults = {"epochs": EPOCHS, "valid": batches.valid}
-    return Fit(SVI(vae.model, vae.guide, optim, loss or ELBO(), graph=graph), batches, **(defaults | arguments))
+    return Fit(SVI(vae.model, vae.guide, optim, loss or ELBO(), execution=graph), batches, **(defaults | arguments))

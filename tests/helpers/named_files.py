@@ -127,4 +127,4 @@ def check(images: Images, pixels: np.ndarray, classes: np.ndarray | None) -> Non
             assert images.labels is None
         else:
             assert images.labels is not None
-            assert images.labels.of("class", split).tolist() == classes[some].tolist()
+            assert images.labels.get("class", split).tolist() == classes[some].tolist()

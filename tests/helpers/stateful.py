@@ -54,8 +54,8 @@ def new_fit(
         settings = Config(prior=program, latent_dim=3, hidden_dim=8, batch_size=BATCH, device=device)
         built = programs.build(settings, images.pixels)
     constructor, options = components.OPTIMIZERS[optimizer]
-    schedule = schedules.over(schedules.cosine, epochs * STEPS_OF_EPOCH)
+    schedule = schedules.per_step(schedules.cosine, epochs * STEPS_OF_EPOCH)
     optim = Optim(constructor, {"lr": 0.01, **options}, schedule)
-    svi = SVI(built.model, built.guide, optim, IWAE(2), graph=graph)
+    svi = SVI(built.model, built.guide, optim, IWAE(2), execution=graph)
     valid = images.split("valid")[:7]
     return Fit(svi, images.batches(BATCH), epochs, valid=valid, patience=epochs, seed=3, ema=ema)

@@ -13,7 +13,7 @@ ADAM = {"lr": 0.01, "fused": True}
 
 
 def driver(vae: VAE, objective: Objective | None = None, graph: str | None = "recorded") -> SVI:
-    return SVI(vae.model, vae.guide, Optim(torch.optim.Adam, dict(ADAM)), objective or ELBO(), graph=graph)
+    return SVI(vae.model, vae.guide, Optim(torch.optim.Adam, dict(ADAM)), objective or ELBO(), execution=graph)
 
 
 def take_steps(svi: SVI, number: int, size: int = 5) -> list[float]:

@@ -46,7 +46,7 @@ def closed_form(weights: list[Tensor], first: int = 0) -> Tensor:
 def test_after_each_step_it_is_the_sum_of_the_trajectory(make: Any, graph: str | None) -> None:
     fit = new_fit(make(), graph=graph, ema=DECAY)
     trajectory = []
-    for record in fit.run(lambda: True):
+    for record in fit.iterate(lambda: True):
         if record is None:
             trajectory.append(values(fit))
             for name, average in averages(fit).items():
@@ -65,7 +65,7 @@ def test_training_does_not_see_it() -> None:
     for ema in (0.0, DECAY):
         pyro.set_rng_seed(0)
         fit = new_fit(small_vae(), ema=ema)
-        records = list(fit.run(lambda: True))
+        records = list(fit.iterate(lambda: True))
         elbos.append([record.elbo for record in records if record is not None])
         trajectories.append([m["exp_avg"] for m in fit.svi.optim.optimizer.state.values()])
     assert elbos[0] == elbos[1]
@@ -84,7 +84,7 @@ def test_the_validation_elbo_is_that_of_the_averaged_weights() -> None:
     other = copy.deepcopy(vae)
     fit = new_fit(vae, ema=DECAY)
     trajectory = []
-    for record in fit.run(lambda: True):
+    for record in fit.iterate(lambda: True):
         if record is None:
             trajectory.append([p.detach().clone() for p in vae.parameters()])
             continue
@@ -157,7 +157,7 @@ def test_a_parameter_that_comes_later_starts_with_its_first_step() -> None:
     program = Late()
     fit = new_fit(program, ema=DECAY, valid=None)
     late = []
-    for record in fit.run(lambda: True):
+    for record in fit.iterate(lambda: True):
         if record is None and "late" in fit.svi.optim.params:
             late.append(values(fit)["late"])
             expected = closed_form(late, first=fit.average.steps - len(late))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae.infer.cuda_graph import Capture
+from pyro_vae.infer.cuda_graph import CUDAGraphCall
 
 
 class FakeGraph:
@@ -77,7 +77,7 @@ def count(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Counter:
 
 
 def test_every_call_takes_effect_once_and_the_fourth_is_captured(count: Counter) -> None:
-    capture = Capture(count, lambda x: None)
+    capture = CUDAGraphCall(count, lambda x: None)
     found = [capture(torch.full((2,), float(n)))[0] for n in range(10)]
     assert [float(total) for total in found] == [n * (n + 1) for n in range(10)]  # each result is the caller's own
     assert count.calls == 4  # three by hand, one while capturing; the rest are launches
@@ -85,7 +85,7 @@ def test_every_call_takes_effect_once_and_the_fourth_is_captured(count: Counter)
 
 def test_another_key_is_captured_anew(count: Counter) -> None:
     key = "first"
-    capture = Capture(count, lambda x: key)
+    capture = CUDAGraphCall(count, lambda x: key)
     for _ in range(6):
         capture(torch.ones(2))
     key = "second"
@@ -95,9 +95,9 @@ def test_another_key_is_captured_anew(count: Counter) -> None:
     assert count.calls == 8
 
 
-def test_what_is_left_to_the_caller_is_not_counted(count: Counter) -> None:
+def test_declined_calls_do_not_advance_warmup(count: Counter) -> None:
     count.available = False
-    capture = Capture(count, lambda x: None)
+    capture = CUDAGraphCall(count, lambda x: None)
     assert [capture(torch.ones(2)) for _ in range(5)] == [None] * 5
     count.available = True
     assert [float(capture(torch.ones(2))[0]) for _ in range(6)] == [2.0 * n for n in range(1, 7)]
@@ -113,7 +113,7 @@ def test_a_captured_function_draws_new_noise_at_every_launch(device: torch.devic
         total.add_(x * torch.randn(1000, device=device))
         return (total.clone(),)
 
-    capture = Capture(step, lambda x: None)
+    capture = CUDAGraphCall(step, lambda x: None)
     torch.manual_seed(0)
     found = [capture(torch.full((1000,), float(n), device=device))[0] for n in range(8)]
     torch.manual_seed(0)

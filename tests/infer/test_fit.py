@@ -21,7 +21,7 @@ from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE
 from pyro_vae.runs import checkpoint
-from pyro_vae.trace import Batch, derive, reading
+from pyro_vae.trace import Batch, derive_seed, read_only
 
 
 def train(**arguments: object) -> tuple[VAE, list[dict]]:
@@ -111,7 +111,7 @@ def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
     for epoch, elbo in enumerate([-0.5, float("nan"), -6.0]):
-        fit.best = fit.best.better_of(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0), fit.svi)
+        fit.best = fit.best.keep_better(Epoch(epoch, 0, 0.0, 0.0, elbo, 0.0, 0.0, 0.0), fit.svi)
     assert (fit.best.value, fit.best.epoch) == (-0.5, 0)
 
 
@@ -220,7 +220,7 @@ def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
     normal = log_weights(standard.model, standard.guide, x, 40, seed=0)
     # The same draws: the weights differ by the ratio of the priors and nothing else.
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(derive(0, ""))
+        torch.manual_seed(derive_seed(0, ""))
         z = standard.posterior(x).expand([40, len(x)]).sample()
     ratio = dist.StudentT(3.0, 0.0, 1.0).log_prob(z).sum(-1) - dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
     torch.testing.assert_close(found - normal, ratio.double(), rtol=1e-9, atol=1e-9)
@@ -252,7 +252,7 @@ def test_a_learned_guide_reaches_the_evidence() -> None:
             return batch
 
     guide = Guide()
-    optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.over(schedules.cosine, 1500))
+    optim = Optim(torch.optim.Adam, {"lr": 0.03}, schedules.per_step(schedules.cosine, 1500))
     for _ in Fit(SVI(program.model, guide.guide, optim, ELBO()), Whole(), 1500):
         pass
     elbo = score(program.model, guide.guide, x, 2000, seed=0).elbo
@@ -282,18 +282,18 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
     for epoch in fit:
         checkpoint.save(tmp_path / f"{fit.epoch}.pt", fit.state_dict())
         records.append(epoch)
-    assert all(abs(record.objective - record.elbo) > 0.01 for record in records if record.epoch != 1)  # beta = 4/3
+    assert all(abs(record.objective - record.elbo) > 0.01 for record in records if record.index != 1)  # beta = 4/3
     for record in records:
         vae, again = new()
-        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch + 1}.pt"))
-        with reading(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index + 1}.pt"))
+        with read_only(vae.model, vae.guide, x=Fixed().valid, seed=0, purpose="validation"), torch.no_grad():
             found = draw_particles(vae.model, vae.guide, Fixed().valid, 1).log_w.mean()
         assert float(found) == pytest.approx(record.valid_elbo, rel=1e-12)
 
     for record in records[1:]:
         vae, again = new()
-        again.load_state_dict(checkpoint.load(tmp_path / f"{record.epoch}.pt"))  # its random streams too
-        x = again.batches.observe(next(iter(again.batches(record.epoch))))
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index}.pt"))  # its random streams too
+        x = again.batches.observe(next(iter(again.batches(record.index))))
         found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
         assert float(found) == pytest.approx(record.elbo, rel=1e-12)
 

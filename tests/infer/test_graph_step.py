@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae import data
 from pyro_vae.config import Config, components, programs
 from pyro_vae.infer import IWAE, SVI, Optim
-from pyro_vae.infer.graph_step import Outcome
+from pyro_vae.infer.graph_step import StepResult
 from pyro_vae.trace import Batch
 
 DENSITIES = {"gaussian", "continuous-bernoulli"}
@@ -41,7 +41,7 @@ COMPILED = [
 
 def both_ways(
     field: str, name: str, dtype: torch.dtype, graph: str, shape: tuple[int, ...] = (6, 5)
-) -> tuple[SVI, Outcome, Tensor]:
+) -> tuple[SVI, StepResult, Tensor]:
     """Compute the second step of a program by its graph and eagerly, on the same noise; return the latter's loss."""
     torch.set_default_dtype(dtype)
     chosen: dict[str, Any] = {field: name}
@@ -50,23 +50,23 @@ def both_ways(
     settings = Config(
         latent_dim=4, hidden_dim=8, num_particles=3, batch_size=5, epochs=2, binarize="none" if grey else "dynamic",
         **chosen,
-    ).resolved()  # fmt: skip
+    ).resolve()  # fmt: skip
     pixels = torch.randint(0, 256, (40, *shape), dtype=torch.uint8)
     rows = pixels.flatten(1).to(dtype)
     images = data.Numbers("random", rows, rows, rows, counts=True) if counts else data.Images("random", *[pixels] * 3)
     observed = images.observed(settings.binarize)
     if grey and name in DENSITIES:
-        observed = observed.under_density()
+        observed = observed.with_dequantization()
     device = str(torch.get_default_device())
     program = programs.build(settings, observed.pixels).to(device)
     objective = programs.build_objective(settings, 40)
     batches = observed.batches(5)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3}), objective, graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3}), objective, execution=graph)
     batch = next(iter(batches(0)))
-    svi.step(batch, observe=batches.observe)
-    objective.at_step(svi.steps)
+    svi.step(batch, preprocess=batches.observe)
+    objective.set_step(svi.steps)
     torch.manual_seed(1)
-    assert svi.recorded.takes(batches.observe, Batch(batch))
+    assert svi.recorded.accepts(batches.observe, Batch(batch))
     outcome = svi.recorded(Batch(batch))
     after = torch.rand(3)
     torch.manual_seed(1)
@@ -77,7 +77,7 @@ def both_ways(
     return svi, outcome, loss
 
 
-def check(svi: SVI, outcome: Outcome, loss: Tensor, rtol: float) -> None:
+def check(svi: SVI, outcome: StepResult, loss: Tensor, rtol: float) -> None:
     """Loss, ELBO where there is one, and each gradient relative to its largest entry."""
     torch.testing.assert_close(outcome.loss, loss, rtol=rtol, atol=0)
     assert svi.elbo is not None
@@ -152,7 +152,7 @@ def test_a_program_without_modules_trains_by_its_record(graph: str) -> None:
     runs = []
     for how in (None, graph):
         pyro.clear_param_store()
-        svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, dict(ADAM)), IWAE(4), graph=how)
+        svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, dict(ADAM)), IWAE(4), execution=how)
         runs.append([*take_steps(svi, 30), float(pyro.param("rate").detach())])
     assert is_recorded(svi)
     assert runs[1] == pytest.approx(runs[0], rel=1e-9)

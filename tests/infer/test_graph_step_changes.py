@@ -149,7 +149,7 @@ class TestRecorded:
                 with pyro.plate("data", x.shape[0]):
                     pyro.sample("z", dist.Normal(net(x.flatten(-2)), 1.0).to_event(1))
 
-            svi = SVI(vae.model, guide, Optim(torch.optim.Adam, dict(ADAM)), ELBO(), graph=graph)
+            svi = SVI(vae.model, guide, Optim(torch.optim.Adam, dict(ADAM)), ELBO(), execution=graph)
             svi_pair.append(take_steps(svi, 20))
         assert is_recorded(svi)
         assert svi_pair[1] == pytest.approx(svi_pair[0], rel=1e-12)
@@ -160,11 +160,11 @@ class Tempered(ELBO):
 
     power = 1.0
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         self.power = 1.0 if step < 3 else 0.5
 
-    def objective(self, particles: Any) -> Tensor:
-        return self.power * super().objective(particles)
+    def per_image(self, particles: Any) -> Tensor:
+        return self.power * super().per_image(particles)
 
 
 def test_an_objective_whose_number_changes_once_gets_a_second_record() -> None:

@@ -84,7 +84,7 @@ def test_a_compiler_that_is_wrong_is_not_believed(
     def wrong(record: Any, inputs: Any) -> Any:
         return lambda *args: tuple(out if n != 4 else 1.1 * out for n, out in enumerate(record(*args)))
 
-    monkeypatch.setattr(graph_module, "compiled_record", wrong)
+    monkeypatch.setattr(graph_module, "compile_graph", wrong)
     with caplog.at_level(logging.WARNING):
         found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]
@@ -94,24 +94,24 @@ def test_a_compiler_that_is_wrong_is_not_believed(
     assert found == take_steps(driver(small_vae(), graph=None), 5)
 
 
-class Annealed(ELBO):
+class AISResult(ELBO):
     """An objective whose number changes at every step."""
 
     power = 1.0
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         self.power = 1.0 / (1 + step)
 
-    def objective(self, particles: Any) -> Tensor:
-        return self.power * super().objective(particles)
+    def per_image(self, particles: Any) -> Tensor:
+        return self.power * super().per_image(particles)
 
 
 def test_an_objective_whose_numbers_change_is_run_by_pyro_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
-    expected = take_steps(driver(small_vae(), Annealed(), None), 20)
+    expected = take_steps(driver(small_vae(), AISResult(), None), 20)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     with caplog.at_level(logging.WARNING):
-        assert take_steps(driver(small_vae(), Annealed()), 20) == pytest.approx(expected, rel=1e-12)
+        assert take_steps(driver(small_vae(), AISResult()), 20) == pytest.approx(expected, rel=1e-12)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "Annealed.power changes from call to call" in line
 

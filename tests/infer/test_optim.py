@@ -22,12 +22,12 @@ STEPS, RATE = 12, 0.02
 
 def adamax(vae: VAE, graph: str | None) -> SVI:
     constructor, options = components.OPTIMIZERS["adamax"]
-    optim = Optim(constructor, {"lr": RATE, **options}, schedules.over(schedules.cosine, STEPS))
-    return SVI(vae.model, vae.guide, optim, ELBO(), graph=graph)
+    optim = Optim(constructor, {"lr": RATE, **options}, schedules.per_step(schedules.cosine, STEPS))
+    return SVI(vae.model, vae.guide, optim, ELBO(), execution=graph)
 
 
 def rate(step: int) -> float:
-    return RATE * schedules.over(schedules.cosine, STEPS)(step)
+    return RATE * schedules.per_step(schedules.cosine, STEPS)(step)
 
 
 def gradients(vae: VAE, x: Tensor) -> list[Tensor]:

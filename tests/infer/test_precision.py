@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pyro_vae.infer import ELBO, SVI, Optim
 from pyro_vae.infer.precision import PRECISIONS, BFloat16Products
-from pyro_vae.trace import run_pair
+from pyro_vae.trace import trace_model_and_guide
 
 PRODUCTS = {
     "linear": lambda a, b: functional.linear(a, b.mT),
@@ -56,7 +56,7 @@ def test_densities_are_those_of_their_parameters_in_float32() -> None:
     torch.set_default_dtype(torch.float32)
     vae = small_vae()
     with BFloat16Products():
-        _, q = run_pair(vae.model, vae.guide, images(50), 20)
+        _, q = trace_model_and_guide(vae.model, vae.guide, images(50), 20)
         found = q.log_probs()["z"]
     site = q.sites["z"]
     normal = site["fn"].base_dist
@@ -74,7 +74,7 @@ def test_steps_in_bfloat16_follow_those_in_float32(graph: str | None) -> None:
         pyro.set_rng_seed(0)
         vae = small_vae()
         optim = Optim(torch.optim.SGD, {"lr": 1e-3})  # so that the change of the weights is the gradient
-        svi = SVI(vae.model, vae.guide, optim, ELBO(5), graph=graph, precision=precision)
+        svi = SVI(vae.model, vae.guide, optim, ELBO(5), execution=graph, precision=precision)
         svi.step(images(50))
         before = torch.cat([p.detach().flatten() for p in vae.parameters()])
         pyro.set_rng_seed(1)

@@ -85,7 +85,7 @@ def test_a_state_goes_on_to_the_bit(make: Make) -> None:
     vae = fresh()
     (svi,) = drivers(vae, make(), ours=True)
     take_steps(svi, 3)
-    svi.optim.slow_down(0.5)
+    svi.optim.scale_lr(0.5)
     state = tree_map_only(Tensor, torch.clone, svi.state_dict())
     take_steps(svi, 3)
 
@@ -145,7 +145,7 @@ def test_a_recorded_step_clips_gradients_that_share_memory(make: Make) -> None:
             with pyro.plate("rows", x.shape[0]):
                 pyro.factor("total", total.expand(x.shape[0]))
 
-        svi = SVI(model, vae.guide, make(), ELBO(), graph=graph)
+        svi = SVI(model, vae.guide, make(), ELBO(), execution=graph)
         take_steps(svi, 5)
         assert graph is None or not svi.recorded._refused
         found.append([*values(vae), pyro.param("shift").detach(), pyro.param("gain").detach()])

@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.infer import ELBO, IWAE, SVI, Optim, load_parameters
+from pyro_vae.infer import ELBO, IWAE, SVI, Optim, load_program_state
 from pyro_vae.model import VAE
 
 ADAM = {"lr": 0.01}
@@ -178,7 +178,7 @@ def test_a_state_of_another_program_changes_nothing() -> None:
     ]
     for bad in (less, smaller, *strange):
         with pytest.raises(ValueError, match=r"in one of them alone|has shape|not that of a program"):
-            load_parameters(vae.model, vae.guide, bad, images(1))
+            load_program_state(vae.model, vae.guide, bad, images(1))
         assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
 
 

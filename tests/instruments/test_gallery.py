@@ -18,10 +18,10 @@ from torch import Tensor
 from pyro_vae import config
 from pyro_vae.config import programs
 from pyro_vae.config.presets import SYSTEMS
-from pyro_vae.evaluate import train_features
+from pyro_vae.evaluate import train_feature_network
 from pyro_vae.instruments.gallery import measure_system
-from pyro_vae.instruments.generated import generated
-from pyro_vae.runs import Labelled, load_images
+from pyro_vae.instruments.generated import sample_images
+from pyro_vae.runs import LabeledImages, load_images
 
 
 class Bars:
@@ -42,16 +42,16 @@ class Bars:
             scores = (x.unsqueeze(-3) * self.means.to(x)).sum((-2, -1))
             pyro.sample("z", dist.Delta(scores.argmax(-1).to(x)))
 
-    def images(self, number: int) -> Labelled:
+    def images(self, number: int) -> LabeledImages:
         z = torch.randint(16, (number,))
-        return Labelled(torch.bernoulli(self.means[z]), (z >= 8).long().cpu().numpy())
+        return LabeledImages(torch.bernoulli(self.means[z]), (z >= 8).long().cpu().numpy())
 
 
 def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> None:
     """Its code is a threshold of the class; its samples are as far from the test images as training images, to 10 %."""
     truth = Bars(0.9)
     train, test = truth.images(2000), truth.images(2000)
-    net = train_features(train.x, torch.as_tensor(train.classes, device=train.x.device), seed=0)
+    net = train_feature_network(train.x, torch.as_tensor(train.classes, device=train.x.device), seed=0)
     good = measure_system(truth, train, test, net, lossy=False, seed=0)
     bad = measure_system(Bars(0.3), train, test, net, lossy=False, seed=0)
     assert good["feature_accuracy"] > 0.99
@@ -63,9 +63,9 @@ def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> No
 
 
 def test_of_a_loss_the_means_are_what_it_generates() -> None:
-    images = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
+    images = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
     assert set(np.round(images.unique().tolist(), 6)) == {0.25, 0.75}
-    draws = generated(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
+    draws = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
     assert set(draws.unique().tolist()) == {0.0, 1.0}
 
 
@@ -73,10 +73,10 @@ def test_of_a_loss_the_means_are_what_it_generates() -> None:
 def test_every_system_is_a_configuration_that_builds(name: str) -> None:
     """Its fields are read by its program and its objective."""
     settings = config.Config(**SYSTEMS[name])
-    for field, default in programs.unread(settings).items():
+    for field, default in programs.ignored_defaults(settings).items():
         assert getattr(settings, field) == default
-    images = load_images(settings.resolved()).pixels
-    programs.build(settings.resolved(), images)
+    images = load_images(settings.resolve()).pixels
+    programs.build(settings.resolve(), images)
     programs.build_objective(settings, len(images.train))
 
 

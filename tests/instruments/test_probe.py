@@ -18,7 +18,7 @@ from pyro_vae.evaluate import Accuracy
 from pyro_vae.instruments import Result
 from pyro_vae.instruments.probe import measure_probe, probe_rows, probe_table
 from pyro_vae.model import nets, posteriors
-from pyro_vae.runs import Labelled
+from pyro_vae.runs import LabeledImages
 from pyro_vae.runs.folder import Folder
 
 pytestmark = pytest.mark.on_device
@@ -35,12 +35,12 @@ def program_of(gain: float) -> SimpleNamespace:
     return SimpleNamespace(model=None, guide=guide)
 
 
-def labelled(number: int) -> Labelled:
+def labelled(number: int) -> LabeledImages:
     """Images whose third pixel says the class, and whose others are louder noise."""
     classes = np.arange(number) % 2
     x = 3 * torch.randn(number, 5)
     x[:, 2] = torch.as_tensor(2.0 * classes - 1).to(x)
-    return Labelled(x, classes)
+    return LabeledImages(x, classes)
 
 
 def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest
 
 
 def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest.LogCaptureFixture) -> None:
-    flow = posteriors.InverseAutoregressive(nets.Dense((5,), 8, depth=1).encoder, 2)
+    flow = posteriors.IAF(nets.Dense((5,), 8, depth=1).encoder, 2)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
@@ -97,7 +97,7 @@ def test_both_layers_are_probed() -> None:
             pyro.sample("z2", dist.Normal(x[:, 1:2] + 0 * z1, 0.1).to_event(1))
 
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]]).repeat(10, 1)
-    known = Labelled(torch.cat([signs, 3 * torch.randn(40, 3)], 1), np.arange(40) % 2)
+    known = LabeledImages(torch.cat([signs, 3 * torch.randn(40, 3)], 1), np.arange(40) % 2)
     program = SimpleNamespace(model=None, guide=guide)
     rows = probe_rows(program, program, known, known, 0)
     found = {row["features"]: row["accuracy"] for row in rows if (row["classifier"], row["labels"]) == ("kNN", 40)}

@@ -12,7 +12,7 @@ from helpers.calls import TINY, command, inside
 from PIL import Image, ImageSequence
 
 from pyro_vae.instruments import samples
-from pyro_vae.report.images import rows, scatter
+from pyro_vae.report.images import labeled_rows, scatter
 from pyro_vae.runs import RunFolder
 
 EVERYTHING = {
@@ -66,7 +66,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, refused: Callable[..., None])
 def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
     """Its frames are the images, grey level for grey level."""
     images = torch.rand(5, 6, 2, 2)
-    frames = samples._there_and_back(images, 3)
+    frames = samples._forward_and_backward(images, 3)
     folder = RunFolder(tmp_path / "run").samples
     folder.lock()
     folder.save_animation("some", frames)
@@ -80,7 +80,7 @@ def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
 
 def test_rows_hold_their_images_under_their_names() -> None:
     first, second = torch.rand(4, 3, 3), torch.rand(4, 3, 3)
-    axes = rows({"first": first, "second": second}, "title").axes[0]
+    axes = labeled_rows({"first": first, "second": second}, "title").axes[0]
     shown = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(shown[1:4, 5:8], first[1].cpu().numpy(), rtol=1e-6)
     np.testing.assert_allclose(shown[5:8, 9:12], second[2].cpu().numpy(), rtol=1e-6)

@@ -24,7 +24,7 @@ SHAPES = [(8, 8), (1, 8, 8), (3, 8, 8), (2, 8, 8)]
 )
 def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """An untrained decoder starts at the frequencies of each dimension, and adds the spread of its own logits."""
-    settings = Config(net=net, latent_dim=4, hidden_dim=16).resolved()
+    settings = Config(net=net, latent_dim=4, hidden_dim=16).resolve()
     pixels = 255 * torch.randint(0, 2, (200, *shape)).byte()
     images = pv.data.Images("coins", pixels, pixels[:20], pixels[:20]).observed("none")
     pyro.set_rng_seed(0)
@@ -35,7 +35,7 @@ def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp
     assert 0.9 < numbers["bits_per_dim"] < 1.3
 
     run = RunFolder(tmp_path / "run")
-    run.claim(settings.to_json())
+    run.create(settings.to_json())
     write_scores(run, vae, x, scores, 0)
     drawn = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     pictures = {"reconstructions.png", "prior_samples.png"}
@@ -59,7 +59,7 @@ class _Titles:
 )
 def test_pictures_say_whether_they_are_means_or_draws(likelihood: str, what: str) -> None:
     """The logistic mixture of colors has no mean in closed form."""
-    settings = Config(likelihood=likelihood, binarize="none", net="linear", latent_dim=2).resolved()
+    settings = Config(likelihood=likelihood, binarize="none", net="linear", latent_dim=2).resolve()
     pixels = torch.randint(0, 256, (40, 3, 4, 4)).byte()
     images = pv.data.Images("noise", pixels, pixels[:20], pixels[:20]).observed("none")
     pyro.set_rng_seed(0)

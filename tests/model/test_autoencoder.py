@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from pyro_vae import config
 from pyro_vae.config import programs
-from pyro_vae.evaluate import log_weights, score, summary, surgery
+from pyro_vae.evaluate import elbo_surgery, log_weights, score, summarize
 from pyro_vae.infer import ELBO, SVI, Fit, Optim
 from pyro_vae.infer.validation import validate
 from pyro_vae.model import VAE, likelihoods, nets, posteriors
 from pyro_vae.model.priors.flat import FlatPrior
 from pyro_vae.runs import load_images
-from pyro_vae.trace import Batch, run
+from pyro_vae.trace import Batch, trace_particles
 
 pytestmark = pytest.mark.host
 
@@ -131,7 +131,7 @@ def test_its_scores_are_the_reconstruction_error_and_nothing_else() -> None:
     scores = score(program.model, program.guide, x, 100, seed=0)
     expected = cross_entropy(program, x).detach().cpu().numpy()
     assert scores.distortion == pytest.approx(expected, rel=1e-6)
-    numbers = summary(scores, 0, 6)
+    numbers = summarize(scores, 0, 6)
     assert numbers["distortion"] == pytest.approx(expected.mean(), rel=1e-6)
     nothing = {"elbo", "elbo_se", "log_likelihood", "log_likelihood_se", "log_likelihood_mc_se", "psis", "jvi1", "jvi2"}
     nothing |= {"bits_per_dim", "rate", "ess_median", "khat_median", "khat_bad_fraction"}
@@ -156,7 +156,7 @@ def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
     """In single precision no two layouts give the same bits, so that its density would be zero."""
     program, x = an_autoencoder()
     program, x = program.float(), x.float()
-    result = run(program.guide, x, 7)
+    result = trace_particles(program.guide, x, 7)
     assert result.sites["z"]["value"].shape == (7, 30, UNITS)
     torch.testing.assert_close(result.deltas["z"].v, program.posterior.net(x).expand(7, 30, UNITS))
 
@@ -212,16 +212,16 @@ def test_a_loss_has_a_rate_and_no_likelihood() -> None:
     assert math.isnan(scores.elbo.mean())
     assert scores.rate == pytest.approx(proper.rate, rel=1e-9)
     assert scores.distortion == pytest.approx(proper.distortion, rel=1e-9)
-    assert surgery(model, truth.guide, x, seed=0).rate == pytest.approx(
-        surgery(truth.model, truth.guide, x, seed=0).rate
+    assert elbo_surgery(model, truth.guide, x, seed=0).rate == pytest.approx(
+        elbo_surgery(truth.model, truth.guide, x, seed=0).rate
     )
 
 
 def test_patience_watches_the_distortion() -> None:
     """Without an ELBO: the best epoch is the one whose reconstructions of validation images are the best."""
     settings = config.Config(program="autoencoder", train_images=200, epochs=40, latent_dim=8, learning_rate=0.05)
-    images = load_images(settings.resolved())
-    program = programs.build(settings.resolved(), images.pixels)
+    images = load_images(settings.resolve())
+    program = programs.build(settings.resolve(), images.pixels)
     driver = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.05}), ELBO())
     fit = Fit(driver, images.batches(50), 40, valid=images.split("valid"), patience=5)
     records = list(fit)

@@ -18,10 +18,10 @@ from torch import Tensor
 from pyro_vae import ELBO, IWAE, VAE
 from pyro_vae.config import Config
 from pyro_vae.config.saved import read_config
-from pyro_vae.data import Batches, some_labels
-from pyro_vae.evaluate import discrete_values, log_weight_parts, posterior_probs
+from pyro_vae.data import Batches, mask_labels
+from pyro_vae.evaluate import discrete_values, log_weight_terms, posterior_probs
 from pyro_vae.instruments.classes import measure_classes
-from pyro_vae.instruments.generated import prior_grid
+from pyro_vae.instruments.generated import sample_prior_grid
 from pyro_vae.model import CVAE, GMVAE, M2, likelihoods, nets, posteriors
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.standard import StandardNormal
@@ -67,7 +67,7 @@ def test_gmvae_trains_like_the_vae_of_the_same_mixture(
 def test_gmvae_scores_like_the_vae_of_the_same_mixture(x: Tensor) -> None:
     prior, likelihood, posterior = parts()
     vae, gmvae = VAE(prior, likelihood, posterior), GMVAE(prior, likelihood, posterior)
-    found = [log_weight_parts(program.model, program.guide, x, 200, seed=0) for program in (vae, gmvae)]
+    found = [log_weight_terms(program.model, program.guide, x, 200, seed=0) for program in (vae, gmvae)]
     torch.testing.assert_close(found[0][:3], found[1][:3], rtol=1e-11, atol=1e-11)
 
 
@@ -110,7 +110,7 @@ def test_pictures_have_a_row_for_each_class(x: Tensor) -> None:
     gmvae = GMVAE(*parts())
     values = discrete_values(gmvae.model, gmvae.guide, x)
     assert values["c"].tolist() == list(range(CLASSES))
-    like, latents = prior_grid(gmvae, x, 6, seed=0)
+    like, latents = sample_prior_grid(gmvae, x, 6, seed=0)
     assert latents is not None
     assert len(like) == 6 * CLASSES
     assert latents["c"][0].tolist() == [c for c in range(CLASSES) for _ in range(6)]
@@ -152,7 +152,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
         CLASSES,
     )
     y = torch.tensor([0, 3, 1, 1, 2])
-    found = log_weight_parts(program.model, program.guide, Batch(x, y), 50, seed=0)
+    found = log_weight_terms(program.model, program.guide, Batch(x, y), 50, seed=0)
     for c in range(CLASSES):  # with the class built in, as if it were the only one
         hot = torch.nn.functional.one_hot(torch.tensor(c), CLASSES).to(x)
 
@@ -166,7 +166,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
             return program.posterior(add(program.features(x)))  # type: ignore[operator]
 
         alone = VAE(program.prior, likelihood, posterior)  # type: ignore[arg-type]
-        right = log_weight_parts(alone.model, alone.guide, x, 50, seed=0)
+        right = log_weight_terms(alone.model, alone.guide, x, 50, seed=0)
         rows = y == c
         torch.testing.assert_close(found.log_weights[:, rows], right.log_weights[:, rows], rtol=1e-11, atol=1e-11)
 
@@ -236,9 +236,9 @@ def test_the_loss_of_m2_is_that_of_the_paper(x: Tensor) -> None:
 def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> None:
     program = m2()
     unknown = torch.full((5,), -1)
-    whole = log_weight_parts(program.model, program.guide, (x, unknown), 4000, seed=0).log_weights
+    whole = log_weight_terms(program.model, program.guide, (x, unknown), 4000, seed=0).log_weights
     each = [
-        log_weight_parts(program.model, program.guide, (x, torch.full((5,), c)), 4000, seed=0).log_weights
+        log_weight_terms(program.model, program.guide, (x, torch.full((5,), c)), 4000, seed=0).log_weights
         for c in range(CLASSES)
     ]
     # The same noise: the weights of a pair are those of its class in the sum.
@@ -251,7 +251,7 @@ def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> 
 
 def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
     labels = torch.tensor([0, 1, 2] * 20)
-    kept = some_labels(labels, 7)
+    kept = mask_labels(labels, 7)
     assert [(kept == each).sum().item() for each in range(3)] == [3, 2, 2]
     places = (kept >= 0).nonzero().flatten()
     assert torch.equal(kept[places], labels[places])

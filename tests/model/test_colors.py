@@ -20,7 +20,7 @@ from pyro_vae.model.distributions.colors import ColorLogisticMixture
 from pyro_vae.model.distributions.pixels import DiscretizedLogistic
 from pyro_vae.model.likelihoods import LogisticMixture
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.trace import check_domain, describe
+from pyro_vae.trace import check_support, describe
 
 
 def mixture_of(
@@ -58,7 +58,7 @@ def red_of(q: ColorLogisticMixture) -> dist.Distribution:
 @pytest.mark.parametrize("levels", [2, 3, 8])
 @pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
 def test_all_colors_sum_to_one(levels: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "_TOP", levels - 1)
+    monkeypatch.setattr(pixels, "_MAX_LEVEL", levels - 1)
     q = mixture_of(4, leading=(5,), scale=scale)
     total = q.log_prob(all_colors(levels).unsqueeze(1)).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(5), rtol=digits(), atol=0)
@@ -162,7 +162,7 @@ def test_more_batch_dimensions_repeat_it() -> None:
 
 def test_draws_follow_the_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 colors of four levels at two pixels, by the chi-squared test: false alarms 2e-6."""
-    monkeypatch.setattr(pixels, "_TOP", 3)
+    monkeypatch.setattr(pixels, "_MAX_LEVEL", 3)
     q = mixture_of(3, (1, 2), scale=0.3)
     q.loc.clamp_(0, 1)
     x = q.sample((100_000,))
@@ -236,11 +236,11 @@ def test_it_starts_at_the_quantiles_without_dependence() -> None:
 def test_its_domain_is_the_gray_levels_of_each_channel() -> None:
     posterior = posteriors.MeanField(nets.Dense((3, 2, 2), 4, depth=1).encoder, 2)
     vae, x = VAE(StandardNormal(2), likelihood_of((3, 2, 2)), posterior), torch.randint(0, 256, (6, 3, 2, 2)) / 255
-    check_domain(vae.model, vae.guide, x)
+    check_support(vae.model, vae.guide, x)
     assert describe(vae.model, vae.guide, x).observes == "probability"
     x[1, 2, 0, 1] = 0.5 / 255
     with pytest.raises(ValueError, match=r"observes 0\.00196078, outside the support of its ColorLogisticMixture"):
-        check_domain(vae.model, vae.guide, x)
+        check_support(vae.model, vae.guide, x)
 
 
 class Nothing(nn.Module):

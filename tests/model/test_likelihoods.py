@@ -15,7 +15,7 @@ from pyro_vae.config import components
 from pyro_vae.model import VAE, nets, posteriors
 from pyro_vae.model.distributions.pixels import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyro_vae.model.priors.standard import StandardNormal
-from pyro_vae.trace import check_domain, describe
+from pyro_vae.trace import check_support, describe
 
 # Those of counts, and those whose pixels are not independent, have files of their own.
 NAMES = sorted(components.LIKELIHOODS.keys() - {"pixelcnn", "poisson", "negative-binomial"})
@@ -141,10 +141,10 @@ def test_gradients_of_a_likelihood_match_finite_differences(name: str) -> None:
 def test_a_likelihood_refuses_what_lies_outside_its_domain(name: str, outside: float) -> None:
     vae = vae_of(name)
     x = values_of(name, 3)
-    check_domain(vae.model, vae.guide, x)
+    check_support(vae.model, vae.guide, x)
     x[1, 0, 2] = outside
     with pytest.raises(ValueError, match="outside the support"):
-        check_domain(vae.model, vae.guide, x)
+        check_support(vae.model, vae.guide, x)
 
 
 @pytest.mark.parametrize("name", NAMES)

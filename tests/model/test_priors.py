@@ -19,7 +19,7 @@ from torch.nn.functional import softplus
 from pyro_vae import config, data
 from pyro_vae.config import components, programs
 from pyro_vae.model import nets, posteriors
-from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormalComponents
 from pyro_vae.model.priors.lars import LARS
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.vamp import VampPrior
@@ -167,9 +167,9 @@ def test_components_are_scored_as_pyro_scores_them() -> None:
     weights = dist.Categorical(logits=torch.randn(11))
     plain = dist.MixtureSameFamily(weights, dist.Normal(loc, scale).to_event(1))
     z = torch.cat([torch.randn(30, 5), loc + scale * torch.randn(11, 5), 50 * torch.randn(5, 5)])
-    found = dist.MixtureSameFamily(weights, DiagonalNormals(loc, scale)).log_prob(z)
+    found = dist.MixtureSameFamily(weights, DiagonalNormalComponents(loc, scale)).log_prob(z)
     torch.testing.assert_close(found, plain.log_prob(z), rtol=1e-9, atol=1e-9)
-    single = dist.MixtureSameFamily(weights, DiagonalNormals(loc.float(), scale.float())).log_prob(z.float())
+    single = dist.MixtureSameFamily(weights, DiagonalNormalComponents(loc.float(), scale.float())).log_prob(z.float())
     exact = dist.MixtureSameFamily(
         weights, dist.Normal(loc.float().double(), scale.float().double()).to_event(1)
     ).log_prob(z.float().double())

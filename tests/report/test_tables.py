@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pyro_vae.report.tables import lay_out
+from pyro_vae.report.tables import format_table
 
 
 def test_columns_have_their_widths() -> None:
-    assert lay_out([("run", -6), ("ELBO", 8)], [("a", "-1.50"), ("bcd", "-23.45")]) == [
+    assert format_table([("run", -6), ("ELBO", 8)], [("a", "-1.50"), ("bcd", "-23.45")]) == [
         "run       ELBO",
         "a        -1.50",
         "bcd     -23.45",
@@ -14,6 +14,6 @@ def test_columns_have_their_widths() -> None:
 
 
 def test_a_cell_that_fills_its_column_does_not_touch_the_one_before() -> None:
-    lines = lay_out([("", -4), ("a", 4), ("b", 5)], [("x", "-", "12345"), ("y", "1.5", "-123456.7")])
+    lines = format_table([("", -4), ("a", 4), ("b", 5)], [("x", "-", "12345"), ("y", "1.5", "-123456.7")])
     assert [line.split() for line in lines] == [["a", "b"], ["x", "-", "12345"], ["y", "1.5", "-123456.7"]]
     assert len({len(line) for line in lines}) == 1

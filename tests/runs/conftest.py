@@ -14,9 +14,9 @@ from pyro_vae.runs import RunFolder
 def folder(tmp_path: Path) -> RunFolder:
     """Return a run of three epochs in a folder where somebody has left notes."""
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
+    folder.create(CONFIG)
     for epoch in range(3):
-        folder.append_metrics({"epoch": epoch, "elbo": -10.0 / (epoch + 1)})
+        folder.append_epoch({"epoch": epoch, "elbo": -10.0 / (epoch + 1)})
     (folder.checkpoints / "step-000000003.safetensors").write_bytes(b"parameters")
     folder.write_json("summary.json", {"elbo": -3.0})
     (folder.path / "scores.nc").write_bytes(b"scores")

@@ -152,7 +152,7 @@ def test_sizes_are_not_taken_on_trust(claim: str, path: Path) -> None:
         '{"format": ' + 5000 * "9" + ', "sha256": "DIGEST", "state": {}}',
     ],
 )
-def test_trees_that_are_none(text: str, path: Path) -> None:
+def test_malformed_state_is_rejected(text: str, path: Path) -> None:
     path.write_bytes(signed(text))
     refused(path)
 

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs import History, checkpoint
+from pyro_vae.runs import Checkpoints, checkpoint
 
 RUN = {"seed": 0, "latent_dim": 50}
 
 
-def history(folder: Path, run: dict[str, int] = RUN) -> History:
-    return History(folder, run, lambda step: step == 1 or step % 100 == 0)
+def history(folder: Path, run: dict[str, int] = RUN) -> Checkpoints:
+    return Checkpoints(folder, run, lambda step: step == 1 or step % 100 == 0)
 
 
 def state(step: int) -> dict[str, object]:
     return {"number": step, "weights": torch.full((50,), float(step))}
 
 
-def write(folder: Path, *steps: int) -> History:
+def write(folder: Path, *steps: int) -> Checkpoints:
     """Write checkpoints beside each other, of which `save` would keep two or three."""
     for step in steps:
         held = {path: path.read_bytes() for path in history(folder).paths().values()}
@@ -110,7 +110,7 @@ def test_what_could_not_be_read_is_not_lost_and_not_in_the_way(tmp_path: Path) -
     late = found.paths()[30]
     damage(late)
     content = late.read_bytes()
-    found.set_aside_after(found.newest()[0])
+    found.quarantine_after(found.newest()[0])
     assert list(found.paths()) == [20]
     assert (tmp_path / f"unreadable-{late.name}").read_bytes() == content
     found.save(25, state(25))  # less than 30, and the newest now

@@ -16,10 +16,10 @@ from helpers.fits import BATCHES, EPOCHS, Fixed
 from helpers.programs import small_vae
 from torch import Tensor, nn
 
-from pyro_vae.errors import BatchMemoryError, NonFiniteError
+from pyro_vae.errors import NonFiniteError, OutOfMemoryError
 from pyro_vae.infer import ELBO, SVI, Fit, Optim, schedules
 from pyro_vae.infer.validation import validate
-from pyro_vae.runs import History, checkpoint, durably
+from pyro_vae.runs import Checkpoints, checkpoint, run_with_checkpoints
 
 pytestmark = pytest.mark.on_device
 
@@ -91,18 +91,22 @@ def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Ten
     vae, batches, objective = small_vae(), Hurt(), Scaled()
     weight, factor = vae.likelihood.net[0][0][0].weight, torch.ones(())
     vae.likelihood.net.append(TimesGradient(factor))
-    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.over(schedules.cosine, EPOCHS * BATCHES))
-    svi = SVI(vae.model, vae.guide, optim, objective, graph=graph)
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, EPOCHS * BATCHES))
+    svi = SVI(vae.model, vae.guide, optim, objective, execution=graph)
     harm = {"data": batches.shift, "loss": objective.factor, "gradient": factor, "weight": weight.detach()}
     return Fit(svi, batches, EPOCHS, valid=Fixed().valid, ema=0.6), harm
 
 
-def history(folder: Path) -> History:
-    return History(folder, {}, lambda step: step == 1 or step % BATCHES == 0)
+def history(folder: Path) -> Checkpoints:
+    return Checkpoints(folder, {}, lambda step: step == 1 or step % BATCHES == 0)
 
 
-def run(fit: Fit, folder: Path, setbacks: int = 0, seconds: float = NEVER) -> list[Any]:
-    return list(durably(fit, history(folder), seconds=seconds, stop=lambda: False, setbacks=setbacks))
+def run(fit: Fit, folder: Path, rollbacks: int = 0, seconds: float = NEVER) -> list[Any]:
+    return list(
+        run_with_checkpoints(
+            fit, history(folder), every_seconds=seconds, should_stop=lambda: False, max_rollbacks=rollbacks
+        )
+    )
 
 
 def copied(fit: Fit) -> dict[str, Any]:
@@ -150,7 +154,7 @@ def diverging(fit: Fit, harm: dict[str, Tensor], times: int) -> Fit:
     """Make the loss infinite in one step, for as long as the learning rate has not been halved so many times."""
 
     def hurt() -> None:
-        harm["loss"].fill_(math.inf if fit.svi.optim.scale > 0.5**times else 1.0)
+        harm["loss"].fill_(math.inf if fit.svi.optim.lr_scale > 0.5**times else 1.0)
 
     fit.batches.at, fit.batches.hurt, fit.batches.heal = (EPOCH + 1, 1), hurt, lambda: harm["loss"].fill_(1.0)
     return fit
@@ -161,8 +165,8 @@ def test_a_setback_continues_with_half_the_learning_rate(
     graph: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "pyro_vae"):
-        epochs = run(diverging(*new_fit(graph), times=2), tmp_path, setbacks=3)
-    assert [epoch.epoch for epoch in epochs] == [*range(EPOCH + 1), *range(EPOCH + 1, EPOCHS)]
+        epochs = run(diverging(*new_fit(graph), times=2), tmp_path, rollbacks=3)
+    assert [epoch.index for epoch in epochs] == [*range(EPOCH + 1), *range(EPOCH + 1, EPOCHS)]
     assert ["Setback 1: on from step 12" in line for line in caplog.messages] == [True, False]
     assert ["Setback 2: on from step 12" in line for line in caplog.messages] == [False, True]
     plain, _ = new_fit(graph)
@@ -176,17 +180,17 @@ def test_a_fit_goes_back_from_weights_that_have_diverged(tmp_path: Path) -> None
     fit, harm = new_fit()
 
     def hurt() -> None:
-        harm["weight"].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+        harm["weight"].fill_(math.nan if fit.svi.optim.lr_scale == 1.0 else 0.1)
         with torch.no_grad():
-            fit.svi.optim.params[min(fit.svi.optim.params)].fill_(math.nan if fit.svi.optim.scale == 1.0 else 0.1)
+            fit.svi.optim.params[min(fit.svi.optim.params)].fill_(math.nan if fit.svi.optim.lr_scale == 1.0 else 0.1)
             for name, p in fit.svi.optim.params.items():
-                if "posterior" in name and fit.svi.optim.scale == 1.0:
+                if "posterior" in name and fit.svi.optim.lr_scale == 1.0:
                     p.fill_(math.nan)
 
     fit.batches.at, fit.batches.hurt = (EPOCH, 2), hurt
-    epochs = run(fit, tmp_path, setbacks=1)
-    assert [epoch.epoch for epoch in epochs] == list(range(EPOCHS))
-    assert fit.setbacks == 1
+    epochs = run(fit, tmp_path, rollbacks=1)
+    assert [epoch.index for epoch in epochs] == list(range(EPOCHS))
+    assert fit.rollbacks == 1
 
 
 def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
@@ -201,7 +205,7 @@ def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
 def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit = diverging(*new_fit(), times=99)
     with caplog.at_level(logging.WARNING, "pyro_vae"), pytest.raises(NonFiniteError, match="at step 13 ") as caught:
-        run(fit, tmp_path, setbacks=3)
+        run(fit, tmp_path, rollbacks=3)
     assert len(caplog.messages) == 3
     assert "step-000000012.safetensors" in caught.value.__notes__[1]
 
@@ -211,7 +215,7 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
 ) -> None:
     """Which milestone it goes back to does not depend on the other checkpoints."""
     whole = diverging(*new_fit(), times=2)
-    lines = {line["epoch"]: line for line in records(run(whole, tmp_path / "whole", setbacks=3))}
+    lines = {line["epoch"]: line for line in records(run(whole, tmp_path / "whole", rollbacks=3))}
     checkpoint.save(tmp_path / "end", whole.state_dict())
     found, lives = {}, 0
     while True:  # each life takes one step more, setbacks included, and writes a checkpoint after it
@@ -220,7 +224,7 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
         kept = history(tmp_path / "run")
         if newest := kept.newest():
             fit.load_state_dict(newest[1])
-        epochs = durably(fit, kept, seconds=NEVER, stop=lambda: True, setbacks=3)
+        epochs = run_with_checkpoints(fit, kept, every_seconds=NEVER, should_stop=lambda: True, max_rollbacks=3)
         found |= {line["epoch"]: line for line in records(list(epochs))}
         if fit.finished:
             break
@@ -237,8 +241,8 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
 def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     written: list[int] = []
-    save = History.save
-    monkeypatch.setattr(History, "save", lambda own, step, state: (written.append(step), save(own, step, state)))
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda own, step, state: (written.append(step), save(own, step, state)))
     for seconds in (NEVER, 0.0):
         written.clear()
         fit, _ = new_fit()
@@ -253,7 +257,7 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: py
 def test_a_fit_that_is_told_to_stop_leaves_its_state(step: int, tmp_path: Path) -> None:
     fit, _ = new_fit()
     kept = history(tmp_path)
-    list(durably(fit, kept, seconds=NEVER, stop=lambda: fit.svi.steps >= step))
+    list(run_with_checkpoints(fit, kept, every_seconds=NEVER, should_stop=lambda: fit.svi.steps >= step))
     assert fit.svi.steps == step
     found, state = kept.newest()
     assert found == state["svi"]["steps"] == step
@@ -264,7 +268,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_fit(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, _ = new_fit()
-    epochs = durably(fit, history(tmp_path), seconds=NEVER, stop=lambda: False)
+    epochs = run_with_checkpoints(fit, history(tmp_path), every_seconds=NEVER, should_stop=lambda: False)
     next(epochs)
     next(epochs)
     write = Path.write_bytes
@@ -304,7 +308,7 @@ def test_a_batch_for_which_there_is_no_memory_names_a_smaller_one(
         monkeypatch.setattr(fit.batches, "observe", fail)
 
     fit.batches.at, fit.batches.hurt = (0, 1), hurt
-    with pytest.raises(BatchMemoryError, match="in step 1, with a batch of 8 images: try --batch-size 4"):
+    with pytest.raises(OutOfMemoryError, match="in step 1, with a batch of 8 images: try --batch-size 4"):
         run(fit, tmp_path)
     assert history(tmp_path).newest()[0] == 1
 

@@ -17,7 +17,7 @@ from pyro_vae.runs import RunFolder, RunFolderError
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "today" / "first")
-    folder.claim(CONFIG)
+    folder.create(CONFIG)
     assert json.loads(folder.config_path.read_text()) == CONFIG
     assert tree(folder.path).keys() == {".lock", "config.json", "checkpoints"}
     assert not folder.finished
@@ -25,14 +25,14 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_an_empty_folder_is_as_good_as_none(flags: dict[str, bool], tmp_path: Path) -> None:
-    RunFolder(tmp_path).claim(CONFIG, **flags)
+    RunFolder(tmp_path).create(CONFIG, **flags)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
 def test_an_existing_run_is_refused_and_untouched(folder: RunFolder) -> None:
     before = tree(folder.path)
     with pytest.raises(RunFolderError, match=re.escape(f"{folder.path} exists; add --resume or --overwrite")):
-        folder.claim({**CONFIG, "seed": 1})
+        folder.create({**CONFIG, "seed": 1})
     assert tree(folder.path) == before
 
 
@@ -44,13 +44,13 @@ def test_a_folder_of_other_things_is_refused_and_untouched(flags: dict[str, bool
     (tmp_path / "summary.json").write_text("mine")
     before = tree(tmp_path)
     with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is no run folder")):
-        RunFolder(tmp_path).claim(CONFIG, **flags)
+        RunFolder(tmp_path).create(CONFIG, **flags)
     assert tree(tmp_path) == before
 
 
 def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
     other = {**CONFIG, "seed": 1}
-    folder.claim(other, overwrite=True)
+    folder.create(other, overwrite=True)
     files = tree(folder.path)
     assert json.loads(files.pop("config.json") or b"") == other
     assert files == {
@@ -85,18 +85,18 @@ def test_a_kill_while_a_run_is_replaced_leaves_one_that_goes_on(
         patch.setattr(shutil, "rmtree", killed("rmtree"))
         patch.setattr(Path, "unlink", killed("unlink"))
         with pytest.raises(KeyboardInterrupt):
-            RunFolder(folder.path).claim(CONFIG, overwrite=True)
+            RunFolder(folder.path).create(CONFIG, overwrite=True)
     again = RunFolder(folder.path)
-    again.claim(CONFIG, resume=True)
+    again.create(CONFIG, resume=True)
     left = list(again.checkpoints.iterdir())
     assert again.finished == (point == 0)
     assert bool(left) == (point < 2)
-    again.keep_metrics(3 if left else 0)
+    again.truncate_metrics(3 if left else 0)
 
 
 def test_resume_with_the_same_configuration_keeps_everything(folder: RunFolder) -> None:
     before = tree(folder.path)
-    folder.claim(CONFIG, resume=True)
+    folder.create(CONFIG, resume=True)
     assert tree(folder.path) == before
 
 
@@ -114,14 +114,14 @@ def test_resume_with_another_configuration_names_what_changed(
 ) -> None:
     before = tree(folder.path)
     with pytest.raises(RunFolderError, match=f"was started with another {named};"):
-        folder.claim({**CONFIG, **changes}, resume=True)
+        folder.create({**CONFIG, **changes}, resume=True)
     assert tree(folder.path) == before
 
 
 def test_resume_without_a_saved_flag_names_it(folder: RunFolder) -> None:
     fewer = {name: value for name, value in CONFIG.items() if name != "latent_dim"}
     with pytest.raises(RunFolderError, match="was started with another latent_dim;"):
-        folder.claim(fewer, resume=True)
+        folder.create(fewer, resume=True)
 
 
 def test_a_kill_before_there_was_a_configuration_is_no_run_to_lose(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_kill_before_there_was_a_configuration_is_no_run_to_lose(tmp_path: Pat
     run.mkdir()
     for name in (".lock", ".unfinished-12-config.json"):
         (run / name).write_bytes(b"{")
-    RunFolder(run).claim(CONFIG)
+    RunFolder(run).create(CONFIG)
     assert tree(run).keys() == {".lock", "config.json", "checkpoints"}
 
 
@@ -139,7 +139,7 @@ def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
         (place / ".unfinished-123-scores.nc").write_bytes(b"ha")
     again = RunFolder(folder.path)
     folder._lock.release()
-    again.claim(CONFIG, resume=True)
+    again.create(CONFIG, resume=True)
     assert tree(folder.path) == before
 
 
@@ -147,4 +147,4 @@ def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
 def test_a_damaged_configuration_is_named(content: str, folder: RunFolder) -> None:
     folder.config_path.write_text(content)
     with pytest.raises(RunFolderError, match=re.escape(f"{folder.config_path} is damaged")):
-        folder.claim(CONFIG, resume=True)
+        folder.create(CONFIG, resume=True)

@@ -19,7 +19,7 @@ def test_a_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
     evaluation = RunFolder(folder.path).evaluation
     evaluation.lock()
     with pytest.raises(RunFolderError, match="evaluation is being written by another process"):
-        RunFolder(folder.path).claim(CONFIG, overwrite=True)
+        RunFolder(folder.path).create(CONFIG, overwrite=True)
     assert epochs(folder) == [0, 1, 2]
 
 
@@ -29,7 +29,7 @@ def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool
     (tmp_path / "file").write_text("mine")
     path = tmp_path / "file" / below
     with pytest.raises(RunFolderError, match=re.escape(f"{path} cannot be written (")):
-        RunFolder(path).claim(CONFIG, **flags)
+        RunFolder(path).create(CONFIG, **flags)
     assert tree(tmp_path) == {"file": b"mine"}
 
 
@@ -37,13 +37,13 @@ def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool
 def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunFolderError, match="file exists and is no run folder"):
-        RunFolder(tmp_path / "file").claim(CONFIG, **flags)
+        RunFolder(tmp_path / "file").create(CONFIG, **flags)
     assert tree(tmp_path) == {"file": b"mine"}
 
 
 def holding(path: Path, ready: Any, leave: Any) -> None:
     folder = RunFolder(path)
-    folder.claim(CONFIG, resume=True)
+    folder.create(CONFIG, resume=True)
     ready.set()
     leave.wait()
 
@@ -58,11 +58,11 @@ def test_two_processes_do_not_write_to_one_folder(ended: str, tmp_path: Path, pr
     before = tree(tmp_path)
     for flags in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(RunFolderError, match=r"being written by another process|add --resume or --overwrite"):
-            RunFolder(tmp_path / "run").claim(CONFIG, **flags)
+            RunFolder(tmp_path / "run").create(CONFIG, **flags)
         assert tree(tmp_path) == before
     other.kill() if ended == "killed" else leave.set()
     other.join()
-    RunFolder(tmp_path / "run").claim(CONFIG, resume=True)  # the lock went with the process, however that ended
+    RunFolder(tmp_path / "run").create(CONFIG, resume=True)  # the lock went with the process, however that ended
     promised("a second process on a run folder refused, and let in when the first had ended")
 
 
@@ -73,13 +73,13 @@ def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "file").write_text("mine")
     folder = RunFolder(tmp_path / "run")
-    folder.claim(CONFIG)
+    folder.create(CONFIG)
     path = folder.path / name
     path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(outside if "." not in name else outside / "file")
     for flags in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(RunFolderError, match=re.escape(f"{path} is a symbolic link")):
-            RunFolder(folder.path).claim(CONFIG, **flags)
+            RunFolder(folder.path).create(CONFIG, **flags)
     assert tree(outside) == {"file": b"mine"}
 
 
@@ -98,7 +98,7 @@ NAMES = {
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_name_is_a_name(kind: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
     runs = tmp_path / "runs"
-    RunFolder(runs / NAMES[kind]).claim(CONFIG)
+    RunFolder(runs / NAMES[kind]).create(CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in runs.iterdir()] == [NAMES[kind]]
     assert RunFolder(runs / NAMES[kind]).config() == CONFIG
@@ -108,5 +108,5 @@ def test_a_name_is_a_name(kind: str, tmp_path: Path, promised: Callable[[str], N
 @pytest.mark.parametrize("name", ["x" * 256, "a/" * 3000, "zero\0byte"])
 def test_a_name_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be written|null byte"):
-        RunFolder(tmp_path / name).claim(CONFIG)
+        RunFolder(tmp_path / name).create(CONFIG)
     assert list(tmp_path.iterdir()) == []

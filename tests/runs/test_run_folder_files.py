@@ -29,7 +29,7 @@ def test_metrics_come_back_as_written(tmp_path: Path) -> None:
         {"epoch": 1, "elbo": None, "name": "two\nlines"},
     ]
     for line in lines:
-        folder.append_metrics(line)
+        folder.append_epoch(line)
     assert folder.metrics() == lines
 
 
@@ -59,9 +59,9 @@ def test_a_damaged_line_is_named(line: str, folder: RunFolder) -> None:
 def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "el')
-    folder.keep_metrics(1)  # the last checkpoint was written after one epoch
+    folder.truncate_metrics(1)  # the last checkpoint was written after one epoch
     for epoch in (1, 2, 3):
-        folder.append_metrics({"epoch": epoch, "elbo": -1.0})
+        folder.append_epoch({"epoch": epoch, "elbo": -1.0})
     assert epochs(folder) == [0, 1, 2, 3]
     assert [line["elbo"] for line in folder.metrics()] == [-10.0, -1.0, -1.0, -1.0]
 
@@ -69,7 +69,7 @@ def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> None:
     before = folder.metrics()
-    folder.keep_metrics(kept)
+    folder.truncate_metrics(kept)
     assert folder.metrics() == before[:kept]
 
 
@@ -77,21 +77,21 @@ def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> 
 def test_epochs_that_are_missing_are_not_passed_over(lines: list[int], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for epoch in lines:
-        folder.append_metrics({"epoch": epoch})
+        folder.append_epoch({"epoch": epoch})
     before = tree(tmp_path)
     with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
-        folder.keep_metrics(3)
+        folder.truncate_metrics(3)
     assert tree(tmp_path) == before
 
 
 def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
-    RunFolder(tmp_path).keep_metrics(0)
+    RunFolder(tmp_path).truncate_metrics(0)
     assert RunFolder(tmp_path).metrics() == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: RunFolder) -> None:
-    folder.append_metrics({"epoch": 3, "elbo": value, "objective": -1.5})
+    folder.append_epoch({"epoch": 3, "elbo": value, "objective": -1.5})
     assert folder.metrics()[-1] == {"epoch": 3, "elbo": None, "objective": -1.5}
 
 
@@ -130,7 +130,7 @@ def test_a_kill_before_the_new_file_is_whole_leaves_the_old_one(
 
 def test_the_summary_ends_a_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.claim(CONFIG)
+    folder.create(CONFIG)
     assert not folder.finished
     folder.write_json("summary.json", {"elbo": -3.0})
     assert folder.finished

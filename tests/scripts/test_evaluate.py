@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
-from pyro_vae.infer.parameters import unconstrained
+from pyro_vae.infer.parameters import unconstrained_param
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
-from pyro_vae.runs import History, RunFolder, load_run
+from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
@@ -52,14 +52,14 @@ def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: P
     fitted, found = (json.loads((path / "summary.json").read_text()) for path in (folder, folder / "evaluation"))
     for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
         assert found[key] == fitted[key]
-    history = History(folder / "checkpoints", RunFolder(folder).config())
+    history = Checkpoints(folder / "checkpoints", RunFolder(folder).config())
     list(history.paths().values())[-1].unlink()
     step, state = history.newest()
     assert step == 8
     torch.set_default_dtype(torch.float32)  # that of the script
     run = load_run(folder)
     with run.program.scope():
-        weights = {name: unconstrained(name).detach() for name in state["svi"]["params"]}
+        weights = {name: unconstrained_param(name).detach() for name in state["svi"]["params"]}
     assert_same(weights, state["average"]["params"])
     assert not any(torch.equal(weights[name], value) for name, value in state["svi"]["params"].items())
 
@@ -192,7 +192,7 @@ class Ink:
     """Multiple of the ink."""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.ink_scale > 0
 
     def check(self, run: EvaluatedRun) -> None:

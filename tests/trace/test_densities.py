@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate import log_weights
 from pyro_vae.infer import ELBO
-from pyro_vae.trace import log_density, run
+from pyro_vae.trace import log_density, trace_particles
 
 
 @dataclass
@@ -101,7 +101,7 @@ def test_sites_outside_one_data_plate_are_refused(plates: list[tuple[str, int, i
             pyro.sample("global", dist.Normal(0.0, 1.0))
 
     with pytest.raises(ValueError, match="Site 'global' must stand in one data plate") as caught:
-        run(model, torch.zeros(4)).log_probs()
+        trace_particles(model, torch.zeros(4)).log_probs()
     assert message in str(caught.value)
 
 

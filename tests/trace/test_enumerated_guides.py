@@ -15,11 +15,11 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
-from pyro_vae.evaluate import Annealing, ais, log_weight_parts, posterior_probs
+from pyro_vae.evaluate import AISConfig, ais, log_weight_terms, posterior_probs
 from pyro_vae.infer import STL, DReG, FreeBits
 from pyro_vae.infer.objectives import Renyi
 from pyro_vae.trace import (
-    CompiledReader,
+    CompiledBackend,
 )
 
 
@@ -68,10 +68,10 @@ class Clusters(nn.Module):
 def test_an_enumerated_guide_has_weights_without_its_classes(one_hot: bool) -> None:
     program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
-    for reader in (None, CompiledReader()):
-        found = log_weights(program.model, program.guide, x, 5, seed=0, reader=reader)
+    for backend in (None, CompiledBackend()):
+        found = log_weights(program.model, program.guide, x, 5, seed=0, backend=backend)
         torch.testing.assert_close(found, right.expand(5, -1), rtol=1e-12, atol=1e-12)
-    parts = log_weight_parts(program.model, program.guide, x, 2000, seed=0)
+    parts = log_weight_terms(program.model, program.guide, x, 2000, seed=0)
     torch.testing.assert_close(parts.log_weights, right.expand(2000, -1), rtol=1e-12, atol=1e-12)
     # E[log p(x|z)] under the exact posterior of y and z, of which the shares are those of y: 4.5 s.e. of 2,000 draws.
     probs = program.log_joint(x).softmax(1)
@@ -120,7 +120,7 @@ def test_steps_with_an_enumerated_guide_can_be_recorded(caplog: pytest.LogCaptur
             program.load_state_dict(start)
             pyro.clear_param_store()
             pyro.set_rng_seed(1)
-            svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(2), graph=graph)
+            svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(2), execution=graph)
             found.append(torch.stack([svi.step(x) for _ in range(12)]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not caplog.records
@@ -131,7 +131,7 @@ def test_annealing_sums_over_what_the_guide_enumerates() -> None:
     program, x = Clusters(), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
     for start in ("prior", "guide"):
-        found = ais(program.model, program.guide, x, Annealing(64, 60, 5, start=start), seed=0)
+        found = ais(program.model, program.guide, x, AISConfig(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         assert ((torch.as_tensor(found.lower) - right).abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae import ELBO, IWAE, log_weights, score
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import Batch, CompiledReader, choose_layouts, log_density
+from pyro_vae.trace import Batch, CompiledBackend, choose_layouts, log_density
 
 
 class Classes(nn.Module):
@@ -75,7 +75,7 @@ def test_a_program_of_discrete_latents_alone_has_its_exact_evidence(build: Any, 
     program = build()
     right = program.log_evidence(x)
     torch.testing.assert_close(log_weights(program.model, no_latents, x, 3, seed=0), right.detach().expand(3, -1))
-    compiled = log_weights(program.model, no_latents, x, 3, seed=0, reader=CompiledReader())
+    compiled = log_weights(program.model, no_latents, x, 3, seed=0, backend=CompiledBackend())
     torch.testing.assert_close(compiled, right.detach().expand(3, -1))
     expected = torch.autograd.grad(right.sum(), list(program.parameters()))
     for objective in (ELBO(), ELBO(3), IWAE(3), Renyi(2)):

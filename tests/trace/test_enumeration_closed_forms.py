@@ -15,10 +15,10 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_vae import ELBO, IWAE, SVI, Optim, log_weights
-from pyro_vae.evaluate import Annealing, ais, bdmc, impute, log_weight_parts
+from pyro_vae.evaluate import AISConfig, ais, bdmc, impute, log_weight_terms
 from pyro_vae.infer import STL, BetaELBO, DReG, Objective
 from pyro_vae.infer.objectives import Renyi
-from pyro_vae.trace import Batch, choose_layouts, describe, draw, reading, run_pair
+from pyro_vae.trace import Batch, choose_layouts, describe, draw, read_only, trace_model_and_guide
 
 
 def test_annealing_reaches_the_evidence_by_quadrature() -> None:
@@ -43,18 +43,18 @@ def test_annealing_reaches_the_evidence_by_quadrature() -> None:
     ]
     right = (torch.stack(joint).logsumexp(0).logsumexp(0) + math.log(24 / 6000)).double()
     for start in ("prior", "guide"):
-        found = ais(model, guide, x, Annealing(64, 60, 5, start=start), seed=0)
+        found = ais(model, guide, x, AISConfig(64, 60, 5, start=start), seed=0)
         weights = torch.as_tensor(found.log_w - found.lower).exp()
         error = torch.as_tensor(found.lower) - right
         assert (error.abs() < 4.5 * weights.std(0) / 8 + 0.05).all()
-    both = bdmc(model, guide, x, Annealing(32, 60, 5, start="prior"), seed=0)
+    both = bdmc(model, guide, x, AISConfig(32, 60, 5, start="prior"), seed=0)
     assert abs(both.gap.mean()) < 0.3  # over six seeds at most 0.06
 
 
 def losses(program: Mixture, objective: Any, graph: str | None, x: Tensor, steps: int) -> Tensor:
     pyro.clear_param_store()
     pyro.set_rng_seed(1)
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, graph=graph)
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 0.01}), objective, execution=graph)
     return torch.stack([torch.as_tensor(svi.step(x)) for _ in range(steps)])
 
 
@@ -110,12 +110,12 @@ def test_the_loss_and_gradients_are_those_of_stock_enumeration() -> None:
 def test_the_parts_of_the_weights_are_those_of_the_mixture() -> None:
     data = torch.randn(5, 6)
     explicit, closed = pair()
-    found, right = (log_weight_parts(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
+    found, right = (log_weight_terms(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
     for one, other in zip(found[:3], right[:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-    described = describe(explicit.model, explicit.guide, data)
-    assert described.model["c"].role == "summed out"
-    assert described.lacks is None
+    description = describe(explicit.model, explicit.guide, data)
+    assert description.model["c"].role == "summed out"
+    assert description.no_density_reason is None
 
 
 def test_a_missing_pixel_is_that_of_the_mixture() -> None:
@@ -137,7 +137,7 @@ def test_a_missing_pixel_is_that_of_the_mixture() -> None:
     truth = torch.stack([seen, torch.full((5,), 0.4)], 1)
     x = truth.clone()
     x[:, 1] = math.nan
-    found = impute(model, guide, x, Annealing(400, 40, 5), fill=torch.zeros(2), truth=truth, seed=0)
+    found = impute(model, guide, x, AISConfig(400, 40, 5), fill_value=torch.zeros(2), truth=truth, seed=0)
 
     # Given c both pixels are Gaussian: means a_j m_c + b_c, covariance a_j a_k + 0.25 [j = k].
     first, second = (slope[j] * loc + shift for j in range(2))
@@ -166,12 +166,12 @@ def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out
 
     x = torch.linspace(-1, 2, 4)
     found = log_weights(model, guide, x, 3, seed=0, shared="sampled")
-    p, q = run_pair(model, guide, Batch(x), 1)
+    p, q = trace_model_and_guide(model, guide, Batch(x), 1)
     assert torch.equal(p.values["w"], q.values["w"])
     value = ELBO(2).bounds(model, guide, x)[0]
     assert value.isfinite().all()
     # By hand, at the draws of the same seed.
-    with reading(model, guide, x=x, seed=0):
+    with read_only(model, guide, x=x, seed=0):
         values, _ = draw(guide, x, 3, choose_layouts(model, guide, Batch(x), 3).guide)
     each = torch.stack(
         [math.log(s) + dist.Normal(values["w"] + 2 * c, 1.0).log_prob(x) for c, s in ((0, 0.7), (1, 0.3))]

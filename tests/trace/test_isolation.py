@@ -16,8 +16,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.evaluate import log_weights
-from pyro_vae.infer.streams import streams
-from pyro_vae.trace import log_density, reading
+from pyro_vae.infer.streams import rng_state
+from pyro_vae.trace import log_density, read_only
 
 
 class Untidy(nn.Module):
@@ -40,7 +40,7 @@ class Untidy(nn.Module):
         assert random.random() + np.random.random() > 0
 
 
-def test_reading_leaves_no_mark() -> None:
+def test_evaluation_is_read_only() -> None:
     program = Untidy()
     x = torch.bernoulli(torch.full((5, 6), 0.5))
     with torch.no_grad():
@@ -48,13 +48,13 @@ def test_reading_leaves_no_mark() -> None:
     store = pyro.get_param_store().get_state()
     modes = {name: part.training for name, part in program.named_modules()}
     buffers = {name: value.clone() for name, value in program.named_buffers()}
-    before = streams()
+    before = rng_state()
 
     first = log_weights(program.model, program.guide, x, 200, seed=3)
     second = log_weights(program.model, program.guide, x, 200, seed=3)
 
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # no dropout, no batch statistics
-    assert_same(streams(), before)
+    assert_same(rng_state(), before)
     assert modes == {name: part.training for name, part in program.named_modules()}
     assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
     after = pyro.get_param_store().get_state()
@@ -86,7 +86,7 @@ def test_functions_are_read_in_evaluation_mode() -> None:
 
 def test_a_model_and_a_guide_of_two_modules_are_both_read_in_evaluation_mode() -> None:
     first, second = Untidy(), Untidy()
-    with reading(first.model, second.guide, x=torch.zeros(2, 6)):
+    with read_only(first.model, second.guide, x=torch.zeros(2, 6)):
         assert not any(part.training for program in (first, second) for part in program.modules())
     assert first.net.training
     assert second.net.training
@@ -98,7 +98,7 @@ def test_a_pyro_param_is_read_at_its_trained_value() -> None:
     z = torch.zeros(1, 2, 2)
     with torch.no_grad():
         pyro.param("bias", torch.zeros(6)).fill_(3.0)
-    with reading(program.model, x=x):
+    with read_only(program.model, x=x):
         found = log_density(program.model, x, {"z": z})["x"]
     torch.testing.assert_close(found, torch.full((1, 2), -6 * math.log1p(math.exp(-3.0)), dtype=torch.float64))
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.assembly import codes_of
+from pyro_vae.data.assembly import encode_classes
 from pyro_vae.data.formats.decoding import Store, as_channels
 from pyro_vae.data.images import Images
 from pyro_vae.data.labels import Labels
-from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, Shares, hashes_of, split_by_hash, without_test
+from pyro_vae.data.splits import BY_CONTENT, GIVEN, HELD_OUT, Shares, drop_test_share, hash_images, split_by_hash
 
 SPLITS = ("train", "valid", "test")
 
@@ -77,9 +77,9 @@ def arrange(
         name: what an error calls the images.
 
     Raises:
-        DataError: see `split_by_hash` and `codes_of`.
+        DataError: see `split_by_hash` and `encode_classes`.
     """
-    hashes = hashes_of(as_channels(store[index], channels) for index in range(number))
+    hashes = hash_images(as_channels(store[index], channels) for index in range(number))
     order = hashes.argsort(stable=True)
     if splits is None:
         how_split = BY_CONTENT
@@ -88,15 +88,15 @@ def arrange(
         how_split = GIVEN if "valid" in splits else HELD_OUT
         at = {each: torch.tensor([i for i in order.tolist() if splits[i] == each]).long() for each in SPLITS}
         if not len(at["valid"]):
-            kept, held_out = split_by_hash(hashes[at["train"]], without_test(shares), name)
+            kept, held_out = split_by_hash(hashes[at["train"]], drop_test_share(shares), name)
             at["train"], at["valid"] = at["train"][kept], at["train"][held_out]
         places = tuple(at[each] for each in SPLITS)
-    codes = codes_of(name, (classes, range(number)))
+    codes = encode_classes(name, (classes, range(number)))
     codes = None if codes is None else codes[torch.cat(places)]
     return Arranged(as_channels(store[0], channels).shape, places, codes, how_split)
 
 
-def images_of(name: str, parts: Sequence[Tensor], codes: Tensor | None, how_split: str) -> Images:
+def make_images(name: str, parts: Sequence[Tensor], codes: Tensor | None, how_split: str) -> Images:
     """Return a data set of training, validation and test images, the labels of all and how_split as of `Arranged`."""
     train, valid, test = parts
     labels = None if codes is None else Labels(("class",), *codes.split([len(part) for part in parts]))

@@ -20,7 +20,7 @@ import numpy as np
 from pyro_vae.data import npy
 from pyro_vae.data.assembly import from_arrays
 from pyro_vae.data.collection import Collection
-from pyro_vae.data.formats.cache import Ready, key_of
+from pyro_vae.data.formats.cache import Ready, make_key
 from pyro_vae.data.formats.keeping import Cache, ready_arrays
 from pyro_vae.data.numbers import from_numbers
 from pyro_vae.data.splits import OWN_SPLITS, Shares
@@ -118,7 +118,7 @@ def _from(path: Path, arrays: Sequence[_Array | None], splits: Shares, cache: Ca
         return ready_arrays(file, (train, None, test), (known, None, test_known), splits, path.stem)
 
     if all(map(_are_images, headers)):
-        kept = cache.images(path, partial(key_of, path, [path], ["arrays"], splits), decode)
+        kept = cache.images(path, partial(make_key, path, [path], ["arrays"], splits), decode)
         if kept is not None:
             return kept
     train, test = (each and colors_first(each.read()) for each in arrays[:2])

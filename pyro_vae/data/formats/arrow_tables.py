@@ -15,7 +15,7 @@ from pyro_vae.data.formats import columns, tables
 from pyro_vae.data.formats.arranging import SPLITS
 from pyro_vae.data.formats.array_files import colors_first
 from pyro_vae.data.formats.arrow import Saved
-from pyro_vae.data.formats.cache import Ready, key_of
+from pyro_vae.data.formats.cache import Ready, make_key
 from pyro_vae.data.formats.columns import Part
 from pyro_vae.data.formats.decoding import Options
 from pyro_vae.data.formats.image_files import version
@@ -82,7 +82,7 @@ class _Given(NamedTuple):
         """Return the name of the entry of the images."""
         files = [file for part in self.saved.values() for file in part.files]
         numbers = [[split, len(part.files)] for split, part in self.saved.items()]
-        return key_of(self.path, files, ["tables", version(), *self.options, numbers], self.splits)
+        return make_key(self.path, files, ["tables", version(), *self.options, numbers], self.splits)
 
     def images(self, cache: Cache) -> Images:
         """Return them, from the cache if there is one."""

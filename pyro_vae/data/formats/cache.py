@@ -37,7 +37,7 @@ _BLOCK = 2**20
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
-def key_of(folder: Path, files: Sequence[Path], options: Sequence[Any], shares: Shares) -> str:
+def make_key(folder: Path, files: Sequence[Path], options: Sequence[Any], shares: Shares) -> str:
     """Return a digest of the names and bytes of files, whatever the folder and its times.
 
     Args:
@@ -99,7 +99,7 @@ class Entry:
 
     Args:
         cache: the folder of all entries.
-        key: its name there; see `key_of`.
+        key: its name there; see `make_key`.
     """
 
     def __init__(self, cache: Path, key: str) -> None:
@@ -128,7 +128,7 @@ class Entry:
             header = npy.read_header(file, _IMAGES)
             if about["key"] != self.path.name or header != npy.Header(shape, False, np.dtype(np.uint8)):
                 raise DataError("it is of other images")
-            pixels = torch.from_numpy(npy.mapped(file, header, _IMAGES))
+            pixels = torch.from_numpy(npy.map_content(file, header, _IMAGES))
             if digest != _digest(about, file.fileno()):
                 raise DataError("its digest is another")
         if len(sizes) != 3 or min(sizes) < 1 or sum(sizes) != len(pixels):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from pyro_vae.data.formats.arranging import SPLITS
-from pyro_vae.data.formats.cache import key_of
+from pyro_vae.data.formats.cache import make_key
 from pyro_vae.data.formats.decoding import Options
 from pyro_vae.data.formats.image_files import version
 from pyro_vae.data.formats.keeping import Cache, ImageFiles
@@ -57,7 +57,7 @@ def from_folder(
     folder, options = Path(path), Options(size, channels, skip_bad)
     files = _usable(folder, options)
     source = ImageFiles(folder, files, options, splits, partial(_known, folder, files))
-    key = partial(key_of, folder, files, [version(), *options], splits)
+    key = partial(make_key, folder, files, [version(), *options], splits)
     kept = Cache(cache, write_cache).images(folder, key, lambda _, file: source.ready(file))
     return source.in_memory() if kept is None else kept
 

@@ -87,7 +87,7 @@ def read_image(source: Source, change: Callable[[Any, Source], Any]) -> np.ndarr
         raise DataError(f"{source} cannot be read as an image ({reason}); repair or remove it.") from error
 
 
-def pixels_of(image: Any, name: str) -> np.ndarray | None:
+def to_pixels(image: Any, name: str) -> np.ndarray | None:
     """Return the pixels of a `PIL.Image.Image` in memory as `read_image` does; None where it is no such image.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from pyro_vae.data import npy
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.assembly import places_of
-from pyro_vae.data.formats.arranging import Arranged, arrange, images_of
+from pyro_vae.data.formats.arranging import Arranged, arrange, make_images
 from pyro_vae.data.formats.cache import Entry, Kept, Ready
 from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
 from pyro_vae.data.formats.image_files import Source
@@ -39,7 +39,7 @@ class Cache(NamedTuple):
 
         Args:
             path: of the data.
-            key: returns the name of the entry; see `key_of`.
+            key: returns the name of the entry; see `make_key`.
             decode: makes what it holds.
 
         Returns:
@@ -57,7 +57,7 @@ class Cache(NamedTuple):
                 _LOG.warning("Left out: %s%s", path / name, why)
         elif self.writable:
             kept = _keep(entry, key, decode)
-        return None if kept is None else images_of(name_of(path), kept.parts, kept.labels, kept.how_split)
+        return None if kept is None else make_images(name_of(path), kept.parts, kept.labels, kept.how_split)
 
 
 def name_of(path: Path) -> str:
@@ -96,7 +96,7 @@ class ImageFiles(NamedTuple):
         """Decode the images into memory; errors as of `decode` and `arrange`."""
         store: list[np.ndarray] = []
         arranged, _ = self._arranged(store)
-        return images_of(name_of(self.path), arranged.stacked(store), arranged.codes, arranged.how_split)
+        return make_images(name_of(self.path), arranged.stacked(store), arranged.codes, arranged.how_split)
 
     def ready(self, file: IO[bytes]) -> Ready:
         """Decode the images into a new file; errors as of `decode` and `arrange`."""
@@ -149,7 +149,7 @@ def ready_arrays(
     file.flush()
     header = npy.Header((file.tell(),), False, np.dtype(np.uint8))
     file.seek(0)
-    mapped = torch.from_numpy(npy.mapped(file, header, name)).split([math.prod(shape or (0,)) for shape in shapes])
+    mapped = torch.from_numpy(npy.map_content(file, header, name)).split([math.prod(shape or (0,)) for shape in shapes])
     given = [None if shape is None else part.view(shape) for part, shape in zip(mapped, shapes, strict=True)]
     places, codes, how_split = places_of(name, given, labels, splits)
     train, valid, test = (part for part, _ in places)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_vae.data.collection import Collection
 from pyro_vae.data.formats.array_files import colors_first, data_set
-from pyro_vae.data.formats.image_files import pixels_of
+from pyro_vae.data.formats.image_files import to_pixels
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
@@ -96,7 +96,7 @@ def _value(x: Any, what: str) -> np.ndarray:
             return x.detach().cpu().numpy()
         except (TypeError, RuntimeError) as error:  # of bfloat16, of sparse tensors
             raise DataError(f"{what} is a tensor of {x.dtype} {x.layout}, of which no array can be made.") from error
-    pixels = pixels_of(x, what)
+    pixels = to_pixels(x, what)
     if pixels is None:
         raise DataError(f"{what} is of type {type(x).__name__}; {_PAIR}, x a tensor, an array or a PIL image.")
     return pixels

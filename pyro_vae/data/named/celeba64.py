@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.formats.cache import Ready, key_of
+from pyro_vae.data.formats.cache import Ready, make_key
 from pyro_vae.data.formats.decoding import read_all
 from pyro_vae.data.formats.image_files import Source, square, version
 from pyro_vae.data.formats.keeping import Cache
@@ -48,7 +48,7 @@ def load(root: Path, download: bool) -> Images:
     every = [path for split in paths for path in split]
 
     def key() -> str:
-        return key_of(folder, every, [version(), "celeba64"], list(sizes.values()))
+        return make_key(folder, every, [version(), "celeba64"], list(sizes.values()))
 
     def decode(*_: Any) -> Ready:
         return Ready(_faces(every), _SHAPE, list(sizes.values()), None, "")

@@ -22,15 +22,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.annealing.hmc import Kernels, Progress, Weighed
-from pyro_vae.evaluate.annealing.paths import SCHEDULES, STARTS, Path
-from pyro_vae.trace import Data, Program, check_domain, quietly, simulate
+from pyro_vae.evaluate.annealing.hmc import HMCKernels, Progress, WeightedParticles
+from pyro_vae.evaluate.annealing.paths import SCHEDULES, STARTS, AnnealingPath
+from pyro_vae.trace import Data, Program, check_support, read_only, simulate
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Annealing:
+class AISConfig:
     """How to anneal.
 
     Args:
@@ -62,7 +62,7 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class AISResult:
     """K chains of N images: log weights (K, N), float64, in nats, and the mean acceptance of each image (N,)."""
 
     log_w: Array
@@ -80,23 +80,23 @@ class Annealed:
 
     @property
     def ess(self) -> Array:
-        """Effective number of chains (N,), one over the sum of squared normalised weights."""
+        """Effective number of chains (N,), one over the sum of squared normalized weights."""
         return np.exp(2 * np.logaddexp.reduce(self.log_w, 0) - np.logaddexp.reduce(2 * self.log_w, 0))
 
     @staticmethod
-    def concatenate(results: Iterable[Annealed]) -> Annealed:
+    def concatenate(results: Iterable[AISResult]) -> AISResult:
         """Join the results of several batches of images."""
         results = list(results)
         log_w = np.concatenate([result.log_w for result in results], 1)
-        return Annealed(log_w, np.concatenate([result.acceptance for result in results]))
+        return AISResult(log_w, np.concatenate([result.acceptance for result in results]))
 
 
 @dataclass(frozen=True)
-class Bidirectional:
+class BDMCResult:
     """Both bounds on log p(x) of N images that the model has simulated, in nats."""
 
-    forward: Annealed
-    backward: Annealed
+    forward: AISResult
+    backward: AISResult
 
     @property
     def gap(self) -> Array:
@@ -104,22 +104,22 @@ class Bidirectional:
         return self.backward.upper - self.forward.lower
 
     @staticmethod
-    def concatenate(results: Iterable[Bidirectional]) -> Bidirectional:
+    def concatenate(results: Iterable[BDMCResult]) -> BDMCResult:
         """Join the results of several batches of images."""
         results = list(results)
         sides = ([getattr(result, side) for result in results] for side in ("forward", "backward"))
-        return Bidirectional(*map(Annealed.concatenate, sides))
+        return BDMCResult(*map(AISResult.concatenate, sides))
 
 
 def ais(
     model: Program,
     guide: Program,
     x: Data,
-    settings: Annealing,
+    config: AISConfig,
     *,
     seed: int | None = None,
     progress: Progress = iter,
-) -> Annealed:
+) -> AISResult:
     """Estimate log p(x) of images by annealed importance sampling.
 
     Args:
@@ -127,7 +127,7 @@ def ais(
         guide: program of q(z|x).
         x: images (B, ...) in the support of the observed site, or the arguments of the programs; K x B particles are
             decoded at once.
-        settings: how to anneal.
+        config: how to anneal.
         seed: of all noise; ``None`` takes fresh entropy.
         progress: wraps each iteration over temperatures, of the pilot and of the run: `tqdm` for one.
 
@@ -135,21 +135,21 @@ def ais(
         ValueError: x is outside the support; a latent site is discrete, or there is none, or one outside the data
             plate.
     """
-    check_domain(model, guide, x)
-    with quietly(model, guide, x=x, seed=seed, purpose="anneal"):
-        kernels = kernels_of(model, guide, x, settings, progress)
-        return annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
+    check_support(model, guide, x)
+    with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):
+        kernels = adapt_kernels(model, guide, x, config, progress)
+        return to_ais_result(kernels.forward(kernels.path.draw(config.num_chains), progress))
 
 
 def bdmc(
     model: Program,
     guide: Program,
-    like: Data,
-    settings: Annealing,
+    template: Data,
+    config: AISConfig,
     *,
     seed: int | None = None,
     progress: Progress = iter,
-) -> Bidirectional:
+) -> BDMCResult:
     """Bound log p(x) from both sides, on images that the model simulates: the accuracy of `ais`.
 
     The latents behind a simulated image are an exact draw of its posterior, where the backward chains start. Both
@@ -158,31 +158,31 @@ def bdmc(
     Args:
         model: as in `ais`.
         guide: as in `ais`.
-        like: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
+        template: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
             replaced.
-        settings: how to anneal.
+        config: how to anneal.
         seed: of all noise, the images included.
         progress: as in `ais`.
 
     Raises:
         ValueError: as `ais` and `simulate`.
     """
-    with quietly(model, guide, x=like, seed=seed, purpose="bidirectional"):
-        x, values = simulate(model, like)
-        kernels = kernels_of(model, guide, x, settings, progress)
-        exact = kernels.path.space.join(values).expand(settings.num_chains, -1, -1)
-        forward = annealed(kernels.forward(kernels.path.draw(settings.num_chains), progress))
-        return Bidirectional(forward, annealed(kernels.backward(exact, progress)))
+    with read_only(model, guide, x=template, seed=seed, purpose="bidirectional", validate=False):
+        x, values = simulate(model, template)
+        kernels = adapt_kernels(model, guide, x, config, progress)
+        exact = kernels.path.space.join(values).expand(config.num_chains, -1, -1)
+        forward = to_ais_result(kernels.forward(kernels.path.draw(config.num_chains), progress))
+        return BDMCResult(forward, to_ais_result(kernels.backward(exact, progress)))
 
 
-def kernels_of(model: Program, guide: Program, x: Data, settings: Annealing, progress: Progress) -> Kernels:
+def adapt_kernels(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> HMCKernels:
     """Return kernels for images x, adapted in a pilot run and frozen."""
-    path = Path(model, guide, x, settings.start, compiled=settings.compiled)
-    kernels = Kernels(path, SCHEDULES[settings.schedule](settings.num_temperatures), settings.num_leapfrogs)
-    kernels.adapt(settings.num_chains, progress)
+    path = AnnealingPath(model, guide, x, config.start, compiled=config.compiled)
+    kernels = HMCKernels(path, SCHEDULES[config.schedule](config.num_temperatures), config.num_leapfrogs)
+    kernels.adapt(config.num_chains, progress)
     return kernels
 
 
-def annealed(result: Weighed) -> Annealed:
+def to_ais_result(result: WeightedParticles) -> AISResult:
     """Return a run as arrays."""
-    return Annealed(result.log_w.cpu().numpy(), result.acceptance.cpu().numpy())
+    return AISResult(result.log_w.cpu().numpy(), result.acceptance.cpu().numpy())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.annealing.paths import Path, Point
+from pyro_vae.evaluate.annealing.paths import AnnealingPath, PathState
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -20,7 +20,7 @@ _FIRST_STEPS = 50  # of the pilot at the first temperature, until its step size 
 _SCALE_DRAWS = 100
 
 
-class Weighed(NamedTuple):
+class WeightedParticles(NamedTuple):
     """What a run leaves: log w (K, B), the mean acceptance of each image (B,), and the last particles u (K, B, D)."""
 
     log_w: Tensor
@@ -28,7 +28,7 @@ class Weighed(NamedTuple):
     u: Tensor
 
 
-class Kernels:
+class HMCKernels:
     """A kernel for each temperature of a path, with a step size for each image.
 
     Step sizes are in units of the standard deviation of f_0, which the guide, for one, has for each latent unit.
@@ -39,7 +39,7 @@ class Kernels:
         num_leapfrogs: of each transition.
     """
 
-    def __init__(self, path: Path, temperatures: Tensor, num_leapfrogs: int) -> None:
+    def __init__(self, path: AnnealingPath, temperatures: Tensor, num_leapfrogs: int) -> None:
         self.path = path
         self.b = temperatures.tolist()
         self.num_leapfrogs = num_leapfrogs
@@ -48,7 +48,7 @@ class Kernels:
 
     def adapt(self, num_chains: int, progress: Progress) -> None:
         """Set the step sizes (T, B) by a pilot run towards the target acceptance."""
-        point = self.path.at(self.path.draw(num_chains))
+        point = self.path.evaluate(self.path.draw(num_chains))
         step_size = self.step_sizes[0]
         for _ in range(_FIRST_STEPS):
             point, acceptance = self._move(point, self.b[1], step_size)
@@ -58,17 +58,17 @@ class Kernels:
             point, acceptance = self._move(point, self.b[t], step_size)
             step_size = step_size * (0.2 * (acceptance - _TARGET_ACCEPTANCE)).exp()
 
-    def forward(self, u: Tensor, progress: Progress) -> Weighed:
+    def forward(self, u: Tensor, progress: Progress) -> WeightedParticles:
         """Run from u (K, B, D), drawn from f_0, to particles that with their weights stand for the posterior."""
         return self._run(u, range(1, len(self.b)), 0, progress)
 
-    def backward(self, u: Tensor, progress: Progress) -> Weighed:
+    def backward(self, u: Tensor, progress: Progress) -> WeightedParticles:
         """Run from u (K, B, D), drawn from the posterior, to f_0."""
         return self._run(u, range(len(self.b) - 1, 0, -1), -1, progress)
 
-    def _run(self, u: Tensor, order: range, behind: int, progress: Progress) -> Weighed:
+    def _run(self, u: Tensor, order: range, behind: int, progress: Progress) -> WeightedParticles:
         """Weigh from b_(t-1) to b_t and move, at b_t forwards and at b_(t-1) backwards; neither end is moved at."""
-        point = self.path.at(u)
+        point = self.path.evaluate(u)
         log_w = torch.zeros_like(point.log_joint)
         accepted = torch.zeros(len(self.scale), dtype=self.scale.dtype, device=u.device)
         for t in progress(order):
@@ -77,9 +77,9 @@ class Kernels:
             if 0 < at < len(self.b) - 1:
                 point, acceptance = self._move(point, self.b[at], self.step_sizes[at])
                 accepted += acceptance
-        return Weighed(log_w, accepted / max(1, len(self.b) - 2), point.u)
+        return WeightedParticles(log_w, accepted / max(1, len(self.b) - 2), point.u)
 
-    def _move(self, point: Point, b: float, step_size: Tensor) -> tuple[Point, Tensor]:
+    def _move(self, point: PathState, b: float, step_size: Tensor) -> tuple[PathState, Tensor]:
         """Take one transition that keeps f_b; return the particles and the acceptance of each image (B,)."""
         step = step_size.unsqueeze(-1)  # (B, 1) beside (K, B, D)
         momentum = torch.randn_like(point.u)
@@ -87,7 +87,7 @@ class Kernels:
         proposal = point
         momentum = momentum + 0.5 * step * self.scale * point.gradient(b)
         for leap in range(self.num_leapfrogs):
-            proposal = self.path.at(proposal.u + step * self.scale * momentum)
+            proposal = self.path.evaluate(proposal.u + step * self.scale * momentum)
             half = 0.5 if leap == self.num_leapfrogs - 1 else 1.0
             momentum = momentum + half * step * self.scale * proposal.gradient(b)
         change = proposal.log_density(b) - _kinetic(momentum) - before

@@ -19,28 +19,39 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.annealing.ais import Annealed, Annealing, annealed, kernels_of
+from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, adapt_kernels, to_ais_result
 from pyro_vae.evaluate.annealing.hmc import Progress
-from pyro_vae.trace import Batch, Data, Program, Run, check_domain, draw, image_site, quietly, run_at, seen
-from pyro_vae.trace.enumeration import number_of_states
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    ParticleTrace,
+    Program,
+    check_support,
+    draw,
+    find_image_site,
+    read_only,
+    replay_at,
+    with_missing_pixels,
+)
+from pyro_vae.trace.enumeration import count_states
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Imputed:
+class Imputation:
     """Images completed.
 
     `mean` and `variance` (N, *pixels) are those of p(x | x_seen), the pixels seen as they are, with variance 0; `draw`
     (N, *pixels) is one image of it;
-    `annealed` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
+    `ais` estimates log p(x_seen); `log_missing` (N,) is log p(x_missing | x_seen) in nats where the truth was
     given.
     """
 
     mean: Array
     variance: Array
     draw: Array
-    annealed: Annealed
+    ais: AISResult
     log_missing: Array | None
 
 
@@ -48,21 +59,21 @@ def impute(
     model: Program,
     guide: Program,
     x: Data,
-    settings: Annealing,
+    config: AISConfig,
     *,
-    fill: Tensor,
+    fill_value: Tensor,
     truth: Tensor | None = None,
     seed: int | None = None,
     progress: Progress = iter,
-) -> Imputed:
+) -> Imputation:
     """Complete images with missing pixels.
 
     Args:
         model: program of p(x, z) with pixels that are independent given z.
         guide: program of q(z|x).
         x: images (B, *pixels), missing pixels NaN.
-        settings: how to anneal; its chains are the particles.
-        fill: what the guide sees in the gaps, (*pixels): the mean image, for one.
+        config: how to anneal; its chains are the particles.
+        fill_value: what the guide sees in the gaps, (*pixels): the mean image, for one.
         truth: the whole images (B, *pixels), to score what was missing.
         seed: of all noise.
         progress: as in `ais`.
@@ -73,20 +84,20 @@ def impute(
     batch = Batch.of(x)
     x = batch.x
     gaps = x.isnan()
-    whole = batch.replaced(torch.where(gaps, fill, x))
+    whole = batch.replace_x(torch.where(gaps, fill_value, x))
     name, order = _order(model, guide, whole, seed)
-    of_seen, filled = seen(model, guide, fill, order)
-    check_domain(of_seen, filled, batch)
+    of_seen, filled = with_missing_pixels(model, guide, fill_value, order)
+    check_support(of_seen, filled, batch)
     if truth is not None:
-        check_domain(model, guide, batch.replaced(truth))
-    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
-        kernels = kernels_of(of_seen, filled, batch, settings, progress)
-        result = kernels.forward(kernels.path.draw(settings.num_chains), progress)
+        check_support(model, guide, batch.replace_x(truth))
+    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
+        kernels = adapt_kernels(of_seen, filled, batch, config, progress)
+        result = kernels.forward(kernels.path.draw(config.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
         shares = result.log_w.log_softmax(0)
         if kernels.path.layout.summed:
-            shares = _with_states(shares, run_at(of_seen, batch, values, kernels.path.layout))
-        site = run_at(model, whole, values, kernels.path.layout)
+            shares = _with_states(shares, replay_at(of_seen, batch, values, kernels.path.layout))
+        site = replay_at(model, whole, values, kernels.path.layout)
         back = order.flatten().argsort()
         shape = (len(shares), *x.shape)
 
@@ -101,25 +112,27 @@ def impute(
         second = (weights * (of_pixels(lambda pixels: pixels.variance) + pixel_means.square())).sum(0)
         log_missing = None
         if truth is not None:
-            there = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
-            rows = there.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else there
+            truth_elements = truth.flatten(1)[:, order.flatten()].reshape(len(x), *order.shape)
+            rows = (
+                truth_elements.repeat(len(shares), *[1] * order.dim()) if site.layout.kind == "rows" else truth_elements
+            )
             log_p = torch.where(gaps, of_pixels(lambda pixels: pixels.log_prob(rows)), 0.0).double().flatten(2).sum(-1)
             log_missing = (shares + log_p).logsumexp(0).cpu().numpy()
         chosen = Categorical(logits=shares.T).sample(), torch.arange(len(x), device=x.device)
         drawn = of_pixels(lambda pixels: pixels.sample())[chosen].to(x)
-        return Imputed(
+        return Imputation(
             torch.where(gaps, mean, x).cpu().numpy(),
             torch.where(gaps, second - mean.square(), 0.0).cpu().numpy(),
             torch.where(gaps, drawn, x).cpu().numpy(),
-            annealed(result),
+            to_ais_result(result),
             log_missing,
         )
 
 
-def _with_states(log_shares: Tensor, p: Run) -> Tensor:
+def _with_states(log_shares: Tensor, p: ParticleTrace) -> Tensor:
     """Divide the share of each particle (K, B) among the values of what is summed out, given z and the pixels seen."""
-    joint = torch.as_tensor(sum(p.terms_of_states().values()))
-    of_states = joint.unflatten(0, (number_of_states(p.layout.summed), -1)).log_softmax(0)
+    joint = torch.as_tensor(sum(p.state_terms().values()))
+    of_states = joint.unflatten(0, (count_states(p.layout.summed), -1)).log_softmax(0)
     return (log_shares + of_states).flatten(0, 1)
 
 
@@ -129,8 +142,8 @@ def _order(model: Program, guide: Program, batch: Batch, seed: int | None) -> tu
     Raises:
         ValueError: there is none, or it is arranged otherwise than by images in its first dimension.
     """
-    with quietly(model, guide, x=batch, seed=seed, purpose="impute"), torch.no_grad():
-        name, index = image_site(model, batch, draw(guide, batch, 1)[0])
+    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
+        name, index = find_image_site(model, batch, draw(guide, batch, 1)[0])
     size = batch.x[0].numel()
     first = index[0]
     offsets = torch.arange(len(batch), device=index.device).view(-1, *[1] * first.dim()) * size

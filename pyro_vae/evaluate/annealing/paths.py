@@ -2,7 +2,7 @@ r"""Annealing paths: from a distribution that can be drawn to the posterior of e
 
     f_b(z) = f_0(z)^(1-b) p(x, z)^b,    0 = b_0 < b_1 < ... < b_T = 1,
 
-with f_0 the prior p(z) or the guide q(z|x), both normalised, so that the integral of f_1 over that of f_0 is p(x).
+with f_0 the prior p(z) or the guide q(z|x), both normalized, so that the integral of f_1 over that of f_0 is p(x).
 Densities are over the unconstrained latents u (K, B, D).
 """
 
@@ -20,18 +20,18 @@ from pyro_vae.trace import (
     Data,
     Graph,
     GraphError,
+    ParticleTrace,
     Program,
-    Run,
-    Unconstrained,
+    UnconstrainedSpace,
     choose_layout,
     choose_layouts,
-    description,
+    describe_traces,
     draw,
     log_density,
-    run,
-    run_pair,
+    trace_model_and_guide,
+    trace_particles,
 )
-from pyro_vae.trace.isolation import seeded
+from pyro_vae.trace.isolation import seed_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -51,7 +51,7 @@ SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
 STARTS = ("guide", "prior")
 
 
-class Point(NamedTuple):
+class PathState(NamedTuple):
     """Particles of a path: u (K, B, D), log f_0 and log p(x, u) (K, B) in nats, and their gradients (K, B, D)."""
 
     u: Tensor
@@ -68,14 +68,14 @@ class Point(NamedTuple):
         """Return the gradient of log f_b (K, B, D)."""
         return (1 - b) * self.start_gradient + b * self.joint_gradient
 
-    def where(self, chosen: Tensor, other: Point) -> Point:
+    def where(self, chosen: Tensor, other: PathState) -> PathState:
         """Return these particles where chosen (K, B), and the others elsewhere."""
         pairs = zip(self, other, strict=True)
-        return Point(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
+        return PathState(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
 
 
-class Path:
-    """The path of a program for a batch of images, read inside `trace.reading`.
+class AnnealingPath:
+    """The path of a program for a batch of images, read inside `trace.read_only`.
 
     Args:
         model: program of p(x, z).
@@ -86,7 +86,7 @@ class Path:
 
     Raises:
         ValueError: a latent site is discrete, shared by all images or a point mass, there is none, the guide has no
-            density at given values, or as `run_pair`.
+            density at given values, or as `trace_model_and_guide`.
     """
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
@@ -94,7 +94,7 @@ class Path:
         self._graph = Graph(self._ends, model, guide) if compiled else None
         self._compared = False
         with torch.no_grad():
-            p, q = run_pair(model, guide, self.batch, 1)
+            p, q = trace_model_and_guide(model, guide, self.batch, 1)
             enumerated = q.layout.enumerated  # summed out, like what the guide does not draw
             self.names = [name for name in p.latents if name not in q.enumerated]
             if not self.names:
@@ -102,12 +102,12 @@ class Path:
                     "The program has no latent site that is drawn: its log p(x) is known, and there is nothing to "
                     "anneal."
                 )
-            described = description(guide, self.batch, p, q)
-            if described.why_not_per_image:
-                raise UserError(described.why_not_per_image)
-            if described.lacks_latent:
-                raise UserError(f"There is nothing to anneal: {described.lacks}.")
-            self.space = Unconstrained(p, self.names)
+            description = describe_traces(guide, self.batch, p, q)
+            if description.not_per_image_reason:
+                raise UserError(description.not_per_image_reason)
+            if description.no_latent_density:
+                raise UserError(f"There is nothing to anneal: {description.no_density_reason}.")
+            self.space = UnconstrainedSpace(p, self.names)
             self._check_supports(p)
             layouts = choose_layouts(model, guide, self.batch, 2)
             self.layout = layouts.model._replace(summed=layouts.model.summed + enumerated)
@@ -115,21 +115,21 @@ class Path:
             if start == "guide":
                 self._check_guide(q)
 
-    def _check_supports(self, p: Run) -> None:
+    def _check_supports(self, p: ParticleTrace) -> None:
         """Refuse a latent whose support moves with another latent, which one map cannot follow."""
-        u = self.space.join(p.values_of(self.names))
-        other = Unconstrained(run(self.model, self.batch, 1), self.names).split(u)[0]
-        for name, value in p.values_of(self.names).items():
-            if not torch.allclose(value, other[name], rtol=1e-3, atol=1e-3):
+        u = self.space.join(p.get_values(self.names))
+        moved = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
+        for name, value in p.get_values(self.names).items():
+            if not torch.allclose(value, moved[name], rtol=1e-3, atol=1e-3):
                 raise UserError(f"The support of latent site {name!r} moves with other latents: it cannot be annealed.")
 
-    def _check_guide(self, q: Run) -> None:
+    def _check_guide(self, q: ParticleTrace) -> None:
         """Refuse a guide that is no fixed density: one of auxiliary draws, or that draws other noise at every call."""
         scores = []
         for seed in (0, 1):
-            with seeded(self.batch.x, seed):
+            with seed_rng(self.batch.x, seed):
                 try:
-                    values = {name: value[:1] for name, value in q.values_of(self.names).items()}
+                    values = {name: value[:1] for name, value in q.get_values(self.names).items()}
                     scores.append(torch.stack(list(log_density(self.guide, self.batch, values).values())).sum(0))
                 except (KeyError, NotImplementedError) as error:
                     raise UserError(
@@ -155,8 +155,8 @@ class Path:
                 values = {name: values[name] for name in self.names}
             else:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
-                drawn = run(self.model, self.batch, num_samples, layout=layout)
-                values = drawn.values_of(self.names)
+                drawn = trace_particles(self.model, self.batch, num_samples, layout=layout)
+                values = drawn.get_values(self.names)
             u = self.space.join(values)
             self._check_round_trip(values, u)
             return u
@@ -182,18 +182,18 @@ class Path:
         values, log_det = self.space.split(u)
         return values, log_density(self.model, self.batch, values, self.layout), log_det
 
-    def at(self, u: Tensor) -> Point:
+    def evaluate(self, u: Tensor) -> PathState:
         """Evaluate both ends of the path at u."""
         u = u.detach()
         if self._graph is not None:
             try:
                 ends: Any = (self._graph if self._compared else self._graph.compare)(u)[1]
                 self._compared = True
-                return Point(u, *ends)
+                return PathState(u, *ends)
             except GraphError as error:
                 self._graph = None
                 _LOG.warning("Annealing is not compiled: %s. Pyro runs the program every time.", error)
-        return Point(u, *self._ends(u)[1])
+        return PathState(u, *self._ends(u)[1])
 
     def _ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:
         """Return log f_0 and log p(x, u) (K, B) and their gradients (K, B, D)."""

@@ -21,16 +21,16 @@ from torch.nn.functional import cross_entropy
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.features.probe import linear_head
-from pyro_vae.evaluate.latents.moments import closed_mean
-from pyro_vae.trace import Program, quietly
+from pyro_vae.evaluate.latents.moments import analytic_mean
+from pyro_vae.trace import Program, read_only
 
 _LEARNING_RATE = 3e-4  # a tenth of what programs are fitted with by default, so that a good start is kept
 _BATCH_SIZE = 100
-_LEAST_STEPS, _MOST_STEPS, _TURNS = 300, 2000, 2
-_IMAGES_AT_ONCE = 1000
+_MIN_STEPS, _MAX_STEPS, _PASSES = 300, 2000, 2
+_EVAL_BATCH_SIZE = 1000
 
 
-class NoMeanError(UserError):
+class NoAnalyticMeanError(UserError):
     """A guide of which no classifier can be made; says why."""
 
 
@@ -49,7 +49,7 @@ def finetune(
 
     Args:
         guide: program of q(z|x).
-        x: labelled images (N, ...).
+        x: labeled images (N, ...).
         classes: of these (N,), two at least.
         test: images to classify (M, ...).
         num_steps: of Adam, on batches of 100 images or of all there are. None takes 300, or two turns through all
@@ -60,23 +60,23 @@ def finetune(
         Classes (M,).
 
     Raises:
-        NoMeanError: the guide has no mean in closed form, or one that depends on no parameter.
+        NoAnalyticMeanError: the guide has no mean in closed form, or one that depends on no parameter.
     """
-    with quietly(guide, x=x, seed=seed, purpose="finetune"):
+    with read_only(guide, x=x, seed=seed, purpose="finetune", validate=False):
         with torch.enable_grad():
-            parameters = parameters_behind(_mean(guide, x[:1]))
+            parameters = find_parameters(_mean(guide, x[:1]))
         if not parameters:
-            raise NoMeanError("the mean of the guide depends on no parameter")
+            raise NoAnalyticMeanError("the mean of the guide depends on no parameter")
         known, targets = np.unique(classes, return_inverse=True)
         labels = torch.as_tensor(targets, device=x.device)
         with torch.no_grad():
-            means = torch.cat([_mean(guide, images) for images in x.split(_IMAGES_AT_ONCE)])
+            means = torch.cat([_mean(guide, images) for images in x.split(_EVAL_BATCH_SIZE)])
         start = linear_head(means.double().cpu().numpy(), classes)
         weight, bias = (torch.as_tensor(part).to(means).requires_grad_() for part in start)
-        with _lent(parameters):
+        with _restored_after(parameters):
             trained = [*parameters, weight, bias]
             optim = torch.optim.Adam(trained, lr=_LEARNING_RATE, fused=True)
-            for places in _batches(len(x), _enough(len(x)) if num_steps is None else num_steps):
+            for places in _batches(len(x), _default_num_steps(len(x)) if num_steps is None else num_steps):
                 batch = places.to(x.device)
                 with torch.enable_grad():
                     loss = cross_entropy(_mean(guide, x[batch]) @ weight + bias, labels[batch])
@@ -84,18 +84,18 @@ def finetune(
                     loss.backward(inputs=trained)
                 optim.step()
             with torch.no_grad():
-                logits = [_mean(guide, images) @ weight + bias for images in test.split(_IMAGES_AT_ONCE)]
+                logits = [_mean(guide, images) @ weight + bias for images in test.split(_EVAL_BATCH_SIZE)]
     return known[torch.cat(logits).argmax(1).cpu().numpy()]
 
 
 def _mean(guide: Program, x: Tensor) -> Tensor:
-    mean = closed_mean(guide, x)
+    mean = analytic_mean(guide, x)
     if mean is None:
-        raise NoMeanError("the guide has several latent sites or none, or one without a mean in closed form")
+        raise NoAnalyticMeanError("the guide has several latent sites or none, or one without a mean in closed form")
     return mean
 
 
-def parameters_behind(value: Tensor) -> list[Tensor]:
+def find_parameters(value: Tensor) -> list[Tensor]:
     """Return the parameters that a value depends on: the leaves of its graph, wherever a program keeps them."""
     nodes: list[Any] = [value.grad_fn]
     seen: set[Any] = {None}
@@ -112,7 +112,7 @@ def parameters_behind(value: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def _lent(parameters: Sequence[Tensor]) -> Iterator[None]:
+def _restored_after(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Let parameters be trained on copies of their data, and give them back their own data and gradients."""
     before = [(p, p.data, p.grad) for p in parameters]
     try:
@@ -124,13 +124,13 @@ def _lent(parameters: Sequence[Tensor]) -> Iterator[None]:
             p.data, p.grad = data, gradient
 
 
-def _enough(number: int) -> int:
-    return min(max(_LEAST_STEPS, -(-_TURNS * number // _BATCH_SIZE)), _MOST_STEPS)
+def _default_num_steps(num_images: int) -> int:
+    return min(max(_MIN_STEPS, -(-_PASSES * num_images // _BATCH_SIZE)), _MAX_STEPS)
 
 
-def _batches(number: int, num_steps: int) -> Iterator[Tensor]:
+def _batches(num_images: int, num_steps: int) -> Iterator[Tensor]:
     """Yield the places of so many batches; no image comes again before all have come."""
-    size = min(_BATCH_SIZE, number)
-    turns = -(-num_steps * size // number)
-    order = [torch.randperm(number, device="cpu") for _ in range(turns)]
+    size = min(_BATCH_SIZE, num_images)
+    passes = -(-num_steps * size // num_images)
+    order = [torch.randperm(num_images, device="cpu") for _ in range(passes)]
     yield from torch.cat(order or [torch.empty(0)]).split(size)[:num_steps]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import quietly
+from pyro_vae.trace import read_only
 
 NUM_FEATURES = 64
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 600, 100, 2e-3
 
 
-class Features(nn.Module):
+class FeatureNetwork(nn.Module):
     """A small convolutional classifier of images of one shape, which gives its last hidden layer as features.
 
     Args:
@@ -57,20 +57,20 @@ class Features(nn.Module):
     def accuracy(self, x: Tensor, classes: Tensor) -> float:
         """Return the share of images whose class it knows: whether its features are worth anything."""
         with torch.no_grad():
-            found = torch.cat([self(part).argmax(1) for part in x.split(1000)])
-        return float((found == classes).double().mean())
+            predicted = torch.cat([self(part).argmax(1) for part in x.split(1000)])
+        return float((predicted == classes).double().mean())
 
 
-def train_features(x: Tensor, classes: Tensor, seed: int) -> Features:
-    """Train a network on labelled images, as the programs to be judged observe them.
+def train_feature_network(x: Tensor, classes: Tensor, seed: int) -> FeatureNetwork:
+    """Train a network on labeled images, as the programs to be judged observe them.
 
     Args:
         x: images (N, *pixels).
         classes: integers from 0 on (N,).
         seed: of weights and order; the caller's random streams stay as they are.
     """
-    with quietly(x=x, seed=seed, purpose="features"), torch.enable_grad():
-        net = Features(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
+    with read_only(x=x, seed=seed, purpose="features", validate=False), torch.enable_grad():
+        net = FeatureNetwork(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
         optim = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, _STEPS)
         for _ in range(_STEPS):
@@ -91,10 +91,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     if min(len(a), len(b)) < 2:
         raise UserError(f"A covariance needs two images or more, and there are {len(a)} and {len(b)}.")
     a, b = a.double(), b.double()
-    first, second = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
+    cov_a, cov_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     # The eigenvalues of cov a cov b are those of this symmetric matrix.
-    product = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    product = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     shift = (a.mean(0) - b.mean(0)).square().sum()
-    return float((shift + first.trace() + second.trace() - 2 * product).clamp(min=0))
+    return float((shift + cov_a.trace() + cov_b.trace() - 2 * product).clamp(min=0))

@@ -1,7 +1,7 @@
 r"""What simple classifiers make of features, given few labels.
 
 Features that a program has found without labels are good where few labels are enough for a linear boundary, or where
-neighbours are of one class. Every classifier is fitted to R random subsets of the training images whose classes are
+neighbors are of one class. Every classifier is fitted to R random subsets of the training images whose classes are
 known, the same for all features, and tested on the same M images. Whether subset r gets image m right, c_rm in {0, 1},
 is mu + a_r + b_m + e_rm, crossed effects of subset and image, and the variance of the mean accuracy is
 
@@ -27,10 +27,10 @@ from pyro_vae.evaluate.annealing.hmc import Progress
 Array = np.ndarray
 Pair = tuple[Array, Array]
 
-BUDGETS = (10, 100, 1000)
+LABEL_BUDGETS = (10, 100, 1000)
 _NUM_SUBSETS = 10
-_MOST_NEIGHBOURS = 5
-_MOST_ITERATIONS = 200
+_MAX_NEIGHBORS = 5
+_MAX_ITERATIONS = 200
 
 
 class Accuracy(NamedTuple):
@@ -61,8 +61,8 @@ def mean_accuracy(correct: Array) -> tuple[float, float]:
     return float(mean), math.sqrt(max(0.0, square) / (num_subsets * num_images))
 
 
-def labelled_subsets(
-    classes: Array, seed: int, budgets: Sequence[int] = BUDGETS, num_subsets: int = _NUM_SUBSETS
+def labeled_subsets(
+    classes: Array, seed: int, budgets: Sequence[int] = LABEL_BUDGETS, num_subsets: int = _NUM_SUBSETS
 ) -> dict[int, list[Array]]:
     """Draw training images whose class is told, as equally many of each class as there are.
 
@@ -75,34 +75,34 @@ def labelled_subsets(
     Returns:
         {labels: places of R subsets}, with that of all images, a single one, at the end.
     """
-    number = len(classes)
-    found = {}
-    for budget in (budget for budget in budgets if budget < number):
+    num_images = len(classes)
+    subsets = {}
+    for budget in (budget for budget in budgets if budget < num_images):
         generator = np.random.default_rng([seed, budget])
-        found[budget] = [_subset(classes, budget, generator) for _ in range(num_subsets)]
-    return {**found, number: [np.arange(number)]}
+        subsets[budget] = [_subset(classes, budget, generator) for _ in range(num_subsets)]
+    return {**subsets, num_images: [np.arange(num_images)]}
 
 
 def _subset(classes: Array, budget: int, generator: np.random.Generator) -> Array:
     order = generator.permutation(len(classes))
     # How many of its class come before an image. Each class gives one image at every turn, for as long as it has one.
-    turn = np.empty(len(classes), int)
+    rank = np.empty(len(classes), int)
     for label in np.unique(classes):
-        own = order[classes[order] == label]
-        turn[own] = np.arange(len(own))
-    return np.lexsort((generator.random(len(classes)), turn))[:budget]
+        members = order[classes[order] == label]
+        rank[members] = np.arange(len(members))
+    return np.lexsort((generator.random(len(classes)), rank))[:budget]
 
 
-def principal_components(train: Array, test: Array, number: int, seed: int = 0) -> Pair:
+def principal_components(train: Array, test: Array, num_components: int, seed: int = 0) -> Pair:
     """Project features (N, d) and (M, d) on the first principal components of the training images."""
     from sklearn.decomposition import PCA  # on use: scikit-learn takes seconds to import
 
-    components = PCA(min(number, *train.shape), random_state=seed).fit(train)
+    components = PCA(min(num_components, *train.shape), random_state=seed).fit(train)
     return components.transform(train), components.transform(test)
 
 
 def linear_head(features: Array, classes: Array) -> Pair:
-    """Fit multinomial logistic regression to labelled features (L, d), with an L2 penalty of C = 1.
+    """Fit multinomial logistic regression to labeled features (L, d), with an L2 penalty of C = 1.
 
     The penalty is on features whose variance is 1 on average: they are divided by one scale, the same for all. One for
     each would make as much of a latent unit that a program does not use as of one that it does, and of a pixel that is
@@ -116,7 +116,7 @@ def linear_head(features: Array, classes: Array) -> Pair:
     from sklearn.linear_model import LogisticRegression
 
     loc, scale = features.mean(0), math.sqrt(features.var(0).mean()) or 1.0
-    model = LogisticRegression(max_iter=_MOST_ITERATIONS)
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are bounded to bound the time
         model.fit((features - loc) / scale, classes)
@@ -132,20 +132,22 @@ def logistic(train: Array, classes: Array, test: Array) -> Array:
     return np.unique(classes)[(test @ weight + bias).argmax(1)]
 
 
-def nearest(train: Array, classes: Array, test: Array) -> Array:
-    """Return the classes (M,) of the majority of the k nearest labelled images, by the Euclidean distance.
+def k_nearest_neighbors(train: Array, classes: Array, test: Array) -> Array:
+    """Return the classes (M,) of the majority of the k nearest labeled images, by the Euclidean distance.
 
-    k is 5, or the labels of a class where these are fewer: more neighbours than there are of the right class would
+    k is 5, or the labels of a class where these are fewer: more neighbors than there are of the right class would
     outvote it. No label is spent on choosing it.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    each = len(classes) // len(np.unique(classes))
-    return KNeighborsClassifier(min(_MOST_NEIGHBOURS, each), algorithm="brute").fit(train, classes).predict(test)
+    labels_per_class = len(classes) // len(np.unique(classes))
+    return (
+        KNeighborsClassifier(min(_MAX_NEIGHBORS, labels_per_class), algorithm="brute").fit(train, classes).predict(test)
+    )
 
 
-# Each takes labelled features (L, d), their classes and test features (M, d).
-CLASSIFIERS: dict[str, Callable[[Array, Array, Array], Array]] = {"logistic": logistic, "kNN": nearest}
+# Each takes labeled features (L, d), their classes and test features (M, d).
+CLASSIFIERS: dict[str, Callable[[Array, Array, Array], Array]] = {"logistic": logistic, "kNN": k_nearest_neighbors}
 
 
 def probe(
@@ -156,13 +158,13 @@ def probe(
     Args:
         features: {name: of the training (N, d) and of the test images (M, d)}.
         classes: of the training (N,) and of the test images (M,), two at least.
-        subsets: {labels: subsets of the training images}, see `labelled_subsets`.
+        subsets: {labels: subsets of the training images}, see `labeled_subsets`.
         progress: wraps the iteration over features and classifiers.
     """
-    found = []
+    rows = []
     for (name, (train, test)), classifier in progress(list(itertools.product(features.items(), CLASSIFIERS))):
-        for number, subsets_of_it in subsets.items():
-            predictions = [CLASSIFIERS[classifier](train[own], classes[0][own], test) for own in subsets_of_it]
+        for num_labels, draws in subsets.items():
+            predictions = [CLASSIFIERS[classifier](train[indices], classes[0][indices], test) for indices in draws]
             correct = np.array(predictions) == classes[1]
-            found.append(Accuracy(name, classifier, number, *mean_accuracy(correct)))
-    return found
+            rows.append(Accuracy(name, classifier, num_labels, *mean_accuracy(correct)))
+    return rows

@@ -75,7 +75,7 @@ class Disentanglement:
         return float(self.accuracy.mean())
 
 
-def disentanglement(train: tuple[Array, Array], test: tuple[Array, Array], seed: int = 0) -> Disentanglement:
+def disentanglement_scores(train: tuple[Array, Array], test: tuple[Array, Array], seed: int = 0) -> Disentanglement:
     """Score codes against the factors behind them.
 
     Args:
@@ -114,13 +114,13 @@ def separability(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array
     halfway between. A machine of one class against the rest, as is often taken, cannot tell middle values by one unit.
     """
     codes, factors = train
-    found = np.empty((codes.shape[1], factors.shape[1]))
+    accuracies = np.empty((codes.shape[1], factors.shape[1]))
     for f, factor in enumerate(factors.T):
         values = np.unique(factor)
         means = np.stack([codes[factor == value].mean(0) for value in values])  # (values, D)
         nearest = np.abs(test[0][:, :, None] - means.T).argmin(2)  # (N, D)
-        found[:, f] = [_balanced_accuracy(test[1][:, f], values[unit]) for unit in nearest.T]
-    return found
+        accuracies[:, f] = [_balanced_accuracy(test[1][:, f], values[unit]) for unit in nearest.T]
+    return accuracies
 
 
 def _forests(train: tuple[Array, Array], test: tuple[Array, Array], seed: int) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Batch, Data, Program, Run, reading, run
+from pyro_vae.trace import Batch, Data, ParticleTrace, Program, read_only, trace_particles
 from pyro_vae.trace.shapes import to_particles
 
 _ACTIVE_VARIANCE = 0.01
@@ -32,8 +32,8 @@ class Moments(NamedTuple):
 
 def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int | None = None) -> Moments:
     """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S draws, sites flattened and joined."""
-    with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="moments"):
-        result = run(guide, x, num_samples)
+    with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="moments"):
+        result = trace_particles(guide, x, num_samples)
         refuse_shared(result)
         values = result.values
     if not values:
@@ -43,7 +43,7 @@ def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int
     return Moments(z.double().mean(0), z.double().var(0), num_samples)
 
 
-def refuse_shared(result: Run) -> None:
+def refuse_shared(result: ParticleTrace) -> None:
     """Refuse a guide with latents that all images share: they are no units of one image.
 
     Raises:
@@ -53,14 +53,14 @@ def refuse_shared(result: Run) -> None:
         raise UserError(f"Site {result.shared[0]!r} is shared by all images: it is no latent unit of one of them.")
 
 
-def closed_mean(guide: Program, x: Data) -> Tensor | None:
+def analytic_mean(guide: Program, x: Data) -> Tensor | None:
     """Return E_q[z|x] (N, units) of a guide of one latent site whose distribution says its mean, otherwise None.
 
     It keeps its gradients. Several sites have no such mean: that of a site which is drawn given another one is the mean
-    given that draw. Nor has a `Delta` that holds what has been drawn before. To be called inside `reading`.
+    given that draw. Nor has a `Delta` that holds what has been drawn before. To be called inside `read_only`.
     """
     batch = Batch.of(x)
-    result = run(guide, batch)
+    result = trace_particles(guide, batch)
     if len(names := result.drawn) != 1 or names != result.latents:
         return None
     if any(delta.log_density.any() for delta in result.deltas.values()):
@@ -75,12 +75,12 @@ def closed_mean(guide: Program, x: Data) -> Tensor | None:
 
 
 def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
-    """Return E_q[z|x] (N, units), float64: exact where there is a `closed_mean`, otherwise of 100 draws.
+    """Return E_q[z|x] (N, units), float64: exact where there is a `analytic_mean`, otherwise of 100 draws.
 
     Means that are not finite, such as those of a categorical latent, are taken for none.
     """
-    with torch.no_grad(), reading(guide, x=x, seed=seed, purpose="means"):
-        mean = closed_mean(guide, x)
+    with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="means"):
+        mean = analytic_mean(guide, x)
     if mean is None or not mean.isfinite().all():
         return posterior_moments(guide, x, seed=seed).mean
     return mean.double()

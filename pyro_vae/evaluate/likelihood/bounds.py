@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 
 
-def ladder(num_samples: int) -> list[int]:
+def particle_counts(num_samples: int) -> list[int]:
     """Return the sizes k = 1, 2, 5, 10, 50, 100, 500, ... up to K, and K itself."""
     sizes = [1, 2, 5] + [step * 10**power for power in range(1, 10) for step in (1, 5)]
     return [k for k in sizes if k < num_samples] + [num_samples]
@@ -43,8 +43,8 @@ def iwae(log_w: Tensor, k: int) -> Tensor:
 
 def error_over_groups(groups: Tensor) -> Tensor:
     """Return the standard error (B,) of the mean over groups (G, B); with a single one there is none, NaN."""
-    number = len(groups)
-    return groups.std(0) / math.sqrt(number) if number > 1 else torch.full_like(groups[0], math.nan)
+    num_groups = len(groups)
+    return groups.std(0) / math.sqrt(num_groups) if num_groups > 1 else torch.full_like(groups[0], math.nan)
 
 
 def standard_error(values: np.ndarray) -> float:

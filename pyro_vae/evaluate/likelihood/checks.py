@@ -10,37 +10,37 @@ from pyro_vae.evaluate.likelihood.independence import check_independence
 from pyro_vae.trace import (
     Batch,
     Description,
+    EagerBackend,
     Layouts,
+    ParticleTrace,
     Program,
-    Reader,
-    Run,
-    check_support,
-    description,
-    outside_prior,
-    run_pair,
+    check_trace_support,
+    describe_traces,
+    find_outside_prior,
+    trace_model_and_guide,
 )
 from pyro_vae.trace.isolation import fork_rng
 
 
-def checked(
-    model: Program, guide: Program, batch: Batch, reader: Reader, *, joint: bool
-) -> tuple[Description, Run, Layouts]:
+def check_programs(
+    model: Program, guide: Program, batch: Batch, backend: EagerBackend, *, joint: bool
+) -> tuple[Description, ParticleTrace, Layouts]:
     """Describe the programs, refuse what has no weights, and return a run of the model and plain layouts beside."""
     with fork_rng(batch.x):
-        p, q = run_pair(model, guide, batch, 1)
-        check_support(p)
-        described = description(guide, batch, p, q)
-        if not joint and described.why_not_per_image:
-            raise UserError(described.why_not_per_image)
-        if not joint and len(batch) > 1 and (model, guide) not in reader.checked:
+        p, q = trace_model_and_guide(model, guide, batch, 1)
+        check_trace_support(p)
+        description = describe_traces(guide, batch, p, q)
+        if not joint and description.not_per_image_reason:
+            raise UserError(description.not_per_image_reason)
+        if not joint and len(batch) > 1 and (model, guide) not in backend.checked:
             check_independence(model, guide, batch, p, q)
-            reader.checked.add((model, guide))
-    return described, p, Layouts(p.layout, q.layout)
+            backend.checked.add((model, guide))
+    return description, p, Layouts(p.layout, q.layout)
 
 
-def why_outside(p: Run, values: dict[str, Tensor], log_prior: Tensor) -> str | None:
+def outside_prior_reason(p: ParticleTrace, values: dict[str, Tensor], log_prior: Tensor) -> str | None:
     """Say why draws outside the support of the prior have no weight, unless their density there says 0 by itself."""
-    outside, name = outside_prior(p, values)
+    outside, name = find_outside_prior(p, values)
     if (outside.to(log_prior.device) & (log_prior != -torch.inf)).any():
         return f"the guide draws {name!r} outside the support of its prior"
     return None

@@ -19,18 +19,18 @@ _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can h
 _DOMINANT = 30.0  # a weight that outweighs the next by more is all there is to the sum
 
 
-class Smoothed(NamedTuple):
+class PSISResult(NamedTuple):
     """Pareto-smoothed importance sampling of N images: log of the mean weight, in nats, and k-hat, (N,) each."""
 
     log_mean: np.ndarray
     khat: np.ndarray
 
 
-def psis(log_w: np.ndarray) -> Smoothed:
+def psis(log_w: np.ndarray) -> PSISResult:
     """Fit the tail of each image's importance weights, and average them with that tail smoothed.
 
     Args:
-        log_w: log importance weights (K, N), not normalised.
+        log_w: log importance weights (K, N), not normalized.
 
     Returns:
         k-hat: below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable. NaN where it
@@ -42,7 +42,7 @@ def psis(log_w: np.ndarray) -> Smoothed:
         log_mean = np.logaddexp.reduce(log_w, 0) - math.log(len(log_w))
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
-        return Smoothed(log_mean, khat)
+        return PSISResult(log_mean, khat)
     for image, column in enumerate(log_w.T):
         largest = column.max()
         if not np.isfinite(largest) or _equal_tail(column):
@@ -50,27 +50,27 @@ def psis(log_w: np.ndarray) -> Smoothed:
         log_sum, khat[image] = _fit(np.maximum(column - largest, -_LARGEST_RATIO))
         if np.isfinite(khat[image]):
             log_mean[image] = largest + log_sum - math.log(len(column))
-    return Smoothed(log_mean, khat)
+    return PSISResult(log_mean, khat)
 
 
-def good_khat(num_samples: int) -> float:
+def khat_threshold(num_samples: int) -> float:
     """Return the largest k-hat at which K draws suffice, min(1 - 1 / log10 K, 0.7) (Vehtari et al., 2024)."""
     return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else math.nan
 
 
 def count_khat(khat: np.ndarray, num_samples: int) -> tuple[int, int]:
     """Return how many of the k-hats (N,) of K draws are too large, and how many exist."""
-    return int((khat > good_khat(num_samples)).sum()), int((~np.isnan(khat)).sum())
+    return int((khat > khat_threshold(num_samples)).sum()), int((~np.isnan(khat)).sum())
 
 
-def verdict(khat: np.ndarray, num_samples: int) -> str:
+def describe_khat(khat: np.ndarray, num_samples: int) -> str:
     """Say in words what the k-hats (N,) mean."""
-    bad, number = count_khat(khat, num_samples)
-    if number == 0:
+    bad, num_khat = count_khat(khat, num_samples)
+    if num_khat == 0:
         return "k-hat does not exist: too few draws, or weights that are equal or not finite"
-    words = f"unreliable for {bad} of {number} images" if bad else f"good for all {number} images"
-    missing = "" if number == len(khat) else f", without k-hat for {len(khat) - number}"
-    return f"{words}{missing} (good: k-hat <= {good_khat(num_samples):.2f})"
+    words = f"unreliable for {bad} of {num_khat} images" if bad else f"good for all {num_khat} images"
+    missing = "" if num_khat == len(khat) else f", without k-hat for {len(khat) - num_khat}"
+    return f"{words}{missing} (good: k-hat <= {khat_threshold(num_samples):.2f})"
 
 
 def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
@@ -87,16 +87,16 @@ def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, t
     """
     import arviz
 
-    number = len(next(iter(log_likelihoods.values())))
+    num_images = len(next(iter(log_likelihoods.values())))
     # Under numbers: pandas refuses names that are no Unicode, as those of files may be.
-    names = {f"m{place}": name for place, name in enumerate(log_likelihoods)}
+    names = {f"m{index}": name for index, name in enumerate(log_likelihoods)}
     data = {key: _elpd(log_likelihoods[name]) for key, name in names.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
         # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
         extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
         table = arviz.compare(data, method="pseudo-BMA", **extra)
-    rows = {names[key]: (abs(row["elpd_diff"]) / number, row["dse"] / number) for key, row in table.iterrows()}
+    rows = {names[key]: (abs(row["elpd_diff"]) / num_images, row["dse"] / num_images) for key, row in table.iterrows()}
     return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
 
 
@@ -104,8 +104,8 @@ def _elpd(values: np.ndarray) -> Any:
     import arviz
     import xarray
 
-    number = len(values)
-    total, error = float(values.sum()), float(math.sqrt(number * values.var()))
+    num_images = len(values)
+    total, error = float(values.sum()), float(math.sqrt(num_images * values.var()))
     points = xarray.DataArray(values, dims="image")
     if is_arviz_1():
         return arviz.ELPDData(
@@ -113,7 +113,7 @@ def _elpd(values: np.ndarray) -> Any:
             se=error,
             p=math.nan,
             n_samples=1,
-            n_data_points=number,
+            n_data_points=num_images,
             scale="log",
             warning=False,
             good_k=0.7,
@@ -124,7 +124,7 @@ def _elpd(values: np.ndarray) -> Any:
         "se": error,
         "p_loo": math.nan,
         "n_samples": 1,
-        "n_data_points": number,
+        "n_data_points": num_images,
     }
     fields |= {"warning": False, "loo_i": points, "scale": "log"}
     return arviz.ELPDData(data=list(fields.values()), index=list(fields))
@@ -163,5 +163,5 @@ def _fit(log_w: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(khat):
         second, first = np.partition(log_w, -2)[-2:]
         return math.nan, math.inf if first - second > _DOMINANT else math.nan
-    least = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalisation
-    return float(log_w[least] - normalized[least]), float(khat)
+    smallest = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalization
+    return float(log_w[smallest] - normalized[smallest]), float(khat)

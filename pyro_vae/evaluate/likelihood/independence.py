@@ -11,14 +11,14 @@ from functools import partial
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Batch, Program, Run
-from pyro_vae.trace.execution import run_laid_out
-from pyro_vae.trace.isolation import seeded
+from pyro_vae.trace import Batch, ParticleTrace, Program
+from pyro_vae.trace.execution import trace_in_layout
+from pyro_vae.trace.isolation import seed_rng
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import Values
 
 
-def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: Run) -> None:
+def check_independence(model: Program, guide: Program, batch: Batch, p: ParticleTrace, q: ParticleTrace) -> None:
     """Refuse programs whose densities of the first image change with the other images, at a batch of the same size.
 
     The other rows become copies of the first, images and latents alike. A program that cannot be run so, or scored at
@@ -37,11 +37,11 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
     if len(batch) == 1:
         return
     copies = batch.map_rows(_copied)
-    values = q.values | p.values_of(p.summed)  # at the first of their values
+    values = q.values | p.get_values(p.summed)  # at the first of their values
     alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
     # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
-    images = batch.replaced(_copied(batch.x))
-    for what, program, run in (("model", model, p), ("guide", guide, q)):
+    images = batch.replace_x(_copied(batch.x))
+    for kind, program, run in (("model", model, p), ("guide", guide, q)):
         of_first = partial(_of_first, program, Layout("plain", run.frame.data))
         try:
             before = of_first(batch, values)
@@ -53,15 +53,15 @@ def check_independence(model: Program, guide: Program, batch: Batch, p: Run, q: 
         except Exception:  # noqa: BLE001 -- any program may fail in its own way
             return
         raise UserError(
-            f"The {what} scores an image at site {name!r} by the images beside it: what depends on the other images of "
+            f"The {kind} scores an image at site {name!r} by the images beside it: what depends on the other images of "
             "a batch is no density of one. Give BatchNorm running statistics and put it into evaluation mode."
         )
 
 
 def _of_first(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
     """Score the first image at each site; noise of the program's own is the same at every call."""
-    with seeded(batch.x, 0):
-        terms = run_laid_out(program, batch, 1, layout, latents).log_probs()
+    with seed_rng(batch.x, 0):
+        terms = trace_in_layout(program, batch, 1, layout, latents).log_probs()
     return {name: term[0, 0] for name, term in terms.items()}
 
 

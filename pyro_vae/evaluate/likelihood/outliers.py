@@ -14,14 +14,14 @@ Array = np.ndarray
 class OutlierPValues(NamedTuple):
     """P-values of N images, (N,) each, uniform up to ties for images of the reference's kind.
 
-    `less_likely` is small where few reference images are less likely. `less_typical` is small where few lie as far
+    `low_likelihood` is small where few reference images are less likely. `atypical` is small where few lie as far
     out on either side: an image that is too likely is as atypical, the finding of Nalisnick, Matsukawa, Teh, Gorur,
     Lakshminarayanan, "Do Deep Generative Models Know What They Don't Know?", ICLR 2019
     (https://arxiv.org/abs/1810.09136), whose models of photographs took house numbers for likely ones.
     """
 
-    less_likely: Array
-    less_typical: Array
+    low_likelihood: Array
+    atypical: Array
 
 
 def outlier_p_values(log_likelihood: Array, reference: Array) -> OutlierPValues:

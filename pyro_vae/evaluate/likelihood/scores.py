@@ -16,11 +16,11 @@ import torch
 from tqdm import tqdm
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.bounds import error_over_groups, iwae, ladder, standard_error
-from pyro_vae.evaluate.likelihood.diagnostics import count_khat, good_khat, psis
+from pyro_vae.evaluate.likelihood.bounds import error_over_groups, iwae, particle_counts, standard_error
+from pyro_vae.evaluate.likelihood.diagnostics import count_khat, khat_threshold, psis
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
-from pyro_vae.evaluate.likelihood.weights import Parts, log_weight_parts
-from pyro_vae.trace import Batch, CompiledReader, Data, Program, Reader, derive
+from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms
+from pyro_vae.trace import Batch, CompiledBackend, Data, EagerBackend, Program, derive_seed
 
 Array = np.ndarray
 
@@ -57,9 +57,9 @@ class Scores:
         return len(self.elbo)
 
     @property
-    def ladder(self) -> list[int]:
+    def particle_counts(self) -> list[int]:
         """Group sizes of the rows of `iwae`."""
-        return ladder(self.num_samples)
+        return particle_counts(self.num_samples)
 
     def __str__(self) -> str:
         """Return one line: means over images, in nats, and for how many of them k-hat is too large."""
@@ -69,8 +69,8 @@ class Scores:
             return f"no log p(x): {self.reason} (distortion {distortion:.2f} nats, K = {self.num_samples}, {images})"
         error = standard_error(self.log_likelihood)
         mean = f"{self.log_likelihood.mean():.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}")
-        bad, number = count_khat(self.khat, self.num_samples)
-        khat = f"k-hat > {good_khat(self.num_samples):.2f} for {bad} of {number}" if number else "no k-hat"
+        bad, num_khat = count_khat(self.khat, self.num_samples)
+        khat = f"k-hat > {khat_threshold(self.num_samples):.2f} for {bad} of {num_khat}" if num_khat else "no k-hat"
         return f"log p(x) {mean} nats (ELBO {self.elbo.mean():.2f}, K = {self.num_samples}, {images}); {khat}"
 
     @staticmethod
@@ -97,7 +97,7 @@ def score(
     chunk: int | None = None,
     seed: int | None = None,
     compile: bool = False,
-    reader: Reader | None = None,
+    backend: EagerBackend | None = None,
     progress: bool = False,
 ) -> Scores:
     """Score images: ELBO, IWAE bounds, log p(x) and the diagnostics of their importance weights.
@@ -108,19 +108,21 @@ def score(
         x: images (N, ...), a tuple of the programs' arguments, or a `Batch`.
         num_samples: K.
         batch_size: images scored at once. None scores all at once, whose K x N weights then exist together.
-        chunk: particles scored at once, as in `log_weight_parts`.
+        chunk: particles scored at once, as in `log_weight_terms`.
         seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
         compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
-        reader: how the programs are read, instead of `compile`; a `CompiledReader` serves later calls as well.
+        backend: how the programs are read, instead of `compile`; a `CompiledBackend` serves later calls as well.
         progress: whether a bar shows how many batches are done, on a terminal.
 
     Raises:
-        ValueError: the batch size is below 1, or as `log_weight_parts`.
+        ValueError: the batch size is below 1, or as `log_weight_terms`.
     """
-    reader = reader or (CompiledReader() if compile else Reader())
+    backend = backend or (CompiledBackend() if compile else EagerBackend())
     x = Batch.of(x)
     if batch_size is None or len(x) == 0:  # which refuses no images
-        return reduce(log_weight_parts(model, guide, x, num_samples, chunk=chunk, seed=seed, reader=reader))
+        return scores_from_terms(
+            log_weight_terms(model, guide, x, num_samples, chunk=chunk, seed=seed, backend=backend)
+        )
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
     bar = tqdm(
@@ -131,29 +133,29 @@ def score(
         leave=False,
     )
     return Scores.concatenate(
-        reduce(
-            log_weight_parts(
-                model, guide, batch, num_samples, chunk=chunk, seed=derive(seed, "batch", number), reader=reader
+        scores_from_terms(
+            log_weight_terms(
+                model, guide, batch, num_samples, chunk=chunk, seed=derive_seed(seed, "batch", index), backend=backend
             )
         )
-        for number, batch in enumerate(bar)
+        for index, batch in enumerate(bar)
     )
 
 
-def reduce(parts: Parts) -> Scores:
+def scores_from_terms(terms: LogWeightTerms) -> Scores:
     """Reduce the weights of a batch, (K, B), to scores of its images."""
-    log_w = parts.log_weights
+    log_w = terms.log_weights
     num_samples = len(log_w)
     log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * log_sum - log_sum_squares).exp()
     # (1/K) var(w) / mean(w)^2 with the unbiased variance, which does not exist for one weight.
-    spare = num_samples - 1 if num_samples > 1 else math.nan
-    relative_variance = (1 / ess - 1 / num_samples) * num_samples / spare
-    groups = [iwae(log_w, k) for k in ladder(num_samples)]
+    degrees_of_freedom = num_samples - 1 if num_samples > 1 else math.nan
+    relative_variance = (1 / ess - 1 / num_samples) * num_samples / degrees_of_freedom
+    groups = [iwae(log_w, k) for k in particle_counts(num_samples)]
     columns = {
         "elbo": log_w.mean(0),
-        "rate": (parts.log_guide - parts.log_prior).mean(0),
-        "distortion": -parts.log_likelihood.mean(0),
+        "rate": (terms.log_posterior - terms.log_prior).mean(0),
+        "distortion": -terms.log_likelihood.mean(0),
         "log_likelihood": log_sum - math.log(num_samples),
         "relative_variance": relative_variance.clamp(min=0.0),
         "ess": ess,
@@ -163,4 +165,4 @@ def reduce(parts: Parts) -> Scores:
     columns["jvi1"], columns["jvi2"] = jackknife(log_w)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     smoothed = psis(log_w.cpu().numpy())
-    return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean, reason=parts.reason)
+    return Scores(num_samples, **arrays, khat=smoothed.khat, psis=smoothed.log_mean, reason=terms.reason)

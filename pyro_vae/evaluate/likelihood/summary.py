@@ -18,10 +18,10 @@ _NO_LEVELS = "real numbers have no levels that a code could name"
 _NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
 
 
-def summary(
+def summarize(
     scores: Scores, active_units: int, num_pixels: int, *, density: bool = False, level_bits: int | None = 8
 ) -> dict[str, Any]:
-    """Summarise scores of N images.
+    """Summarize scores of N images.
 
     Args:
         scores: of all test images.
@@ -65,7 +65,7 @@ def summary(
             numbers[name] = number.value if math.isfinite(number.value) else None
             if numbers[name] is None:  # a program without log weights lacks the number for that reason
                 reasons[name] = scores.reason or number.reason
-    bounds = {str(k): float(row.mean()) for k, row in zip(scores.ladder, scores.iwae, strict=True)}
+    bounds = {str(k): float(row.mean()) for k, row in zip(scores.particle_counts, scores.iwae, strict=True)}
     numbers["iwae"] = {k: value if math.isfinite(value) else None for k, value in bounds.items()}
     if None in numbers["iwae"].values():
         reasons["iwae"] = scores.reason or _NOT_FINITE
@@ -107,5 +107,5 @@ def _median_khat(khat: Array) -> _Number:
 
 
 def _bad_fraction(scores: Scores) -> _Number:
-    bad, number = count_khat(scores.khat, scores.num_samples)
-    return _Number(bad / number if number else math.nan, _NO_KHAT)
+    bad, num_khat = count_khat(scores.khat, scores.num_samples)
+    return _Number(bad / num_khat if num_khat else math.nan, _NO_KHAT)

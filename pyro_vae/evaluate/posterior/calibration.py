@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Data, Program, draw, quietly, refuse_whole_batch, simulate
+from pyro_vae.trace import Data, Program, draw, read_only, require_per_image, simulate
 
 Array = np.ndarray
 
 
-def calibration_ranks(
-    model: Program, guide: Program, like: Data, num_samples: int = 99, *, seed: int | None = None
+def sbc_ranks(
+    model: Program, guide: Program, template: Data, num_samples: int = 99, *, seed: int | None = None
 ) -> Array:
     """Rank the latents behind simulated images among draws from the guide.
 
     Args:
         model: program of p(x, z).
         guide: program of q(z|x).
-        like: images (B, ...), of which only number and shape count.
+        template: images (B, ...), of which only number and shape count.
         num_samples: L; ranks go from 0 to L.
         seed: of all noise.
 
@@ -36,9 +36,9 @@ def calibration_ranks(
     Raises:
         ValueError: as `simulate`, or the program has no latent site.
     """
-    refuse_whole_batch(model, guide, like)
-    with torch.no_grad(), quietly(model, guide, x=like, seed=seed, purpose="calibration"):
-        x, exact = simulate(model, like)
+    require_per_image(model, guide, template)
+    with torch.no_grad(), read_only(model, guide, x=template, seed=seed, purpose="calibration", validate=False):
+        x, exact = simulate(model, template)
         if not exact:
             raise UserError("The program has no latent site: there is nothing to calibrate.")
         drawn, _ = draw(guide, x, num_samples)

@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.checks import checked
+from pyro_vae.evaluate.likelihood.checks import check_programs
 from pyro_vae.evaluate.likelihood.chunks import rows_at_once
-from pyro_vae.trace import Batch, Data, Program, Reader, Run, choose_layouts, quietly, run_pair
-from pyro_vae.trace.enumeration import Finite, number_of_states, states_of
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    EagerBackend,
+    ParticleTrace,
+    Program,
+    choose_layouts,
+    read_only,
+    trace_model_and_guide,
+)
+from pyro_vae.trace.enumeration import FiniteSite, count_states, joint_values
 
 
 def posterior_probs(
@@ -39,10 +48,10 @@ def posterior_probs(
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; it must be at least 1.")
     batch = Batch.of(x)
-    with torch.no_grad(), quietly(model, guide, x=batch, seed=seed, purpose="classes"):
-        described, _, layouts = checked(model, guide, batch, Reader(), joint=False)
-        if described.lacks:
-            raise UserError(f"There is no p(y | x): {described.lacks}.")
+    with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="classes", validate=False):
+        description, _, layouts = check_programs(model, guide, batch, EagerBackend(), joint=False)
+        if description.no_density_reason:
+            raise UserError(f"There is no p(y | x): {description.no_density_reason}.")
         sites = (*layouts.model.summed, *layouts.guide.enumerated)
         if not sites:
             raise UserError(
@@ -50,10 +59,10 @@ def posterior_probs(
                 'infer={"enumerate": "parallel"}.'
             )
         layouts = choose_layouts(model, guide, batch, num_samples)
-        size = max(1, rows_at_once(batch) // number_of_states(sites))
+        size = max(1, rows_at_once(batch) // count_states(sites))
         total = torch.full((), -torch.inf, dtype=torch.float64, device=batch.device)
         for start in range(0, num_samples, size):
-            p, q = run_pair(model, guide, batch, min(size, num_samples - start), layouts)
+            p, q = trace_model_and_guide(model, guide, batch, min(size, num_samples - start), layouts)
             total = torch.logaddexp(total, _log_weights(p, q).logsumexp(1))
         probs = total.softmax(0)
     return _of_sites(probs, sites)
@@ -68,24 +77,24 @@ def discrete_values(model: Program, guide: Program, x: Data) -> dict[str, Tensor
         x: images (B, ...).
     """
     batch = Batch.of(x)
-    with torch.no_grad(), quietly(model, guide, x=batch, seed=0):
+    with torch.no_grad(), read_only(model, guide, x=batch, seed=0, validate=False):
         layouts = choose_layouts(model, guide, batch, 1)
-    values = states_of((*layouts.model.summed, *layouts.guide.enumerated), batch.device)
+    values = joint_values((*layouts.model.summed, *layouts.guide.enumerated), batch.device)
     return {name: value.flatten(0, 2) for name, value in values.items()}
 
 
-def _log_weights(p: Run, q: Run) -> Tensor:
+def _log_weights(p: ParticleTrace, q: ParticleTrace) -> Tensor:
     """Return log w_ky (S, K, B), the values of what the guide does not draw outside."""
-    log_p = sum(p.terms_of_states().values())
+    log_p = sum(p.state_terms().values())
     drawn = [term for name, term in q.terms(guide=True).densities.items() if name not in q.enumerated]
-    log_w = torch.as_tensor(log_p).unflatten(0, (number_of_states(p.layout.summed), -1)) - sum(drawn)
-    return log_w.unflatten(1, (number_of_states(q.layout.enumerated), -1)).flatten(0, 1)
+    log_w = torch.as_tensor(log_p).unflatten(0, (count_states(p.layout.summed), -1)) - sum(drawn)
+    return log_w.unflatten(1, (count_states(q.layout.enumerated), -1)).flatten(0, 1)
 
 
-def _of_sites(probs: Tensor, sites: tuple[Finite, ...]) -> dict[str, Tensor]:
+def _of_sites(probs: Tensor, sites: tuple[FiniteSite, ...]) -> dict[str, Tensor]:
     """Return the probabilities of each site (B, S) from those of the joint values (S, B)."""
-    each = probs.unflatten(0, [site.size for site in sites])
+    by_site = probs.unflatten(0, [site.size for site in sites])
     return {
-        site.name: each.sum([other for other in range(len(sites)) if other != axis]).T if len(sites) > 1 else each.T
+        site.name: by_site.sum([dim for dim in range(len(sites)) if dim != axis]).T if len(sites) > 1 else by_site.T
         for axis, site in enumerate(sites)
     }

@@ -30,29 +30,29 @@ def _full(parameters: Parameters) -> dist.Distribution:
 
 
 def _flow(parameters: Parameters) -> dist.Distribution:
-    places = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
-    couplings = [_Coupling(parameters[place : place + 4], flip=number % 2 == 0) for number, place in enumerate(places)]
+    starts = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
+    couplings = [_Coupling(parameters[start : start + 4], flip=i % 2 == 0) for i, start in enumerate(starts)]
     return dist.TransformedDistribution(_diagonal(parameters), couplings)
 
 
-def _diagonal_start(like: Tensor) -> Parameters:
-    return [torch.zeros_like(like), torch.zeros_like(like)]
+def _diagonal_start(template: Tensor) -> Parameters:
+    return [torch.zeros_like(template), torch.zeros_like(template)]
 
 
-def _full_start(like: Tensor) -> Parameters:
-    return [*_diagonal_start(like), like.new_zeros(*like.shape, like.shape[-1])]
+def _full_start(template: Tensor) -> Parameters:
+    return [*_diagonal_start(template), template.new_zeros(*template.shape, template.shape[-1])]
 
 
-def _flow_start(like: Tensor) -> Parameters:
-    num_images, dim = like.shape
+def _flow_start(template: Tensor) -> Parameters:
+    num_images, dim = template.shape
     if dim < 2:
         raise UserError("A flow of couplings splits the latents in two: it needs two of them or more.")
-    parameters = _diagonal_start(like)
-    for number in range(_COUPLINGS):
-        given, moved = (dim - dim // 2, dim // 2) if number % 2 == 0 else (dim // 2, dim - dim // 2)
-        first = torch.randn(num_images, given, _HIDDEN, dtype=like.dtype, device=like.device) / given**0.5
-        parameters += [first, like.new_zeros(num_images, _HIDDEN)]
-        parameters += [like.new_zeros(num_images, _HIDDEN, 2 * moved), like.new_zeros(num_images, 2 * moved)]
+    parameters = _diagonal_start(template)
+    for i in range(_COUPLINGS):
+        given, moved = (dim - dim // 2, dim // 2) if i % 2 == 0 else (dim // 2, dim - dim // 2)
+        first = torch.randn(num_images, given, _HIDDEN, dtype=template.dtype, device=template.device) / given**0.5
+        parameters += [first, template.new_zeros(num_images, _HIDDEN)]
+        parameters += [template.new_zeros(num_images, _HIDDEN, 2 * moved), template.new_zeros(num_images, 2 * moved)]
     return parameters
 
 

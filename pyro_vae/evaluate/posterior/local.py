@@ -1,4 +1,4 @@
-r"""Where the slack is: a posterior of its own for each image, optimised from the amortized one.
+r"""Where the slack is: a posterior of its own for each image, optimized from the amortized one.
 
     log p(x) - ELBO(q_phi)  =  [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q_phi)]
                                 approximation gap         amortization gap
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.hmc import Progress
-from pyro_vae.evaluate.annealing.paths import Path
+from pyro_vae.evaluate.annealing.paths import AnnealingPath
 from pyro_vae.evaluate.likelihood.weights import log_weights
 from pyro_vae.evaluate.posterior.families import FAMILIES, Parameters
-from pyro_vae.trace import Data, Program, derive, quietly
+from pyro_vae.trace import Data, Program, derive_seed, read_only
 
 Array = np.ndarray
 
@@ -31,7 +31,7 @@ _MOMENT_DRAWS = 1000
 _LEARNING_RATE = 0.02
 
 
-def local_elbos(
+def per_image_elbos(
     model: Program,
     guide: Program,
     x: Data,
@@ -43,11 +43,11 @@ def local_elbos(
     seed: int | None = None,
     progress: Progress = iter,
 ) -> dict[str, Array]:
-    """Optimise a posterior for each image in each family, and estimate the ELBOs.
+    """Optimize a posterior for each image in each family, and estimate the ELBOs.
 
     Args:
         model: program of p(x, z), its latents continuous.
-        guide: program of q(z|x), where the optimisation starts.
+        guide: program of q(z|x), where the optimization starts.
         x: images (B, ...).
         families: of `FAMILIES`: ``diagonal`` and ``full`` Gaussians, ``flow`` (affine couplings on a diagonal one).
         num_steps: of Adam, the step size falling to zero.
@@ -60,15 +60,18 @@ def local_elbos(
         {"amortized": of the guide (B,), family: of the best q found in it (B,)}, nats.
 
     Raises:
-        ValueError: a family is not known, or needs more latents; as `Path`.
+        ValueError: a family is not known, or needs more latents; as `AnnealingPath`.
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise UserError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
-    found = {
-        "amortized": log_weights(model, guide, x, num_samples, seed=derive(seed, "amortized")).mean(0).cpu().numpy()
+    elbos = {
+        "amortized": log_weights(model, guide, x, num_samples, seed=derive_seed(seed, "amortized"))
+        .mean(0)
+        .cpu()
+        .numpy()
     }
-    with quietly(model, guide, x=x, seed=seed, purpose="local"):
-        path = Path(model, guide, x, "guide")
+    with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
+        path = AnnealingPath(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)
         for family in families:
@@ -78,12 +81,12 @@ def local_elbos(
             with torch.no_grad():
                 q = _whole(make(parameters), loc, scale)
                 parts = [_elbo(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
-            found[family] = torch.cat(parts).mean(0).cpu().numpy()
-    return found
+            elbos[family] = torch.cat(parts).mean(0).cpu().numpy()
+    return elbos
 
 
 def _fit(
-    path: Path,
+    path: AnnealingPath,
     make: Callable[[Parameters], dist.Distribution],
     loc: Tensor,
     scale: Tensor,
@@ -107,7 +110,7 @@ def _fit(
         schedule.step()
 
 
-def _elbo(path: Path, q: Any, scored: Any, num_particles: int) -> Tensor:
+def _elbo(path: AnnealingPath, q: Any, scored: Any, num_particles: int) -> Tensor:
     u = q.rsample((num_particles,))
     return path.log_joint(u) - scored.log_prob(u).double()
 

@@ -21,8 +21,8 @@ from pyro_vae.trace import (
     choose_layouts,
     draw,
     log_density,
-    quietly,
-    refuse_whole_batch,
+    read_only,
+    require_per_image,
 )
 
 Array = np.ndarray
@@ -31,7 +31,7 @@ _ROWS = 20_000  # densities of the guide at once
 
 
 @dataclass(frozen=True)
-class Surgery:
+class ELBOSurgery:
     """Parts of the rate of N images, (N,) each, nats; their means are those of the formula above.
 
     The aggregate is that of these N images, the one a draw came from included. So the mutual information is that of
@@ -48,7 +48,7 @@ class Surgery:
         return self.mutual_information + self.marginal_kl
 
 
-def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> Surgery:
+def elbo_surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> ELBOSurgery:
     """Split the rate of images into mutual information and marginal KL, from one draw of each posterior.
 
     Args:
@@ -61,22 +61,24 @@ def surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None)
         ValueError: as `log_density`.
     """
     batch = Batch.of(x)
-    refuse_whole_batch(model, guide, batch)
-    number = len(batch)
-    at_once = max(1, _ROWS // number)
-    with torch.no_grad(), quietly(model, guide, x=batch, seed=seed, purpose="surgery"):
+    require_per_image(model, guide, batch)
+    num_images = len(batch)
+    at_once = max(1, _ROWS // num_images)
+    with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="surgery", validate=False):
         values, log_q = draw(guide, batch, 1)
         if not values:  # nothing is coded, and nothing costs
-            return Surgery(np.zeros(number), np.zeros(number))
+            return ELBOSurgery(np.zeros(num_images), np.zeros(num_images))
         sites = log_density(model, batch, values)
         log_prior = torch.stack([sites[name][0] for name in values]).sum(0)
-        own = torch.stack(list(log_q.values())).sum(0)[0]
+        log_posterior = torch.stack(list(log_q.values())).sum(0)[0]
         layout = choose_layouts(model, guide, batch, 2).guide
         aggregate = []
-        for chosen in torch.arange(number, device=batch.device).split(at_once):
+        for chosen in torch.arange(num_images, device=batch.device).split(at_once):
             # Each chosen draw beside every image: (chosen, N).
-            beside = {name: z[0, chosen].unsqueeze(1).expand(-1, number, *z.shape[2:]) for name, z in values.items()}
-            each = torch.stack(list(log_density(guide, batch, beside, layout).values())).sum(0)
-            aggregate.append(each.logsumexp(1) - math.log(number))
+            beside = {
+                name: z[0, chosen].unsqueeze(1).expand(-1, num_images, *z.shape[2:]) for name, z in values.items()
+            }
+            log_densities = torch.stack(list(log_density(guide, batch, beside, layout).values())).sum(0)
+            aggregate.append(log_densities.logsumexp(1) - math.log(num_images))
         log_aggregate = torch.cat(aggregate)
-    return Surgery((own - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())
+    return ELBOSurgery((log_posterior - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())

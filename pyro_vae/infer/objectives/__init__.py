@@ -3,7 +3,7 @@
 from pyro_vae.infer.objectives.bounds import ELBO, IWAE, BetaELBO, MeanFieldELBO, Renyi
 from pyro_vae.infer.objectives.coupled import BetaTCVAE, FreeBits
 from pyro_vae.infer.objectives.estimators import STL, DReG
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import draw_particles
 from pyro_vae.infer.objectives.wae import WAE, mmd
 
@@ -21,5 +21,5 @@ __all__ = [
     "Renyi",
     "draw_particles",
     "mmd",
-    "nonnegative",
+    "require_nonnegative",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import Particles
 
 
@@ -27,11 +27,11 @@ class ELBO(Objective):
     Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
     """
 
-    weighs_sites = True
+    allows_site_scales = True
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the mean over particles."""
-        return particles.weighed.mean(0)
+        return particles.weighted.mean(0)
 
 
 class IWAE(Objective):
@@ -41,7 +41,7 @@ class IWAE(Objective):
     (https://arxiv.org/abs/1509.00519).
     """
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log of the mean weight."""
         return _log_mean(particles.log_w)
 
@@ -63,7 +63,7 @@ class Renyi(Objective):
             raise UserError(f"alpha is {alpha}; a lower bound needs 0 <= alpha < 1.")
         self.alpha = alpha
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log of the mean power of the weights, per unit of 1 - alpha."""
         power = 1 - self.alpha
         return _log_mean(power * particles.log_w) / power
@@ -81,24 +81,24 @@ class BetaELBO(Objective):
         warmup_steps: steps over which it rises; 0 starts at its value.
     """
 
-    weighs_sites = True
+    allows_site_scales = True
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__(num_particles)
-        self.final_beta = nonnegative("beta", beta)
+        self.final_beta = require_nonnegative("beta", beta)
         self.warmup_steps = warmup_steps
         self.beta = torch.tensor(0.0)  # a tensor, so that no graph of a step freezes it
-        self.at_step(0)
+        self.set_step(0)
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Set beta to its value at a step."""
         part = min(1.0, (step + 1) / (self.warmup_steps + 1))
         self.beta.fill_(self.final_beta * part)
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return minus distortion and beta times the rate, averaged over particles."""
         self.beta = self.beta.to(particles.x.device)
-        return (particles.weighed_likelihood - self.beta * particles.weighed_ratio).mean(0)
+        return (particles.weighted_likelihood - self.beta * particles.weighted_rate).mean(0)
 
 
 class MeanFieldELBO(Objective):
@@ -111,22 +111,25 @@ class MeanFieldELBO(Objective):
             whose divergence depends on what is drawn. Nothing falls back to Monte Carlo.
     """
 
-    weighs_sites = True
+    allows_site_scales = True
     reads_prior = True
     one_layout = True
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the expected log-likelihood minus the divergence, masked and scaled as the guide's site is."""
-        if shared := particles.described.shared:
+        if shared := particles.description.shared:
             raise UserError(f"Site {shared[0]!r} is shared by all images, which have no analytic KL each; use elbo.")
         drawn, latents = particles.q.drawn, particles.q.latents
         if len(drawn) != 1 or drawn != latents:
             raise UserError(f"The analytic KL is of one latent site, and this program has {len(drawn)}.")
         (name,) = latents
         delta = particles.q.deltas.get(name)
-        if delta is not None and not particles.described.lacks_latent:
+        if delta is not None and not particles.description.no_latent_density:
             raise UserError(f"{name!r} is a Delta that holds a draw, whose KL has no closed form; use elbo.")
-        priors = {id(site): prior for site, prior in zip(particles.q.each(name), particles.p.each(name), strict=True)}
+        priors = {
+            id(site): prior
+            for site, prior in zip(particles.q.in_each_trace(name), particles.p.in_each_trace(name), strict=True)
+        }
 
         def divergence(site: Any) -> Tensor:
             q, p = site["fn"], priors[id(site)]["fn"]
@@ -137,7 +140,7 @@ class MeanFieldELBO(Objective):
                 raise UserError(f"No closed form is known for the KL divergence of {kinds}; use elbo.") from error
             return scale_and_mask(value, site["scale"], site["mask"]).double()
 
-        return (particles.weighed_likelihood - particles.q.per_image(name, divergence)).mean(0)
+        return (particles.weighted_likelihood - particles.q.per_image(name, divergence)).mean(0)
 
 
 def _log_mean(log_values: Tensor) -> Tensor:

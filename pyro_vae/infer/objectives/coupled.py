@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.objectives.bounds import BetaELBO
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import Particles
 
 
@@ -22,7 +22,7 @@ class FreeBits(Objective):
     """E_q[log p(x|z)] - sum_u max(free_bits, rate of unit u), the rate averaged over the batch.
 
     Up to the floor a latent unit costs nothing, so that it is not given up early. A site whose prior or posterior
-    does not factorise over its D units is one group, with a floor of D times that. Kingma et al., "Improved
+    does not factorize over its D units is one group, with a floor of D times that. Kingma et al., "Improved
     Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016 (https://arxiv.org/abs/1606.04934).
 
     Args:
@@ -34,9 +34,9 @@ class FreeBits(Objective):
 
     def __init__(self, num_particles: int = 1, free_bits: float = 0.5) -> None:
         super().__init__(num_particles)
-        self.free_bits = nonnegative("free_bits", free_bits)
+        self.free_bits = require_nonnegative("free_bits", free_bits)
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the floored rate of the batch."""
         if particles.q.drawn != particles.q.latents:
             raise UserError("The guide draws through auxiliary sites, whose rate is that of no unit: use elbo.")
@@ -83,16 +83,16 @@ class BetaTCVAE(BetaELBO):
         num_images: N.
 
     Raises:
-        ValueError: at the first use, where the posterior is not a factorised Gaussian of one latent site.
+        ValueError: at the first use, where the posterior is not a factorized Gaussian of one latent site.
     """
 
-    weighs_sites = False
+    allows_site_scales = False
 
     def __init__(self, num_particles: int = 1, beta: float = 1.0, warmup_steps: int = 0, *, num_images: int) -> None:
         super().__init__(num_particles, beta, warmup_steps)
         self.num_images = num_images
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the ELBO less the weighted total correlation."""
         self.beta = self.beta.to(particles.x.device)
         excess = self.beta - 1
@@ -104,7 +104,7 @@ class BetaTCVAE(BetaELBO):
         (q, *others) = (sites[name]["fn"] for name in particles.q.drawn)
         if others or not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1):
             raise UserError(
-                "The total correlation is of one latent site with a factorised Gaussian posterior: use --posterior "
+                "The total correlation is of one latent site with a factorized Gaussian posterior: use --posterior "
                 "meanfield."
             )
         ((name, z),) = particles.q.values.items()
@@ -113,16 +113,16 @@ class BetaTCVAE(BetaELBO):
         # The posteriors are the same for all particles: those of the first are enough.
         loc = particles.q.per_image(name, lambda site: site["fn"].base_dist.loc, extra=1)[0].double()
         scale = particles.q.per_image(name, lambda site: site["fn"].base_dist.scale, extra=1)[0].double()
-        log_shares = self.log_shares(batch_size).to(z.device)
+        log_stratified_weights = self.log_stratified_weights(batch_size).to(z.device)
         units = Normal(loc, scale).log_prob(z.double().unsqueeze(2))  # (K, B, B, D): each z under each posterior
-        joint = (units.sum(-1) + log_shares).logsumexp(2)
-        alone = (units + log_shares.unsqueeze(-1)).logsumexp(2).sum(-1)
+        joint = (units.sum(-1) + log_stratified_weights).logsumexp(2)
+        alone = (units + log_stratified_weights.unsqueeze(-1)).logsumexp(2).sum(-1)
         return joint - alone
 
-    def log_shares(self, batch_size: int) -> Tensor:
+    def log_stratified_weights(self, batch_size: int) -> Tensor:
         """Return the log of what the posterior of image j counts in the aggregate at a z of image i, (i, j)."""
         if batch_size == 1:
             return torch.zeros(1, 1)
-        own = 1 / self.num_images
-        others = (1 - own) / (batch_size - 1)
-        return torch.where(torch.eye(batch_size, dtype=torch.bool), own, others).log()
+        own_weight = 1 / self.num_images
+        other_weight = (1 - own_weight) / (batch_size - 1)
+        return torch.where(torch.eye(batch_size, dtype=torch.bool), own_weight, other_weight).log()

@@ -19,14 +19,14 @@ class STL(ELBO):
     Roeder, Wu, Duvenaud, "Sticking the Landing", NeurIPS 2017 (https://arxiv.org/abs/1703.09194).
     """
 
-    scores_again = True
+    rescores = True
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the ELBO, whose gradient leaves out the score of the guide."""
-        value = super().objective(particles)
+        value = super().per_image(particles)
         if not torch.is_grad_enabled():
             return value
-        without_score = particles.weighed + particles.score_again(particles.guide, weighed=True)
+        without_score = particles.weighted + particles.rescore_detached(particles.guide, weighted=True)
         return value.detach() + _nothing(without_score.mean(0))
 
 
@@ -37,16 +37,16 @@ class DReG(IWAE):
     2019 (https://arxiv.org/abs/1810.04152).
     """
 
-    scores_again = True
+    rescores = True
 
-    def objective(self, particles: Particles) -> Tensor:
-        """Return the bound; with normalised weights w, its gradient is that of w^2 log w + (w - w^2) log p(x, z)."""
-        value = super().objective(particles)
+    def per_image(self, particles: Particles) -> Tensor:
+        """Return the bound; with normalized weights w, its gradient is that of w^2 log w + (w - w^2) log p(x, z)."""
+        value = super().per_image(particles)
         if not torch.is_grad_enabled():
             return value
         w = particles.log_w.detach().softmax(0)
-        model = particles.score_again(particles.model)
-        without_score = particles.log_w + particles.score_again(particles.guide)
+        model = particles.rescore_detached(particles.model)
+        without_score = particles.log_w + particles.rescore_detached(particles.guide)
         surrogate = (w.square() * without_score + (w - w.square()) * model).sum(0)
         return value.detach() + _nothing(surrogate)
 

@@ -16,7 +16,7 @@ class Fact:
     """What is known of a model and a guide at one batch size: how particles are run, and what the programs are."""
 
     layouts: Layouts | None = None
-    described: Description | None = None
+    description: Description | None = None
     uses: int = 0
     _surroundings: Surroundings | None = None
     _state: int = 0
@@ -35,7 +35,7 @@ class Fact:
 
 
 @dataclass
-class Known:
+class FactCache:
     """Facts of programs, one for each form of their arguments.
 
     They are found out anew at uses 1, 2, 4, 8, ..., since weights move, and where numbers around the programs change.
@@ -47,7 +47,7 @@ class Known:
     is_cache: ClassVar[bool] = True  # no record of a step goes stale with it
     facts: dict[Any, Fact] = field(default_factory=dict)
 
-    def of(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
+    def look_up(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
         """Return the fact of a model and a guide for K particles of batches of this form."""
         try:
             tensors, _, form = batch.flatten()
@@ -59,7 +59,7 @@ class Known:
             return fact
         fact.uses += 1
         if fact.uses & (fact.uses - 1) == 0 or fact.has_changed(model, guide, num_samples):
-            fact.described = None
+            fact.description = None
             if num_samples > 1 or fact.layouts:
                 fact.layouts = choose_layouts(model, guide, batch, num_samples, one_layout=one_layout, as_trained=True)
         return fact

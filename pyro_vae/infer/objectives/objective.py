@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.infer.objectives.known import Known
+from pyro_vae.infer.objectives.known import FactCache
 from pyro_vae.infer.objectives.particles import Particles, draw_particles
 from pyro_vae.trace import Batch, Layouts, Program
 
@@ -31,9 +31,9 @@ class Objective(Trace_ELBO):
         num_particles: K.
     """
 
-    weighs_sites = False
+    allows_site_scales = False
     """Whether each site may have a scale of its own, which multiplies its term; otherwise all have one in common."""
-    scores_again = False
+    rescores = False
     """Whether the programs are scored a second time at the same particles."""
     reads_prior = False
     """Whether the distribution of a latent in the model is read, beside its density."""
@@ -46,13 +46,13 @@ class Objective(Trace_ELBO):
         if num_particles < 1:
             raise UserError(f"num_particles is {num_particles}; it must be at least 1.")
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
-        self.known = Known()
+        self.fact_cache = FactCache()
 
     @abstractmethod
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Map the terms of the particles (K, B) to the objective of each image (B,), in nats."""
 
-    def at_step(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Prepare for a step; its number counts from 0."""
 
     def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -71,22 +71,28 @@ class Objective(Trace_ELBO):
             ValueError: as `draw_particles`; or the sites have scales, or latents that all images share, of which this
                 objective cannot make a bound of each image.
         """
-        batch = Batch.called_with(*args, **kwargs)
-        number = self.num_particles
-        fact = self.known.of(model, guide, batch, number, one_layout=self.one_layout)
+        batch = Batch.from_call(*args, **kwargs)
+        num_particles = self.num_particles
+        fact = self.fact_cache.look_up(model, guide, batch, num_particles, one_layout=self.one_layout)
         particles = draw_particles(
-            model, guide, batch, number, layouts=fact.layouts, described=fact.described, again=self.scores_again
+            model,
+            guide,
+            batch,
+            num_particles,
+            layouts=fact.layouts,
+            description=fact.description,
+            rescores=self.rescores,
         )
-        fact.described = particles.described
+        fact.description = particles.description
         layouts = Layouts(particles.p.layout, particles.q.layout)
         if layouts.repeat:
             fact.layouts = layouts
             self._check_summed(particles)
-        if self.weighs_sites:
-            objective = self.objective(particles)
+        if self.allows_site_scales:
+            objective = self.per_image(particles)
         else:
-            objective = self._common_scale(particles) * self.objective(particles)
-        if particles.of_p.losses or particles.of_q.losses:
+            objective = self._common_scale(particles) * self.per_image(particles)
+        if particles.p_terms.losses or particles.q_terms.losses:
             objective = objective + particles.losses.mean(0)
         return objective, particles.elbo
 
@@ -97,13 +103,13 @@ class Objective(Trace_ELBO):
             ValueError: names the site and the objective.
         """
         (name, *_) = (*particles.p.summed, *particles.q.enumerated)
-        if self.reads_prior or (self.scores_again and particles.q.enumerated):
+        if self.reads_prior or (self.rescores and particles.q.enumerated):
             raise UserError(f"Site {name!r} is summed out, which {type(self).__name__} cannot do: use ELBO or IWAE.")
 
     def _common_scale(self, particles: Particles) -> float:
         """Return the one scale of all sites, as of a mini-batch plate; refuse what has no bound of each image."""
         name = type(self).__name__
-        if shared := particles.described.shared:
+        if shared := particles.description.shared:
             raise UserError(
                 f"Site {shared[0]!r} is shared by all images, which {name} cannot bound one by one: use ELBO."
             )
@@ -133,8 +139,8 @@ class Objective(Trace_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs)
 
 
-def nonnegative(what: str, value: float) -> float:
+def require_nonnegative(name: str, value: float) -> float:
     """Return a weight or a floor, or raise ValueError where it is negative or not finite."""
     if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{what} is {value}; it must be a number of 0 or more.")
+        raise UserError(f"{name} is {value}; it must be a number of 0 or more.")
     return value

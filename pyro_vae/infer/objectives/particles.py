@@ -15,33 +15,33 @@ from pyro_vae.trace import (
     Data,
     Description,
     Layouts,
+    ParticleTrace,
     Program,
-    Run,
     SharedNoise,
     Terms,
-    check_support,
-    description,
-    run_again,
-    run_pair,
+    check_trace_support,
+    describe_traces,
+    replay,
+    trace_model_and_guide,
 )
-from pyro_vae.trace.enumeration import number_of_states
+from pyro_vae.trace.enumeration import count_states
 
 
 @dataclass(frozen=True)
 class Particles:
     """Particles z_k ~ q(z|x) of B images, scored by model and guide; all terms (K, B), float64, in nats.
 
-    `described` says what the program is, from the first time that it was drawn from.
+    `description` says what the program is, from the first time that it was drawn from.
     """
 
     model: Program
     guide: Program
     batch: Batch
-    p: Run
-    q: Run
-    of_p: Terms
-    of_q: Terms
-    described: Description
+    p: ParticleTrace
+    q: ParticleTrace
+    p_terms: Terms
+    q_terms: Terms
+    description: Description
     noise: tuple[SharedNoise, SharedNoise] | None = None
 
     @property
@@ -52,12 +52,12 @@ class Particles:
     @property
     def log_p(self) -> dict[str, Tensor]:
         """Log-densities of the model's sites, unscaled."""
-        return self.of_p.densities
+        return self.p_terms.densities
 
     @property
     def log_q(self) -> dict[str, Tensor]:
         """Log-densities of the guide's sites, unscaled."""
-        return self.of_q.densities
+        return self.q_terms.densities
 
     @cached_property
     def log_w(self) -> Tensor:
@@ -79,20 +79,20 @@ class Particles:
         return self._expected(self._log_ratio)
 
     @property
-    def weighed(self) -> Tensor:
+    def weighted(self) -> Tensor:
         """The terms of the ELBO, each times the scale of its site, as stock `Trace_ELBO` has it."""
-        if not (self.of_p.scaled or self.of_q.scaled):
+        if not (self.p_terms.scaled or self.q_terms.scaled):
             return self._bound
-        return self._expected(_total(self.of_p.weighed) - _total(self.of_q.weighed))
+        return self._expected(_total(self.p_terms.weighted) - _total(self.q_terms.weighted))
 
     @property
     def losses(self) -> Tensor:
         """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
-        return self._expected(_total(self.of_p.losses) - _total(self.of_q.losses))
+        return self._expected(_total(self.p_terms.losses) - _total(self.q_terms.losses))
 
     def _of_states(self, value: Tensor) -> Tensor:
         """Return a quantity of every particle, (S * K, B), as (S, K, B)."""
-        return value.unflatten(0, (number_of_states(self.q.layout.enumerated), -1))
+        return value.unflatten(0, (count_states(self.q.layout.enumerated), -1))
 
     def _expected(self, value: Tensor) -> Tensor:
         """Return the mean over what the guide enumerates, under its own probabilities: (K, B) of (S * K, B)."""
@@ -105,12 +105,12 @@ class Particles:
     @property
     def elbo(self) -> Tensor:
         """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
-        if self.described.lacks:
+        if self.description.no_density_reason:
             return torch.full_like(self.log_w[0], torch.nan).detach()
         value = self._bound.detach().mean(0)
         # Of what all images share, a batch has the part of its images in the data set.
         rest = 1 - self.p.batch_size / self.p.frame.data.full_size
-        for name in self.described.shared if rest else ():
+        for name in self.description.shared if rest else ():
             for terms, sign in ((self.log_p, rest), (self.log_q, -rest)):
                 value = value - sign * terms[name].detach().mean(0) if name in terms else value
         return value
@@ -118,23 +118,23 @@ class Particles:
     @property
     def log_likelihood(self) -> Tensor:
         """The observed sites' terms, log p(x|z)."""
-        return self._observed(self.of_p.densities)
+        return self._observed(self.p_terms.densities)
 
     @property
-    def weighed_likelihood(self) -> Tensor:
+    def weighted_likelihood(self) -> Tensor:
         """The same, each term times the scale of its site."""
-        return self._observed(self.of_p.weighed)
+        return self._observed(self.p_terms.weighted)
 
     @property
-    def weighed_ratio(self) -> Tensor:
+    def weighted_rate(self) -> Tensor:
         """The latent sites' terms, log q(z|x) - log p(z), times their scales: the rate, in expectation."""
-        of_p = {name: self.of_p.weighed[name] for name in self.q.latents}
-        return self._expected(_total(self.of_q.weighed) - _total(of_p))
+        p_terms = {name: self.p_terms.weighted[name] for name in self.q.latents}
+        return self._expected(_total(self.q_terms.weighted) - _total(p_terms))
 
     def _observed(self, terms: dict[str, Tensor]) -> Tensor:
         return self._expected(_total({name: value for name, value in terms.items() if name not in self.q.latents}))
 
-    def score_again(self, program: Program, *, weighed: bool = False) -> Tensor:
+    def rescore_detached(self, program: Program, *, weighted: bool = False) -> Tensor:
         """Score the model or the guide at the same z, through which no gradient flows: the sum of its terms.
 
         Raises:
@@ -144,14 +144,14 @@ class Particles:
         run = (self.p, self.q)[which]
         values = {name: value.detach() for name, value in self.q.values.items()}
         try:
-            again = run_again(program, self.batch, values, run, self.noise[which] if self.noise else None)
+            again = replay(program, self.batch, values, run, self.noise[which] if self.noise else None)
             terms = again.terms(guide=bool(which))
         except (KeyError, NotImplementedError) as error:
             raise UserError(
                 f"{type(error).__name__} where a program is scored again at the values that it has drawn: stl and dreg "
                 "need invertible transforms; use elbo or iwae."
             ) from error
-        return _total(terms.weighed if weighed else terms.densities)
+        return _total(terms.weighted if weighted else terms.densities)
 
 
 def draw_particles(
@@ -161,8 +161,8 @@ def draw_particles(
     num_samples: int,
     *,
     layouts: Layouts | None = None,
-    described: Description | None = None,
-    again: bool = False,
+    description: Description | None = None,
+    rescores: bool = False,
 ) -> Particles:
     """Draw and score K particles of each image with pathwise gradients.
 
@@ -172,26 +172,26 @@ def draw_particles(
         batch: what they are called with.
         num_samples: K.
         layouts: how they are run, where that is known.
-        described: what they are, where that is known.
-        again: whether the programs will be scored a second time, under the same noise.
+        description: what they are, where that is known.
+        rescores: whether the programs will be scored a second time, under the same noise.
 
     Raises:
-        ValueError: a latent site has no reparameterized gradient or is missing on one side, or as `run_pair`; where
-            Pyro's validation is on, data outside their support.
+        ValueError: a latent site has no reparameterized gradient or is missing on one side, or as
+            `trace_model_and_guide`; where Pyro's validation is on, data outside their support.
     """
     batch = Batch.of(batch)
-    noise = (SharedNoise(), SharedNoise()) if again else None
-    p, q = run_pair(model, guide, batch, num_samples, layouts, noise)
+    noise = (SharedNoise(), SharedNoise()) if rescores else None
+    p, q = trace_model_and_guide(model, guide, batch, num_samples, layouts, noise)
     _check_gradients(q)
     if is_validation_enabled():
-        check_support(p)
-    described = described or description(guide, batch, p, q)
+        check_trace_support(p)
+    description = description or describe_traces(guide, batch, p, q)
     # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
-    of_p = p.terms()
-    return Particles(model, guide, batch, p, q, of_p, q.terms(guide=True), described, noise)
+    p_terms = p.terms()
+    return Particles(model, guide, batch, p, q, p_terms, q.terms(guide=True), description, noise)
 
 
-def _check_gradients(q: Run) -> None:
+def _check_gradients(q: ParticleTrace) -> None:
     if not torch.is_grad_enabled():
         return
     for name, site in q.sites.items():

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.objectives.coupled import refuse_masks
-from pyro_vae.infer.objectives.objective import Objective, nonnegative
+from pyro_vae.infer.objectives.objective import Objective, require_nonnegative
 from pyro_vae.infer.objectives.particles import Particles
 
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -71,17 +71,17 @@ class WAE(Objective):
 
     def __init__(self, num_particles: int = 1, mmd_weight: float = 100.0) -> None:
         super().__init__(num_particles)
-        self.mmd_weight = nonnegative("mmd_weight", mmd_weight)
+        self.mmd_weight = require_nonnegative("mmd_weight", mmd_weight)
 
-    def objective(self, particles: Particles) -> Tensor:
+    def per_image(self, particles: Particles) -> Tensor:
         """Return the log-likelihood less the weighted discrepancy of the batch."""
         return particles.log_likelihood.mean(0) - self.mmd_weight * self.discrepancy(particles)
 
     def discrepancy(self, particles: Particles) -> Tensor:
         """Estimate MMD^2 of the codes and the prior, the mean over particles."""
         if len(particles.q.values) != 1:
-            number = len(particles.q.values)
-            raise UserError(f"The MMD to the prior is of one latent site, and this program has {number}.")
+            num_sites = len(particles.q.values)
+            raise UserError(f"The MMD to the prior is of one latent site, and this program has {num_sites}.")
         ((name, z),) = particles.q.values.items()
         if z.shape[1] == 1:
             return torch.zeros((), dtype=torch.float64, device=z.device)
@@ -113,6 +113,6 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
 
 def _within(kernel: Tensor) -> Tensor:
     """Return the mean of k (..., n, n) over pairs of different points."""
-    number = kernel.shape[-1]
+    num_points = kernel.shape[-1]
     of_pairs = kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return of_pairs / (number * (number - 1))
+    return of_pairs / (num_points * (num_points - 1))

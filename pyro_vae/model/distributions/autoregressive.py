@@ -20,23 +20,23 @@ from torch.nn.functional import logsigmoid
 from pyro_vae.errors import UserError
 
 
-class Network(Protocol):
+class RasterNetwork(Protocol):
     """What gives the logits, in two parts: of the rows above a pixel, and of what stands to its left as well."""
 
-    reach: int
+    receptive_rows: int
     """Rows above its own that a pixel depends on."""
 
     @property
     def bias(self) -> Tensor:
         """Of the logits, (height, width)."""
 
-    def above(self, x: Tensor, features: Tensor | None) -> Iterable[Tensor]:
+    def vertical(self, x: Tensor, features: Tensor | None) -> Iterable[Tensor]:
         """Map rows (N, rows, width), and the feature maps of these, (N, F, rows, width), to maps (N, C, rows, width).
 
-        Those of a row depend on the rows above it, and are those of the whole image where there are `reach` of them.
+        Those of a row depend on the rows above it, and are those of the whole image where there are `receptive_rows`.
         """
 
-    def along(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
+    def logits(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
         """Map rows (N, rows, width) and what stands above them to logits (N, rows, width), less their bias."""
 
 
@@ -54,7 +54,7 @@ class Autoregressive(dist.TorchDistribution):
 
     def __init__(
         self,
-        net: Network,
+        net: RasterNetwork,
         features: Tensor | None = None,
         batch_shape: Sequence[int] = (),
         validate_args: bool | None = None,
@@ -79,7 +79,7 @@ class Autoregressive(dist.TorchDistribution):
         if self.features is not None:
             leading = torch.broadcast_shapes(leading, self.batch_shape)
         rows, features = self._in_rows(x, leading)
-        logits = self.net.along(rows, self.net.above(rows, features)) + self.net.bias
+        logits = self.net.logits(rows, self.net.vertical(rows, features)) + self.net.bias
         return logits.view(*leading, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -91,15 +91,15 @@ class Autoregressive(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw images, without gradients."""
-        return self.complete(self.net.bias.new_zeros(self._extended_shape(torch.Size(sample_shape))), 0)
+        return self.inpaint(self.net.bias.new_zeros(self._extended_shape(torch.Size(sample_shape))), 0)
 
     @torch.no_grad()
-    def complete(self, x: Tensor, seen: int) -> Tensor:
+    def inpaint(self, x: Tensor, num_observed: int) -> Tensor:
         """Draw the rest of images from its exact conditional distribution given their first pixels.
 
         Args:
             x: images, (..., height, width).
-            seen: number of pixels, in raster order, that are held; the others are not looked at.
+            num_observed: number of pixels, in raster order, that are held; the others are not looked at.
 
         Returns:
             Images, of the leading dimensions of x and of the batch shape together.
@@ -108,18 +108,18 @@ class Autoregressive(dist.TorchDistribution):
             ValueError: more pixels are seen than there are, or fewer than none.
         """
         height, width = self.event_shape
-        if not 0 <= seen <= height * width:
-            raise UserError(f"seen is {seen}; it must lie between 0 and the {height * width} pixels of an image.")
+        if not 0 <= num_observed <= height * width:
+            raise UserError(f"num_observed is {num_observed}; it must lie between 0 and {height * width}.")
         leading = torch.broadcast_shapes(x.shape[:-2], self.batch_shape)
         rows, features = self._in_rows(x, leading)
         raster = torch.arange(height * width, device=x.device).view(height, width)
-        rows = torch.where(raster < seen, rows, 0)
-        for row in range(seen // width, height):
-            near = slice(max(0, row - self.net.reach), row + 1)
+        rows = torch.where(raster < num_observed, rows, 0)
+        for row in range(num_observed // width, height):
+            near = slice(max(0, row - self.net.receptive_rows), row + 1)
             known = None if features is None else features[..., near, :]
-            above = [part[..., -1:, :] for part in self.net.above(rows[:, near], known)]
-            for column in range(max(0, seen - row * width), width):
-                logits = self.net.along(rows[:, row : row + 1], above)[:, 0, column] + self.net.bias[row, column]
+            above = [part[..., -1:, :] for part in self.net.vertical(rows[:, near], known)]
+            for column in range(max(0, num_observed - row * width), width):
+                logits = self.net.logits(rows[:, row : row + 1], above)[:, 0, column] + self.net.bias[row, column]
                 rows[:, row, column] = torch.bernoulli(logits.sigmoid())
         return rows.view(*leading, height, width)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class DiagonalNormals(dist.TorchDistribution):
+class DiagonalNormalComponents(dist.TorchDistribution):
     """C diagonal Gaussians over R^D, batch shape (..., C), for `MixtureSameFamily`.
 
     The products are in float64, since their terms cancel.
@@ -35,9 +35,9 @@ class DiagonalNormals(dist.TorchDistribution):
         self.loc, self.scale = loc, scale
         super().__init__(batch_shape or loc.shape[:1], loc.shape[1:], validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalNormals:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalNormalComponents:
         """Return the same components under more batch dimensions."""
-        return DiagonalNormals(self.loc, self.scale, torch.Size(batch_shape))
+        return DiagonalNormalComponents(self.loc, self.scale, torch.Size(batch_shape))
 
     @property
     def mean(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-_TOP = 255  # the highest of the 256 grey levels 0, 1/255, ..., 1
+_MAX_LEVEL = 255  # the highest of the 256 gray levels 0, 1/255, ..., 1
 
 
 class ContinuousBernoulli(dist.TorchDistribution):
@@ -72,10 +72,10 @@ class ContinuousBernoulli(dist.TorchDistribution):
 
 
 class CrossEntropy(dist.Bernoulli):
-    r"""The binary cross-entropy of grey pixels in [0, 1], log p(x) = x log p + (1 - x) log(1 - p): a loss.
+    r"""The binary cross-entropy of gray pixels in [0, 1], log p(x) = x log p + (1 - x) log(1 - p): a loss.
 
     With p = sigmoid(l) its exponential integrates to tanh(l / 2) / l, which is 1/2 at most: the continuous Bernoulli is
-    what normalises it. What is drawn are the 0 and 1 of a Bernoulli, whose mean is p.
+    what normalizes it. What is drawn are the 0 and 1 of a Bernoulli, whose mean is p.
     """
 
     support = constraints.unit_interval
@@ -83,65 +83,65 @@ class CrossEntropy(dist.Bernoulli):
     normalized = False
 
 
-class _GreyLevels(constraints.Constraint):
+class _GrayLevels(constraints.Constraint):
     is_discrete = True
 
     def check(self, value: Tensor) -> Tensor:
-        level = value * _TOP
-        return (level >= 0) & (level <= _TOP) & ((level - level.round()).abs() < 1e-2)  # room for float32
+        level = value * _MAX_LEVEL
+        return (level >= 0) & (level <= _MAX_LEVEL) & ((level - level.round()).abs() < 1e-2)  # room for float32
 
 
-_grey_levels = _GreyLevels()
+_gray_levels = _GrayLevels()
 
 
-class GreyCategorical(dist.TorchDistribution):
-    """A probability for each of the 256 grey levels x = 0, 1/255, ..., 1.
+class CategoricalPixels(dist.TorchDistribution):
+    """A probability for each of the 256 gray levels x = 0, 1/255, ..., 1.
 
     Args:
-        logits: unnormalised log-probabilities, (..., 256).
+        logits: unnormalized log-probabilities, (..., 256).
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 -- as in torch
-    support = _grey_levels
+    support = _gray_levels
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits.log_softmax(-1)
         super().__init__(logits.shape[:-1], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> GreyCategorical:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalPixels:
         """Return the same distribution under more batch dimensions."""
-        return GreyCategorical(self.logits.expand(*batch_shape, -1), validate_args=False)
+        return CategoricalPixels(self.logits.expand(*batch_shape, -1), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
-        """Mean grey, in [0, 1]."""
+        """Mean gray, in [0, 1]."""
         return self.logits.exp() @ self._levels
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the grey value."""
+        """Variance of the gray value."""
         return (self.logits.exp() @ self._levels.square()) - self.mean.square()
 
     @property
     def _levels(self) -> Tensor:
-        return torch.linspace(0, 1, _TOP + 1, dtype=self.logits.dtype, device=self.logits.device)
+        return torch.linspace(0, 1, _MAX_LEVEL + 1, dtype=self.logits.dtype, device=self.logits.device)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw grey values in [0, 1]."""
+        """Draw gray values in [0, 1]."""
         level = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
-        return level.to(self.logits.dtype) / _TOP
+        return level.to(self.logits.dtype) / _MAX_LEVEL
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score grey values in [0, 1], in nats."""
+        """Score gray values in [0, 1], in nats."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        level = (value * _TOP).round().long().expand(shape).unsqueeze(-1)
+        level = (value * _MAX_LEVEL).round().long().expand(shape).unsqueeze(-1)
         return self.logits.expand(*shape, -1).gather(-1, level).squeeze(-1)
 
 
 class DiscretizedLogistic(dist.TorchDistribution):
-    r"""The logistic distribution rounded to the nearest grey level, the end levels taking what lies beyond them.
+    r"""The logistic distribution rounded to the nearest gray level, the end levels taking what lies beyond them.
 
     With a, b = (x +- 1/510 - loc) / scale the ends of a level's interval, its probability is
 
@@ -156,7 +156,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012 -- as in torch
-    support = _grey_levels
+    support = _gray_levels
 
     def __init__(self, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         self.loc, self.scale = loc, scale
@@ -168,31 +168,31 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean grey, in [0, 1]: the sum over levels of the chance to lie above."""
-        return torch.as_tensor(sum(self._above(level) for level in range(_TOP))) / _TOP
+        """Mean gray, in [0, 1]: the sum over levels of the chance to lie above."""
+        return torch.as_tensor(sum(self._above(level) for level in range(_MAX_LEVEL))) / _MAX_LEVEL
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the grey value, from its square: the sum over levels of 2 level + 1 times that chance."""
-        square = sum((2 * level + 1) * self._above(level) for level in range(_TOP)) / _TOP**2
+        """Variance of the gray value, from its square: the sum over levels of 2 level + 1 times that chance."""
+        square = sum((2 * level + 1) * self._above(level) for level in range(_MAX_LEVEL)) / _MAX_LEVEL**2
         return square - self.mean.square()
 
     def _above(self, level: int) -> Tensor:
-        return ((self.loc - (level + 0.5) / _TOP) / self.scale).sigmoid()
+        return ((self.loc - (level + 0.5) / _MAX_LEVEL) / self.scale).sigmoid()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw grey values in [0, 1]."""
+        """Draw gray values in [0, 1]."""
         value = dist.Logistic(self.loc, self.scale).sample(torch.Size(sample_shape))
-        return (value.clamp(0, 1) * _TOP).round() / _TOP
+        return (value.clamp(0, 1) * _MAX_LEVEL).round() / _MAX_LEVEL
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score grey values in [0, 1], in nats."""
+        """Score gray values in [0, 1], in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        level = (value * _TOP).round()
-        upper, lower = (((level + side) / _TOP - self.loc) / self.scale for side in (0.5, -0.5))
+        level = (value * _MAX_LEVEL).round()
+        upper, lower = (((level + side) / _MAX_LEVEL - self.loc) / self.scale for side in (0.5, -0.5))
         # Of an end level one end lies at infinity, and its terms are 0.
-        below_upper = logsigmoid(upper).where(level < _TOP, 0)
+        below_upper = logsigmoid(upper).where(level < _MAX_LEVEL, 0)
         above_lower = logsigmoid(-lower).where(level > 0, 0)
-        within = (-(-1 / (_TOP * self.scale)).expm1()).log().where((level > 0) & (level < _TOP), 0)
+        within = (-(-1 / (_MAX_LEVEL * self.scale)).expm1()).log().where((level > 0) & (level < _MAX_LEVEL), 0)
         return below_upper + above_lower + within

@@ -31,7 +31,7 @@ class FlowDistribution(ZukoToPyro):
             return self.rsample(sample_shape)
 
 
-class NormalMixture(dist.MixtureSameFamily):
+class ReparameterizedMixture(dist.MixtureSameFamily):
     r"""Mixture of diagonal Gaussians over R^D with pathwise gradients, for its weights too.
 
     A draw z has uniform conditional distribution functions u_d = F_d(z_d | z_<d; theta), each one of a mixture whose

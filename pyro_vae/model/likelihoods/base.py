@@ -2,7 +2,7 @@ r"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over
 
 Each is built from ``decoder(channels)``, which returns a network (..., D) -> (..., channels, *pixels), and from the
 training images, uint8 (N, *pixels). The output bias, a number for each channel and pixel, is the likelihood's own: it
-starts at what the images say of single pixels, the authors' initialisation of Burda et al. (2016), worth about a nat
+starts at what the images say of single pixels, the authors' initialization of Burda et al. (2016), worth about a nat
 after a short training.
 
 Each states its data domain through the support of its distribution; data outside it are refused by the evaluators,
@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.memory import parts_of
+from pyro_vae.memory import split_images
 
 Decoder = Callable[[int], nn.Module]
 
@@ -27,13 +27,13 @@ class Likelihood(nn.Module):
 
     Args:
         decoder: as above.
-        start: the output bias, (channels, *pixels).
+        init_bias: the output bias, (channels, *pixels).
     """
 
-    def __init__(self, decoder: Decoder, start: Tensor) -> None:
+    def __init__(self, decoder: Decoder, init_bias: Tensor) -> None:
         super().__init__()
-        self.net = decoder(len(start))
-        self.bias = nn.Parameter(start.to(torch.get_default_dtype()).contiguous())
+        self.net = decoder(len(init_bias))
+        self.bias = nn.Parameter(init_bias.to(torch.get_default_dtype()).contiguous())
 
     def _outputs(self, z: Tensor) -> tuple[Tensor, ...]:
         """Return the channels, (..., *pixels) each."""
@@ -50,5 +50,5 @@ def mean_logits(images: Tensor) -> Tensor:
 
 def mean_image(images: Tensor) -> Tensor:
     """Return the mean of images, uint8 (N, *pixels), in [0, 1] and float32: an exact sum, then one division."""
-    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in parts_of(images)))
+    total = torch.as_tensor(sum(part.sum(0, dtype=torch.long) for part in split_images(images)))
     return (total.double() / len(images)).float() / 255

@@ -24,9 +24,9 @@ class Bernoulli(Likelihood):
 
 
 class CrossEntropy(Bernoulli):
-    """The binary cross-entropy of grey pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
+    """The binary cross-entropy of gray pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
 
-    It is what many introductions train on grey MNIST. It has no normalisation, so that there is a rate and a distortion
+    It is what many introductions train on gray MNIST. It has no normalization, so that there is a rate and a distortion
     but neither an ELBO nor log p(x); `ContinuousBernoulli` is the likelihood that it lacks.
     """
 
@@ -47,8 +47,8 @@ class ContinuousBernoulli(Likelihood):
         # Of the mean there is no closed-form inverse; it rises from 0.02 to 0.98 over this table.
         logits = torch.linspace(-50, 50, 10_001, dtype=torch.float64, device=images.device)
         means = pixels.ContinuousBernoulli(logits).mean
-        start = np.interp(mean_image(images).cpu(), means.cpu(), logits.cpu())
-        super().__init__(decoder, torch.as_tensor(start, device=images.device).unsqueeze(0))
+        init_bias = np.interp(mean_image(images).cpu(), means.cpu(), logits.cpu())
+        super().__init__(decoder, torch.as_tensor(init_bias, device=images.device).unsqueeze(0))
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""

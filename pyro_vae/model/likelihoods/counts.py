@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 
-_LEAST_LOG_MEAN = -30.0  # the exponential of less is 0 in float32, and its logarithm infinite
-_MOST_LOG_DISPERSION = 7.0  # beyond 1,100 the distribution is a Poisson one, and lgamma has no digits left in float32
+_MIN_LOG_MEAN = -30.0  # the exponential of less is 0 in float32, and its logarithm infinite
+_MAX_LOG_DISPERSION = 7.0  # beyond 1,100 the distribution is a Poisson one, and lgamma has no digits left in float32
 
 
 class Poisson(Likelihood):
@@ -28,8 +28,8 @@ class Poisson(Likelihood):
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
         mean = images.double().mean(0)
-        start = torch.stack([(mean + 1 / len(images)).log(), mean.sum().log().expand_as(mean)])
-        super().__init__(decoder, start)
+        init_bias = torch.stack([(mean + 1 / len(images)).log(), mean.sum().log().expand_as(mean)])
+        super().__init__(decoder, init_bias)
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (columns,)."""
@@ -38,7 +38,7 @@ class Poisson(Likelihood):
     def _log_mean(self, z: Tensor) -> Tensor:
         shares, library = self._outputs(z)
         log_mean = shares.log_softmax(-1) + library.mean(-1, keepdim=True)
-        return log_mean.clamp(min=_LEAST_LOG_MEAN)
+        return log_mean.clamp(min=_MIN_LOG_MEAN)
 
 
 class NegativeBinomial(Poisson):
@@ -55,11 +55,11 @@ class NegativeBinomial(Poisson):
         super().__init__(decoder, images)
         variance, mean = torch.var_mean(images.double(), 0)
         excess = (variance - mean).clamp(min=1e-6)
-        start = (mean.square() / excess).clamp(0.05, 100.0).log()
-        self.log_dispersion = nn.Parameter(start.to(torch.get_default_dtype()))
+        init_dispersion = (mean.square() / excess).clamp(0.05, 100.0).log()
+        self.log_dispersion = nn.Parameter(init_dispersion.to(torch.get_default_dtype()))
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (columns,)."""
-        log_dispersion = self.log_dispersion.clamp(max=_MOST_LOG_DISPERSION)
+        log_dispersion = self.log_dispersion.clamp(max=_MAX_LOG_DISPERSION)
         log_odds = self._log_mean(z) - log_dispersion
         return self._independent(dist.NegativeBinomial(log_dispersion.exp(), logits=log_odds))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.memory import parts_of
+from pyro_vae.memory import split_images
 from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_image
 from pyro_vae.model.nets.standardized import Standardize
 
@@ -15,8 +15,8 @@ from pyro_vae.model.nets.standardized import Standardize
 class _Normal(Likelihood):
     """Independent Gaussian values. Of a table, networks and scales are in standard deviations of each column."""
 
-    def __init__(self, decoder: Decoder, start: Tensor, images: Tensor, scale_floor: float) -> None:
-        super().__init__(decoder, start)
+    def __init__(self, decoder: Decoder, init_bias: Tensor, images: Tensor, scale_floor: float) -> None:
+        super().__init__(decoder, init_bias)
         self.units = Standardize(images) if images.is_floating_point() else None
         self.scale_floor = scale_floor
 
@@ -31,7 +31,7 @@ class Gaussian(_Normal):
     """Independent Gaussian values with learned mean and scale, p(x|z) = prod_i N(x_i; loc_i(z), scale_i(z)^2).
 
     Domain: real numbers. 8-bit pixels put no bound on a density, so they are dequantized uniformly,
-    x = (level + u) / 256, and the scale has a floor of one grey level.
+    x = (level + u) / 256, and the scale has a floor of one gray level.
 
     Args:
         decoder: as above.
@@ -41,8 +41,8 @@ class Gaussian(_Normal):
 
     def __init__(self, decoder: Decoder, images: Tensor, scale_floor: float = 1 / 256) -> None:
         mean = _first_mean(images)
-        start = torch.stack([mean, torch.full_like(mean, 0.25).expm1().log()])
-        super().__init__(decoder, start, images, scale_floor)
+        init_bias = torch.stack([mean, torch.full_like(mean, 0.25).expm1().log()])
+        super().__init__(decoder, init_bias, images, scale_floor)
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""
@@ -64,7 +64,7 @@ class IsotropicGaussian(_Normal):
             spread = torch.ones((), device=images.device)
         else:
             # Squares are added up in float64, since there may be more of them than float32 tells apart.
-            squares = sum((part / 255 - mean).square().sum(dtype=torch.float64) for part in parts_of(images))
+            squares = sum((part / 255 - mean).square().sum(dtype=torch.float64) for part in split_images(images))
             spread = (torch.as_tensor(squares) / images.numel()).sqrt()
         self.raw_scale = nn.Parameter(spread.to(torch.get_default_dtype()).expm1().log())
 

@@ -8,14 +8,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.memory import parts_of
+from pyro_vae.memory import split_images
 from pyro_vae.model.distributions import pixels
 from pyro_vae.model.distributions.colors import ColorLogisticMixture
 from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 
 
 class LogisticMixture(Likelihood):
-    """Independent pixels, each a mixture of C logistic distributions rounded to grey levels. Domain: 0, 1/255, ..., 1.
+    """Independent pixels, each a mixture of C logistic distributions rounded to gray levels. Domain: 0, 1/255, ..., 1.
 
     Of color images (3, height, width) a pixel is one mixture over its three channels, green given red and blue given
     both, by coefficients tanh(a(z)): see `ColorLogisticMixture`. With another number of channels than three, they are
@@ -34,10 +34,10 @@ class LogisticMixture(Likelihood):
     def __init__(self, decoder: Decoder, images: Tensor, num_components: int = 5) -> None:
         levels = (torch.arange(num_components, device=images.device) + 0.5) / num_components
         loc = torch.quantile(images[:2000].to(levels.dtype) / 255, levels, dim=0)
-        start = [torch.zeros_like(loc), loc, torch.full_like(loc, math.log(0.05))]
+        init_bias = [torch.zeros_like(loc), loc, torch.full_like(loc, math.log(0.05))]
         if images.dim() == 4 and images.shape[1] == 3:
-            start.append(torch.zeros_like(loc))  # of the coefficients
-        super().__init__(decoder, torch.cat(start))
+            init_bias.append(torch.zeros_like(loc))  # of the coefficients
+        super().__init__(decoder, torch.cat(init_bias))
         self.num_components = num_components
 
     def forward(self, z: Tensor) -> dist.Distribution:
@@ -53,20 +53,21 @@ class LogisticMixture(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Independent pixels with a probability for each of the 256 grey levels. Domain: 0, 1/255, ..., 1.
+    """Independent pixels with a probability for each of the 256 gray levels. Domain: 0, 1/255, ..., 1.
 
     The levels start at their frequencies in each pixel, each counted half a time more than it was seen.
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
-        number = images[0].numel()
-        places = 256 * torch.arange(number, device=images.device)
+        num_pixels = images[0].numel()
+        offsets = 256 * torch.arange(num_pixels, device=images.device)
         counts = sum(
-            torch.bincount((part.flatten(1) + places).flatten(), minlength=256 * number) for part in parts_of(images)
+            torch.bincount((part.flatten(1) + offsets).flatten(), minlength=256 * num_pixels)
+            for part in split_images(images)
         )
-        start = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)
-        super().__init__(decoder, start.movedim(-1, 0))
+        init_bias = (torch.as_tensor(counts) + 0.5).log().view(*images.shape[1:], 256)
+        super().__init__(decoder, init_bias.movedim(-1, 0))
 
     def forward(self, z: Tensor) -> dist.Distribution:
         """Return p(x|z), batch shape (...), event shape (*pixels)."""
-        return self._independent(pixels.GreyCategorical(torch.stack(self._outputs(z), -1)))
+        return self._independent(pixels.CategoricalPixels(torch.stack(self._outputs(z), -1)))

@@ -4,7 +4,7 @@ An image below 64 pixels on its longer side is halved twice. From 64 on it is ha
 doubles (64: three times, 128: four), down to 8 to 16 pixels, so that the dense layer behind does not grow with the
 image. The channels double at each halving, up to 256.
 
-They have no batch normalisation, which would mix particles and images; residual branches start at zero instead
+They have no batch normalization, which would mix particles and images; residual branches start at zero instead
 (Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321). Of more than two at a
 resolution each counts 2/depth: Adam moves every weight by the learning rate, and the first steps of many branches would
 add up.
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError
 from pyro_vae.model.nets.dense import check_pixels, linear, relu
 
-_MOST_CHANNELS = 256  # of a resolution, unless the first has more
+_MAX_CHANNELS = 256  # of a resolution, unless the first has more
 
 
 class Conv:
-    """Convolutional encoders and decoders with rectified linear units (see `nets.Nets`).
+    """Convolutional encoders and decoders with rectified linear units (see `nets.NetworkFamily`).
 
     Args:
         pixel_shape: height and width of an image, after its channels where it has some.
@@ -45,12 +45,12 @@ class Conv:
         self.hidden_dim = hidden_dim
         self.depth = depth
         halvings = max(2, max(self.pixel_shape[-2:]).bit_length() - 4)
-        self.widths = [min(width * 2**level, max(width, _MOST_CHANNELS)) for level in range(halvings)]
+        self.widths = [min(width * 2**level, max(width, _MAX_CHANNELS)) for level in range(halvings)]
         self.sizes = [self.pixel_shape[-2:]]
         for _ in self.widths:
             self.sizes.append(tuple(-(-size // 2) for size in self.sizes[-1]))
 
-    def encoder(self, outputs: int) -> nn.Module:
+    def encoder(self, num_outputs: int) -> nn.Module:
         """Return halvings and a dense layer."""
         layers: list[nn.Module] = [nn.Identity() if self.colors else nn.Unflatten(1, (1, -1))]
         channels = math.prod(self.colors)
@@ -60,15 +60,15 @@ class Conv:
         layers += [
             nn.Flatten(),
             relu(channels * math.prod(self.sizes[-1]), self.hidden_dim),
-            linear(self.hidden_dim, outputs),
+            linear(self.hidden_dim, num_outputs),
         ]
-        return _Rows(nn.Sequential(*layers), self.pixel_shape)
+        return _FlattenLeading(nn.Sequential(*layers), self.pixel_shape)
 
-    def decoder(self, inputs: int, channels: int) -> nn.Module:
+    def decoder(self, num_inputs: int, channels: int) -> nn.Module:
         """Return a dense layer and doublings."""
         smallest = (self.widths[-1], *self.sizes[-1])
         layers: list[nn.Module] = [
-            relu(inputs, self.hidden_dim),
+            relu(num_inputs, self.hidden_dim),
             linear(self.hidden_dim, math.prod(smallest)),
             nn.Unflatten(1, smallest),
         ]
@@ -82,16 +82,16 @@ class Conv:
             ]
         if self.colors:
             layers.append(nn.Unflatten(1, (channels, *self.colors)))
-        return _Rows(nn.Sequential(*layers), (inputs,))
+        return _FlattenLeading(nn.Sequential(*layers), (num_inputs,))
 
     def _residuals(self, channels: int) -> list[nn.Module]:
         return [_Residual(channels, min(1.0, 2 / self.depth)) for _ in range(self.depth)]
 
-    def _double(self, inputs: int, outputs: int, level: int, *, bias: bool) -> nn.ConvTranspose2d:
+    def _double(self, num_inputs: int, num_outputs: int, level: int, *, bias: bool) -> nn.ConvTranspose2d:
         # Odd sizes were rounded up on the way down; the output padding undoes that.
         height, width = self.sizes[level]
         padding = (1 - height % 2, 1 - width % 2)
-        return nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=padding, bias=bias)
+        return nn.ConvTranspose2d(num_inputs, num_outputs, 3, stride=2, padding=1, output_padding=padding, bias=bias)
 
 
 class ResNet(Conv):
@@ -116,7 +116,7 @@ class _Residual(nn.Module):
         return torch.add(h, self.second(self.first(h.relu()).relu()), alpha=self.scale)
 
 
-class _Rows(nn.Module):
+class _FlattenLeading(nn.Module):
     """A network of one batch dimension, for inputs with any leading dimensions: (..., *event) as rows."""
 
     def __init__(self, net: nn.Module, event: tuple[int, ...]) -> None:

@@ -2,8 +2,8 @@ r"""Networks without probability, for any leading dimensions (K, B, ...).
 
 A kind of network knows the shape of an image and builds what the parts ask for:
 
-    encoder(outputs)              (..., *pixels) -> (..., outputs)
-    decoder(inputs, channels)     (..., inputs)  -> (..., channels, *pixels)
+    encoder(num_outputs)              (..., *pixels)    -> (..., num_outputs)
+    decoder(num_inputs, channels)     (..., num_inputs) -> (..., channels, *pixels)
 
 A decoder's last layer has no bias: that is one number for each pixel, and the likelihood's own.
 """
@@ -22,45 +22,45 @@ from pyro_vae.errors import UserError
 Layer = Callable[[int, int], nn.Module]
 
 
-class Nets(Protocol):
+class NetworkFamily(Protocol):
     """The networks of one kind, for images of one shape."""
 
-    def encoder(self, outputs: int) -> nn.Module:
-        """Return a network of images, (..., *pixels) -> (..., outputs)."""
+    def encoder(self, num_outputs: int) -> nn.Module:
+        """Return a network of images, (..., *pixels) -> (..., num_outputs)."""
 
-    def decoder(self, inputs: int, channels: int) -> nn.Module:
-        """Return a network of latents, (..., inputs) -> (..., channels, *pixels)."""
+    def decoder(self, num_inputs: int, channels: int) -> nn.Module:
+        """Return a network of latents, (..., num_inputs) -> (..., channels, *pixels)."""
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+def linear(num_inputs: int, num_outputs: int, *, bias: bool = True) -> nn.Linear:
     """Return a linear layer with Glorot-uniform weights and zero biases."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = nn.Linear(num_inputs, num_outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def tanh(inputs: int, outputs: int) -> nn.Module:
+def tanh(num_inputs: int, num_outputs: int) -> nn.Module:
     """Return a hidden layer of tanh units, those of Burda et al. (2016)."""
-    return nn.Sequential(linear(inputs, outputs), nn.Tanh())
+    return nn.Sequential(linear(num_inputs, num_outputs), nn.Tanh())
 
 
-def relu(inputs: int, outputs: int) -> nn.Module:
+def relu(num_inputs: int, num_outputs: int) -> nn.Module:
     """Return a hidden layer of rectified linear units."""
-    return nn.Sequential(linear(inputs, outputs), nn.ReLU())
+    return nn.Sequential(linear(num_inputs, num_outputs), nn.ReLU())
 
 
 class Gated(nn.Module):
-    """A hidden layer (A h + a) * sigmoid(G h + g), (..., inputs) -> (..., outputs).
+    """A hidden layer (A h + a) * sigmoid(G h + g), (..., num_inputs) -> (..., num_outputs).
 
     Tomczak, Welling, "VAE with a VampPrior", AISTATS 2018 (https://arxiv.org/abs/1705.07120).
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
-        self.value = linear(inputs, outputs)
-        self.gate = linear(inputs, outputs)
+        self.value = linear(num_inputs, num_outputs)
+        self.gate = linear(num_inputs, num_outputs)
 
     def forward(self, h: Tensor) -> Tensor:
         """Apply the layer."""
@@ -85,31 +85,31 @@ class MLP(nn.Sequential):
 
 
 class Dense:
-    """Fully connected encoders and decoders (see `Nets`).
+    """Fully connected encoders and decoders (see `NetworkFamily`).
 
     Args:
         pixel_shape: shape of an image.
         hidden_dim: units of the hidden layer beside the image.
         layer: builds a hidden layer.
         depth: number of hidden layers; without any the networks are linear.
-        narrowing: how many times as wide as the next towards the code a hidden layer is.
+        shrink: how many times as wide as the next towards the code a hidden layer is.
     """
 
     def __init__(
-        self, pixel_shape: Sequence[int], hidden_dim: int, layer: Layer = tanh, depth: int = 2, narrowing: int = 1
+        self, pixel_shape: Sequence[int], hidden_dim: int, layer: Layer = tanh, depth: int = 2, shrink: int = 1
     ) -> None:
         self.pixel_shape = tuple(pixel_shape)
         self.layer = layer
-        self.hidden = [max(1, hidden_dim // narrowing**place) for place in range(depth)]
+        self.hidden = [max(1, hidden_dim // shrink**index) for index in range(depth)]
 
-    def encoder(self, outputs: int) -> nn.Module:
+    def encoder(self, num_outputs: int) -> nn.Module:
         """Return flattening, hidden layers and a linear one."""
-        sizes = [math.prod(self.pixel_shape), *self.hidden, outputs]
+        sizes = [math.prod(self.pixel_shape), *self.hidden, num_outputs]
         return nn.Sequential(Flatten(self.pixel_shape), MLP(sizes, self.layer))
 
-    def decoder(self, inputs: int, channels: int) -> nn.Module:
+    def decoder(self, num_inputs: int, channels: int) -> nn.Module:
         """Return hidden layers and a linear one."""
-        sizes = [inputs, *reversed(self.hidden), channels * math.prod(self.pixel_shape)]
+        sizes = [num_inputs, *reversed(self.hidden), channels * math.prod(self.pixel_shape)]
         return nn.Sequential(MLP(sizes, self.layer, bias=False), nn.Unflatten(-1, (channels, *self.pixel_shape)))
 
 

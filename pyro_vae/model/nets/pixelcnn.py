@@ -54,26 +54,26 @@ class PixelCNN(nn.Module):
         self.layers: Iterable[_Layer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.ReLU(), last)
         self.bias = nn.Parameter(mean_logits(images).to(torch.get_default_dtype()).contiguous())
-        self.reach = 1 + sum(layer.margin for layer in layers)
+        self.receptive_rows = 1 + sum(layer.margin for layer in layers)
 
     def forward(self, features: Tensor | None = None) -> Autoregressive:
         """Return p(x), or p(x|h) of features (..., num_features, height, width), batch shape (...)."""
         return Autoregressive(self, features)
 
-    def above(self, x: Tensor, features: Tensor | None) -> Iterator[Tensor]:
-        """Yield what each layer of the vertical stack tells the horizontal one; see `autoregressive.Network`."""
+    def vertical(self, x: Tensor, features: Tensor | None) -> Iterator[Tensor]:
+        """Yield what each layer of the vertical stack tells the horizontal one; see `autoregressive.RasterNetwork`."""
         v = pad(_signs(x), (0, 0, 1, 0))[..., :-1, :]
         for layer in self.layers:
-            gates, told = layer.above(v, features)
-            yield told
+            gates, conditioning = layer.vertical_gates(v, features)
+            yield conditioning
             v = _gated(gates)
 
-    def along(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
-        """Return the logits of the horizontal stack; see `autoregressive.Network`."""
+    def logits(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
+        """Return the logits of the horizontal stack; see `autoregressive.RasterNetwork`."""
         h = pad(_signs(x), (1, 0))[..., :-1]
         # Layer by layer, so that no more than one is held; the vertical stack's last gate is not asked for.
-        for layer, told in zip(self.layers, above, strict=False):
-            h = layer.along(h, told)
+        for layer, conditioning in zip(self.layers, above, strict=False):
+            h = layer.horizontal_step(h, conditioning)
         return self.head(h).squeeze(1)
 
 
@@ -120,7 +120,7 @@ class _Layer(nn.Module):
         self.condition = nn.Conv2d(num_features, 4 * channels, 1, bias=False) if num_features else None
         self.merge = nn.Conv2d(channels, channels, 1)
 
-    def above(self, v: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def vertical_gates(self, v: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the gates of the vertical stack, and what they add to those of the horizontal one."""
         gates = self.vertical(pad(v, (self.margin, self.margin, self.margin, 0)))
         if self.condition is None:
@@ -129,9 +129,9 @@ class _Layer(nn.Module):
         gates = gates + vertical
         return gates, self.across(gates) + horizontal
 
-    def along(self, h: Tensor, told: Tensor) -> Tensor:
+    def horizontal_step(self, h: Tensor, conditioning: Tensor) -> Tensor:
         """Return the horizontal stack; the first layer adds the one channel of the image to each of its own."""
-        return h + self.merge(_gated(self.horizontal(pad(h, (self.margin, 0))) + told))
+        return h + self.merge(_gated(self.horizontal(pad(h, (self.margin, 0))) + conditioning))
 
 
 def _gated(gates: Tensor) -> Tensor:

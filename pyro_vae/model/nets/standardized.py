@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.model.nets.dense import Nets
+from pyro_vae.model.nets.dense import NetworkFamily
 
 
 class Standardize(nn.Module):
@@ -39,7 +39,7 @@ class Log1p(nn.Module):
 
 
 class StandardizedNets:
-    """The networks of a kind (see `Nets`), whose encoders read standardized columns.
+    """The networks of a kind (see `NetworkFamily`), whose encoders read standardized columns.
 
     Args:
         nets: networks of rows of so many columns.
@@ -47,16 +47,16 @@ class StandardizedNets:
         counts: whether the columns are counts, which are standardized on the scale of log(1 + x).
     """
 
-    def __init__(self, nets: Nets, values: Tensor, *, counts: bool) -> None:
+    def __init__(self, nets: NetworkFamily, values: Tensor, *, counts: bool) -> None:
         self.nets = nets
         self.values = values.log1p() if counts else values
         self.counts = counts
 
-    def encoder(self, outputs: int) -> nn.Module:
-        """Return a network of rows, (..., columns) -> (..., outputs)."""
+    def encoder(self, num_outputs: int) -> nn.Module:
+        """Return a network of rows, (..., columns) -> (..., num_outputs)."""
         before = [Log1p(), Standardize(self.values)] if self.counts else [Standardize(self.values)]
-        return nn.Sequential(*before, self.nets.encoder(outputs))
+        return nn.Sequential(*before, self.nets.encoder(num_outputs))
 
-    def decoder(self, inputs: int, channels: int) -> nn.Module:
-        """Return a network of latents, (..., inputs) -> (..., channels, columns)."""
-        return self.nets.decoder(inputs, channels)
+    def decoder(self, num_inputs: int, channels: int) -> nn.Module:
+        """Return a network of latents, (..., num_inputs) -> (..., channels, columns)."""
+        return self.nets.decoder(num_inputs, channels)

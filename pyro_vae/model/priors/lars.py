@@ -48,7 +48,7 @@ class LARS(nn.Module):
         self.truncation = truncation
         layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]
         self.net = nn.Sequential(*layers, nn.Linear(hidden_dim, 1))
-        self._known: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
+        self._cached_log_normalizer: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
 
     def log_acceptance(self, z: Tensor) -> Tensor:
         """Return log a(z), (...)."""
@@ -57,24 +57,24 @@ class LARS(nn.Module):
     def log_normalizer(self) -> Tensor:
         """Return log Z: with gradients and from fresh noise in training mode, otherwise a constant."""
         if self.training:
-            like = next(self.parameters())
-            z = torch.randn(_TRAINING_POINTS, self.latent_dim, dtype=like.dtype, device=like.device)
+            template = next(self.parameters())
+            z = torch.randn(_TRAINING_POINTS, self.latent_dim, dtype=template.dtype, device=template.device)
             estimate = self.log_acceptance(z).logsumexp(0) - math.log(_TRAINING_POINTS)
             return estimate.clamp(max=-1e-6)  # below 1, where the chance of the last proposal has a logarithm
         present = list(self.parameters())
-        if self._known is None or not _same(self._known[0], present):
-            self._known = ([p.detach().clone() for p in present], self._by_quadrature())
-        return self._known[1]
+        if self._cached_log_normalizer is None or not _same(self._cached_log_normalizer[0], present):
+            self._cached_log_normalizer = ([p.detach().clone() for p in present], self._by_quadrature())
+        return self._cached_log_normalizer[1]
 
     @torch.no_grad()
     def _by_quadrature(self) -> Tensor:
-        like = next(self.parameters())
-        sobol, total = SobolEngine(self.latent_dim, scramble=True, seed=0), like.new_zeros((), dtype=torch.float64)
+        template = next(self.parameters())
+        sobol, total = SobolEngine(self.latent_dim, scramble=True, seed=0), template.new_zeros((), dtype=torch.float64)
         for _ in range(_POINTS // 2**13):
             uniform = sobol.draw(2**13, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-            z = torch.special.ndtri(uniform).to(like)
+            z = torch.special.ndtri(uniform).to(template)
             total += self.log_acceptance(z).double().exp().sum()
-        return (total / _POINTS).log().clamp(max=-1e-6).to(like.dtype)
+        return (total / _POINTS).log().clamp(max=-1e-6).to(template.dtype)
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
@@ -105,12 +105,12 @@ class _Resampled(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        like = self.log_normalizer
+        template = self.log_normalizer
         shape = self._extended_shape(sample_shape)
-        z = torch.randn(shape, dtype=like.dtype, device=like.device)
-        waiting = torch.ones(shape[:-1], dtype=torch.bool, device=like.device)
+        z = torch.randn(shape, dtype=template.dtype, device=template.device)
+        waiting = torch.ones(shape[:-1], dtype=torch.bool, device=template.device)
         for _ in range(self.prior.truncation - 1):
-            noise = torch.rand(shape[:-1], dtype=like.dtype, device=like.device)
+            noise = torch.rand(shape[:-1], dtype=template.dtype, device=template.device)
             waiting = waiting & (noise.log() >= self.prior.log_acceptance(z))
             z = torch.where(waiting.unsqueeze(-1), torch.randn_like(z), z)
         return z

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormalComponents
 
 
 class GaussianMixture(nn.Module):
@@ -37,5 +37,5 @@ class GaussianMixture(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return p(z), batch shape (), event shape (D,)."""
-        components = DiagonalNormals(self.loc, softplus(self.raw_scale))
+        components = DiagonalNormalComponents(self.loc, softplus(self.raw_scale))
         return dist.MixtureSameFamily(self.classes(), components)

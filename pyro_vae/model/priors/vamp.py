@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.model.distributions.diagonal_normals import DiagonalNormals
+from pyro_vae.model.distributions.diagonal_normals import DiagonalNormalComponents
 
 
 class VampPrior(nn.Module):
@@ -34,7 +34,7 @@ class VampPrior(nn.Module):
         """Return p(z), batch shape (), event shape (D,)."""
         components = self.posterior(self.logits.sigmoid())
         if isinstance(components, dist.Independent) and isinstance(components.base_dist, dist.Normal):
-            components = DiagonalNormals(components.base_dist.loc, components.base_dist.scale)
+            components = DiagonalNormalComponents(components.base_dist.loc, components.base_dist.scale)
         weights = dist.Categorical(logits=self.logits.new_zeros(len(self.logits)))
         return dist.MixtureSameFamily(weights, components)
 

@@ -33,12 +33,12 @@ def same_results(
     Raises:
         GraphError: as `undo_effects`.
     """
-    found = []
+    outputs = []
     for function in (first, second):
         with fork_rng(inputs[0]), pyro.validation_enabled(False), undo_effects(surroundings), torch.no_grad():
             results = function(*inputs)
-            found.append((*results, *(buffer.clone() for buffer in surroundings.buffers())))
-    return len(found[0]) == len(found[1]) and _agree(list(zip(*found, strict=True)), tolerance)
+            outputs.append((*results, *(buffer.clone() for buffer in surroundings.buffers())))
+    return len(outputs[0]) == len(outputs[1]) and _agree(list(zip(*outputs, strict=True)), tolerance)
 
 
 def _agree(pairs: list[tuple[Tensor | None, Tensor | None]], tolerance: float) -> bool:
@@ -49,7 +49,7 @@ def _agree(pairs: list[tuple[Tensor | None, Tensor | None]], tolerance: float) -
     """
     if any((a is None) != (b is None) or (a is not None and a.shape != b.shape) for a, b in pairs):  # type: ignore[union-attr]
         return False
-    numbers = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and a.numel()]
-    numbers = [(a.nan_to_num(0.0), b.nan_to_num(0.0)) for a, b in numbers if not torch.equal(a, b)]
-    largest = max((float(a.abs().max()) for a, _ in numbers), default=0.0)
-    return all(float((a - b).abs().max()) <= tolerance * (float(a.abs().max()) + 1e-3 * largest) for a, b in numbers)
+    differing = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and a.numel()]
+    differing = [(a.nan_to_num(0.0), b.nan_to_num(0.0)) for a, b in differing if not torch.equal(a, b)]
+    largest = max((float(a.abs().max()) for a, _ in differing), default=0.0)
+    return all(float((a - b).abs().max()) <= tolerance * (float(a.abs().max()) + 1e-3 * largest) for a, b in differing)

@@ -44,7 +44,7 @@ def undo_effects(surroundings: Surroundings) -> Iterator[None]:
         for generator, state in generators:
             generator.set_state(state)
         drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))
-        changed = surroundings.changed(values)
+        changed = surroundings.find_changes(values)
         counted = [(slot, old) for slot, old in changed if _is_kept(slot.read(), old)]
         for slot, old in counted:
             slot.write(old)

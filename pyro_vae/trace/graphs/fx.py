@@ -19,7 +19,7 @@ class GraphError(RuntimeError):
     """A function that cannot become a graph; says why in one line."""
 
 
-def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
+def compile_graph(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
     """Compile a record for inputs of these shapes."""
     from torch import _inductor  # a second of imports, which a run that is not compiled does without
 
@@ -35,7 +35,7 @@ def compiled_record(record: GraphModule, inputs: list[Tensor]) -> Callable[..., 
         log.setLevel(level)
 
 
-def freeze_places(record: GraphModule) -> list[Tensor]:
+def constant_fold_masks(record: GraphModule) -> list[Tensor]:
     """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes.
 
     Returns:
@@ -45,13 +45,13 @@ def freeze_places(record: GraphModule) -> list[Tensor]:
         GraphError: the mask depends on the images or on what is drawn.
     """
     read: dict[int, Tensor] = {}
-    for number, node in enumerate(list(record.graph.nodes)):
+    for position, node in enumerate(list(record.graph.nodes)):
         if node.target is torch.ops.aten.index.Tensor:  # by a mask the record has the number of its true entries
             for index in node.args[1]:
                 if index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8):
                     _value(record, index, read)
         if node.target is torch.ops.aten.nonzero.default:
-            name = f"places_{number}"
+            name = f"places_{position}"
             record.register_buffer(name, _value(record, node, read))
             with record.graph.inserting_before(node):
                 node.replace_all_uses_with(record.graph.get_attr(name))
@@ -75,25 +75,25 @@ def _value(record: GraphModule, node: Node, read: dict[int, Tensor]) -> Any:
     return node.target(*args, **kwargs)
 
 
-def lift(record: GraphModule) -> list[Tensor]:
+def lift_constants(record: GraphModule) -> list[Tensor]:
     """Make inputs of the tensors that a record reads from outside, and return these.
 
     Raises:
         GraphError: it reads something else than tensors, or a parameter with a gradient hook.
     """
     graph = record.graph
-    behind = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    places: dict[int, Any] = {}
+    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    inputs: dict[int, Any] = {}
     outside: list[Tensor] = []
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(record, node.target)
         if not isinstance(tensor, Tensor):
             raise GraphError(f"it uses a {type(tensor).__name__}, which is no tensor")
-        if id(tensor) not in places:
-            with graph.inserting_after(behind):
-                behind = places[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")
+        if id(tensor) not in inputs:
+            with graph.inserting_after(last_input):
+                last_input = inputs[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")
             outside.append(tensor)
-        node.replace_all_uses_with(places[id(tensor)])
+        node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
     record.recompile()
     for tensor in outside:

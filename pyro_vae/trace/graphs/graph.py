@@ -30,12 +30,12 @@ from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.graphs.comparison import same_results
 from pyro_vae.trace.graphs.effects import undo_effects
-from pyro_vae.trace.graphs.fx import GraphError, Tensors, compiled_record, freeze_places, lift
-from pyro_vae.trace.graphs.leaving import refuse_to_leave_torch
+from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, constant_fold_masks, lift_constants
+from pyro_vae.trace.graphs.leaving import refuse_host_reads
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng, stored_ids
-from pyro_vae.trace.modes import ModulesThatRun
+from pyro_vae.trace.modes import ModuleRecorder
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -82,7 +82,7 @@ class Graph:
         inputs = tuple(x.contiguous() for x in inputs)  # what is compiled is compiled for one layout
         record = self._recorded(inputs)
         with torch.no_grad():
-            return record.known, record.run(*inputs, *record.read())
+            return record.static, record.run(*inputs, *record.read())
 
     def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
         """Run the graph as a call does, after it has been compared with the function on the same noise.
@@ -107,17 +107,17 @@ class Graph:
             raise GraphError("the program gives other numbers than its record, by something that changes between calls")
         return self(*inputs)
 
-    def key(self, inputs: tuple[Tensor, ...]) -> Any:
+    def cache_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return all that Python may decide by: calls of one key share a record."""
         state = self._surroundings.state() if self._surroundings else None
         return state, tuple(stored_ids().items()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
 
-    def captured_key(self, inputs: tuple[Tensor, ...]) -> Any:
+    def cuda_graph_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return all that a CUDA graph of such inputs depends on: the key, and the tensors that the record reads.
 
         Of a tensor on the host also how often it has been written to: its values are copied into the CUDA graph.
         """
-        key = self.key(inputs)
+        key = self.cache_key(inputs)
         record = self._records.get(key)
         tensors = [] if record is None else record.read()
         return key, [(id(t), t._version if t.device.type == "cpu" else 0) for t in tensors]
@@ -127,10 +127,10 @@ class Graph:
         try:
             if self._surroundings is None:
                 self._surroundings = Surroundings(self._programs)
-            key = self.key(inputs)
+            key = self.cache_key(inputs)
             if key not in self._records or self._records[key].is_stale():
                 record = self._record(inputs)
-                key = self.key(inputs)  # the modules that ran are watched from now on
+                key = self.cache_key(inputs)  # the modules that ran are watched from now on
                 self._records[key] = record
         except OverflowError as error:
             raise GraphError(str(error)) from error
@@ -139,23 +139,23 @@ class Graph:
     def _record(self, inputs: tuple[Tensor, ...]) -> Record:
         """Record the function at some inputs, and compile the record where that is wanted."""
         assert self._surroundings is not None
-        if self._surroundings.number_of_states > _MOST_STATES:
+        if self._surroundings.num_states > _MOST_STATES:
             name = self._surroundings.last_change
             raise GraphError(f"{name} changes from call to call, which a graph would freeze; make it a tensor")
-        known: Any = None
+        static: Any = None
 
         def tensors(*inputs: Tensor) -> Tensors:
-            nonlocal known
-            known, found = self.function(*inputs)
+            nonlocal static
+            static, found = self.function(*inputs)
             return found
 
         with fork_rng(inputs[0]), pyro.validation_enabled(False):
             with undo_effects(self._surroundings):
                 graph = self._trace(tensors, inputs)
-            masks = freeze_places(graph)
-            outside = lift(graph)
+            masks = constant_fold_masks(graph)
+            outside = lift_constants(graph)
             run = self._compile(graph, inputs, outside) if self.compiled else graph
-        return Record.of(known, run, outside, masks, self._surroundings)
+        return Record.of(static, run, outside, masks, self._surroundings)
 
     def _trace(self, tensors: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> GraphModule:
         """Return the operations of a function of tensors, after a first run that does what is done only once.
@@ -165,11 +165,11 @@ class Graph:
         """
 
         def strictly(*inputs: Tensor) -> Tensors:
-            with refuse_to_leave_torch():
+            with refuse_host_reads():
                 return tensors(*inputs)
 
         try:
-            with ModulesThatRun() as ran:
+            with ModuleRecorder() as ran:
                 tensors(*_copies(inputs))
             self._watch(ran)
             return make_fx(strictly)(*_copies(inputs))
@@ -191,7 +191,7 @@ class Graph:
             return run(*inputs, *outside)
 
         try:
-            run = compiled_record(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+            run = compile_graph(graph, [*inputs, *(tensor.detach() for tensor in outside)])
             if not same_results(interpreted, compiled, inputs, self._surroundings, self.tolerance):
                 raise RuntimeError("the compiled graph gives other numbers")
         except Exception as error:  # a compiler may fail in any way; the record needs none
@@ -201,7 +201,7 @@ class Graph:
             return graph
         return run
 
-    def _watch(self, ran: ModulesThatRun) -> None:
+    def _watch(self, ran: ModuleRecorder) -> None:
         """Watch the modules that ran as well, whatever holds them."""
         assert self._surroundings is not None
         if hidden := [module for module in ran.found if module not in self._surroundings.modules]:

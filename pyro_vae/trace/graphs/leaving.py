@@ -54,7 +54,7 @@ class _Operations(TorchDispatchMode):
 
 
 @contextmanager
-def refuse_to_leave_torch() -> Iterator[None]:
+def refuse_host_reads() -> Iterator[None]:
     """Raise `GraphError` where a function reads numbers or arrays off a tensor."""
     with _Functions(), _Operations():
         yield

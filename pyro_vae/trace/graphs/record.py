@@ -27,12 +27,12 @@ class Mask(NamedTuple):
 class Record(NamedTuple):
     """A recorded function.
 
-    `known` is what it returned beside tensors, and `run` takes its inputs followed by the tensors that `read` returns.
+    `static` is what it returned beside tensors, and `run` takes its inputs followed by the tensors that `read` returns.
     `outside` are the tensors that it read when it was recorded, held here so that none of them is freed, and `slots`
     the places of those that the program may exchange for others, in the same order.
     """
 
-    known: Any
+    static: Any
     run: Callable[..., Tensors]
     outside: list[Tensor]
     slots: list[Slot | None]
@@ -41,16 +41,16 @@ class Record(NamedTuple):
     @classmethod
     def of(
         cls,
-        known: Any,
+        static: Any,
         run: Callable[..., Tensors],
         outside: list[Tensor],
         masks: list[Tensor],
         surroundings: Surroundings,
     ) -> Record:
         """Return a record, given the tensors that it reads and those that decided its shapes."""
-        places = surroundings.places()
+        places = surroundings.exchangeable_slots()
         slots = [places.get(id(tensor)) for tensor in outside]
-        return cls(known, run, outside, slots, [Mask(t, places.get(id(t)), t.clone()) for t in masks])
+        return cls(static, run, outside, slots, [Mask(t, places.get(id(t)), t.clone()) for t in masks])
 
     def is_stale(self) -> bool:
         """Whether the values of a mask have changed since it decided the shapes of the record."""

@@ -63,69 +63,69 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def containers(thing: Any) -> list[Any]:
+def containers(obj: Any) -> list[Any]:
     """Return what an object holds its contents in, whose length tells of new ones: also attributes and hooks."""
-    if isinstance(thing, nn.Module):
-        hooks = (thing._forward_hooks, thing._forward_pre_hooks, thing._backward_hooks)
-        return [thing._parameters, thing._buffers, thing._modules, *hooks, vars(thing)]
-    if isinstance(thing, (dict, list, set, frozenset, deque)):
-        return [thing]
-    if isinstance(thing, (Tensor, type, FunctionType, ModuleType)) or not _has_state(thing):
+    if isinstance(obj, nn.Module):
+        hooks = (obj._forward_hooks, obj._forward_pre_hooks, obj._backward_hooks)
+        return [obj._parameters, obj._buffers, obj._modules, *hooks, vars(obj)]
+    if isinstance(obj, (dict, list, set, frozenset, deque)):
+        return [obj]
+    if isinstance(obj, (Tensor, type, FunctionType, ModuleType)) or not _has_state(obj):
         return []
-    return [vars(thing)] if hasattr(thing, "__dict__") else []
+    return [vars(obj)] if hasattr(obj, "__dict__") else []
 
 
-def contents(thing: Any, name: str) -> Iterator[Slot]:
+def contents(obj: Any, name: str) -> Iterator[Slot]:
     """Yield the slots of an object."""
-    if isinstance(thing, nn.Module):
-        own = type(thing).__name__
-        for table in (thing._parameters, thing._buffers, thing._modules):
-            yield from (Slot(table, key, f"{own}.{key}") for key in table)
-        yield from _attributes(thing, own, _MODULE_INTERNALS)
-        yield from _of_class(type(thing))
-    elif isinstance(thing, Tensor):
+    if isinstance(obj, nn.Module):
+        class_name = type(obj).__name__
+        for table in (obj._parameters, obj._buffers, obj._modules):
+            yield from (Slot(table, key, f"{class_name}.{key}") for key in table)
+        yield from _attributes(obj, class_name, _MODULE_INTERNALS)
+        yield from _of_class(type(obj))
+    elif isinstance(obj, Tensor):
         return
-    elif isinstance(thing, partial):
-        yield from _sequence((thing.func, *thing.args), "partial")
-        yield from (Slot(thing.keywords, key, f"{key} of a partial") for key in thing.keywords)
-    elif isinstance(thing, property):
-        yield from _sequence((thing.fget,), name)
-    elif isinstance(thing, (staticmethod, classmethod)):
-        yield from _sequence((thing.__func__,), name)
-    elif isinstance(thing, MethodType):
-        yield from _sequence((thing.__self__, thing.__func__), name)
-    elif isinstance(thing, FunctionType):
-        yield from _of_function(thing)
-    elif isinstance(thing, CellType):
-        yield Slot(thing, 0, name)
-    elif isinstance(thing, Mapping):
-        if len(thing) <= LARGEST:
-            yield from (Slot(thing, key, f"{name}[{key!r}]") for key in thing)
-    elif isinstance(thing, (list, tuple, deque)):
-        if len(thing) <= LARGEST:
-            yield from _sequence(thing, name)
-    elif isinstance(thing, type):
-        yield from _of_class(thing)
-    elif _has_state(thing):
-        yield from _attributes(thing, type(thing).__name__, set())
-        yield from _of_class(type(thing))
+    elif isinstance(obj, partial):
+        yield from _sequence((obj.func, *obj.args), "partial")
+        yield from (Slot(obj.keywords, key, f"{key} of a partial") for key in obj.keywords)
+    elif isinstance(obj, property):
+        yield from _sequence((obj.fget,), name)
+    elif isinstance(obj, (staticmethod, classmethod)):
+        yield from _sequence((obj.__func__,), name)
+    elif isinstance(obj, MethodType):
+        yield from _sequence((obj.__self__, obj.__func__), name)
+    elif isinstance(obj, FunctionType):
+        yield from _of_function(obj)
+    elif isinstance(obj, CellType):
+        yield Slot(obj, 0, name)
+    elif isinstance(obj, Mapping):
+        if len(obj) <= LARGEST:
+            yield from (Slot(obj, key, f"{name}[{key!r}]") for key in obj)
+    elif isinstance(obj, (list, tuple, deque)):
+        if len(obj) <= LARGEST:
+            yield from _sequence(obj, name)
+    elif isinstance(obj, type):
+        yield from _of_class(obj)
+    elif _has_state(obj):
+        yield from _attributes(obj, type(obj).__name__, set())
+        yield from _of_class(type(obj))
 
 
-def _sequence(things: Any, name: str) -> Iterator[Slot]:
-    return (Slot(things, index, name) for index in range(len(things)))
+def _sequence(values: Any, name: str) -> Iterator[Slot]:
+    return (Slot(values, index, name) for index in range(len(values)))
 
 
-def _attributes(thing: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
-    table = getattr(thing, "__dict__", {})
-    cached = "_cached" if isinstance(thing, torch.distributions.Transform) else None  # what it has computed last
+def _attributes(obj: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
+    table = getattr(obj, "__dict__", {})
+    cached = "_cached" if isinstance(obj, torch.distributions.Transform) else None  # what it has computed last
     for key in table:
         if key not in left_out and key not in _CACHES and not (cached and key.startswith(cached)):
             yield Slot(table, key, f"{name}.{key}")
-    for base in type(thing).__mro__:
+    for base in type(obj).__mro__:
         slots = () if _is_library(base.__module__) else base.__dict__.get("__slots__", ())
         for key in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(thing, key) and key not in ("__dict__", "__weakref__"):
-                yield Slot(thing, key, f"{name}.{key}")
+            if hasattr(obj, key) and key not in ("__dict__", "__weakref__"):
+                yield Slot(obj, key, f"{name}.{key}")
 
 
 def _of_class(kind: type) -> Iterator[Slot]:
@@ -171,13 +171,13 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _has_state(thing: Any) -> bool:
-    if isinstance(thing, (Messenger, torch.distributions.Distribution, torch.distributions.Transform)):
+def _has_state(obj: Any) -> bool:
+    if isinstance(obj, (Messenger, torch.distributions.Distribution, torch.distributions.Transform)):
         return True
-    module = type(thing).__module__
+    module = type(obj).__module__
     if _is_library(module) and not module.startswith("pyro_vae."):
         return False
-    return hasattr(thing, "__dict__") or hasattr(type(thing), "__slots__")
+    return hasattr(obj, "__dict__") or hasattr(type(obj), "__slots__")
 
 
 def _is_library(module: str) -> bool:

@@ -51,20 +51,20 @@ class Surroundings:
         kept: dict[int, Any] = {}  # alive, so that no other object takes an id
         waiting: list[tuple[Any, str]] = [(root, type(root).__name__) for root in reversed(self._roots)]
         while waiting:
-            thing, name = waiting.pop()
-            if id(thing) in kept or is_plain(thing):
+            obj, name = waiting.pop()
+            if id(obj) in kept or is_plain(obj):
                 continue
-            kept[id(thing)] = thing
-            if isinstance(thing, nn.Module):
-                self.modules[thing] = None
-            if getattr(thing, "is_cache", False) is True:
+            kept[id(obj)] = obj
+            if isinstance(obj, nn.Module):
+                self.modules[obj] = None
+            if getattr(obj, "is_cache", False) is True:
                 continue
-            self._containers += containers(thing)
-            if isinstance(thing, np.ndarray) and thing.size <= LARGEST:
-                self._arrays.append(thing)
-            found = [slot for slot in contents(thing, name) if (id(slot.container), slot.key) not in self._ignored]
-            slots += found
-            waiting += [(slot.read(), slot.name) for slot in found]
+            self._containers += containers(obj)
+            if isinstance(obj, np.ndarray) and obj.size <= LARGEST:
+                self._arrays.append(obj)
+            new_slots = [slot for slot in contents(obj, name) if (id(slot.container), slot.key) not in self._ignored]
+            slots += new_slots
+            waiting += [(slot.read(), slot.name) for slot in new_slots]
             if len(slots) > _MOST:
                 raise OverflowError(f"it reaches more than {_MOST} values of Python")
         self._kept = kept
@@ -91,12 +91,12 @@ class Surroundings:
         # while nothing has changed.
         same = all(map(operator.is_, self.values(), self._values)) and self._present == self._forms()
         if not same:
-            self.last_change = next((slot.name for slot, _ in self.changed(self._values)), self.last_change)
+            self.last_change = next((slot.name for slot, _ in self.find_changes(self._values)), self.last_change)
             self.scan()
         return self._state
 
     @property
-    def number_of_states(self) -> int:
+    def num_states(self) -> int:
         """How many states there have been."""
         return len(self._states)
 
@@ -105,18 +105,18 @@ class Surroundings:
         read = [get(key, GONE) for get, key in self._getters] + [slot.read() for slot in self._others]
         return read + self._constant
 
-    def changed(self, before: list[Any]) -> list[tuple[Slot, Any]]:
+    def find_changes(self, before: list[Any]) -> list[tuple[Slot, Any]]:
         """Return the slots that hold another number or object than before, with what they held."""
         pairs = zip(self.slots, before, self.values(), strict=True)
         return [(slot, old) for slot, old, new in pairs if new is not old and _frozen(new, True) != _frozen(old, True)]
 
-    def places(self) -> dict[int, Slot]:
+    def exchangeable_slots(self) -> dict[int, Slot]:
         """Return where each tensor stands that may be exchanged for another, by its id; those in one place only."""
-        found: dict[int, list[Slot]] = {}
+        slots_by_id: dict[int, list[Slot]] = {}
         for slot, value in zip(self.slots, self._values, strict=True):
             if isinstance(value, Tensor) and not _is_parameter(value):
-                found.setdefault(id(value), []).append(slot)
-        return {key: slots[0] for key, slots in found.items() if len(slots) == 1}
+                slots_by_id.setdefault(id(value), []).append(slot)
+        return {key: slots[0] for key, slots in slots_by_id.items() if len(slots) == 1}
 
     def ignore(self, slot: Slot) -> None:
         """Watch a slot no longer: the program keeps there what it has computed last."""

@@ -121,7 +121,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     codes = {image.tobytes(): 2 if i < 20 else int(i >= 30) for i, image in enumerate(GRAY)}
     for split in ("train", "valid", "test"):
         expected = [codes[image.numpy().tobytes()] for image in getattr(found, split)]
-        assert found.labels.of("class", split).tolist() == expected
+        assert found.labels.get("class", split).tolist() == expected
 
 
 @pytest.mark.parametrize("valid", [True, False])

@@ -15,10 +15,10 @@ from helpers.programs import images, small_vae
 from scipy.stats import ks_1samp, norm
 from torch import Tensor
 
-from pyro_vae.evaluate import Annealed, Annealing, ais, bdmc, log_weights, score
-from pyro_vae.evaluate.annealing.hmc import Kernels
-from pyro_vae.evaluate.annealing.paths import SCHEDULES, Path
-from pyro_vae.trace import reading, simulate
+from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, score
+from pyro_vae.evaluate.annealing.hmc import HMCKernels
+from pyro_vae.evaluate.annealing.paths import SCHEDULES, AnnealingPath
+from pyro_vae.trace import read_only, simulate
 from pyro_vae.trace.graphs import graph
 
 
@@ -38,7 +38,7 @@ def test_annealing_finds_log_p_of_the_linear_gaussian_program(latent_dim: int, s
     """Mean of 100 images within 0.05 nats at 1,000 temperatures."""
     program = LinearGaussian(latent_dim, variance_ratio=ratio)
     x = program.simulate(100)
-    settings = Annealing(num_chains=16, num_temperatures=1000, num_leapfrogs=1, start=start)
+    settings = AISConfig(num_chains=16, num_temperatures=1000, num_leapfrogs=1, start=start)
     found = ais(program.model, program.guide, x, settings, seed=0).lower
     assert found.mean() == pytest.approx(float(program.log_evidence(x).mean()), abs=0.05)
 
@@ -51,11 +51,11 @@ def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(st
     False alarms 4e-4 for each of the four cases.
     """
     program = LinearGaussian(2, noise=4.0, variance_ratio=1.5)  # a posterior not far from the prior
-    settings = Annealing(20_000, 4, 3, start, schedule)
-    with reading(program.model, program.guide, x=program.bias, seed=5):
+    settings = AISConfig(20_000, 4, 3, start, schedule)
+    with read_only(program.model, program.guide, x=program.bias, seed=5):
         x, values = simulate(program.model, torch.zeros(3, 7))
-        path = Path(program.model, program.guide, x, start)
-        kernels = Kernels(path, SCHEDULES[schedule](4), 3)
+        path = AnnealingPath(program.model, program.guide, x, start)
+        kernels = HMCKernels(path, SCHEDULES[schedule](4), 3)
         kernels.adapt(16, iter)
         forward = kernels.forward(path.draw(settings.num_chains), iter).log_w
         # A chain of its own exact draw each: the backward weights are then independent.
@@ -75,10 +75,10 @@ def test_a_kernel_keeps_its_distribution() -> None:
     x, b = program.simulate(1), 0.4
     precision = (1 - b) * (1.5 * program.covariance).inverse() + b * program.covariance.inverse()
     f_b = dist.MultivariateNormal(program.posterior_mean(x), precision_matrix=precision)
-    with reading(program.model, program.guide, x=x, seed=0):
-        path = Path(program.model, program.guide, x, "guide")
-        kernels = Kernels(path, torch.tensor([0.0, b, 1.0]), 5)
-        point = path.at(f_b.sample((5_000,)))
+    with read_only(program.model, program.guide, x=x, seed=0):
+        path = AnnealingPath(program.model, program.guide, x, "guide")
+        kernels = HMCKernels(path, torch.tensor([0.0, b, 1.0]), 5)
+        point = path.evaluate(f_b.sample((5_000,)))
         start = point.u
         for _ in range(10):
             point, acceptance = kernels._move(point, b, torch.full((1,), 0.7))
@@ -92,9 +92,9 @@ def test_a_kernel_keeps_its_distribution() -> None:
 def test_both_directions_bracket_the_truth() -> None:
     """Simulated images of the linear-Gaussian program: bounds on the right sides within 4 s.e., and close."""
     program = LinearGaussian(5, variance_ratio=1.5)
-    settings = Annealing(num_chains=8, num_temperatures=200, num_leapfrogs=3)
+    settings = AISConfig(num_chains=8, num_temperatures=200, num_leapfrogs=3)
     found = bdmc(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
-    with reading(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
+    with read_only(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
         x, _ = simulate(program.model, torch.zeros(200, 7))
     truth = program.log_evidence(x).cpu().numpy()
     low, high = truth - found.forward.lower, found.backward.upper - truth
@@ -110,12 +110,12 @@ def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
     for parameter in program.parameters():
         parameter.data.mul_(2.0)  # posteriors far from the guide
     like = torch.zeros(200, 6)
-    found = bdmc(program.model, program.guide, like, Annealing(5, 300, 3), seed=2)
-    with reading(program.model, program.guide, x=like, seed=2):
+    found = bdmc(program.model, program.guide, like, AISConfig(5, 300, 3), seed=2)
+    with read_only(program.model, program.guide, x=like, seed=2):
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
     scores = score(program.model, program.guide, x, 250, seed=0)
-    importance = scores.iwae[scores.ladder.index(5)]  # the mean of 50 estimates
+    importance = scores.iwae[scores.particle_counts.index(5)]  # the mean of 50 estimates
     for lower, upper in ((found.forward.lower, truth), (truth, found.backward.upper)):
         assert (upper - lower).mean() > -4 * se(upper - lower)
     assert (found.forward.lower > importance).sum() > 100 + 4 * math.sqrt(200) / 2  # 3e-5 if neither were better
@@ -126,7 +126,7 @@ def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
     vae, x = small_vae(), images(4)
     before = {name: p.clone() for name, p in vae.named_parameters()}
     stream = torch.get_rng_state()
-    first, second, other = (ais(vae.model, vae.guide, x, Annealing(4, 5, 2), seed=seed).log_w for seed in (0, 0, 1))
+    first, second, other = (ais(vae.model, vae.guide, x, AISConfig(4, 5, 2), seed=seed).log_w for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, second)
     assert (first != other).all()
     assert torch.equal(torch.get_rng_state(), stream)
@@ -136,11 +136,11 @@ def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
 
 def test_estimates_of_given_weights() -> None:
     """Two chains of weights 1 and 3: mean 2, harmonic mean 1.5, ESS 16 / 10."""
-    result = Annealed(np.log([[1.0], [3.0]]), np.ones(1))
+    result = AISResult(np.log([[1.0], [3.0]]), np.ones(1))
     np.testing.assert_allclose(np.exp(result.lower), 2.0)
     np.testing.assert_allclose(np.exp(result.upper), 1.5)
     np.testing.assert_allclose(result.ess, 1.6)
-    joined = Annealed.concatenate([result, result])
+    joined = AISResult.concatenate([result, result])
     np.testing.assert_array_equal(joined.lower, [result.lower[0]] * 2)
 
 
@@ -163,16 +163,16 @@ def test_what_cannot_be_annealed_is_refused() -> None:
 
     x = torch.zeros(3)
     with pytest.raises(ValueError, match="'digit' is discrete"):
-        ais(discrete, discrete, x, Annealing())
+        ais(discrete, discrete, x, AISConfig())
     with pytest.raises(ValueError, match="no latent site"):
-        ais(nothing, lambda x: None, x, Annealing())
+        ais(nothing, lambda x: None, x, AISConfig())
     vae = small_vae()
     with pytest.raises(ValueError, match="outside the support"):
-        ais(vae.model, vae.guide, torch.full((2, 3, 2), 0.5), Annealing())
+        ais(vae.model, vae.guide, torch.full((2, 3, 2), 0.5), AISConfig())
     with pytest.raises(ValueError, match="num_chains is 0"):
-        Annealing(num_chains=0)
+        AISConfig(num_chains=0)
     with pytest.raises(ValueError, match="start is 'middle'"):
-        Annealing(start="middle")
+        AISConfig(start="middle")
 
 
 def test_a_model_that_observes_something_else_is_not_simulated() -> None:
@@ -188,11 +188,11 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record itself stands for what the compiler makes of it; both take the same noise."""
-    monkeypatch.setattr(graph, "compiled_record", lambda record, inputs: record)
+    monkeypatch.setattr(graph, "compile_graph", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (
-        ais(vae.model, vae.guide, x, Annealing(4, 20, 2, start, compiled=compiled), seed=0)
+        ais(vae.model, vae.guide, x, AISConfig(4, 20, 2, start, compiled=compiled), seed=0)
         for compiled in (False, True)
     )
     assert compiled.log_w == pytest.approx(plain.log_w, abs=1e-9)
@@ -205,7 +205,7 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     with caplog.at_level(logging.WARNING):
         plain, compiled = (
-            ais(vae.model, vae.guide, x, Annealing(4, 5, 2, compiled=compiled), seed=0) for compiled in (False, True)
+            ais(vae.model, vae.guide, x, AISConfig(4, 5, 2, compiled=compiled), seed=0) for compiled in (False, True)
         )
     assert (compiled.log_w == plain.log_w).all()
     (line,) = [record.getMessage() for record in caplog.records]
@@ -215,7 +215,7 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
 def test_simulated_images_come_with_draws_of_their_posterior() -> None:
     """The latents behind simulated images, whitened by the exact posterior: Kolmogorov-Smirnov, level 1e-4."""
     program = LinearGaussian(1)
-    with reading(program.model, x=program.bias, seed=0):
+    with read_only(program.model, x=program.bias, seed=0):
         x, values = simulate(program.model, torch.zeros(5_000, 7))
     white = (values["z"][0] - program.posterior_mean(x)) / program.covariance.sqrt()
     assert ks_1samp(white[:, 0].cpu(), norm.cdf).pvalue > 1e-4

@@ -13,9 +13,9 @@ from helpers.programs import images, small_vae, two_layer
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_vae.evaluate import Annealing, ais, score
+from pyro_vae.evaluate import AISConfig, ais, score
 from pyro_vae.model.priors import flow
-from pyro_vae.trace import Unconstrained, reading, run, simulate
+from pyro_vae.trace import UnconstrainedSpace, read_only, simulate, trace_particles
 
 
 class Waiting:
@@ -41,9 +41,9 @@ class Waiting:
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_constrained_latents_are_annealed_where_they_live(start: str) -> None:
     program = Waiting()
-    with reading(program.model, x=torch.zeros(100, 5), seed=0):
+    with read_only(program.model, x=torch.zeros(100, 5), seed=0):
         x, _ = simulate(program.model, torch.ones(100, 5))
-    found = ais(program.model, program.guide, x, Annealing(8, 300, 2, start), seed=0).lower
+    found = ais(program.model, program.guide, x, AISConfig(8, 300, 2, start), seed=0).lower
     error = found - program.log_evidence(x).cpu().numpy()
     assert abs(error.mean()) < 0.02
     assert np.abs(error).max() < 0.5
@@ -65,7 +65,7 @@ def test_an_angle_is_annealed_around_one_turn() -> None:
     axis = torch.linspace(-math.pi, math.pi, 20_001)
     joint = dist.VonMises(0.0, 1.0).log_prob(axis) + dist.Normal(axis, 0.5).log_prob(x.unsqueeze(1))
     truth = joint.logsumexp(1) + math.log(axis[1] - axis[0])
-    error = ais(model, guide, x, Annealing(100, 200, 3), seed=0).lower - truth.cpu().numpy()
+    error = ais(model, guide, x, AISConfig(100, 200, 3), seed=0).lower - truth.cpu().numpy()
     np.testing.assert_allclose(error[:3], 0, atol=0.1)
     # At x = 4 the posterior piles up at the end of the turn, where it is hard to reach: low by a little, never high.
     assert -0.5 < error[3] < 0.05
@@ -86,7 +86,7 @@ def test_a_support_that_moves_with_another_latent_is_refused() -> None:
             latents()
 
     with pytest.raises(ValueError, match="'place' moves with other latents"):
-        ais(model, guide, torch.zeros(3), Annealing())
+        ais(model, guide, torch.zeros(3), AISConfig())
 
 
 def test_a_mixture_of_each_unit_is_annealed() -> None:
@@ -106,7 +106,7 @@ def test_a_mixture_of_each_unit_is_annealed() -> None:
 
     x = torch.randn(10, 2)
     truth = (dist.Normal(places, 1.25**0.5).log_prob(x.unsqueeze(-1)).logsumexp(-1) - math.log(3)).sum(-1)
-    found = ais(model, guide, x, Annealing(64, 200, 3), seed=0).lower
+    found = ais(model, guide, x, AISConfig(64, 200, 3), seed=0).lower
     np.testing.assert_allclose(found, truth.cpu(), atol=0.1)
 
 
@@ -120,9 +120,9 @@ def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
             pyro.sample("place", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     x = torch.zeros(3, 1)
-    with reading(model, x=x, seed=0):
-        result = run(model, x, 5)
-    space = Unconstrained(result)
+    with read_only(model, x=x, seed=0):
+        result = trace_particles(model, x, 5)
+    space = UnconstrainedSpace(result)
     u = space.join(result.values)
     assert u.shape == (5, 3, 1 + 3 + 2)
     values, log_det = space.split(u)
@@ -136,7 +136,7 @@ def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
 def test_two_layers_are_annealed_as_one() -> None:
     """Against the importance-sampled estimate of 50,000 draws, whose error is beside it: 20 images, 4 s.e."""
     program, x = two_layer(), images(20)
-    found = ais(program.model, program.guide, x, Annealing(16, 200, 3), seed=0)
+    found = ais(program.model, program.guide, x, AISConfig(16, 200, 3), seed=0)
     scores = score(program.model, program.guide, x, 50_000, seed=1)
     error = found.lower - scores.log_likelihood
     spread = np.sqrt(scores.relative_variance + (1 / found.ess - 1 / 16))
@@ -147,7 +147,7 @@ def test_a_flow_prior_is_annealed() -> None:
     """Ten images within 4 s.e. of the importance-sampled estimate: false alarms 6e-4."""
     vae, x = small_vae(), images(10)
     vae.prior = flow.maf(2).to(torch.get_default_device())
-    found = ais(vae.model, vae.guide, x, Annealing(16, 100, 3, start="prior"), seed=0)
+    found = ais(vae.model, vae.guide, x, AISConfig(16, 100, 3, start="prior"), seed=0)
     scores = score(vae.model, vae.guide, x, 20_000, seed=0)
     spread = np.sqrt(scores.relative_variance + (1 / found.ess - 1 / 16))
     assert (np.abs(found.lower - scores.log_likelihood) < 4 * spread + 1e-3).all()

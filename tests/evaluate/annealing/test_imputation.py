@@ -13,10 +13,10 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from helpers.programs import images, small_vae
 from torch import Tensor
 
-from pyro_vae.evaluate import Annealing, ais, impute, log_weights
-from pyro_vae.trace import seen
+from pyro_vae.evaluate import AISConfig, ais, impute, log_weights
+from pyro_vae.trace import with_missing_pixels
 
-SETTINGS = Annealing(num_chains=400, num_temperatures=100, num_leapfrogs=3)
+SETTINGS = AISConfig(num_chains=400, num_temperatures=100, num_leapfrogs=3)
 
 
 def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() -> None:
@@ -29,8 +29,8 @@ def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() ->
     whole = program.simulate(20)
     x = whole.clone()
     x[:, 4:] = math.nan
-    settings = Annealing(num_chains=4000, num_temperatures=40, num_leapfrogs=3)
-    found = impute(program.model, program.guide, x, settings, fill=program.bias, truth=whole, seed=0)
+    settings = AISConfig(num_chains=4000, num_temperatures=40, num_leapfrogs=3)
+    found = impute(program.model, program.guide, x, settings, fill_value=program.bias, truth=whole, seed=0)
     covariance = program.weight @ program.weight.T + program.noise * torch.eye(7)
     a, b, c = covariance[:4, :4], covariance[4:, :4], covariance[4:, 4:]
     mean = program.bias[4:] + (whole[:, :4] - program.bias[:4]) @ torch.linalg.solve(a, b.T)
@@ -45,7 +45,7 @@ def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() ->
     assert (found.variance[:, :4] == 0).all()
 
     of_seen = dist.MultivariateNormal(program.bias[:4], a).log_prob(whole[:, :4]).cpu().numpy()
-    np.testing.assert_allclose(found.annealed.lower, of_seen, atol=0.1)
+    np.testing.assert_allclose(found.ais.lower, of_seen, atol=0.1)
     of_missing = dist.MultivariateNormal(mean, conditional).log_prob(whole[:, 4:]).cpu().numpy()
     np.testing.assert_allclose(found.log_missing, of_missing, atol=0.5)
     assert found.log_missing.mean() == pytest.approx(of_missing.mean(), abs=0.1)
@@ -57,8 +57,8 @@ def test_draws_of_an_imputation_follow_the_conditional() -> None:
     whole = program.simulate(1)
     x = whole.repeat(1000, 1)
     x[:, 4:] = math.nan
-    settings = Annealing(num_chains=30, num_temperatures=20, num_leapfrogs=3)
-    found = torch.as_tensor(impute(program.model, program.guide, x, settings, fill=program.bias, seed=0).draw)
+    settings = AISConfig(num_chains=30, num_temperatures=20, num_leapfrogs=3)
+    found = torch.as_tensor(impute(program.model, program.guide, x, settings, fill_value=program.bias, seed=0).draw)
     covariance = (program.weight @ program.weight.T + program.noise * torch.eye(7)).cpu()
     a, b, c = covariance[:4, :4], covariance[4:, :4], covariance[4:, 4:]
     mean = (program.bias[4:] + (whole[0, :4] - program.bias[:4]) @ torch.linalg.solve(a, b.T).to(whole)).cpu()
@@ -76,8 +76,8 @@ def test_missing_pixels_of_a_bernoulli_decoder_by_quadrature() -> None:
     program = BernoulliDecoder(2)
     whole = torch.bernoulli(torch.full((10, 6), 0.5))
     x = torch.where(torch.rand(10, 6) < 0.4, math.nan, whole)
-    settings = Annealing(num_chains=2000, num_temperatures=60, num_leapfrogs=3)
-    found = impute(program.model, program.guide, x, settings, fill=torch.full((6,), 0.5), truth=whole, seed=0)
+    settings = AISConfig(num_chains=2000, num_temperatures=60, num_leapfrogs=3)
+    found = impute(program.model, program.guide, x, settings, fill_value=torch.full((6,), 0.5), truth=whole, seed=0)
     axis = torch.linspace(-8, 8, 401)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_missing_pixels_of_a_bernoulli_decoder_by_quadrature() -> None:
         joint = log_prior + pixels.where(~x.isnan().unsqueeze(1), 0).sum(-1)
         log_seen = joint.logsumexp(1)
         ones = (joint - log_seen.unsqueeze(1)).exp() @ program.net(grid).sigmoid()
-    np.testing.assert_allclose(found.annealed.lower, log_seen.cpu(), atol=0.1)
+    np.testing.assert_allclose(found.ais.lower, log_seen.cpu(), atol=0.1)
     truth = (program.log_evidence(whole) - log_seen).cpu().numpy()
     np.testing.assert_allclose(found.log_missing, truth, atol=0.2)
     expected = torch.where(x.isnan(), ones, x).cpu().numpy()
@@ -99,10 +99,10 @@ def test_pixels_outside_the_domain_are_refused_where_they_are_seen() -> None:
     x[:, 2] = math.nan
     x[1, 0, 0] = 0.37
     with pytest.raises(ValueError, match=r"observes 0\.37, outside the support"):
-        impute(vae.model, vae.guide, x, SETTINGS, fill=fill)
+        impute(vae.model, vae.guide, x, SETTINGS, fill_value=fill)
     x[1, 0, 0] = 1.0
     with pytest.raises(ValueError, match=r"observes 0\.5, outside the support"):
-        impute(vae.model, vae.guide, x, SETTINGS, fill=fill, truth=torch.full((4, 3, 2), 0.5))
+        impute(vae.model, vae.guide, x, SETTINGS, fill_value=fill, truth=torch.full((4, 3, 2), 0.5))
 
 
 def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> None:
@@ -118,7 +118,7 @@ def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> Non
             pyro.sample("z", dist.Normal(x.log().mean(-1), 1.0))
 
     x = torch.tensor([[0.5, math.nan], [3.0, math.nan]])
-    found = impute(model, guide, x, SETTINGS, fill=torch.ones(2), seed=0).annealed
+    found = impute(model, guide, x, SETTINGS, fill_value=torch.ones(2), seed=0).ais
     assert (found.acceptance > 0.5).all()
     truth = dist.LogNormal(0.0, 2**0.5).log_prob(x[:, 0])
     np.testing.assert_allclose(found.lower, truth.cpu(), atol=0.05)
@@ -127,7 +127,7 @@ def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> Non
 def test_without_gaps_nothing_changes() -> None:
     """The programs of what is seen are those of the whole image, and the filling is not looked at."""
     vae, x = small_vae(), images(5)
-    of_seen, filled = seen(vae.model, vae.guide, torch.rand(3, 2))
+    of_seen, filled = with_missing_pixels(vae.model, vae.guide, torch.rand(3, 2))
     found, expected = (log_weights(m, g, x, 7, seed=0) for m, g in ((of_seen, filled), (vae.model, vae.guide)))
     torch.testing.assert_close(found, expected)
 
@@ -136,8 +136,8 @@ def test_all_gaps_leave_the_prior() -> None:
     """p(x_seen) is 1 where nothing is seen, and the completion is the mean of the prior's images."""
     vae = small_vae()
     x = torch.full((4, 3, 2), math.nan)
-    found = impute(vae.model, vae.guide, x, SETTINGS, fill=torch.full((3, 2), 0.4), seed=0)
-    np.testing.assert_allclose(found.annealed.lower, 0, atol=0.05)
+    found = impute(vae.model, vae.guide, x, SETTINGS, fill_value=torch.full((3, 2), 0.4), seed=0)
+    np.testing.assert_allclose(found.ais.lower, 0, atol=0.05)
     with torch.no_grad():
         expected = vae.likelihood(torch.randn(20_000, 2)).mean.mean(0).cpu().numpy()
     np.testing.assert_allclose(found.mean, np.broadcast_to(expected, (4, 3, 2)), atol=0.06)
@@ -155,5 +155,5 @@ def test_pixels_that_are_not_independent_are_refused() -> None:
 
     x = torch.tensor([[0.0, math.nan]])
     with pytest.raises(ValueError, match="Site 'x' cannot be scored with pixels missing"):
-        impute(model, guide, x, Annealing(), fill=torch.zeros(2))
-    assert ais(model, guide, torch.zeros(1, 2), Annealing(4, 5, 2)).lower.shape == (1,)
+        impute(model, guide, x, AISConfig(), fill_value=torch.zeros(2))
+    assert ais(model, guide, torch.zeros(1, 2), AISConfig(4, 5, 2)).lower.shape == (1,)

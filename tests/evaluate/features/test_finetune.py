@@ -15,10 +15,10 @@ from helpers.programs import images, small_vae
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.evaluate import NoMeanError, finetune, posterior_means
-from pyro_vae.evaluate.features.finetune import parameters_behind
+from pyro_vae.evaluate import NoAnalyticMeanError, finetune, posterior_means
+from pyro_vae.evaluate.features.finetune import find_parameters
 from pyro_vae.evaluate.features.probe import logistic
-from pyro_vae.infer.streams import streams
+from pyro_vae.infer.streams import rng_state
 
 
 class Encoder(nn.Module):
@@ -64,7 +64,7 @@ def test_the_same_seed_trains_the_same_classifier() -> None:
 
 
 @pytest.mark.parametrize("fitted", [False, True])
-def test_it_leaves_no_mark(fitted: bool) -> None:
+def test_guide_is_unchanged(fitted: bool) -> None:
     """Values, storages, gradients, modes, the param store and the random streams, bit for bit."""
     encoder, (x, classes) = Encoder(2, 8, 1), crosswise()
     if fitted:
@@ -82,7 +82,7 @@ def test_it_leaves_no_mark(fitted: bool) -> None:
             "gradients": {name: p.grad.clone() for name, p in tensors.items() if p.grad is not None},
             "storages": {name: p.data_ptr() for name, p in tensors.items()},
             "modes": [part.training for part in encoder.modules()],
-            "streams": streams(),
+            "streams": rng_state(),
         }
 
     before = state()
@@ -96,10 +96,10 @@ def test_it_leaves_no_mark(fitted: bool) -> None:
 def test_the_parameters_behind_a_mean_are_those_that_move_it() -> None:
     encoder = Encoder(2, 8, 3)
     scale = torch.tensor(2.0, requires_grad=True)
-    found = parameters_behind(scale * encoder.net(torch.randn(4, 2)))
+    found = find_parameters(scale * encoder.net(torch.randn(4, 2)))
     assert {id(p) for p in found} == {id(p) for p in [scale, *encoder.net.parameters()]}
     assert len(found) == 5
-    assert parameters_behind(torch.zeros(2)) == []
+    assert find_parameters(torch.zeros(2)) == []
 
 
 def two_sites(x: Tensor) -> None:
@@ -116,5 +116,5 @@ def fixed(x: Tensor) -> None:
 @pytest.mark.parametrize(("guide", "words"), [(two_sites, "several latent sites"), (fixed, "no parameter")])
 def test_guides_of_which_no_classifier_can_be_made_are_refused(guide: Callable[..., None], words: str) -> None:
     x, classes = crosswise()
-    with pytest.raises(NoMeanError, match=words):
+    with pytest.raises(NoAnalyticMeanError, match=words):
         finetune(guide, x, classes, x)

@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.features.frechet import frechet_distance, train_features
+from pyro_vae.evaluate.features.frechet import frechet_distance, train_feature_network
 
 
 def with_moments(mean: Tensor, covariance: Tensor, number: int = 50) -> Tensor:
@@ -58,7 +58,7 @@ def test_features_tell_bars_apart_and_know_a_blurred_copy_from_noise() -> None:
 
     x, classes = bars(1000)
     before = torch.get_rng_state()
-    net = train_features(x, classes, seed=0)
+    net = train_feature_network(x, classes, seed=0)
     assert torch.equal(before, torch.get_rng_state())
     test, answers = bars(500)
     assert net.accuracy(test, answers) == 1

@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_vae.evaluate import labelled_subsets, mean_accuracy, principal_components, probe
-from pyro_vae.evaluate.features.probe import linear_head, logistic, nearest
+from pyro_vae.evaluate import labeled_subsets, mean_accuracy, principal_components, probe
+from pyro_vae.evaluate.features.probe import k_nearest_neighbors, linear_head, logistic
 
 
 def gaussians(number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def test_noise_is_classified_by_chance() -> None:
     generator = np.random.default_rng(1)
     train, test = generator.standard_normal((1000, 4)), generator.standard_normal((2000, 4))
     classes = generator.integers(0, 10, 1000), generator.integers(0, 10, 2000)
-    rows = probe({"noise": (train, test)}, classes, labelled_subsets(classes[0], 0, (10, 100)))
+    rows = probe({"noise": (train, test)}, classes, labeled_subsets(classes[0], 0, (10, 100)))
     assert len(rows) == 6
     for row in rows:
         assert abs(row.accuracy - 0.1) < 4 * row.se
@@ -81,7 +81,7 @@ def test_the_error_bar_of_one_subset_is_binomial() -> None:
 @given(st.lists(st.integers(0, 4), min_size=12, max_size=60), st.integers(1, 11), st.integers(0, 99))
 def test_subsets_are_stratified(labels: list[int], budget: int, seed: int) -> None:
     classes = np.array(labels)
-    subsets = labelled_subsets(classes, seed, (budget, len(classes) + 1), num_subsets=3)
+    subsets = labeled_subsets(classes, seed, (budget, len(classes) + 1), num_subsets=3)
     assert list(subsets) == [budget, len(classes)]
     assert sorted(subsets[len(classes)][0]) == list(range(len(classes)))
     for places in subsets[budget]:
@@ -89,7 +89,7 @@ def test_subsets_are_stratified(labels: list[int], budget: int, seed: int) -> No
         counts, all_there = np.bincount(classes[places], minlength=5), np.bincount(classes, minlength=5)
         # None has two more than another one that has some left.
         assert counts.max() - counts[counts < all_there].min(initial=counts.max()) <= 1
-    again = labelled_subsets(classes, seed, (budget,), num_subsets=2)
+    again = labeled_subsets(classes, seed, (budget,), num_subsets=2)
     for places, same in zip(subsets[budget], again[budget], strict=False):
         np.testing.assert_array_equal(places, same)
 
@@ -97,14 +97,14 @@ def test_subsets_are_stratified(labels: list[int], budget: int, seed: int) -> No
 def test_an_odd_label_is_of_any_class() -> None:
     """One label of four classes, of which one has nine tenths of the images: chi2 of 2,000 draws, false alarms 1e-4."""
     classes = np.repeat([0, 1, 2, 3], [90, 4, 3, 3])
-    draws = [classes[places[0]] for places in labelled_subsets(classes, 0, (1,), num_subsets=2000)[1]]
+    draws = [classes[places[0]] for places in labeled_subsets(classes, 0, (1,), num_subsets=2000)[1]]
     assert scipy.stats.chisquare(np.bincount(draws)).pvalue > 1e-4
 
 
 def test_every_kind_of_features_meets_the_same_subsets() -> None:
     generator = np.random.default_rng(2)
     (train, known), (test, classes) = gaussians(200, generator), gaussians(100, generator)
-    rows = probe({"a": (train, test), "b": (train, test)}, (known, classes), labelled_subsets(known, 0, (10,)))
+    rows = probe({"a": (train, test), "b": (train, test)}, (known, classes), labeled_subsets(known, 0, (10,)))
     assert [row[1:] for row in rows if row.features == "a"] == [row[1:] for row in rows if row.features == "b"]
     assert {row.labels for row in rows} == {10, 200}
 
@@ -151,14 +151,16 @@ def test_all_principal_components_are_as_good_as_pixels() -> None:
     (train, known), (test, classes) = gaussians(300, generator), gaussians(300, generator)
     turned = principal_components(train, test, 100)
     assert turned[0].shape == train.shape
-    subsets = labelled_subsets(known, 0, (10, 100))
+    subsets = labeled_subsets(known, 0, (10, 100))
     for row, same in zip(
         probe({"x": (train, test)}, (known, classes), subsets),
         probe({"x": turned}, (known, classes), subsets),
         strict=True,
     ):
         assert row == same
-    np.testing.assert_array_equal(nearest(train, known, test), nearest(turned[0], known, turned[1]))
+    np.testing.assert_array_equal(
+        k_nearest_neighbors(train, known, test), k_nearest_neighbors(turned[0], known, turned[1])
+    )
 
 
 @pytest.mark.parametrize(("each", "neighbours"), [(1, 1), (3, 3), (40, 5)])
@@ -169,4 +171,4 @@ def test_neighbours_are_five_or_the_labels_of_a_class(each: int, neighbours: int
     known = np.arange(2 * each) % 2
     distances = np.linalg.norm(test[:, None] - train, axis=-1)
     votes = known[distances.argsort(1)[:, :neighbours]]
-    np.testing.assert_array_equal(nearest(train, known, test), votes.mean(1) > 0.5)
+    np.testing.assert_array_equal(k_nearest_neighbors(train, known, test), votes.mean(1) > 0.5)

@@ -13,7 +13,7 @@ from helpers.oracles import LinearGaussian
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyro_vae.evaluate import averaged_images, drawn_images, mean_images, posterior_latents, prior_latents
+from pyro_vae.evaluate import decode_average, decode_mean, decode_sample, sample_posterior, sample_prior
 
 NUM = 20_000
 
@@ -22,7 +22,7 @@ def test_means_under_the_prior_spread_as_the_weights_say() -> None:
     """Covariance W W'; means at 4 s.e., false alarms 4e-4 in all."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM, 7)
-    found = mean_images(program.model, like, prior_latents(program.model, like, seed=0))
+    found = decode_mean(program.model, like, sample_prior(program.model, like, seed=0))
     covariance = program.weight @ program.weight.T
     assert ((found.mean(0) - program.bias).abs() < 4 * (covariance.diagonal() / NUM).sqrt()).all()
     torch.testing.assert_close(found.T.cov(), covariance, rtol=0.1, atol=0.1)
@@ -32,10 +32,10 @@ def test_averages_are_the_means_but_for_the_noise_of_a_hundred_draws() -> None:
     """Their difference has a hundredth of the variance of a pixel; at 4.5 s.e.: 14 comparisons, false alarms 1e-4."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM // 10, 7)
-    z = prior_latents(program.model, like, seed=0)
-    averages = averaged_images(program.model, like, z, seed=1)
+    z = sample_prior(program.model, like, seed=0)
+    averages = decode_average(program.model, like, z, seed=1)
     assert averages is not None
-    noise, variance = averages - mean_images(program.model, like, z), program.noise / 100
+    noise, variance = averages - decode_mean(program.model, like, z), program.noise / 100
     assert (noise.mean(0).abs() < 4.5 * math.sqrt(variance / len(like))).all()
     assert ((noise.var(0) - variance).abs() < 4.5 * variance * math.sqrt(2 / len(like))).all()
 
@@ -44,8 +44,8 @@ def test_draws_add_the_noise_of_single_pixels_to_the_means() -> None:
     """Mean and variance of draws less means at 4.5 s.e.: 14 comparisons, false alarms 1e-4 in all."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM, 7)
-    z = prior_latents(program.model, like, seed=0)
-    noise = drawn_images(program.model, like, z, seed=1) - mean_images(program.model, like, z)
+    z = sample_prior(program.model, like, seed=0)
+    noise = decode_sample(program.model, like, z, seed=1) - decode_mean(program.model, like, z)
     assert (noise.mean(0).abs() < 4.5 * math.sqrt(program.noise / NUM)).all()
     assert ((noise.var(0) - program.noise).abs() < 4.5 * program.noise * math.sqrt(2 / NUM)).all()
 
@@ -53,7 +53,7 @@ def test_draws_add_the_noise_of_single_pixels_to_the_means() -> None:
 def test_reconstructions_lie_where_the_posterior_says() -> None:
     program = LinearGaussian(2)
     x = program.simulate(1).expand(NUM, 7)
-    found = mean_images(program.model, x, posterior_latents(program.guide, x, seed=0))
+    found = decode_mean(program.model, x, sample_posterior(program.guide, x, seed=0))
     expected = program.posterior_mean(x[:1]) @ program.weight.T + program.bias
     spread = (program.weight @ program.covariance @ program.weight.T).diagonal()
     assert ((found.mean(0) - expected).abs() < 4 * (spread / NUM).sqrt()).all()  # false alarms 4e-4 in all
@@ -62,9 +62,9 @@ def test_reconstructions_lie_where_the_posterior_says() -> None:
 def test_a_seed_draws_the_same_and_the_stream_of_the_caller_stays() -> None:
     program, like = LinearGaussian(2), torch.zeros(5, 7)
     before = torch.get_rng_state()
-    first, second = (drawn_images(program.model, like, {}, seed=0) for _ in range(2))
+    first, second = (decode_sample(program.model, like, {}, seed=0) for _ in range(2))
     assert torch.equal(first, second)
-    first, second = (prior_latents(program.model, like, seed=0)["z"] for _ in range(2))
+    first, second = (sample_prior(program.model, like, seed=0)["z"] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -100,18 +100,18 @@ def improper(x: Tensor) -> None:
 
 def test_what_has_no_mean_or_no_prior_says_so() -> None:
     like = torch.zeros(200, 3)
-    assert prior_latents(tossed, like) == {}
-    assert mean_images(tossed, like, {}) is None
-    assert drawn_images(tossed, like, {}, seed=0).mean() == pytest.approx(0.5, abs=0.1)  # 5 s.e.
-    assert prior_latents(improper, like) is None
+    assert sample_prior(tossed, like) == {}
+    assert decode_mean(tossed, like, {}) is None
+    assert decode_sample(tossed, like, {}, seed=0).mean() == pytest.approx(0.5, abs=0.1)  # 5 s.e.
+    assert sample_prior(improper, like) is None
     z = torch.randn(1, 200, 3)
-    torch.testing.assert_close(mean_images(improper, like, {"z": z}), z[0])
+    torch.testing.assert_close(decode_mean(improper, like, {"z": z}), z[0])
 
 
 def test_a_program_that_observes_no_image_is_refused() -> None:
     program = LinearGaussian(2)
     with pytest.raises(ValueError, match="observes no site with the elements of x"):
-        mean_images(lambda x: program.model(2 * x), torch.zeros(4, 7), {"z": torch.zeros(1, 4, 2)})
+        decode_mean(lambda x: program.model(2 * x), torch.zeros(4, 7), {"z": torch.zeros(1, 4, 2)})
 
 
 def test_flattened_and_transposed_images_are_shown_as_they_were() -> None:
@@ -120,7 +120,7 @@ def test_flattened_and_transposed_images_are_shown_as_they_were() -> None:
     def transposed(x: Tensor) -> None:
         program.model(x.mT.flatten(1))
 
-    flat = mean_images(program.model, torch.zeros(4, 7), {"z": z})
-    found = mean_images(lambda x: program.model(x.flatten(1)), torch.zeros(4, 7, 1), {"z": z})
+    flat = decode_mean(program.model, torch.zeros(4, 7), {"z": z})
+    found = decode_mean(lambda x: program.model(x.flatten(1)), torch.zeros(4, 7, 1), {"z": z})
     torch.testing.assert_close(found, flat.reshape(4, 7, 1))
-    torch.testing.assert_close(mean_images(transposed, torch.zeros(4, 1, 7), {"z": z}), flat.reshape(4, 1, 7))
+    torch.testing.assert_close(decode_mean(transposed, torch.zeros(4, 1, 7), {"z": z}), flat.reshape(4, 1, 7))

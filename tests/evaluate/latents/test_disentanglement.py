@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pyro_vae.evaluate import Disentanglement, disentanglement
+from pyro_vae.evaluate import Disentanglement, disentanglement_scores
 from pyro_vae.evaluate.latents.disentanglement import information, separability
 
 NUM_TREES = 50
@@ -20,7 +20,7 @@ def grid(*sizes: int, times: int = 1) -> np.ndarray:
 
 
 def score(codes: np.ndarray, factors: np.ndarray) -> Disentanglement:
-    return disentanglement((codes, factors), (codes, factors))
+    return disentanglement_scores((codes, factors), (codes, factors))
 
 
 def test_information_of_a_joint_distribution_by_hand() -> None:
@@ -71,7 +71,7 @@ def test_codes_that_know_nothing() -> None:
     factors = np.stack([rng.integers(0, size, 8000) for size in sizes], 1)
     codes = rng.uniform(size=(8000, 3))
     shares = information(codes, factors)
-    found = disentanglement((codes[:1000], factors[:1000]), (codes[1000:2000], factors[1000:2000]))
+    found = disentanglement_scores((codes[:1000], factors[:1000]), (codes[1000:2000], factors[1000:2000]))
     for factor, size in enumerate(sizes):
         entropy = scipy.stats.entropy(np.bincount(factors[:, factor]))
         low, high = scipy.stats.chi2(19 * (size - 1)).interval(1 - 2e-5)

@@ -84,7 +84,7 @@ def test_the_mean_of_a_mixture_is_that_of_its_draws() -> None:
 
 
 def test_a_flow_has_the_means_of_its_draws() -> None:
-    posterior = posteriors.InverseAutoregressive(nets.Dense((3,), 8, depth=1).encoder, 2)
+    posterior = posteriors.IAF(nets.Dense((3,), 8, depth=1).encoder, 2)
     guide, x = partial(of_module, posterior), torch.randn(10, 3)
     assert torch.equal(posterior_means(guide, x, seed=0), posterior_moments(guide, x, seed=0).mean)
 

@@ -8,12 +8,12 @@ import torch
 from helpers.oracles import LinearGaussian
 from torch import Tensor
 
-from pyro_vae.evaluate import decoded, interpolated, most_visible, traversed
+from pyro_vae.evaluate import decode_units, interpolate, most_visible_units, traverse
 
 
 def test_a_traversal_moves_one_unit_from_end_to_end() -> None:
     base, low, high = torch.randn(4), torch.randn(4) - 5, torch.randn(4) + 5
-    found = traversed(base, low, high, torch.tensor([2, 0]), 5)
+    found = traverse(base, low, high, torch.tensor([2, 0]), 5)
     for row, unit in enumerate((2, 0)):
         others = [u for u in range(4) if u != unit]
         torch.testing.assert_close(found[row, :, unit], torch.linspace(float(low[unit]), float(high[unit]), 5))
@@ -22,7 +22,7 @@ def test_a_traversal_moves_one_unit_from_end_to_end() -> None:
 
 def test_an_interpolation_is_straight_and_keeps_both_ends() -> None:
     first, second = torch.randn(3, 2), torch.randn(3, 2)
-    found = interpolated(first, second, 4)
+    found = interpolate(first, second, 4)
     for step in range(4):
         torch.testing.assert_close(found[:, step], first + step / 3 * (second - first))
 
@@ -30,7 +30,7 @@ def test_an_interpolation_is_straight_and_keeps_both_ends() -> None:
 def test_images_at_latents_are_what_the_program_makes_of_them() -> None:
     """x = W z + b, at any leading dimensions."""
     program, units = LinearGaussian(3), torch.randn(2, 5, 3)
-    images, what = decoded(program.model, program.guide, torch.zeros(1, 7), units)
+    images, what = decode_units(program.model, program.guide, torch.zeros(1, 7), units)
     assert what == "means"
     torch.testing.assert_close(images, units @ program.weight.T + program.bias)
 
@@ -47,7 +47,7 @@ def test_units_of_several_sites_are_joined_in_their_order() -> None:
                 pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=obs)
 
     units = torch.randn(6, 3)
-    images, _ = decoded(lambda x: program(x, x), lambda x: program(x, None), torch.zeros(2, 3), units)
+    images, _ = decode_units(lambda x: program(x, x), lambda x: program(x, None), torch.zeros(2, 3), units)
     torch.testing.assert_close(images, units)
 
 
@@ -56,5 +56,5 @@ def test_the_most_visible_units_are_those_of_the_longest_columns() -> None:
     program.weight = torch.eye(7)[:, :4] * torch.tensor([1.0, -3.0, 0.5, 2.0])
     base, low = torch.randn(4), torch.randn(4)
     high = low + torch.tensor([1.0, 1.0, 8.0, 1.0])  # changes of 1, 3, 4 and 2
-    found = most_visible(program.model, program.guide, torch.zeros(1, 7), base, low, high, 3)
+    found = most_visible_units(program.model, program.guide, torch.zeros(1, 7), base, low, high, 3)
     assert found.tolist() == [2, 1, 3]

@@ -13,7 +13,7 @@ import torch
 from helpers.tails import DRAWS, FOUND, TAILS, log_weights, pyros_khat
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.evaluate import good_khat, paired_differences, psis, verdict
+from pyro_vae.evaluate import describe_khat, khat_threshold, paired_differences, psis
 from pyro_vae.runs.netcdf import read_netcdf, write_netcdf
 
 
@@ -45,7 +45,7 @@ def test_khat_of_negated_weights_is_another(name: str, negated: float) -> None:
     found, other = psis(log_w).khat, psis(-log_w).khat
     assert other.mean() == pytest.approx(negated, abs=0.1)
     if name not in ("generalized Pareto, k = 1.0", "Gaussian, sigma = 0.7", "Gaussian, sigma = 0.9"):
-        assert verdict(found, DRAWS) != verdict(other, DRAWS)
+        assert describe_khat(found, DRAWS) != describe_khat(other, DRAWS)
     if k < 1:
         assert abs(other.mean() - k) > 0.2
 
@@ -127,14 +127,14 @@ def test_tied_weights_are_not_called_unreliable() -> None:
 
 
 def test_verdicts() -> None:
-    assert good_khat(10**6) == 0.7
-    assert good_khat(1000) == pytest.approx(2 / 3)
-    assert verdict(np.array([0.1, 0.6]), 1000) == "good for all 2 images (good: k-hat <= 0.67)"
-    assert verdict(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (good: k-hat <= 0.67)"
-    assert verdict(np.array([0.1, np.nan]), 10**6) == (
+    assert khat_threshold(10**6) == 0.7
+    assert khat_threshold(1000) == pytest.approx(2 / 3)
+    assert describe_khat(np.array([0.1, 0.6]), 1000) == "good for all 2 images (good: k-hat <= 0.67)"
+    assert describe_khat(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (good: k-hat <= 0.67)"
+    assert describe_khat(np.array([0.1, np.nan]), 10**6) == (
         "good for all 1 images, without k-hat for 1 (good: k-hat <= 0.70)"
     )
-    assert verdict(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
+    assert describe_khat(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
 
 
 def test_differences_are_paired_over_images() -> None:

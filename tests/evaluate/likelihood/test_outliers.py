@@ -11,8 +11,8 @@ from pyro_vae.evaluate import outlier_p_values
 
 def test_p_values_by_hand() -> None:
     found = outlier_p_values(np.array([-100.0, -90.0, -85.0, -70.0]), np.array([-95.0, -90.0, -85.0, -80.0]))
-    np.testing.assert_allclose(found.less_likely, [1 / 5, 3 / 5, 4 / 5, 5 / 5])
-    np.testing.assert_allclose(found.less_typical, [2 / 5, 1, 1, 2 / 5])
+    np.testing.assert_allclose(found.low_likelihood, [1 / 5, 3 / 5, 4 / 5, 5 / 5])
+    np.testing.assert_allclose(found.atypical, [2 / 5, 1, 1, 2 / 5])
 
 
 def test_p_values_are_uniform_where_nothing_is_unusual() -> None:
@@ -26,8 +26,8 @@ def test_p_values_are_uniform_where_nothing_is_unusual() -> None:
 def test_images_too_likely_are_atypical() -> None:
     generator = np.random.default_rng(0)
     found = outlier_p_values(np.array([-40.0, -150.0]), generator.normal(-90, 10, 999))
-    np.testing.assert_allclose(found.less_likely, [1.0, 0.001])
-    np.testing.assert_allclose(found.less_typical, [0.002, 0.002])
+    np.testing.assert_allclose(found.low_likelihood, [1.0, 0.001])
+    np.testing.assert_allclose(found.atypical, [0.002, 0.002])
 
 
 def test_nan_is_refused() -> None:

@@ -15,9 +15,18 @@ import torch
 from helpers.oracles import BernoulliDecoder, LinearGaussian
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import Scores, iwae, ladder, log_weight_parts, log_weights, reduce, score, summary
-from pyro_vae.evaluate.likelihood.weights import Parts
-from pyro_vae.trace import CompiledReader, derive
+from pyro_vae.evaluate import (
+    Scores,
+    iwae,
+    log_weight_terms,
+    log_weights,
+    particle_counts,
+    score,
+    scores_from_terms,
+    summarize,
+)
+from pyro_vae.evaluate.likelihood.weights import LogWeightTerms
+from pyro_vae.trace import CompiledBackend, derive_seed
 
 
 def se(values: np.ndarray) -> float:
@@ -38,8 +47,8 @@ def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
         program = LinearGaussian(latent_dim, variance_ratio=ratio)
         x = program.simulate(400)
         truth = program.log_evidence(x).cpu().numpy()
-        parts = log_weight_parts(program.model, program.guide, x, 256, seed=len(gaps))
-        scores = reduce(parts)
+        parts = log_weight_terms(program.model, program.guide, x, 256, seed=len(gaps))
+        scores = scores_from_terms(parts)
 
         gap = truth - scores.elbo
         gaps[cell] = (gap.mean() - program.gap) / se(gap)
@@ -98,7 +107,7 @@ def test_quadrature_has_converged() -> None:
 def test_the_curve_rises_by_construction() -> None:
     """For any weights whatever, from k to every multiple of it."""
     log_w = 10 * torch.randn(5000, 30).double()
-    sizes = ladder(5000)
+    sizes = particle_counts(5000)
     assert sizes == [1, 2, 5, 10, 50, 100, 500, 1000, 5000]
     curve = {k: iwae(log_w, k).mean(0) for k in sizes}
     for small in sizes:
@@ -135,7 +144,7 @@ def test_groups_of_k_by_hand() -> None:
 def test_equal_weights_are_their_own_mean_whatever_k() -> None:
     for num_samples in range(1, 61):
         log_w = torch.full((num_samples, 2), -90.0).double()
-        scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+        scores = scores_from_terms(LogWeightTerms(log_w, 0 * log_w, 0 * log_w))
         for found in (scores.elbo, scores.log_likelihood, scores.psis, *scores.iwae):
             np.testing.assert_allclose(found, -90.0, rtol=1e-14)
         for k in range(1, num_samples + 1):
@@ -145,7 +154,7 @@ def test_equal_weights_are_their_own_mean_whatever_k() -> None:
 def test_the_variance_of_two_weights_by_hand() -> None:
     """Of weights 1 and 3: mean 2, variance 2 by the divisor K - 1, half of that for the mean, over 2^2."""
     log_w = torch.tensor([[1.0], [3.0]]).double().log()
-    scores = reduce(Parts(log_w, 0 * log_w, 0 * log_w))
+    scores = scores_from_terms(LogWeightTerms(log_w, 0 * log_w, 0 * log_w))
     assert scores.relative_variance == pytest.approx(0.25)
     assert scores.ess == pytest.approx(1.6)
     assert scores.iwae_se[0] == pytest.approx(math.log(3) / 2)  # half the distance of two numbers
@@ -166,7 +175,7 @@ def test_summary_is_finite_or_says_why() -> None:
     whole = score(program.model, program.guide, x, 60, seed=0)
     parts = Scores.concatenate(score(program.model, program.guide, xb, 60, seed=0) for xb in x.split(6))
     np.testing.assert_array_equal(whole.iwae, parts.iwae)
-    numbers = summary(whole, active_units=2, num_pixels=7, density=True)
+    numbers = summarize(whole, active_units=2, num_pixels=7, density=True)
     assert numbers["elbo"] == pytest.approx(-(numbers["rate"] + numbers["distortion"]))
     assert numbers["iwae"]["1"] == pytest.approx(numbers["elbo"])
     assert numbers["iwae"]["60"] == pytest.approx(numbers["log_likelihood"])
@@ -174,11 +183,11 @@ def test_summary_is_finite_or_says_why() -> None:
     assert numbers["log_likelihood_mc_se"] == pytest.approx(math.sqrt(whole.relative_variance.sum()) / 6)
     # A uniform density over [0, 1] has log p = 0 and needs all 8 bits.
     assert numbers["bits_per_dim"] == pytest.approx(8 - numbers["log_likelihood"] / 7 / math.log(2))
-    probability = summary(whole, active_units=2, num_pixels=7)
+    probability = summarize(whole, active_units=2, num_pixels=7)
     assert probability["bits_per_dim"] == pytest.approx(-numbers["log_likelihood"] / 7 / math.log(2))
     assert numbers["reasons"] == {}
 
-    lonely = summary(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0, num_pixels=7)
+    lonely = summarize(score(program.model, program.guide, x[:1], 1, seed=0), active_units=0, num_pixels=7)
     missing = {name for name, value in lonely.items() if value is None}
     assert missing == {
         "jvi1",
@@ -198,7 +207,7 @@ def test_the_error_over_groups_is_that_of_repeats() -> None:
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(1)
     repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
-    row = repeats.ladder.index(5)
+    row = repeats.particle_counts.index(5)
     ratio = repeats.iwae_se[row].mean() / repeats.iwae[row].std(ddof=1)
     assert abs(ratio - 1) < 4 * 0.035
     assert np.isnan(repeats.iwae_se[-1]).all()  # of one group there is none
@@ -214,7 +223,7 @@ def test_weights_of_zero_are_null_with_their_reason() -> None:
             pyro.sample("x", dist.Normal(z @ program.weight.T, 1.0).to_event(1), obs=x)
 
     x = (program.weight[:, 0] + program.bias).expand(10, -1)  # of z = 1: some draws lie outside, and some inside
-    numbers = summary(score(model, program.guide, x, 100, seed=0), active_units=1, num_pixels=7)
+    numbers = summarize(score(model, program.guide, x, 100, seed=0), active_units=1, num_pixels=7)
     assert numbers["elbo"] is None
     assert numbers["iwae"]["1"] is None
     assert math.isfinite(numbers["log_likelihood"])
@@ -237,7 +246,7 @@ def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
     x = torch.bernoulli(torch.full((7, 6), 0.5))
     of = program.model, program.guide
     expected = Scores.concatenate(
-        score(*of, images, 40, seed=derive(5, "batch", number)) for number, images in enumerate(x.split(3))
+        score(*of, images, 40, seed=derive_seed(5, "batch", number)) for number, images in enumerate(x.split(3))
     )
     found = score(*of, x, 40, batch_size=3, seed=5)
     for name, values in vars(expected).items():
@@ -253,7 +262,7 @@ def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
         score(*of, x[:0], 40, batch_size=3)
 
 
-FIRST = derive(5, "batch", 0)
+FIRST = derive_seed(5, "batch", 0)
 
 
 def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, reason: str | None = None) -> Scores:
@@ -267,8 +276,8 @@ def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, 
         distortion=np.full(number, 20.125),
         log_likelihood=np.array(log_likelihood),
         khat=np.array(khat),
-        iwae=np.full((len(ladder(num_samples)), number), np.nan),
-        iwae_se=np.full((len(ladder(num_samples)), number), np.nan),
+        iwae=np.full((len(particle_counts(num_samples)), number), np.nan),
+        iwae_se=np.full((len(particle_counts(num_samples)), number), np.nan),
         reason=reason,
     )
 
@@ -311,8 +320,8 @@ def test_the_reason_of_one_batch_is_that_of_all() -> None:
 
 def test_a_reader_that_is_kept_gives_the_scores_of_each_call() -> None:
     program = LinearGaussian(2)
-    reader = CompiledReader()
+    backend = CompiledBackend()
     for seed in (0, 1):
         x = program.simulate(6)
-        kept = score(program.model, program.guide, x, 20, seed=seed, reader=reader)
+        kept = score(program.model, program.guide, x, 20, seed=seed, backend=backend)
         np.testing.assert_allclose(kept.elbo, score(program.model, program.guide, x, 20, seed=seed).elbo, rtol=1e-10)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.evaluate import Parts, reduce, summary
+from pyro_vae.evaluate import LogWeightTerms, scores_from_terms, summarize
 
 NOT_FINITE = "an importance weight is zero or not finite"
 NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
@@ -28,7 +28,7 @@ def numbers_of(log_w: np.ndarray) -> dict[str, Any]:
     """Summarise one image with given log weights (K,), as if all of them were the likelihood's."""
     column = torch.as_tensor(log_w, dtype=torch.float64, device="cpu").unsqueeze(1)
     zeros = torch.zeros_like(column)
-    found = summary(reduce(Parts(column, zeros, zeros)), active_units=1, num_pixels=7)
+    found = summarize(scores_from_terms(LogWeightTerms(column, zeros, zeros)), active_units=1, num_pixels=7)
     json.dumps(found, allow_nan=False)
     return found
 
@@ -108,8 +108,8 @@ def test_one_bad_image_does_not_hide_the_khats_of_others() -> None:
     """One of three images has a NaN among its weights: means are null, the median of k-hat is that of the others."""
     log_w = torch.as_tensor(np.stack([normal(first=math.nan), normal(), normal(first=3.0)], 1), device="cpu")
     zeros = torch.zeros_like(log_w)
-    scores = reduce(Parts(log_w, zeros, zeros))
-    found = summary(scores, active_units=1, num_pixels=7)
+    scores = scores_from_terms(LogWeightTerms(log_w, zeros, zeros))
+    found = summarize(scores, active_units=1, num_pixels=7)
     assert found["log_likelihood"] is None
     assert found["khat_median"] == pytest.approx(scores.khat[1:].mean())
     assert np.isfinite(scores.log_likelihood[1:]).all()

@@ -13,9 +13,9 @@ import torch
 from helpers.oracles import BernoulliDecoder, LinearGaussian
 from torch import Tensor
 
-from pyro_vae.evaluate import Scores, log_weight_parts, log_weights, reduce, summary
+from pyro_vae.evaluate import Scores, log_weight_terms, log_weights, scores_from_terms, summarize
 from pyro_vae.evaluate.likelihood import chunks
-from pyro_vae.trace import CompiledReader, Reader
+from pyro_vae.trace import CompiledBackend, EagerBackend
 
 
 def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callable[[str], None]) -> None:
@@ -24,12 +24,12 @@ def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callab
     for latent_dim in (1, 2, 5, 20):
         program = LinearGaussian(latent_dim)
         x = program.simulate(6)
-        parts = log_weight_parts(program.model, program.guide, x, 300, seed=0)
+        parts = log_weight_terms(program.model, program.guide, x, 300, seed=0)
         worst = max(worst, float((parts.log_weights - program.log_evidence(x)).abs().max()))
-        scores = reduce(parts)
+        scores = scores_from_terms(parts)
         assert scores.ess == pytest.approx(300, rel=1e-12)
         assert scores.relative_variance == pytest.approx(0, abs=1e-12)
-        numbers = summary(scores, active_units=latent_dim, num_pixels=7)
+        numbers = summarize(scores, active_units=latent_dim, num_pixels=7)
         for name in ("khat_median", "khat_bad_fraction"):
             assert numbers[name] is None
             assert numbers["reasons"][name].endswith("of finite weights that are not equal")
@@ -48,7 +48,7 @@ def test_the_chunk_changes_no_weight(num_samples: int) -> None:
         torch.testing.assert_close(found, default, rtol=0, atol=1e-12)
 
 
-class Replay(Reader):
+class Replay(EagerBackend):
     """Draws what has been drawn: the next of given latents (K, B, D), as many as are asked for."""
 
     def __init__(self, z: Tensor, log_q: Tensor) -> None:
@@ -66,7 +66,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     monkeypatch: pytest.MonkeyPatch, promised: Callable[[str], None]
 ) -> None:
     """K = 1,000 at six chunks and three batch sizes, the last batch a rest: weights and scores against one formula."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     z = 1.2 * torch.randn(1000, 4, 2)
@@ -79,11 +79,13 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
     worst = 0.0
     for chunk, size in product((1, 7, 300, 999, 1000, 5000), (1, 3, 4)):
         batches = [
-            log_weight_parts(program.model, program.guide, xb, 1000, chunk=chunk, reader=Replay(zb, guide.log_prob(zb)))
+            log_weight_terms(
+                program.model, program.guide, xb, 1000, chunk=chunk, backend=Replay(zb, guide.log_prob(zb))
+            )
             for xb, zb in zip(x.split(size), z.split(size, 1), strict=True)
         ]
         found = torch.cat([parts.log_weights for parts in batches], 1)
-        scores = Scores.concatenate(map(reduce, batches))
+        scores = Scores.concatenate(map(scores_from_terms, batches))
         worst = max(worst, float((found - expected).abs().max()))
         worst = max(worst, float(abs(scores.log_likelihood - log_evidence.cpu().numpy()).max()))
         worst = max(worst, float(abs(scores.elbo - expected.mean(0).cpu().numpy()).max()))
@@ -93,7 +95,7 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
 
 def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks of draws come first, so a longer run of the same seed starts with the shorter one."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
     program = BernoulliDecoder(1)
     x = torch.bernoulli(torch.full((3, 6), 0.5))
     few = log_weights(program.model, program.guide, x, 200, seed=5)
@@ -101,7 +103,7 @@ def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(many[:200], few, rtol=0, atol=1e-12)
 
 
-class Cramped(Reader):
+class Cramped(EagerBackend):
     """Runs out of memory, in the words of a device or of the CPU, whenever more than so many particles are scored."""
 
     def __init__(self, most: int, error: RuntimeError) -> None:
@@ -126,11 +128,11 @@ def test_out_of_memory_halves_the_chunk_and_changes_no_weight(
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     expected = log_weights(program.model, program.guide, x, 2500, seed=5)
     cramped = Cramped(300, error)
-    found = log_weights(program.model, program.guide, x, 2500, seed=5, reader=cramped)
+    found = log_weights(program.model, program.guide, x, 2500, seed=5, backend=cramped)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert cramped.sizes[:4] == [1000, 500, 250, 250]
     with pytest.raises(RuntimeError) as caught:  # a single particle that does not fit is the end of it
-        log_weights(program.model, program.guide, x, 10, reader=Cramped(0, error))
+        log_weights(program.model, program.guide, x, 10, backend=Cramped(0, error))
     assert caught.value is error
     promised("memory that ran out while scoring: chunks halved, 10,000 of 10,000 weights the same")
 
@@ -138,7 +140,7 @@ def test_out_of_memory_halves_the_chunk_and_changes_no_weight(
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     program = BernoulliDecoder(2)
     with pytest.raises(RuntimeError, match="shapes"):
-        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, reader=Cramped(0, RuntimeError("shapes")))
+        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, backend=Cramped(0, RuntimeError("shapes")))
 
 
 def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,36 +148,36 @@ def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     sizes = []
     for room in (10**6, 30):
-        monkeypatch.setattr(chunks, "_room", lambda x, room=room: room)
+        monkeypatch.setattr(chunks, "_max_particles_in_memory", lambda x, room=room: room)
         counted = Cramped(10**6, RuntimeError())
-        log_weights(program.model, program.guide, x, 1000, reader=counted)
+        log_weights(program.model, program.guide, x, 1000, backend=counted)
         sizes.append(max(counted.sizes))
     assert sizes == [1000, 30]
 
 
 def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
-    monkeypatch.setattr(chunks, "_ROWS", {"cpu": 400, "cuda": 400})
+    monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 400, "cuda": 400})
     program = BernoulliDecoder(2)
-    reader = CompiledReader()
+    backend = CompiledBackend()
     for x in torch.bernoulli(torch.full((10, 6), 0.5)).split(4):
         expected = log_weights(program.model, program.guide, x, 250, seed=5)
-        found = log_weights(program.model, program.guide, x, 250, seed=5, reader=reader)
+        found = log_weights(program.model, program.guide, x, 250, seed=5, backend=backend)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    assert not reader._refused
-    assert len(reader._graphs) == 2
+    assert not backend._refused
+    assert len(backend._graphs) == 2
 
 
 def test_parts_are_the_densities_of_their_names() -> None:
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(3)
-    parts = log_weight_parts(program.model, program.guide, x, 20_000, seed=0)
+    parts = log_weight_terms(program.model, program.guide, x, 20_000, seed=0)
     # E_q[log q - log p(z)] = KL(q || p(z)) in closed form; 4 s.e. of the mean, false alarms 6e-5 per image.
     mean, covariance = program.posterior_mean(x), program.covariance * 1.5
     rate = 0.5 * (covariance.trace() + (mean**2).sum(1) - 2 - covariance.logdet())
-    sampled = parts.log_guide - parts.log_prior
+    sampled = parts.log_posterior - parts.log_prior
     assert ((sampled.mean(0) - rate).abs() < 4 * sampled.std(0) / 20_000**0.5).all()
-    reduced = reduce(parts)
+    reduced = scores_from_terms(parts)
     assert reduced.elbo == pytest.approx(-(reduced.rate + reduced.distortion), abs=1e-12)
 
 

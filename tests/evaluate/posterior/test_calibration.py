@@ -11,13 +11,13 @@ from helpers.oracles import LinearGaussian
 from scipy.stats import chisquare
 from torch import Tensor
 
-from pyro_vae.evaluate import calibration_ranks
+from pyro_vae.evaluate import sbc_ranks
 
 
 def ranks_of(ratio: float, number: int) -> np.ndarray:
     """Ranks of three latents of simulated images among 99 draws of a guide of so many times the variance."""
     program = LinearGaussian(3, variance_ratio=ratio)
-    ranks = calibration_ranks(program.model, program.guide, torch.zeros(number, 7), 99, seed=0)
+    ranks = sbc_ranks(program.model, program.guide, torch.zeros(number, 7), 99, seed=0)
     assert ranks.shape == (number, 3)
     return ranks
 
@@ -54,7 +54,7 @@ def test_ranks_among_ties_are_uniform() -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Bernoulli(0.3))
 
-    ranks = calibration_ranks(model, guide, torch.zeros(5_000), 9, seed=0)
+    ranks = sbc_ranks(model, guide, torch.zeros(5_000), 9, seed=0)
     assert chisquare(np.bincount(ranks[:, 0], minlength=10)).pvalue > 1e-4
 
 
@@ -66,6 +66,6 @@ def test_ranks_show_in_which_direction_a_guide_is_off() -> None:
             mean = program.posterior_mean(x) + torch.tensor([1.0, 0.0])
             pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=program.scale_tril))
 
-    ranks = calibration_ranks(program.model, shifted, torch.zeros(2_000, 7), 99, seed=0)
+    ranks = sbc_ranks(program.model, shifted, torch.zeros(2_000, 7), 99, seed=0)
     assert ranks[:, 0].mean() < 40  # the truth lies low among draws that are shifted up
     assert ranks[:, 1].mean() == pytest.approx(49.5, abs=4 * 28.9 / 2_000**0.5)

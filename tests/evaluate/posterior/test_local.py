@@ -10,7 +10,7 @@ import torch
 from helpers.oracles import LinearGaussian
 from helpers.programs import images, small_vae
 
-from pyro_vae.evaluate import local_elbos, score
+from pyro_vae.evaluate import per_image_elbos, score
 from pyro_vae.evaluate.posterior.families import FAMILIES
 
 
@@ -18,7 +18,7 @@ def test_a_full_gaussian_closes_the_amortization_gap() -> None:
     """A guide of 1.5 times the variance, D = 3: the exact posterior is in the family, 50 images to 0.01 nats."""
     program = LinearGaussian(3, variance_ratio=1.5)
     x = program.simulate(50)
-    found = local_elbos(program.model, program.guide, x, ["full"], seed=0)
+    found = per_image_elbos(program.model, program.guide, x, ["full"], seed=0)
     truth = program.log_evidence(x).cpu().numpy()
     np.testing.assert_allclose(found["full"], truth, atol=0.01)
     # The amortized one is off by its known KL, up to the noise of 1,000 draws of 50 images.
@@ -29,7 +29,7 @@ def test_a_diagonal_gaussian_comes_as_close_as_theory_lets_it() -> None:
     """Its gap is KL of the best mean field, (sum log P_ii - log det P) / 2; a flow gets below it."""
     program = LinearGaussian(3, variance_ratio=1.5)
     x = program.simulate(20)
-    found = local_elbos(program.model, program.guide, x, ["diagonal", "flow"], num_samples=2000, seed=0)
+    found = per_image_elbos(program.model, program.guide, x, ["diagonal", "flow"], num_samples=2000, seed=0)
     truth = program.log_evidence(x).cpu().numpy()
     precision = program.covariance.inverse()
     gap = float((precision.diagonal().log().sum() - precision.logdet()) / 2)
@@ -44,7 +44,7 @@ def test_elbos_rise_with_the_family_and_stay_below_log_p() -> None:
     with torch.no_grad():
         for p in vae.likelihood.parameters():
             p.add_(0.5 * torch.randn_like(p))
-    found = local_elbos(vae.model, vae.guide, x, ["diagonal", "full", "flow"], num_samples=2000, seed=0)
+    found = per_image_elbos(vae.model, vae.guide, x, ["diagonal", "full", "flow"], num_samples=2000, seed=0)
     scores = score(vae.model, vae.guide, x, 20_000, seed=0)
     error = np.sqrt(scores.relative_variance)
     means = [found[name].mean() for name in ("amortized", "diagonal", "full")]
@@ -81,6 +81,6 @@ def test_families_that_cannot_be_are_refused() -> None:
     program = LinearGaussian(1)
     x = torch.zeros(2, 7)
     with pytest.raises(ValueError, match="'cubic' is not known"):
-        local_elbos(program.model, program.guide, x, ["cubic"])
+        per_image_elbos(program.model, program.guide, x, ["cubic"])
     with pytest.raises(ValueError, match="two of them or more"):
-        local_elbos(program.model, program.guide, x, ["flow"])
+        per_image_elbos(program.model, program.guide, x, ["flow"])

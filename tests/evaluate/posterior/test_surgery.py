@@ -12,18 +12,18 @@ from helpers.oracles import LinearGaussian
 from helpers.programs import images, small_vae, two_layer
 from torch import Tensor
 
-from pyro_vae.evaluate import surgery
-from pyro_vae.trace import derive, draw, log_density, reading
+from pyro_vae.evaluate import elbo_surgery
+from pyro_vae.trace import derive_seed, draw, log_density, read_only
 
 
 def test_surgery_is_that_of_the_mixture_of_posteriors() -> None:
     """Term by term at the same draws, by the density of the mixture."""
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(7)
-    found = surgery(program.model, program.guide, x, seed=3)
+    found = elbo_surgery(program.model, program.guide, x, seed=3)
     q = dist.MultivariateNormal(program.posterior_mean(x), scale_tril=program.scale_tril)
     with torch.random.fork_rng():
-        torch.manual_seed(derive(3, "surgery"))
+        torch.manual_seed(derive_seed(3, "surgery"))
         z = q.expand((1, 7)).sample()[0]
     aggregate = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(7)), q).log_prob(z)
     prior = dist.Normal(0.0, 1.0).log_prob(z).sum(1)
@@ -38,7 +38,7 @@ def test_a_guide_that_ignores_x_has_no_information() -> None:
         for p in vae.posterior.parameters():
             p.zero_()
         vae.posterior.net[1][-1].bias.copy_(torch.tensor([0.5, 0.0, 0.3, 0.0]))
-    found = surgery(vae.model, vae.guide, x, seed=0)
+    found = elbo_surgery(vae.model, vae.guide, x, seed=0)
     np.testing.assert_allclose(found.mutual_information, 0, atol=1e-12)
     assert (found.marginal_kl != 0).all()
 
@@ -54,14 +54,14 @@ def test_codes_far_apart_have_all_the_information_there_is() -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(x, 1e-3))
 
-    found = surgery(model, guide, torch.arange(30.0), seed=0)
+    found = elbo_surgery(model, guide, torch.arange(30.0), seed=0)
     np.testing.assert_allclose(found.mutual_information, math.log(30))
 
 
 def test_surgery_of_two_layers_sums_to_their_rate() -> None:
     program, x = two_layer(), images(8)
-    found = surgery(program.model, program.guide, x, seed=0)
-    with torch.no_grad(), reading(program.model, program.guide, x=x, seed=0, purpose="surgery"):
+    found = elbo_surgery(program.model, program.guide, x, seed=0)
+    with torch.no_grad(), read_only(program.model, program.guide, x=x, seed=0, purpose="surgery"):
         values, log_q = draw(program.guide, x, 1)
         log_p = log_density(program.model, x, values)
     rate = sum(log_q.values()) - sum(log_p[name] for name in values)

@@ -113,7 +113,7 @@ def test_with_the_exact_posterior_every_bound_is_log_evidence_whatever_k() -> No
                 torch.testing.assert_close(bound, truth, rtol=0, atol=1e-12)
 
 
-def test_rows_train_what_stock_pyro_trains() -> None:
+def test_row_layout_matches_stock_gradients() -> None:
     """A net that takes no particle plate: stock Pyro must loop over particles, ours repeats rows."""
     program, x = ConvProgram(), torch.bernoulli(torch.full((6, 4, 4), 0.5))
     errors = torch.tensor(

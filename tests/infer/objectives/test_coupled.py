@@ -56,7 +56,7 @@ def test_below_the_floor_the_rate_has_no_gradient() -> None:
     def loss(high: bool) -> Tensor:
         pyro.set_rng_seed(1)
         particles = draw_particles(vae.model, vae.guide, x, 3)
-        return FreeBits(3, 1e3).objective(particles).sum() if high else particles.log_likelihood.mean(0).sum()
+        return FreeBits(3, 1e3).per_image(particles).sum() if high else particles.log_likelihood.mean(0).sum()
 
     torch.testing.assert_close(gradients(vae, loss(True)), gradients(vae, loss(False)))
 
@@ -66,16 +66,16 @@ def test_a_prior_that_does_not_factorise_is_one_group() -> None:
     vae, x = small_vae(), images(6)
     vae.prior = GaussianMixture(2, 3)
     particles = draw_particles(vae.model, vae.guide, x, 50)
-    rate = particles.weighed_ratio.mean()
+    rate = particles.weighted_rate.mean()
     likelihood = particles.log_likelihood.mean(0)
-    torch.testing.assert_close(FreeBits(50, 0.0).objective(particles), likelihood - rate)
-    torch.testing.assert_close(FreeBits(50, 1e3).objective(particles), likelihood - 2e3)
+    torch.testing.assert_close(FreeBits(50, 0.0).per_image(particles), likelihood - rate)
+    torch.testing.assert_close(FreeBits(50, 1e3).per_image(particles), likelihood - 2e3)
 
 
 def test_free_bits_of_two_layers_floor_each() -> None:
     program, x = two_layer(), images(6)
     particles = draw_particles(program.model, program.guide, x, 5)
-    found = FreeBits(5, 1e3).objective(particles)
+    found = FreeBits(5, 1e3).per_image(particles)
     # z1 given z2 and z2 are sites of one unit each.
     torch.testing.assert_close(found, particles.log_likelihood.mean(0) - 2e3)
 
@@ -84,7 +84,7 @@ def test_free_bits_of_two_layers_floor_each() -> None:
 def test_free_bits_know_both_layouts(batch: int) -> None:
     """A decoder that takes rows alone beside a guide that takes particles: with a floor of 0, the ELBO."""
     particles = draw_particles(RowsAlone.model, RowsAlone.guide, images(batch), 50)
-    found = FreeBits(50, 0.0).objective(particles)
+    found = FreeBits(50, 0.0).per_image(particles)
     torch.testing.assert_close(found.mean(), particles.log_w.mean())
 
 
@@ -113,7 +113,7 @@ def test_the_aggregate_posterior_is_unbiased_over_batches() -> None:
     exact = q.log_prob(z).exp().mean()
     objective = BetaTCVAE(num_images=5)
     found = [
-        (vae.posterior(everything[[0, *others]]).log_prob(z) + objective.log_shares(3)[0]).exp().sum()
+        (vae.posterior(everything[[0, *others]]).log_prob(z) + objective.log_stratified_weights(3)[0]).exp().sum()
         for others in combinations(range(1, 5), 2)
     ]
     torch.testing.assert_close(torch.stack(found).mean(), exact)
@@ -122,11 +122,11 @@ def test_the_aggregate_posterior_is_unbiased_over_batches() -> None:
 def test_beta_one_is_the_elbo_and_beta_weighs_the_total_correlation() -> None:
     vae, x = small_vae(), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 4)
-    elbo = ELBO(4).objective(particles)
+    elbo = ELBO(4).per_image(particles)
     one, four = (BetaTCVAE(4, beta, num_images=20) for beta in (1.0, 4.0))
-    torch.testing.assert_close(one.objective(particles), elbo)
+    torch.testing.assert_close(one.per_image(particles), elbo)
     correlation = four.total_correlation(particles).mean(0)
-    torch.testing.assert_close(four.objective(particles), elbo - 3 * correlation)
+    torch.testing.assert_close(four.per_image(particles), elbo - 3 * correlation)
     pyro.set_rng_seed(1)
     _, reported = four.bounds(vae.model, vae.guide, x)
     pyro.set_rng_seed(1)

@@ -143,7 +143,7 @@ def test_beta_warms_up_linearly() -> None:
     objective = BetaELBO(1, 4.0, warmup_steps=3)
     seen = []
     for step in range(6):
-        objective.at_step(step)
+        objective.set_step(step)
         seen.append(objective.beta.item())
     assert seen == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0]
 

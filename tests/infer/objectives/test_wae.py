@@ -130,7 +130,7 @@ def test_the_objective_is_its_formula(name: str) -> None:
     vae, x = PROGRAMS[name](), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 3)
     pyro.set_rng_seed(1)
-    found = WAE(3, mmd_weight=20.0).objective(particles)
+    found = WAE(3, mmd_weight=20.0).per_image(particles)
     pyro.set_rng_seed(1)
     draws = dist.Normal(0.0, 1.0).expand([3, 5, 2]).sample()
     z = particles.q.values["z"]
@@ -162,7 +162,7 @@ def test_one_image_has_no_penalty() -> None:
     """The last batch of an epoch may hold a single image."""
     vae = small_vae()
     particles = draw_particles(vae.model, vae.guide, images(1), 4)
-    torch.testing.assert_close(WAE(4).objective(particles), particles.log_likelihood.mean(0))
+    torch.testing.assert_close(WAE(4).per_image(particles), particles.log_likelihood.mean(0))
 
 
 def test_a_program_read_in_rows_has_the_same_penalty() -> None:

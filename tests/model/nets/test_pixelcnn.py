@@ -17,13 +17,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from pyro_vae.config import Config, programs
-from pyro_vae.evaluate import log_weights, score, summary
+from pyro_vae.evaluate import log_weights, score, summarize
 from pyro_vae.model import VAE, DensityModel, nets, posteriors
 from pyro_vae.model.distributions.autoregressive import Autoregressive
 from pyro_vae.model.nets.pixelcnn import ConditionalPixelCNN, PixelCNN
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.runs import load_images
-from pyro_vae.trace import Batch, Reader, check_domain, choose_layout, describe, log_density
+from pyro_vae.trace import Batch, EagerBackend, check_support, choose_layout, describe, log_density
 
 CHANNELS, FEATURES = 4, 2
 
@@ -127,10 +127,10 @@ def test_rows_within_reach_give_the_logits_of_the_whole(kernels: Sequence[int]) 
     net, features = conditional.net, conditional.features
     whole = conditional.logits(x) - net.bias
     for missing in (0, 1):
-        for row in range(net.reach, 9):
-            near = slice(row - net.reach + missing, row + 1)
-            above = [part[..., -1:, :] for part in net.above(x[:, near], features[..., near, :])]
-            cropped = net.along(x[:, row : row + 1], above).squeeze(1)
+        for row in range(net.receptive_rows, 9):
+            near = slice(row - net.receptive_rows + missing, row + 1)
+            above = [part[..., -1:, :] for part in net.vertical(x[:, near], features[..., near, :])]
+            cropped = net.logits(x[:, row : row + 1], above).squeeze(1)
             difference = (cropped - whole[:, row]).abs().max()
             assert (difference < 1e-12) == (not missing)
 
@@ -155,11 +155,11 @@ def test_without_features_each_image_is_scored_once() -> None:
 def test_it_knows_its_domain() -> None:
     program = DensityModel(net_of((2, 3)))
     x = all_images((2, 3))
-    check_domain(program.model, program.guide, x)
+    check_support(program.model, program.guide, x)
     assert describe(program.model, program.guide, x).observes == "probability"
     x[3, 1, 1] = 0.5
     with pytest.raises(ValueError, match=r"observes 0\.5, outside the support of its Autoregressive: binarize"):
-        check_domain(program.model, program.guide, x)
+        check_support(program.model, program.guide, x)
 
 
 def test_images_without_height_and_width_are_refused() -> None:
@@ -187,7 +187,7 @@ def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
     """Enumerated on 2x3, what is not seen not looked at: false alarms 1e-5 for each."""
     q, x = given_features((2, 3)), torch.full((2, 3), math.nan)
     x.view(-1)[:seen] = torch.bernoulli(torch.full((seen,), 0.5))
-    found = q.complete(x.expand(10_000, 2, 3), seen).flatten(1)
+    found = q.inpaint(x.expand(10_000, 2, 3), seen).flatten(1)
     assert torch.equal(found[:, :seen], x.flatten()[:seen].expand(10_000, seen))
     rest = all_images((1, 6 - seen)).flatten(1)
     whole = torch.cat([x.flatten()[:seen].expand(len(rest), seen), rest], 1).view(-1, 2, 3)
@@ -196,14 +196,14 @@ def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
 
 def test_completion_of_all_and_of_nothing() -> None:
     q, x = given_features((2, 3), leading=(4, 1)), all_images((2, 3))[40:45]
-    assert torch.equal(q.complete(x, 6), x.expand(4, 5, 2, 3))
+    assert torch.equal(q.inpaint(x, 6), x.expand(4, 5, 2, 3))
     pyro.set_rng_seed(1)
     expected = q.expand([4, 5]).sample()
     pyro.set_rng_seed(1)
-    assert torch.equal(q.complete(x, 0), expected)
+    assert torch.equal(q.inpaint(x, 0), expected)
     for seen in (-1, 7):
-        with pytest.raises(ValueError, match=f"seen is {seen}; it must lie between 0 and the 6 pixels"):
-            q.complete(x, seen)
+        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must lie between 0 and 6"):
+            q.inpaint(x, seen)
 
 
 # The program without latents
@@ -217,16 +217,16 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     net = net_of((2, 3))
     program, x = DensityModel(net), all_images((2, 3))[:7]
     expected = net().log_prob(x).detach()
-    rows, reader = count_rows(net), Reader()
+    rows, backend = count_rows(net), EagerBackend()
     for num_samples in (1, 2, 30, 5000):
-        log_w = log_weights(program.model, program.guide, x, num_samples, reader=reader)
+        log_w = log_weights(program.model, program.guide, x, num_samples, backend=backend)
         assert torch.equal(log_w, expected.double().expand(num_samples, 7))
         assert rows == ([7] if num_samples > 1 else [7, 7, 7])
         rows.clear()
     scores = score(program.model, program.guide, x, 50)
     for found in (scores.elbo, scores.log_likelihood, scores.psis, scores.jvi1, scores.jvi2, *scores.iwae):
         np.testing.assert_allclose(found, expected.cpu().numpy(), rtol=1e-12)
-    numbers = summary(scores, active_units=0, num_pixels=6)
+    numbers = summarize(scores, active_units=0, num_pixels=6)
     missing = {name for name, value in numbers.items() if value is None}
     assert missing == {"khat_median", "khat_bad_fraction"}
     assert all("not equal" in numbers["reasons"][name] for name in missing)
