@@ -94,7 +94,7 @@ def test_a_compiler_that_is_wrong_is_not_believed(
     assert found == take_steps(driver(small_vae(), graph=None), 5)
 
 
-class AISResult(ELBO):
+class Annealed(ELBO):
     """An objective whose number changes at every step."""
 
     power = 1.0
@@ -107,11 +107,11 @@ class AISResult(ELBO):
 
 
 def test_an_objective_whose_numbers_change_is_run_by_pyro_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
-    expected = take_steps(driver(small_vae(), AISResult(), None), 20)
+    expected = take_steps(driver(small_vae(), Annealed(), None), 20)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     with caplog.at_level(logging.WARNING):
-        assert take_steps(driver(small_vae(), AISResult()), 20) == pytest.approx(expected, rel=1e-12)
+        assert take_steps(driver(small_vae(), Annealed()), 20) == pytest.approx(expected, rel=1e-12)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "Annealed.power changes from call to call" in line
 
