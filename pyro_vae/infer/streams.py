@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 
 _LOG = logging.getLogger("pyro_vae")
@@ -51,3 +54,60 @@ def warn_if_versions_differ(saved: State) -> None:
     for name, current in numerics_versions().items():
         if saved.get(name) != current:
             _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", name, saved.get(name), current)
+
+
+class OwnStreams:
+    """Random streams of one fit among several: the global ones where it runs, kept for it where another one does.
+
+    Args:
+        seed: where they start, as after `pyro.set_rng_seed`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        with restored_streams():
+            pyro.set_rng_seed(seed)
+            self._generators = {_default_generator(device): torch.Generator(device) for device in _devices()}
+            self._keep()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Make them the global streams; on leaving, the global streams stay where they are."""
+        for generator, own in self._generators.items():
+            generator.set_state(own.get_state())
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        try:
+            yield
+        finally:
+            self._keep()
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return torch's own stream on a device, to draw from while it is not in place."""
+        return self._generators[_default_generator(device)]
+
+    def _keep(self) -> None:
+        for generator, own in self._generators.items():
+            own.set_state(generator.get_state())
+        self._python = random.getstate()
+        self._numpy: Any = np.random.get_state(legacy=False)
+
+
+@contextmanager
+def restored_streams() -> Iterator[None]:
+    """Put the global streams back on leaving."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def _devices() -> list[torch.device]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(count))]
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator

@@ -3,8 +3,10 @@
 from pyro_vae.trace.backends import CompiledBackend, EagerBackend
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.densities import draw, log_density, replay, replay_at, trace_model_and_guide, trace_particles
+from pyro_vae.trace.graphs.batched import BatchedGraph
 from pyro_vae.trace.graphs.fx import GraphError
 from pyro_vae.trace.graphs.graph import Graph
+from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.isolation import read_only, stored_ids
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
 from pyro_vae.trace.missing import with_missing_pixels
@@ -21,6 +23,7 @@ from pyro_vae.trace.unconstrained import UnconstrainedSpace
 
 __all__ = [
     "Batch",
+    "BatchedGraph",
     "CompiledBackend",
     "Data",
     "Description",
@@ -32,6 +35,7 @@ __all__ = [
     "ModuleRecorder",
     "ParticleTrace",
     "Program",
+    "Record",
     "SharedNoise",
     "SiteInfo",
     "Terms",

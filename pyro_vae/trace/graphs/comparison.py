@@ -2,7 +2,7 @@ r"""Two functions that ought to do the same, run on the same inputs and the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro
 import torch
@@ -12,6 +12,9 @@ from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import Tensors
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng
+
+# A record has the operations of the function, in its order; a compiler adds rounding, which sums of many terms enlarge.
+TOLERANCE = 1e-4
 
 
 def same_results(
@@ -38,10 +41,10 @@ def same_results(
         with fork_rng(inputs[0]), pyro.validation_enabled(False), undo_effects(surroundings), torch.no_grad():
             results = function(*inputs)
             outputs.append((*results, *(buffer.clone() for buffer in surroundings.buffers())))
-    return len(outputs[0]) == len(outputs[1]) and _agree(list(zip(*outputs, strict=True)), tolerance)
+    return len(outputs[0]) == len(outputs[1]) and agree(list(zip(*outputs, strict=True)), tolerance)
 
 
-def _agree(pairs: list[tuple[Tensor | None, Tensor | None]], tolerance: float) -> bool:
+def agree(pairs: Sequence[tuple[Tensor | None, Tensor | None]], tolerance: float) -> bool:
     """Whether tensors are equal up to rounding.
 
     Each difference is relative to the largest entry of its tensor, to which a thousandth of the largest entry of all

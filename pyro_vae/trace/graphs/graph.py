@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
-from pyro_vae.trace.graphs.comparison import same_results
+from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, constant_fold_masks, lift_constants
 from pyro_vae.trace.graphs.leaving import refuse_host_reads
@@ -39,8 +39,6 @@ from pyro_vae.trace.modes import ModuleRecorder
 
 _LOG = logging.getLogger("pyro_vae")
 
-# A record has the operations of the function, in its order; a compiler adds rounding, which sums of many terms enlarge.
-_TOLERANCE = 1e-4
 _MOST_STATES = 10  # of the surroundings: what changes more often changes from call to call
 
 
@@ -61,7 +59,7 @@ class Graph:
         function: Callable[..., tuple[Any, Tensors]],
         *programs: Program | Any,
         compiled: bool = True,
-        tolerance: float = _TOLERANCE,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.function = function
         self.compiled = compiled
@@ -80,7 +78,7 @@ class Graph:
             GraphError: the function cannot be recorded.
         """
         inputs = tuple(x.contiguous() for x in inputs)  # what is compiled is compiled for one layout
-        record = self._recorded(inputs)
+        record = self.recorded(inputs)
         with torch.no_grad():
             return record.static, record.run(*inputs, *record.read())
 
@@ -94,7 +92,7 @@ class Graph:
         # unseen, and the record would go on with the old one without an error. Only the numbers themselves show it,
         # and only on another batch than the one that was recorded.
         inputs = tuple(x.contiguous() for x in inputs)
-        record = self._recorded(inputs)
+        record = self.recorded(inputs)
         assert self._surroundings is not None
 
         def eager(*inputs: Tensor) -> Tensors:
@@ -122,7 +120,7 @@ class Graph:
         tensors = [] if record is None else record.read()
         return key, [(id(t), t._version if t.device.type == "cpu" else 0) for t in tensors]
 
-    def _recorded(self, inputs: tuple[Tensor, ...]) -> Record:
+    def recorded(self, inputs: tuple[Tensor, ...]) -> Record:
         """Return the record for inputs of these shapes, made anew where there is none or it is stale."""
         try:
             if self._surroundings is None:
