@@ -5,6 +5,7 @@ These are the random streams that a program may draw from, the version of torch,
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import random
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import torch
 _LOG = logging.getLogger("pyro_vae")
 
 State = dict[str, Any]
+
+_TWISTER_BYTES = 4 * 625  # the words of NumPy's generator and its position among them
 
 
 def rng_state() -> State:
@@ -65,8 +68,10 @@ class OwnStreams:
 
     def __init__(self, seed: int) -> None:
         with restored_streams():
+            np.random.set_bit_generator(np.random.MT19937())
             pyro.set_rng_seed(seed)
             self._generators = {_default_generator(device): torch.Generator(device) for device in _devices()}
+            self._words = b""
             self._keep()
 
     @contextmanager
@@ -75,7 +80,11 @@ class OwnStreams:
         for generator, own in self._generators.items():
             generator.set_state(own.get_state())
         random.setstate(self._python)
-        np.random.set_state(self._numpy)
+        # To exchange the generator is a hundred times as fast as to copy its state, which would cost as much as the
+        # rest of a switch between two fits.
+        np.random.set_bit_generator(self._numpy)
+        if self._halved["has_gauss"]:
+            np.random.set_state(self._halved)
         try:
             yield
         finally:
@@ -89,16 +98,23 @@ class OwnStreams:
         for generator, own in self._generators.items():
             own.set_state(generator.get_state())
         self._python = random.getstate()
-        self._numpy: Any = np.random.get_state(legacy=False)
+        self._numpy: Any = np.random.get_bit_generator()
+        # Of two normal numbers that NumPy makes at a time one may wait in the state, which is read only where something
+        # has been drawn, or was waiting.
+        words = ctypes.string_at(self._numpy.ctypes.state_address, _TWISTER_BYTES)
+        if words != self._words or self._halved["has_gauss"]:
+            self._words = words
+            self._halved: State = np.random.get_state(legacy=False)
 
 
 @contextmanager
 def restored_streams() -> Iterator[None]:
     """Put the global streams back on leaving."""
-    state = rng_state()
+    state, numpy = rng_state(), np.random.get_bit_generator()
     try:
         yield
     finally:
+        np.random.set_bit_generator(numpy)
         set_rng_state(state)
 
 

@@ -86,7 +86,10 @@ class BatchedGraph:
         self._refresh(inputs)
         self._draw(inputs)
         with torch.no_grad():
-            return self._split(self._run(*self._arguments(inputs)), inputs)
+            results = self._split(self._run(*self._arguments(inputs)), inputs)
+            for stack in self._stacks:
+                stack.write_back(inputs)
+        return results
 
     def check(self, inputs: Inputs) -> None:
         """Compare the graph with each record on the same noise; nothing is drawn or changed.
@@ -114,9 +117,8 @@ class BatchedGraph:
         chosen = {position: self.records[position].read() for position in positions}
         for place in range(self._num_outside):
             column = {position: tensors[place] for position, tensors in chosen.items()}
-            trained = any(tensor.requires_grad for tensor in column.values())
-            changes = trained or self._num_inputs + place in self._pure.written
-            self._stacks.append(Stack(column, len(self.records), changes))
+            written = self._num_inputs + place in self._pure.written
+            self._stacks.append(Stack(column, len(self.records), written))
 
     def _refresh(self, inputs: Inputs) -> None:
         """Take the tensors outside as they are now."""

@@ -70,6 +70,8 @@ class PureGraph(NamedTuple):
             GraphError: it draws numbers from what it computes, or from a generator of its own.
         """
         graph = deepcopy(record.graph)
+        for node in graph.find_nodes(op="call_function", target=_aten.lift_fresh_copy.default):
+            node.target = _aten.clone.default  # the same, with a batched form
         noise = [_lift(graph, node) for node in list(graph.nodes) if _is_random(node)]
         (output,) = (node for node in graph.nodes if node.op == "output")
         found = [isinstance(value, Node) for value in output.args[0]]

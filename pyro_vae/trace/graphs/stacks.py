@@ -2,7 +2,7 @@ r"""The tensors that several records read in one place, as one tensor with a dim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,36 +15,36 @@ class Stack:
 
     Where all records read the same memory, as of training images, that is the value, without a dimension for the
     records. Otherwise the value is a stack of size S. A tensor that has its memory for itself becomes a view of the
-    stack, so that what an optimizer writes to it is read from there; others are copied at every `refresh`.
+    stack, so that what an optimizer writes to it is read from there; others are copied, before each call and, where the
+    graph writes to them, after it.
 
     Args:
         tensors: by position in the stack; a position that is left out holds numbers that nobody reads.
         size: S.
-        changes: whether steps write to the tensors, or train them.
+        written: whether the graph writes to the tensors.
 
     Raises:
-        GraphError: forms differ, or tensors that change cannot become views.
+        GraphError: forms differ, or records change the same memory.
     """
 
-    def __init__(self, tensors: Mapping[int, Tensor], size: int, changes: bool) -> None:
+    def __init__(self, tensors: Mapping[int, Tensor], size: int, written: bool) -> None:
         first = next(iter(tensors.values()))
         if any(_form(tensor) != _form(first) for tensor in tensors.values()):
             raise GraphError("tensors of one place have different shapes, types or devices")
-        memories = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-        alone = len(memories) == len(tensors)
-        self.changes = changes
+        alone = len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) == len(tensors)
+        changes = written or any(tensor.requires_grad for tensor in tensors.values())
+        if changes and not alone:
+            raise GraphError("they change the same tensor")
+        self.written = written
         self.shared = not changes and all(_is_same(tensor, first) for tensor in tensors.values())
+        views = {slot for slot, tensor in tensors.items() if alone and not self.shared and _owns_memory(tensor)}
+        self._copied = set() if self.shared else tensors.keys() - views
         if self.shared:
             self.value = first.detach()
-            self._copied = set()
         else:
-            self._copied = {slot for slot, tensor in tensors.items() if not alone or not _owns_memory(tensor)}
-            if changes and self._copied:
-                raise GraphError("a tensor that changes shares its memory with another one")
-            filled = [tensors.get(slot, first).detach() for slot in range(size)]
-            self.value = torch.stack(filled)
-            for slot in tensors.keys() - self._copied:
-                tensors[slot].data = self.value[slot]
+            self.value = torch.stack([tensors.get(slot, first).detach() for slot in range(size)])
+        for slot in views:
+            tensors[slot].data = self.value[slot]
         self._held = dict(tensors)
         self._pointers = {slot: tensor.data_ptr() for slot, tensor in tensors.items()}
 
@@ -52,7 +52,7 @@ class Stack:
         """Take the tensors as they are now; return whether they still stand in this stack."""
         for slot, tensor in tensors.items():
             if tensor is not self._held[slot] or tensor.data_ptr() != self._pointers[slot]:
-                if self.changes or self.shared:
+                if self.written or self.shared or tensor.requires_grad:
                     return False
                 # One that is exchanged between steps, such as labels in an attribute. The old one gets memory of its
                 # own, or its holder would find the new numbers in it.
@@ -62,6 +62,12 @@ class Stack:
             if slot in self._copied:
                 self.value[slot].copy_(tensor.detach())
         return True
+
+    def write_back(self, slots: Iterable[int]) -> None:
+        """Hand on what the graph has written, to those tensors that are no views."""
+        if self.written:
+            for slot in self._copied.intersection(slots):
+                self._held[slot].copy_(self.value[slot])
 
     def release(self, slot: int) -> None:
         """Give a tensor memory of its own again."""
