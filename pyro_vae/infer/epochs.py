@@ -93,6 +93,13 @@ class EpochProgress:
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
 
+    def add(self, loss: Tensor, elbo: Tensor | None, images: int) -> None:
+        """Add a step: its loss and its ELBO, if it has one, summed over its images, in nats."""
+        self.objective = self.objective - loss
+        self.elbo = self.elbo + (torch.nan if elbo is None else elbo)
+        self.batches += 1
+        self.images += images
+
     def finish(self, **results: Any) -> Epoch:
         """Return the epoch of these batches, given what else has been found at its end."""
         elbo = float(self.elbo) / self.images

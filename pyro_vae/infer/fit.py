@@ -191,13 +191,10 @@ class Fit:
 
     def _take_step(self, batch: Batch) -> None:
         """Take a step, and account for it."""
-        progress = self._progress
         with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
-            progress.objective = progress.objective - self.svi.step(batch, preprocess=self.batches.observe)
+            loss = self.svi.step(batch, preprocess=self.batches.observe)
             self.average.update(self.svi)
-        progress.elbo = progress.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
-        progress.batches += 1
-        progress.images += len(batch)
+        self._progress.add(loss, self.svi.elbo, len(batch))
 
     def _located(self, batch: Any = None) -> AbstractContextManager[None]:
         return locate_errors(self.epoch, self._progress, self.svi.steps, batch)

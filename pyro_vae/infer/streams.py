@@ -16,10 +16,13 @@ import numpy as np
 import pyro
 import torch
 
+from pyro_vae.trace import global_generator
+
 _LOG = logging.getLogger("pyro_vae")
 
 State = dict[str, Any]
 
+_NUMPY: Any = np.random  # the annotations of NumPy leave out what exchanges its generator
 _TWISTER_BYTES = 4 * 625  # the words of NumPy's generator and its position among them
 
 
@@ -68,9 +71,9 @@ class OwnStreams:
 
     def __init__(self, seed: int) -> None:
         with restored_streams():
-            np.random.set_bit_generator(np.random.MT19937())
+            _NUMPY.set_bit_generator(np.random.MT19937())
             pyro.set_rng_seed(seed)
-            self._generators = {_default_generator(device): torch.Generator(device) for device in _devices()}
+            self._generators = {global_generator(device): torch.Generator(device) for device in _devices()}
             self._words = b""
             self._keep()
 
@@ -82,7 +85,7 @@ class OwnStreams:
         random.setstate(self._python)
         # To exchange the generator is a hundred times as fast as to copy its state, which would cost as much as the
         # rest of a switch between two fits.
-        np.random.set_bit_generator(self._numpy)
+        _NUMPY.set_bit_generator(self._numpy)
         if self._halved["has_gauss"]:
             np.random.set_state(self._halved)
         try:
@@ -92,13 +95,13 @@ class OwnStreams:
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Return torch's own stream on a device, to draw from while it is not in place."""
-        return self._generators[_default_generator(device)]
+        return self._generators[global_generator(device)]
 
     def _keep(self) -> None:
         for generator, own in self._generators.items():
             own.set_state(generator.get_state())
         self._python = random.getstate()
-        self._numpy: Any = np.random.get_bit_generator()
+        self._numpy: Any = _NUMPY.get_bit_generator()
         # Of two normal numbers that NumPy makes at a time one may wait in the state, which is read only where something
         # has been drawn, or was waiting.
         words = ctypes.string_at(self._numpy.ctypes.state_address, _TWISTER_BYTES)
@@ -110,20 +113,14 @@ class OwnStreams:
 @contextmanager
 def restored_streams() -> Iterator[None]:
     """Put the global streams back on leaving."""
-    state, numpy = rng_state(), np.random.get_bit_generator()
+    state, numpy = rng_state(), _NUMPY.get_bit_generator()
     try:
         yield
     finally:
-        np.random.set_bit_generator(numpy)
+        _NUMPY.set_bit_generator(numpy)
         set_rng_state(state)
 
 
 def _devices() -> list[torch.device]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(count))]
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    return torch.default_generator

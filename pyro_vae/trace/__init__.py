@@ -15,7 +15,7 @@ from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.roles import Description, SiteInfo, describe, describe_traces, require_per_image
 from pyro_vae.trace.run_result import ParticleTrace
-from pyro_vae.trace.seeds import derive_seed
+from pyro_vae.trace.seeds import derive_seed, global_generator
 from pyro_vae.trace.simulation import find_image_site, find_x_elements, simulate, to_images
 from pyro_vae.trace.support import check_support, check_trace_support, find_outside_prior
 from pyro_vae.trace.terms import Terms
@@ -51,6 +51,7 @@ __all__ = [
     "find_image_site",
     "find_outside_prior",
     "find_x_elements",
+    "global_generator",
     "log_density",
     "read_only",
     "replay",

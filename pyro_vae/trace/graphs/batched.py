@@ -18,11 +18,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
-from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph
-from pyro_vae.trace.graphs.pure import PureGraph
+from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, in_one_line
+from pyro_vae.trace.graphs.pure import PureGraph, check_alike
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.stacks import Stack
 from pyro_vae.trace.isolation import fork_rng
+from pyro_vae.trace.seeds import global_generator
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -55,7 +56,7 @@ class BatchedGraph:
     ) -> None:
         self.records, self.generators, self.tolerance = list(records), list(generators), tolerance
         self._stacks: list[Stack] = []
-        _check_alike(self.records)
+        check_alike(self.records)
         self._pure = PureGraph.of(records[0].run)  # type: ignore[arg-type]  # a graph that is not compiled
         self._num_outside = len(records[0].outside)
         self._num_inputs = len(next(iter(inputs.values())))
@@ -173,7 +174,7 @@ class BatchedGraph:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise GraphError(f"it has no batched form ({type(error).__name__}: {_first_line(error)})") from error
+            raise GraphError(f"it has no batched form ({in_one_line(error)})") from error
         if compiled:
             try:
                 with torch.no_grad():
@@ -184,7 +185,7 @@ class BatchedGraph:
             except Exception as error:  # a compiler may fail in any way
                 if is_out_of_memory(error):
                     raise
-                reason = f"{type(error).__name__}: {_first_line(error)}"
+                reason = in_one_line(error)
             _LOG.warning("Not compiled (%s): operations run one by one.", reason)
         if not self._agrees(graph, inputs):
             raise GraphError("the graph of all fits gives other numbers than that of one")
@@ -207,36 +208,13 @@ class BatchedGraph:
             with fork_rng(tensors[0]), torch.no_grad():
                 drawn = [(d, a, b) for (p, d, _), a, b in zip(generators, before, after, strict=True) if p == position]
                 for device, state, _ in drawn:
-                    _global_generator(device).set_state(state)
+                    global_generator(device).set_state(state)
                 own = self._scratch([*tensors, *self.records[position].read()])
                 expected = self.records[position].run(*own)
-                if not all(torch.equal(_global_generator(device).get_state(), state) for device, _, state in drawn):
+                if not all(torch.equal(global_generator(device).get_state(), state) for device, _, state in drawn):
                     return False
             pairs = list(zip(expected, results[position], strict=True))
             pairs += [(own[place], arguments[place][position]) for place in written]
             if not agree(pairs, self.tolerance):
                 return False
         return True
-
-
-def _check_alike(records: Sequence[Record]) -> None:
-    """Raise GraphError where records differ in more than the values of the tensors outside."""
-    modules: list[Any] = [record.run for record in records]
-    first = modules[0]
-    if any(module.code != first.code for module in modules):
-        raise GraphError("the operations, the shapes or numbers in Python of the fits differ")
-    for node in first.graph.find_nodes(op="get_attr"):
-        held = [getattr(module, node.target) for module in modules]
-        if not all(torch.equal(tensor, held[0]) for tensor in held):
-            raise GraphError("masks of the fits differ")
-
-
-def _global_generator(device: torch.device) -> torch.Generator:
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
-    return torch.default_generator
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]

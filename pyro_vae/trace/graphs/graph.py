@@ -30,7 +30,14 @@ from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
-from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, constant_fold_masks, lift_constants
+from pyro_vae.trace.graphs.fx import (
+    GraphError,
+    Tensors,
+    compile_graph,
+    constant_fold_masks,
+    in_one_line,
+    lift_constants,
+)
 from pyro_vae.trace.graphs.leaving import refuse_host_reads
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.surroundings import Surroundings
@@ -176,7 +183,7 @@ class Graph:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
+            raise GraphError(f"it cannot be traced ({in_one_line(error)})") from error
 
     def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
         """Compile a record and compare the result with the record: compilers have errors, too."""
@@ -195,7 +202,7 @@ class Graph:
         except Exception as error:  # a compiler may fail in any way; the record needs none
             if is_out_of_memory(error):
                 raise
-            _LOG.warning("Not compiled (%s): operations run one by one.", _in_one_line(error))
+            _LOG.warning("Not compiled (%s): operations run one by one.", in_one_line(error))
             return graph
         return run
 
@@ -210,8 +217,3 @@ class Graph:
 
 def _copies(tensors: tuple[Tensor, ...]) -> list[Tensor]:
     return [tensor.clone() for tensor in tensors]
-
-
-def _in_one_line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first[:200]}"

@@ -3,6 +3,7 @@ r"""A record as a pure function of tensors: what it draws becomes an input, and 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from pyro_vae.trace.graphs.fx import GraphError
+from pyro_vae.trace.graphs.record import Record
 
 _aten = torch.ops.aten
 _FRESH = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
@@ -145,3 +147,15 @@ def _source(node: Node) -> Node:
             break
         node = node.all_input_nodes[0]
     return node
+
+
+def check_alike(records: Sequence[Record]) -> None:
+    """Raise GraphError where records differ in more than the values of the tensors outside."""
+    modules: list[Any] = [record.run for record in records]
+    first = modules[0]
+    if any(module.code != first.code for module in modules):
+        raise GraphError("the operations, the shapes or numbers in Python of the fits differ")
+    for node in first.graph.find_nodes(op="get_attr"):
+        held = [getattr(module, node.target) for module in modules]
+        if not all(torch.equal(tensor, held[0]) for tensor in held):
+            raise GraphError("masks of the fits differ")
