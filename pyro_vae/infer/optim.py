@@ -58,6 +58,7 @@ class Optim(PyroOptim):
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # of the last step
         self.lr_scale = 1.0
+        self.moved = False  # whether the next step has been taken already, with those of other fits
 
     @staticmethod
     def adopt(optim: Any) -> Optim:
@@ -127,6 +128,9 @@ class Optim(PyroOptim):
     def step(self) -> None:
         """Move the parameters by their gradients, clipped."""
         assert self.optimizer is not None
+        if self.moved:
+            self.moved = False
+            return
         clips = self.clip_args or "clip_norm" in self.optimizer.defaults  # by itself, as Pyro's ClippedAdam does
         for p in self.params.values() if clips else ():
             if p.grad is not None:

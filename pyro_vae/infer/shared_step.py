@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from pyro_vae.infer.graph_step import StepResult
+from pyro_vae.infer.joint_adam import step_together
 from pyro_vae.infer.member import Member
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import BatchedGraph, GraphError
@@ -70,10 +71,13 @@ class SharedStep:
         except GraphError as error:
             self._refuse(str(error))
             return
+        steps = []
         for member, result in zip(members, results.values(), strict=True):
             recorded, record = member.fit.svi.recorded, member.record
             assert recorded is not None and record is not None  # noqa: PT018 -- for the type checker
             recorded.pending = StepResult.of(record.static, result)
+            steps.append((member.fit.svi, recorded.pending))
+        step_together(steps)
 
     def release(self) -> None:
         """Leave each member with tensors that have their memory for themselves, as at the end of an epoch."""
