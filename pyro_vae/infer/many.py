@@ -42,7 +42,8 @@ class FitMany:
         seeds: of the members, different ones.
 
     Raises:
-        ValueError: there is no seed, a seed is given twice, or `make` returns the same fit twice.
+        ValueError: there is no seed, a seed is given twice, or `make` uses the same fit,
+            SVI, optimizer or objective twice.
         NonFiniteError: while iterating, where no member is left: that of the first.
         OutOfMemoryError: likewise, for want of memory.
 
@@ -56,8 +57,9 @@ class FitMany:
         with restored_streams():
             self._members = {seed: Member(make, seed) for seed in seeds}
         self.fits = {seed: member.fit for seed, member in self._members.items()}
-        if len({id(part) for fit in self.fits.values() for part in (fit, fit.svi)}) < 2 * len(seeds):
-            raise UserError("make has to build a fit, and an SVI, of its own for each seed.")
+        parts = [part for fit in self.fits.values() for part in (fit, fit.svi, fit.svi.optim, fit.svi.objective)]
+        if len(set(map(id, parts))) < len(parts):
+            raise UserError("make has to build a Fit, an SVI, an optimizer and an objective of its own for each seed.")
         self._shared = SharedStep(list(self._members.values()))
 
     def __iter__(self) -> Iterator[dict[int, Epoch]]:

@@ -64,6 +64,7 @@ class Member:
             except NonFiniteError as error:
                 self.error, self.batch, self.record = error, None, None
                 return
+            assert self.fit.svi.recorded is None or self.fit.svi.recorded.pending is None  # the step has been that one
             self._look_ahead()
 
     def take_epoch(self) -> None:

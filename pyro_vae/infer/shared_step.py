@@ -26,6 +26,7 @@ class SharedStep:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.refused = False
+        self._members = list(members)
         self._graph: BatchedGraph | None = None
         self._placed: list[Member] = []  # in the graph, each at its position
         self._away: set[Member] = set()
@@ -82,6 +83,10 @@ class SharedStep:
     def release(self) -> None:
         """Leave each member with tensors that have their memory for themselves, as at the end of an epoch."""
         self._away.clear()
+        for member in self._members:  # what an error has left over would be taken for that of another step
+            member.fit.svi.optim.moved = False
+            if member.fit.svi.recorded is not None:
+                member.fit.svi.recorded.pending = None
         if self._graph is not None:
             self._graph.release()
 

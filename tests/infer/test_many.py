@@ -156,10 +156,12 @@ def shared_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def alone(make: Make, seed: int) -> tuple[Fit, list[Epoch]]:
+def alone(make: Make, seed: int, *, by_pyro: bool = False) -> tuple[Fit, list[Epoch]]:
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     fit = make(seed)
+    if by_pyro:  # the same up to rounding, and faster than to record
+        fit.svi.recorded = None
     return fit, list(fit)
 
 
@@ -174,7 +176,7 @@ def values(fit: Fit) -> Any:
 
 def check_against_solo(many: FitMany, epochs: list[dict[int, Epoch]], make: Make, rtol: float, atol: float) -> None:
     for seed in many.fits:
-        fit, expected = alone(make, seed)
+        fit, expected = alone(make, seed, by_pyro=True)
         found = [each[seed] for each in epochs if seed in each]
         assert [epoch.step for epoch in found] == [epoch.step for epoch in expected]
         for a, b in zip(records(found), records(expected), strict=True):
@@ -191,9 +193,10 @@ def test_every_member_has_the_numbers_of_its_solo_run(make: Make, shared_steps: 
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-def test_compiled_steps_in_float32(shared_steps: list[int], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_steps_in_float32(graph: str, shared_steps: list[int], caplog: pytest.LogCaptureFixture) -> None:
     torch.set_default_dtype(torch.float32)
-    many = FitMany(lambda seed: fit_of(small_vae(), graph="compiled"), SEEDS)
+    many = FitMany(lambda seed: fit_of(small_vae(), graph=graph), SEEDS)
     epochs = list(many)
     assert shared_steps == [len(SEEDS)] * 15
     assert not [record for record in caplog.records if record.name == "pyro_vae"]
@@ -260,16 +263,16 @@ def test_where_no_member_is_left_the_first_error_is_raised() -> None:
 
 
 def test_members_stop_early_by_themselves(shared_steps: list[int]) -> None:
-    """Three of four stop after a few epochs: first their places are computed in vain, then the graph is made anew."""
+    """Two of three stop after some epochs: first a place is computed in vain, then the graph is made anew."""
 
     def make(seed: int) -> Fit:
         vae = Normalized()
-        return fit_of(vae, rate=0.5 if seed else 0.01, patience=3 if seed == 3 else 1, epochs=8)
+        return fit_of(vae, rate=0.5 if seed else 0.01, patience=3 if seed == 2 else 1, epochs=6)
 
-    many = FitMany(make, range(4))
+    many = FitMany(make, range(3))
     epochs = list(many)
-    assert len({sum(seed in each for each in epochs) for seed in range(4)}) > 1
-    assert len(set(shared_steps)) > 1
+    assert len({sum(seed in each for each in epochs) for seed in range(3)}) == 3
+    assert set(shared_steps) == {1, 2, 3}
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
@@ -312,8 +315,8 @@ def test_a_tensor_that_is_exchanged_between_steps_is_read_anew(shared_steps: lis
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("make", [images, batch_norm])
-def test_a_solo_fit_continues_a_member_and_the_other_way_round(make: Make) -> None:
+def test_a_solo_fit_continues_a_member_and_the_other_way_round() -> None:
+    make = images
     many = FitMany(make, SEEDS)
     for _ in islice(many, 2):
         pass
