@@ -60,9 +60,9 @@ def test_a_run_is_scored_with_its_program_where_it_lies_now(run: Path, moved: Pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["give that flag", "net.py:factory"]),
-        (["--program", "vae"], ["give that flag", "net.py:factory"]),
-        (["--program", "{here}/renamed.py"], ["give that flag", "net.py:factory"]),
+        ([], ["repeat that flag", "net.py:factory"]),
+        (["--program", "vae"], ["repeat that flag", "net.py:factory"]),
+        (["--program", "{here}/renamed.py"], ["repeat that flag", "net.py:factory"]),
         (["--program", "{here}/renamed.py:other"], ["'factory'", "'other'"]),
         (["--program", "{here}/net.py:factory"], ["no Python file '{here}/net.py' to read"]),
     ],
@@ -80,7 +80,7 @@ def test_a_run_of_ours_is_scored_with_no_program_in_a_file(tmp_path: Path) -> No
     folder.create(Config().to_json())
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
-        with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
+        with pytest.raises(ValueError, match="was fitted with --program 'vae'; repeat that flag or"):
             load.load_config(folder, {"program": program})
     assert load.load_config(folder, {"program": "vae"}) == load.load_config(folder, {})
 
@@ -90,7 +90,7 @@ def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: P
     (moved / "summary.json").unlink()
     lines = (moved / "metrics.jsonl").read_text()
     flags = [*TINY, "--seed", 5, "--out", moved, "--resume", "--program"]
-    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "was started with another program")
+    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "different values of program")
     done = inside("fit", *flags, f"{moved.with_name('renamed.py')}:factory")
     assert done.returncode == 0, done.stderr
     assert (moved / "metrics.jsonl").read_text() == lines  # no epoch was fitted again
@@ -108,7 +108,7 @@ def test_a_checkpoint_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> 
     for place in ("there.py:factory", "C:\\there.py:factory", run["program"]):
         assert Checkpoints(tmp_path, {**run, "program": place}).newest() == (3, {"number": 3})
     for program in ("here.py:other", "factory", "vae", None, 3):
-        with pytest.raises(CheckpointError, match=r"of another run: its program is \"it's/here\.py:factory\""):
+        with pytest.raises(CheckpointError, match=r"belongs to another run: its program is \"it's/here\.py:factory\""):
             Checkpoints(tmp_path, {**run, "program": program}).newest()
 
 
@@ -117,9 +117,9 @@ def test_a_run_folder_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> 
     folder.create({"seed": 0, "program": "here.py:factory"})
     folder.check_config_matches({"seed": 0, "program": "elsewhere/there.py:factory"})
     for program in ("here.py:other", "factory", "vae"):
-        with pytest.raises(RunFolderError, match="another program;"):
+        with pytest.raises(RunFolderError, match="values of program;"):
             folder.check_config_matches({"seed": 0, "program": program})
-    with pytest.raises(RunFolderError, match="another seed;"):
+    with pytest.raises(RunFolderError, match="values of seed;"):
         folder.check_config_matches({"seed": 1, "program": "there.py:factory"})
 
 

@@ -60,7 +60,7 @@ def test_an_autoencoder_has_no_prior_and_nothing_to_complete(tmp_path: Path) -> 
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, refused: Callable[..., None]) -> None:
-    refused(command("sample", tmp_path), "no run folder")
+    refused(command("sample", tmp_path), "not a run folder")
 
 
 def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunFolderError, match="file exists and is no run folder"):
+    with pytest.raises(RunFolderError, match="file exists and is not a run folder"):
         RunFolder(tmp_path / "file").create(CONFIG, **flags)
     assert tree(tmp_path) == {"file": b"mine"}
 

@@ -79,7 +79,7 @@ def test_epochs_that_are_missing_are_not_passed_over(lines: list[int], tmp_path:
     for epoch in lines:
         folder.append_epoch({"epoch": epoch})
     before = tree(tmp_path)
-    with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
+    with pytest.raises(RunFolderError, match="must contain each of the first 3 epochs once"):
         folder.truncate_metrics(3)
     assert tree(tmp_path) == before
 
