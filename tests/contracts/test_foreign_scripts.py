@@ -149,7 +149,7 @@ def test_labels_are_worth_what_they_tell(programs: Path, tmp_path: Path) -> None
     without, given = (fitted(programs, name, tmp_path / name, *flags) for name in ("flat", "labelled"))
     assert given["log_likelihood"] > without["log_likelihood"] + 1
     probed = inside("evaluate", tmp_path / "labelled", "--program", f"{programs}:labelled", "--probe")
-    assert "the program is given the labels" in probed.stdout
+    assert "the program takes the labels as an argument" in probed.stdout
 
 
 def test_prior_samples_have_a_row_for_each_class() -> None:

@@ -177,7 +177,7 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     monkeypatch.setitem(datasets.DATASETS, "digits", unlabelled)
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
-    assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout
+    assert f"{run.name}: not probed, the images have no labels" in result.stdout
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     assert (found["probe"], found["reasons"]["probe"]) == (None, "the images have no labels")
 

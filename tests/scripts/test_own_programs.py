@@ -178,7 +178,7 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
     assert found["log_likelihood"] is None
     assert "nan" not in result.stdout
     assert (loss / "evaluation" / "figures" / "rate_distortion.png").exists()
-    refused(command("evaluate", loss, "--ais-temperatures", 5), "is of densities", "no log-likelihood")
+    refused(command("evaluate", loss, "--ais-temperatures", 5), "requires log weights", "no log-likelihood")
 
 
 @pytest.mark.parametrize(
