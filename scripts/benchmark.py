@@ -2,15 +2,15 @@
 
     python scripts/benchmark.py --data mnist --data-root DIR
 
-Blocks of all candidates are interleaved, so that a drift of the clock affects all of them; compare the medians of the
-paired ratios. All have the same network, prior N(0, I), images drawn in the same way, and Adam under a cosine schedule,
-fused except for stock Pyro, which has one optimizer per tensor. The floor of the arithmetic is shown beside them: the
-operations of the matrix products at the rate of a large product, or the bytes that a step must move at the rate of a
-copy, whichever takes longer.
+Blocks of all contenders are interleaved, so that a drift of the clock affects all of them; compare the medians of the
+paired ratios. All contenders have the same network, prior N(0, I), binarization and cosine schedule. Adam is fused,
+except for stock Pyro, which uses one optimizer per tensor. The roofline is a lower bound on the time of a step: the
+time of its matrix products at the rate of a large product, or of the bytes that it must move at the rate of a copy,
+whichever is longer.
 
-The other measurements are of scores (decoded particles of importance sampling, and densities of annealing with their
-gradients), of a step as batch, particles, latent units and prior grow, and of a step in lower precision. All results
-are written to OUT/benchmark.json, and the ratios are drawn.
+The other measurements are the speed of scores (particles decoded by importance sampling, and log-densities of AIS with
+their gradients), of steps with larger batches, more particles, more latent units and other priors, and of steps in
+lower precision. All results are written to OUT/benchmark.json, and the ratios of the steps to OUT/benchmark.png.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OutputFlags:
     """Results.
 
     Args:
-        out: Folder of benchmark.json and of its figure.
+        out: Folder of benchmark.json and benchmark.png.
     """
 
     out: config.DirPath = Path("runs/benchmark")
@@ -68,22 +68,22 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Run the script."""
-    asked, out = arguments.measurement, arguments.output.out
+    """Make the requested measurements, and write and print the results."""
+    flags, out = arguments.measurement, arguments.output.out
     settings = config.Config(**vars(arguments.setting)).resolve()
     images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
     machine = machine_rates(torch.device(settings.device))
     print(f"matrix products {machine[0] / 1e9:.0f} GFLOP/s, copies {machine[1] / 1e9:.1f} GB/s\n")
-    bench = Bench(settings, images, asked, machine)
+    bench = Bench(settings, images, flags, machine)
     report: dict[str, Any] = {
         "settings": {key: str(value) for group in vars(arguments).values() for key, value in vars(group).items()},
         "device": name,
         "versions": versions(),
         "gemm_flops_per_second": machine[0],
         "copy_bytes_per_second": machine[1],
-        **{what: getattr(bench, what)() for what in asked.measure},
+        **{name: getattr(bench, name)() for name in flags.measure},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")

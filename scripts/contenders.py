@@ -19,22 +19,22 @@ from pyro_vae.config import programs
 from pyro_vae.evaluate.annealing import paths
 from pyro_vae.infer import ELBO, SVI, Optim, schedules
 
-CHAINS = 16
+CHAINS = 16  # per image, of annealed importance sampling
 
 
 def batches_of(settings: config.Config, images: data.Observed) -> data.Batches:
-    """Return the batches of a fit."""
+    """Return the training batches of a configuration."""
     return images.batches(settings.batch_size, settings.seed)
 
 
 def full_batches(batches: data.Batches) -> Iterator[Tensor]:
-    """Yield batches of the full size, for ever."""
+    """Yield training batches endlessly, without the smaller last batch of an epoch."""
     for epoch in count():
         yield from (batch for batch in batches(epoch) if len(batch) == batches.batch_size)
 
 
 def fed(step: Step, stream: Iterator[Tensor]) -> Step:
-    """Return a step that takes its batches from a stream of its own."""
+    """Return a step that takes batches from `stream` and ignores the one it is called with."""
     return lambda _: step(next(stream))
 
 
@@ -44,7 +44,7 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
 
 
 def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
-    """Return the step that scripts/fit.py takes."""
+    """Return the training step of scripts/fit.py in an execution mode: ``compiled``, ``recorded`` or None."""
     program = programs.build(settings, images.pixels)
     schedule = schedules.per_step(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
@@ -54,19 +54,19 @@ def ours(settings: config.Config, images: data.Observed, batches: data.Batches, 
 
 
 def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
-    """Take some steps, so that weights are not those of the start."""
+    """Take training steps, so that the parameters are not the initial ones."""
     pyro.clear_param_store()
     svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
     for batch, _ in zip(full_batches(batches), range(steps), strict=False):
         svi.step(batch, preprocess=batches.observe)
 
 
-def _at(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
+def _evaluate(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
     return path.evaluate(u)
 
 
 def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
-    """Make the densities and gradients of annealed importance sampling, and a bare loop over the same decoder."""
+    """Return contenders that evaluate log p(x, z) and its gradient: AIS of this package, and the bare decoder."""
     decoder, bias = program.likelihood.net, program.likelihood.bias
     u = torch.randn(CHAINS, len(x), program.prior().event_shape[0], device=x.device)
 
@@ -77,8 +77,8 @@ def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
         log_joint = -entropy - 0.5 * z.square().sum(-1)
         return torch.autograd.grad(log_joint.sum(), z)
 
-    found = {}
+    contenders = {}
     for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
         path = paths.AnnealingPath(program.model, program.guide, x, "guide", compiled=compiled)
-        found[name] = Contender(partial(_at, path, u), lambda: pyro.validation_enabled(False))
-    return {**found, "bare decoder": Contender(bare)}
+        contenders[name] = Contender(partial(_evaluate, path, u), lambda: pyro.validation_enabled(False))
+    return {**contenders, "bare decoder": Contender(bare)}

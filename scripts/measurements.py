@@ -19,22 +19,22 @@ from pyro_vae.infer import ELBO
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
 
-_IMAGES_SCORED = 100
+_IMAGES_SCORED = 100  # test images whose scores are timed
 
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")]
 
 
 @dataclass(frozen=True)
 class MeasurementFlags:
-    """What is timed, and for how long.
+    """Measurements, their sizes and their duration.
 
     Args:
-        measure: Measurements to make, one or more of steps, scores, growth and precision.
+        measure: Measurements to make: one or more of steps, scores, growth and precision.
         batch_sizes: Numbers of images per training step.
         num_particles: Numbers of particles per image in training.
-        num_samples: Number of particles per image that importance sampling decodes.
-        blocks: Number of timed blocks of each candidate.
-        seconds: Length of a block of the hand-written candidate, in seconds.
+        num_samples: Number of particles per image in importance sampling.
+        blocks: Number of timed blocks of each contender.
+        seconds: Length of a block of the last contender, in seconds.
     """
 
     measure: Annotated[
@@ -48,18 +48,25 @@ class MeasurementFlags:
 
 
 class Bench:
-    """The measurements; each prints as it goes and returns what it found."""
+    """The measurements. Each method prints its results and returns them as JSON values.
+
+    Args:
+        settings: Configuration of the program and its training steps.
+        images: Images of the data set.
+        flags: Sizes of the measurements.
+        machine: Operations per second and bytes per second of the device, from `machine_rates`.
+    """
 
     def __init__(
-        self, settings: config.Config, images: data.Observed, asked: MeasurementFlags, machine: tuple[float, float]
+        self, settings: config.Config, images: data.Observed, flags: MeasurementFlags, machine: tuple[float, float]
     ) -> None:
-        self.settings, self.images, self.asked, self.machine = settings, images, asked, machine
+        self.settings, self.images, self.flags, self.machine = settings, images, flags, machine
 
     def steps(self) -> list[dict[str, Any]]:
-        """Time training steps at every batch size and number of particles."""
-        found = []
-        for num_particles in self.asked.num_particles:
-            for batch_size in self.asked.batch_sizes:
+        """Time training steps for every batch size and number of particles."""
+        cases = []
+        for num_particles in self.flags.num_particles:
+            for batch_size in self.flags.batch_sizes:
                 settings = replace(self.settings, batch_size=batch_size, num_particles=num_particles)
                 batches = batches_of(settings, self.images)
                 contenders = {
@@ -72,61 +79,63 @@ class Bench:
                 }
                 print(f"batch {batch_size}, K = {num_particles}")
                 timings = self.race(contenders, batches)
-                floor = max(self.floor(settings))
+                roofline = max(self.floor(settings))
                 for name, timing in timings.items():
                     epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
                     print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
                 base = timings["hand-written"].seconds
-                print(f"  {'floor of the arithmetic':30}{floor * 1e3:9.2f} ms/step{'':17}{floor / base:8.2f}x")
-                found.append(
+                print(f"  {'roofline':30}{roofline * 1e3:9.2f} ms/step{'':17}{roofline / base:8.2f}x")
+                cases.append(
                     {
                         "batch_size": batch_size,
                         "num_particles": num_particles,
-                        "floor_seconds": floor,
+                        "floor_seconds": roofline,
                         "contenders": {name: timing._asdict() for name, timing in timings.items()},
                     }
                 )
-        return found
+        return cases
 
     def scores(self) -> dict[str, Any]:
-        """Time importance sampling and annealing."""
+        """Time importance sampling, and the log-densities of AIS with their gradients."""
         x = self.images.split("test")[:_IMAGES_SCORED]
         program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, number = CompiledBackend(), self.asked.num_samples
+        compiled, num_samples = CompiledBackend(), self.flags.num_samples
 
         def ours(backend: EagerBackend) -> Contender:
-            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, backend=backend))
+            return Contender(
+                lambda _: log_weights(program.model, program.guide, x, num_samples, seed=0, backend=backend)
+            )
 
         contenders = {
             "pyro_vae, compiled": ours(compiled),
             "pyro_vae, run by Pyro": ours(EagerBackend()),
-            "hand-written": Contender(handwritten_scores(program, x, number)),
+            "hand-written": Contender(handwritten_scores(program, x, num_samples)),
         }
         timings = self.race(contenders, batches_of(self.settings, self.images))
-        decodes = len(x) * number
+        decodes = len(x) * num_samples
         flops = decodes * 2 * sum(a * b for a, b in decoder_layers(self.settings, self.images))
-        print(f"\nimportance sampling, {len(x)} images x {number} particles")
+        print(f"\nimportance sampling, {len(x)} images x {num_samples} particles")
         for name, timing in timings.items():
-            share = flops / timing.seconds / self.machine[0]
+            fraction = flops / timing.seconds / self.machine[0]
             print(
                 f"  {name:30}{decodes / timing.seconds:12,.0f} decodes/s{1 / timing.ratio:8.2f}x hand-written"
-                f"{100 * share:6.0f} % of the matrix products' rate"
+                f"{100 * fraction:6.0f} % of the rate of a large matrix product"
             )
         report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
         with read_only(program.model, program.guide, x=x):
             timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
-        print(f"annealing, {CHAINS} chains of {len(x)} images")
+        print(f"annealed importance sampling, {len(x)} images x {CHAINS} chains")
         for name, timing in timings.items():
             rate = CHAINS * len(x) / timing.seconds
-            print(f"  {name:30}{rate:12,.0f} densities with gradient/s{1 / timing.ratio:8.2f}x bare decoder")
+            print(f"  {name:30}{rate:12,.0f} log-densities with gradient/s{1 / timing.ratio:8.2f}x bare decoder")
         return {**report, "annealing": as_json(timings)}
 
     def growth(self) -> dict[str, Any]:
-        """Time a compiled step as one thing grows, the others at their defaults."""
+        """Time a compiled step with one setting changed at a time."""
         cases: dict[str, dict[str, Any]] = {"default": {}}
-        cases |= {f"batch {size}": {"batch_size": size} for size in self.asked.batch_sizes if size != 100}
-        cases |= {f"K {number}": {"num_particles": number} for number in (5, 50)}
-        cases |= {f"latent units {number}": {"latent_dim": number} for number in (10, 200)}
+        cases |= {f"batch {size}": {"batch_size": size} for size in self.flags.batch_sizes if size != 100}
+        cases |= {f"K {count}": {"num_particles": count} for count in (5, 50)}
+        cases |= {f"latent units {count}": {"latent_dim": count} for count in (10, 200)}
         cases |= {f"prior {name}": {"prior": name} for name in ("mixture", "vamp", "nsf")}
         contenders = {}
         for name, changes in reversed(cases.items()):
@@ -136,13 +145,13 @@ class Bench:
             stream = full_batches(batches)
             contenders[name] = Contender(fed(contender.step, stream), contender.context)
         timings = self.race(contenders, batches_of(self.settings, self.images))
-        print("\na compiled step, and how it grows")
+        print("\ncompiled step with one setting changed")
         for name, timing in reversed(timings.items()):
             print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{timing.ratio:8.2f}x default")
         return as_json(timings)
 
     def precision(self) -> dict[str, Any]:
-        """Time a compiled step in lower precision, and take the ELBO on the same weights and noise."""
+        """Time a compiled step in lower precision, and compare ELBOs for the same parameters and random numbers."""
         names = [name for name in PRECISIONS if name != "tf32" or self.settings.device == "cuda"]
         batches = batches_of(self.settings, self.images)
         contenders = {
@@ -162,7 +171,7 @@ class Bench:
                 PRECISIONS[name](),
             ):
                 elbos[name] = ELBO(10).bounds(program.model, program.guide, x)[1]
-        print("\nprecision of the matrix products, ELBO of 1,000 images on the same weights and noise")
+        print("\nprecision of matrix products, ELBO of 1,000 images with the same parameters and random numbers")
         report = {}
         for name in names:
             change = elbos[name] - elbos["float32"]
@@ -178,18 +187,20 @@ class Bench:
         return report
 
     def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
-        """Time blocks of each in turn; ratios are to the last."""
-        return race(contenders, full_batches(batches), self.asked.blocks, self.asked.seconds)
+        """Time interleaved blocks of the contenders; ratios are relative to the last one."""
+        return race(contenders, full_batches(batches), self.flags.blocks, self.flags.seconds)
 
     def floor(self, settings: config.Config) -> tuple[float, float]:
-        """Return the seconds of a step's matrix products, and of the bytes that it must move."""
+        """Return lower bounds on the seconds of a step: for its matrix products, and for the bytes that it moves."""
         encoder, decoder = encoder_layers(settings, self.images), decoder_layers(settings, self.images)
         rows = settings.batch_size * settings.num_particles
-        # Forwards, and backwards to weights and to inputs, of which the first layer needs the former alone.
+        # One product in the forward pass and two in the backward pass, for the gradients of weights and inputs; the
+        # first layer needs no gradient of its input.
         products = settings.batch_size * (3 * sum(a * b for a, b in encoder) - math.prod(encoder[0]))
         products += rows * 3 * sum(a * b for a, b in decoder)
         weights = sum((a + 1) * b for a, b in (*encoder, *decoder))
-        # Adam reads weight, gradient and two moments and writes three; units are written and read, there and back.
+        # Adam reads weight, gradient and two moments, and writes all but the gradient: 7 values per weight. Each unit
+        # is written and read in the forward and in the backward pass: 4 values per unit.
         units = settings.batch_size * sum(b for _, b in encoder) + rows * sum(b for _, b in decoder)
         copied = 4 * (7 * weights + 4 * units)
         return 2 * products / self.machine[0], copied / self.machine[1]

@@ -92,7 +92,7 @@ def run_with_checkpoints(
     while not fit.finished:
         try:
             for epoch in fit.iterate(due):
-                if epoch is not None:
+                if epoch is not None:  # None is yielded between two steps of an epoch if a checkpoint is due
                     yield epoch
                 stopping = should_stop()  # called once, so that a later request takes effect after the next step
                 if stopping or fit.finished or due() or checkpoints.is_milestone(fit.svi.steps):

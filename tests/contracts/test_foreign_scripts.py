@@ -165,7 +165,7 @@ def test_a_real_number_beside_pixels_leaves_these_binarized(programs: Path, tmp_
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["density"] is False
     assert numbers["bits_per_dim"] is None
-    assert "more than x" in numbers["reasons"]["bits_per_dim"]
+    assert "observed sites besides x" in numbers["reasons"]["bits_per_dim"]
     assert 0 < numbers["squared_error"] < 64
 
 
@@ -173,7 +173,7 @@ def test_numbers_of_another_unit_are_null_with_their_reason(programs: Path, tmp_
     numbers = fitted(programs, "scaled", tmp_path / "run", "--binarize", "none")
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["bits_per_dim"] is numbers["squared_error"] is None
-    assert all("in a unit of its own" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
+    assert all("its unit is not that of x" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
     assert figures(tmp_path / "run" / "figures") == {"learning_curve", "bounds", "khat"}
 
 

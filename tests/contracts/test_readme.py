@@ -143,7 +143,7 @@ def arguments_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Return the arguments of each script by its name."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield {name: importlib.import_module(name).Arguments for name in SCRIPTS}
-    for name in (*SCRIPTS, "baselines", "timing"):
+    for name in (*SCRIPTS, "baselines", "contenders", "measurements", "timing"):
         del sys.modules[name]
 
 

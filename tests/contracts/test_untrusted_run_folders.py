@@ -96,7 +96,7 @@ def test_embedded_digits_need_no_folder(
 def test_no_program_that_a_run_names_is_run(stranger: Callable[..., Path], tmp_path: Path, refused: Refused) -> None:
     code = tmp_path / "code.py"
     code.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n")
-    refused(command("evaluate", stranger(program=f"{code}:factory")), "give that flag")
+    refused(command("evaluate", stranger(program=f"{code}:factory")), "repeat that flag")
     assert outside(tmp_path) == ["code.py"]
 
 

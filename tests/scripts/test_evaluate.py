@@ -152,7 +152,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
     assert min(found["accuracy"][3:]) > 3 / 8
     assert f"MIG {found['mig']:.2f}, SAP {found['sap']:.2f}" in result.stdout
     assert (folder / "evaluation" / "figures" / "factors.png").stat().st_size > 5000
-    refused(command("evaluate", run, "--disentanglement"), str(run), "several known factors")
+    refused(command("evaluate", run, "--disentanglement"), str(run), "two or more known factors")
 
 
 def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
