@@ -10,8 +10,8 @@ The fitted shape k-hat estimates the tail index k of the distribution of the wei
 order 1/k: the variance for k < 1/2, the mean for k < 1. Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed
 Importance Sampling", JMLR 25 (2024) (https://arxiv.org/abs/1507.02646).
 
-Inputs and outputs are NumPy arrays. ArviZ 0.2x (Python 3.11) and 1.x are supported. It is imported on use: with xarray,
-pandas and matplotlib it takes longer to import than Pyro itself.
+Inputs and outputs are NumPy arrays. ArviZ, version 0.2x (Python 3.11) or 1.x, is imported on use: with xarray, pandas
+and matplotlib it takes longer to import than Pyro itself.
 """
 
 from __future__ import annotations
