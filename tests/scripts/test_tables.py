@@ -38,7 +38,7 @@ def test_a_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: P
     assert fitted["elbo"] <= fitted["log_likelihood"]
     if name == "flowers.csv":
         assert fitted["bits_per_dim"] is None
-        assert "real numbers have no levels" in fitted["reasons"]["bits_per_dim"]
+        assert "real-valued data have no levels" in fitted["reasons"]["bits_per_dim"]
     else:
         assert fitted["bits_per_dim"] == pytest.approx(-fitted["log_likelihood"] / (9 * math.log(2)))
 
