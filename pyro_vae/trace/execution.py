@@ -78,7 +78,7 @@ def trace_in_layout(
     run_batch = batch.repeat(num_samples) if rows else batch
     held = _HoldValues(given, native or {}, layout, num_samples, batch.x)
     with _SampleSites() as tracer, held, _explain_dtype_error(run_batch.x):
-        if layout.kind in ("particles", "states"):
+        if layout.kind in ("particles", "states"):  # joint values of ``states`` broadcast without a plate
             with pyro.plate(PARTICLES, num_samples // states, dim=layout.particle_dim):
                 run_batch.call(program)
         else:

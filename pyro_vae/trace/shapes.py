@@ -47,6 +47,7 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
         if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
             raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     known = {*kept, *(batch + plate.dim for plate in plates)}
+    # A larger dimension without a plate around the site cannot be assigned to images.
     if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
         raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     if summed := [axis for axis in range(batch) if axis not in kept]:
@@ -95,6 +96,7 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     kept = leading + dims
     if local and batch + frame.data.dim < 0:
         raise UserError(_wrong_shape(site, value.shape[:batch], frame))
+    # Drop the singleton dimensions of plates that are not around this site.
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
     first = len(leading)
@@ -125,13 +127,13 @@ def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     elif frame.kind == "plain":
         value = value[0]
     leading = frame.leading
-    if frame.kind == "states":
+    if frame.kind == "states":  # a value that does not depend on the joint values has one leading dimension fewer
         leading = leading[len(own_dims) + site["fn"].event_dim + len(leading) - value.dim() :]
     first = len(leading)
     if local and (index := first + own_dims.index(frame.data.dim)) != first:
         value = value.movedim(first, index)
     dims = leading + own_dims
-    for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
+    for dim in range(min(dims, default=0), 0):  # singletons for plates not around this site
         if dim not in dims:
             value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
     return value
