@@ -25,8 +25,8 @@ NAMES = config.CHOICES | {"program": programs.NAMES}
 WITHOUT_DENSITY = {
     "autoencoder": "no density",
     "point-mass": "no density",
-    "flat": "no distribution",
-    "cross-entropy": "no log-likelihood",
+    "flat": "not a distribution",
+    "cross-entropy": "not a log-likelihood",
 }
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
@@ -178,7 +178,7 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
     assert found["log_likelihood"] is None
     assert "nan" not in result.stdout
     assert (loss / "evaluation" / "figures" / "rate_distortion.png").exists()
-    refused(command("evaluate", loss, "--ais-temperatures", 5), "is of densities", "no log-likelihood")
+    refused(command("evaluate", loss, "--ais-temperatures", 5), "is of densities", "not a log-likelihood")
 
 
 @pytest.mark.parametrize(
