@@ -1,7 +1,7 @@
-r"""Caltech 101 Silhouettes, 28 x 28 outlines of objects of 101 classes, filled, with splits of their own.
+r"""Caltech 101 Silhouettes: 28 x 28 filled outlines of objects of 101 classes, with predefined splits.
 
 Marlin, Swersky, Chen, de Freitas, "Inductive Principles for Restricted Boltzmann Machine Learning", AISTATS 2010.
-The silhouette is 0 and the background 1, as in the file; they become 0 and 255. Some papers invert them.
+As in the file, the silhouette is 0 and the background 1; they are mapped to 0 and 255. Some papers invert them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load(root: Path, download: bool) -> Images:
     """Read Caltech 101 Silhouettes.
 
     Raises:
-        DataError: the file is absent, damaged, or holds pixels other than 0 and 1 or labels other than 1 to 101.
+        DataError: If the file is missing or damaged, a pixel is not 0 or 1, or a label is not between 1 and 101.
     """
     (path,) = files.require(root / "caltech-silhouettes", [_NAME], "Caltech 101 Silhouettes by Benjamin Marlin")
     shapes = {f"{split}_data": (mat.ANY, 784) for split in _SPLITS}
