@@ -43,9 +43,9 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
         self._at_least("warmup_epochs", 0)
         # Paths need not exist: the data of a saved run may have moved.
         if self.data not in data.DATASETS and os.sep not in self.data and not os.path.exists(self.data):
-            known = ", ".join(data.DATASETS)
-            own = "the path of a folder of images or a file of arrays"
-            raise UserError(f"Unknown data {self.data!r}; choose one of {known}, or {own}.")
+            names = ", ".join(data.DATASETS)
+            path = "the path of a folder of images or a file of arrays"
+            raise UserError(f"Unknown data {self.data!r}; choose one of {names}, or {path}.")
         if self.channels not in (None, 1, 3):
             raise UserError(f"--channels is {self.channels}; choose 1 or 3.")
         if not all(0 < fraction < 1 for fraction in self.splits) or not math.isclose(sum(self.splits), 1.0):
@@ -53,7 +53,7 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
             raise UserError(f"--splits is {splits}; the three fractions must be positive and sum to 1.")
         for name in ("beta", "free_bits", "mmd_weight"):
             objectives.require_nonnegative(flag(name), getattr(self, name))
-        if not 0 < self.learning_rate < 1e6:  # several larger steps would overflow float32
+        if not 0 < self.learning_rate < 1e6:  # much larger learning rates overflow float32
             raise UserError(f"--learning-rate is {self.learning_rate}; it must be a positive number below 1e6.")
         check_decay(flag("ema"), self.ema)
         for name, choices in CHOICES.items():

@@ -50,9 +50,9 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{rest}.")
     for name, default in known.items():
         value = values[name]
-        good = isinstance(value, _JSON_TYPES[type(default)])
-        good = good and isinstance(value, bool) == isinstance(default, bool)  # in Python, bool is a subclass of int
-        if not good or not _moderate(value):
+        valid = isinstance(value, _JSON_TYPES[type(default)])
+        valid = valid and isinstance(value, bool) == isinstance(default, bool)  # in Python, bool is a subclass of int
+        if not valid or not _moderate(value):
             raise UserError(f"{path} is not a configuration: {name} is {reprlib.repr(value)}.")
     try:
         return Config(**{**values, "data_root": Path(values["data_root"]), "splits": tuple(values["splits"])})

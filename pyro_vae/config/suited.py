@@ -48,14 +48,14 @@ def adapt_to_data(config: Config, images: data.Collection) -> Config:
         gray = images.kind in ("gray", "color")
         likelihood = "bernoulli" if gray and not wants_levels else LIKELIHOODS_OF[images.kind][0]
     # Programs that ignore --likelihood have a fixed one for binary pixels.
-    own = "pixelcnn" if config.program == "pixelcnn" else PRESETS.get(config.program, {}).get("likelihood")
+    fixed = "pixelcnn" if config.program == "pixelcnn" else PRESETS.get(config.program, {}).get("likelihood")
     if binarize == AUTO:
-        binarize = "dynamic" if (own or likelihood) in _BINARY else "none"
-    known = {name for names in LIKELIHOODS_OF.values() for name in names}
-    if (own or likelihood) in known - set(LIKELIHOODS_OF[images.kind]):
-        what = f"--likelihood {likelihood}" if own is None else f"--program {config.program}"
+        binarize = "dynamic" if (fixed or likelihood) in _BINARY else "none"
+    supported = {name for names in LIKELIHOODS_OF.values() for name in names}
+    if (fixed or likelihood) in supported - set(LIKELIHOODS_OF[images.kind]):
+        what = f"--likelihood {likelihood}" if fixed is None else f"--program {config.program}"
         offered = ", ".join(LIKELIHOODS_OF[images.kind])
         raise UserError(f"{what} does not support {images.kind} data; --likelihood may be {offered}.")
-    if own is not None and config.likelihood == AUTO:
+    if fixed is not None and config.likelihood == AUTO:
         likelihood = UNREAD
     return replace(config, likelihood=likelihood, binarize=binarize)

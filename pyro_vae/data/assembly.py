@@ -72,7 +72,7 @@ def assemble(
     """
     places, codes, how_split = places_of(name, parts, labels, splits)
     encoded = None if codes is None else Labels(("class",), *codes)
-    return build(name, *(part[place] for part, place in places), encoded, how_split)
+    return build(name, *(part[indices] for part, indices in places), encoded, how_split)
 
 
 class Places(NamedTuple):

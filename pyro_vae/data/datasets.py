@@ -120,9 +120,9 @@ def load(
             write_cache=download,
         )
     else:
-        known = ", ".join(DATASETS)
-        own = "the path of a folder of images or a file of arrays"
-        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
+        names = ", ".join(DATASETS)
+        path = "the path of a folder of images or a file of arrays"
+        raise DataError(f"Unknown data set {name!r}; choose one of {names}, or {path}.")
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.take(split, number)
     return images

@@ -59,7 +59,7 @@ def read_pair(
         images: File of the images.
         labels: File of the labels.
         min_images: Minimum number of images.
-        num_classes: Number of classes. Labels must be smaller.
+        num_classes: Number of classes. Labels are 0 to `num_classes` - 1.
 
     Returns:
         Pixels, uint8, shape (N, 28, 28), classes, int64, shape (N, 1), and the SHA-256 of both files.

@@ -88,7 +88,7 @@ class Observed:
     """Images as observed by a program: floats in [0, 1] of torch's default dtype. See `Images.observed`."""
 
     pixels: Collection
-    """The data, uint8. Pixels are 0 or 255 if the binarization is sampled only once."""
+    """The data. Images are uint8, with pixels 0 or 255 in the splits whose binarization is sampled only once."""
     binarize: str
     dequantize: bool = False
     """Whether gray levels are made continuous, for a density: x = (level + u) / 256 with u ~ U[0, 1). Theis, van den

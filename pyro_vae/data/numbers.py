@@ -18,7 +18,7 @@ from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
 _EXACT = 2**24  # float32 represents all integers up to this number
-# float32 has seven significant digits. If the mean of a column is this many standard deviations from 0, three remain.
+# float32 has seven significant digits. In a column whose mean is this many standard deviations from 0, three remain.
 _FARTHEST = 1e4
 
 

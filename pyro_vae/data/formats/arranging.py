@@ -33,7 +33,7 @@ class Arranged(NamedTuple):
     @property
     def sizes(self) -> list[int]:
         """Numbers of training, validation and test images."""
-        return [len(place) for place in self.places]
+        return [len(indices) for indices in self.places]
 
     def images(self, store: Store, indices: Tensor) -> Iterator[np.ndarray]:
         """Yield the images with these indices in the store."""
@@ -42,11 +42,11 @@ class Arranged(NamedTuple):
 
     def stacked(self, store: Store) -> list[Tensor]:
         """Return the images of each split as a tensor (N, *pixels)."""
-        return [self._stack(store, place) for place in self.places]
+        return [self._stack(store, indices) for indices in self.places]
 
-    def _stack(self, store: Store, place: Tensor) -> Tensor:
-        pixels = np.empty((len(place), *self.shape), np.uint8)
-        for target, image in zip(pixels, self.images(store, place), strict=True):
+    def _stack(self, store: Store, indices: Tensor) -> Tensor:
+        pixels = np.empty((len(indices), *self.shape), np.uint8)
+        for target, image in zip(pixels, self.images(store, indices), strict=True):
             target[:] = image
         return torch.from_numpy(pixels)
 

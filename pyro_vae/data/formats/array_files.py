@@ -26,7 +26,7 @@ from pyro_vae.data.numbers import from_numbers
 from pyro_vae.data.splits import OWN_SPLITS, Shares
 from pyro_vae.errors import DataError
 
-_LEVEL_ERROR = 0.07  # largest rounding error of 255 (k / 255) if k / 255 is stored in half precision
+_LEVEL_ERROR = 0.07  # tolerance in levels, above the rounding error of k / 255 in half precision
 _IMAGES, _LABELS = ("x", "images", "arr_0"), ("y", "labels", "arr_1")
 _SPLIT = ("x_train", "x_test", "y_train", "y_test")
 _PIECE = 2**24  # bytes per decoded chunk
@@ -93,13 +93,13 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[_Array | None]:
         files = [f"{name}.npy" for name in names if f"{name}.npy" in members]
         return _Array(f"{path}: {files[0].removesuffix('.npy')}", partial(archive.open, files[0])) if files else None
 
-    found = [find(name) for name in _SPLIT]
-    if found[0] is None:
-        found = [find(*_IMAGES), None, find(*_LABELS), None]
-    if found[0] is None:
+    arrays = [find(name) for name in _SPLIT]
+    if arrays[0] is None:
+        arrays = [find(*_IMAGES), None, find(*_LABELS), None]
+    if arrays[0] is None:
         names = ", ".join(sorted(members)[:5])
         raise DataError(f"{path} holds {names or 'nothing'}; name its images x, or x_train and x_test.")
-    return found
+    return arrays
 
 
 def _from(path: Path, arrays: Sequence[_Array | None], splits: Shares, cache: Cache) -> Collection:

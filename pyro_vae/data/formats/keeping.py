@@ -156,9 +156,9 @@ def ready_arrays(
     places, codes, how_split = places_of(name, given, labels, splits)
     train, valid, test = (part for part, _ in places)
     shape = Images(name, train, valid, test).pixel_shape  # validates the images before an entry is written
-    indices = [torch.arange(len(part))[place].tolist() for part, place in places]
-    images = (part[index].numpy() for (part, _), place in zip(places, indices, strict=True) for index in place)
-    sizes = [len(place) for place in indices]
+    indices = [torch.arange(len(part))[index].tolist() for part, index in places]
+    images = (part[index].numpy() for (part, _), split in zip(places, indices, strict=True) for index in split)
+    sizes = [len(split) for split in indices]
     return Ready(images, shape, sizes, None if codes is None else torch.cat(codes), how_split)
 
 

@@ -1,6 +1,6 @@
 r"""Tables as data sets: CSV files and other tables of numbers, and the counts of .h5ad files.
 
-Labels are the column of strings, or, if there is none, the column named label, labels, class, target or y.
+The labels are in the column of strings, or, if there is none, in that named label, labels, class, target or y.
 """
 
 from __future__ import annotations

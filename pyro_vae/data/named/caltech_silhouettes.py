@@ -30,13 +30,14 @@ def load(root: Path, download: bool) -> Images:
     """
     (path,) = files.require(root / "caltech-silhouettes", [_NAME], "Caltech 101 Silhouettes by Benjamin Marlin")
     shapes = {f"{split}_data": (mat.ANY, 784) for split in _SPLITS}
-    found = mat.read(path, shapes | {f"{split}_labels": (mat.ANY, mat.ANY) for split in _SPLITS})
-    train, valid, test = (_pixels(path, f"{split}_data", found[f"{split}_data"]) for split in _SPLITS)
+    variables = mat.read(path, shapes | {f"{split}_labels": (mat.ANY, mat.ANY) for split in _SPLITS})
+    train, valid, test = (_pixels(path, f"{split}_data", variables[f"{split}_data"]) for split in _SPLITS)
     sizes = dict(zip(_SPLITS.values(), map(len, (train, valid, test)), strict=True))
     files.warn_of_other_sizes(path, "Caltech 101 Silhouettes", sizes, (4_100, 2_264, 2_307))
     names = [f"{split}_labels" for split in _SPLITS]
     classes = [
-        mat.classes(path, name, found[name], n, _NUM_CLASSES) - 1 for name, n in zip(names, sizes.values(), strict=True)
+        mat.classes(path, name, variables[name], n, _NUM_CLASSES) - 1
+        for name, n in zip(names, sizes.values(), strict=True)
     ]
     return Images("Caltech 101 Silhouettes", train, valid, test, Labels(("class",), *classes))
 

@@ -44,7 +44,8 @@ def load(root: Path, download: bool) -> Images:
     names = _names(partition)
     sizes = dict(zip(_SPLITS, map(len, names), strict=True))
     files.warn_of_other_sizes(partition, "CelebA", sizes, _SIZES)
-    paths = [files.require(folder / "img_align_celeba", each, _SOURCE) for each in names]  # before minutes of decoding
+    # All files must be there before minutes of decoding.
+    paths = [files.require(folder / "img_align_celeba", split, _SOURCE) for split in names]
     every = [path for split in paths for path in split]
 
     def key() -> str:

@@ -52,5 +52,5 @@ def _read(images: Path, labels: Path, min_images: int) -> tuple[Tensor, Tensor]:
 
 
 def _fetch(root: Path, datasets: Any) -> None:
-    for train in (True, False):  # torchvision downloads everything if a file of the requested split is missing
+    for train in (True, False):  # torchvision downloads both splits, but only if the requested one is incomplete
         datasets.EMNIST(root, split="balanced", train=train, download=True)
