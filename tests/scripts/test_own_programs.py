@@ -116,7 +116,7 @@ def test_a_program_of_ones_own_is_fitted_and_scored(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.py:factory", ["no Python file", "missing.py"]),
+        ("missing.py:factory", ["no readable Python file", "missing.py"]),
         ("mine.py:nothing", ["defines no function 'nothing'"]),
         ("mine.py:empty", ["has no model(x)"]),
         ("mine.py:globally", ["no latent site 'theta'"]),
@@ -188,7 +188,10 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
         (["--priors", "standard"], ["two or more"]),
         (["--priors", "standard", "standard"], ["two or more"]),
         (["--priors", "standard", "vamp", "--objectives", "elbo", "iwae"], ["one of --priors"]),
-        (["--priors", "standard", "vamp", "--program", "autoencoder"], ["does not read --prior"]),
+        (
+            ["--priors", "standard", "vamp", "--program", "autoencoder"],
+            ["--prior has no effect with --program autoencoder"],
+        ),
         (["--priors", "standard", "unheard-of"], ["unheard-of", "laplace"]),
         (["--priors", "standard", "vamp", "--seeds", "0"], ["--seeds is 0"]),
     ],

@@ -84,7 +84,7 @@ def test_shares_of_the_splits_are_as_asked_for_and_kept(tables: Path, tmp_path: 
         ("flowers.csv", ["--net", "conv"], ["(4,)", "no height and width", "--net mlp"]),
         ("flowers.csv", ["--prior", "vamp"], ["--prior vamp", "images"]),
         ("flowers.csv", ["--binarize", "dynamic"], ["holds numbers, not pixels", "--binarize dynamic"]),
-        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not read real data"]),
+        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not support real data"]),
         ("flowers.csv", ["--splits", "0.5", "0.5", "0.5"], ["--splits is 0.5 0.5 0.5", "sum to 1"]),
         ("flowers.csv", ["--image-size", "8"], ["--image-size"]),
     ],

@@ -312,5 +312,5 @@ def test_a_pixelvae_takes_particles() -> None:
 def test_a_flag_that_the_program_does_not_read_is_refused(program: str, unread: dict[str, Any]) -> None:
     settings = Config(program=program, device="cpu", **unread)
     (name,) = unread
-    with pytest.raises(ValueError, match=f"--program {program} does not read --{name.replace('_', '-')}"):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no effect with --program {program}"):
         programs.build(settings, load_images(settings).pixels)
