@@ -111,7 +111,7 @@ def test_a_run_is_compiled_by_its_number_of_steps(
 
 
 def test_tf32_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices"):
+    with pytest.raises(ValueError, match="--precision tf32 requires a CUDA device"):
         Config(precision="tf32", device="cpu").resolve()
 
 

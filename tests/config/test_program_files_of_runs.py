@@ -64,7 +64,7 @@ def test_a_run_is_scored_with_its_program_where_it_lies_now(run: Path, moved: Pa
         (["--program", "vae"], ["repeat that flag", "net.py:factory"]),
         (["--program", "{here}/renamed.py"], ["repeat that flag", "net.py:factory"]),
         (["--program", "{here}/renamed.py:other"], ["'factory'", "'other'"]),
-        (["--program", "{here}/net.py:factory"], ["no Python file '{here}/net.py' to read"]),
+        (["--program", "{here}/net.py:factory"], ["no readable Python file '{here}/net.py'"]),
     ],
 )
 def test_a_run_is_scored_with_no_other_program(

@@ -181,5 +181,5 @@ def test_what_cannot_be_scored_is_refused_before_it_is_trained(
     programs: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     call = command("fit", *TINY, "--program", f"{programs}:shared", "--out", tmp_path / "run")
-    refused(call, "Site 'shift' stands outside the data plate")
+    refused(call, "Site 'shift' is outside the data plate")
     assert not (tmp_path / "run").exists()

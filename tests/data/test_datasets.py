@@ -76,7 +76,7 @@ def test_labels_of_mnist_are_those_of_its_files(mnist_root: Path) -> None:
 
 
 def test_labels_of_other_images_are_refused(digits: Images) -> None:
-    with pytest.raises(DataError, match=r"labels \(1285, 1\) of 5 train images"):
+    with pytest.raises(DataError, match=r"labels \(1285, 1\) do not match 5 train images"):
         replace(digits, train=digits.train[:5])
 
 
@@ -96,7 +96,7 @@ def test_all_images_can_be_asked_for_by_number(digits: Images, tmp_path: Path) -
 @pytest.mark.parametrize("number", [0, -1, 1798])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_numbers_of_images_that_are_not_there(split: str, number: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"digits: {number} {split} images asked for"):
+    with pytest.raises(DataError, match=f"digits: {number} {split} images requested"):
         data.load("digits", tmp_path, **{f"{split}_images": number})
 
 

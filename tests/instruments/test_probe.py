@@ -75,7 +75,7 @@ def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest
     assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
     lines = [message for message in caplog.messages if "fine-tuned" in message]
     assert lines == [
-        "No encoder is fine-tuned: the guide has several latent sites or none, or one without a mean in closed form."
+        "No encoder is fine-tuned: the guide does not have exactly one latent site with a closed-form mean."
     ]
 
 

@@ -126,5 +126,5 @@ def test_a_gated_layer_is_its_product() -> None:
 
 
 def test_convolutions_refuse_what_has_no_height_and_width() -> None:
-    with pytest.raises(ValueError, match="choose --net mlp"):
+    with pytest.raises(ValueError, match="use --net mlp"):
         components.NETS["conv"]((784,), 6)

@@ -60,7 +60,7 @@ def test_scales_that_differ_are_refused_in_the_loss_and_count_in_no_weight() -> 
 
 def test_a_factor_beside_what_is_summed_out_is_no_density() -> None:
     model = _with(dist.Bernoulli(0.5), factor=True)
-    with pytest.raises(ValueError, match="is no density"):
+    with pytest.raises(ValueError, match="is not a density"):
         ELBO().bounds(model, no_latents, torch.randn(4))
     assert log_weights(model, no_latents, torch.randn(4), 1).isnan().all()
 

@@ -113,7 +113,7 @@ def fixed(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
 
-@pytest.mark.parametrize(("guide", "words"), [(two_sites, "several latent sites"), (fixed, "no parameter")])
+@pytest.mark.parametrize(("guide", "words"), [(two_sites, "exactly one latent site"), (fixed, "no parameter")])
 def test_guides_of_which_no_classifier_can_be_made_are_refused(guide: Callable[..., None], words: str) -> None:
     x, classes = crosswise()
     with pytest.raises(NoAnalyticMeanError, match=words):

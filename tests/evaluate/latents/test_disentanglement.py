@@ -168,8 +168,8 @@ def test_accuracy_is_that_of_held_out_data_balanced_over_the_values_there() -> N
     [
         (np.zeros((6, 1)), grid(2, 3), "1 units and 2 factors"),
         (np.zeros((6, 2)), grid(6), "2 units and 1 factors"),
-        (np.full((6, 2), np.nan), grid(2, 3), "not finite"),
-        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has one value only"),
+        (np.full((6, 2), np.nan), grid(2, 3), "non-finite"),
+        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has only one value"),
     ],
 )
 def test_what_cannot_be_scored(codes: np.ndarray, factors: np.ndarray, words: str) -> None:

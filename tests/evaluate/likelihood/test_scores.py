@@ -137,7 +137,7 @@ def test_groups_of_k_by_hand() -> None:
     log_w = torch.tensor([0.0, math.log(3.0), math.log(5.0), math.log(7.0), 9.0]).double().unsqueeze(1)
     by_hand = (math.log((1 + 3) / 2) + math.log((5 + 7) / 2)) / 2  # the fifth weight is left over
     assert iwae(log_w, 2).mean().item() == pytest.approx(by_hand)
-    with pytest.raises(ValueError, match="between 1 and the 5 weights"):
+    with pytest.raises(ValueError, match="between 1 and 5, the number of weights"):
         iwae(log_w, 6)
 
 
@@ -199,7 +199,7 @@ def test_summary_is_finite_or_says_why() -> None:
         "khat_bad_fraction",
     }
     assert missing == lonely["reasons"].keys()
-    assert "not finite" not in lonely["reasons"].values()
+    assert "an importance weight is zero or non-finite" not in lonely["reasons"].values()
 
 
 def test_the_error_over_groups_is_that_of_repeats() -> None:
@@ -228,7 +228,7 @@ def test_weights_of_zero_are_null_with_their_reason() -> None:
     assert numbers["iwae"]["1"] is None
     assert math.isfinite(numbers["log_likelihood"])
     assert {"elbo", "elbo_se", "rate", "iwae"} <= numbers["reasons"].keys()
-    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or not finite"}
+    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or non-finite"}
     json.dumps(numbers, allow_nan=False)
 
 
