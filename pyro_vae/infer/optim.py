@@ -114,7 +114,9 @@ class Optim(PyroOptim):
         devices = {p.device for p in params}
         if not self._fused or {device.type for device in devices} != {"cuda"}:
             return {}
-        return {"capturable": True, "lr": torch.tensor(self.arguments.get("lr", 1e-3), device=devices.pop())}
+        rate = self.arguments.get("lr", 1e-3)
+        # Fused kernels take the rate in float32 only, whatever the type of the parameters and torch's default type.
+        return {"capturable": True, "lr": torch.tensor(rate, dtype=torch.float32, device=devices.pop())}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Take one step over all parameters, including those that are passed for the first time."""
