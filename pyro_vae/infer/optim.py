@@ -115,7 +115,7 @@ class Optim(PyroOptim):
         if not self._fused or {device.type for device in devices} != {"cuda"}:
             return {}
         rate = self.arguments.get("lr", 1e-3)
-        # Fused kernels take the rate in float32 only, whatever the type of the parameters and torch's default type.
+        # Fused kernels accept the rate only as float32, whatever the dtype of the parameters and torch's default dtype.
         return {"capturable": True, "lr": torch.tensor(rate, dtype=torch.float32, device=devices.pop())}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
