@@ -63,7 +63,7 @@ class Epoch:
         elbo: Mean ELBO of the training images during the epoch; None for a program without log weights.
         objective: Mean objective of the training images during the epoch.
         valid_elbo: ELBO of the validation images after the epoch, or None.
-        seconds: Wall time of the steps and of validation.
+        seconds: Wall time of the steps, without validation.
         learning_rate: Learning rate of the last step.
         valid_distortion: Distortion of the validation images after the epoch, or None.
     """

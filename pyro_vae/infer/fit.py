@@ -196,13 +196,14 @@ class Fit:
         started = time.perf_counter()
         with self._located():
             self.svi.raise_if_nonfinite()  # synchronizes, so that the time of all steps is counted
+        seconds = progress.seconds + time.perf_counter() - started
         model, guide, valid = self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
             record = progress.finish(
                 index=self.epoch,
                 step=self.svi.steps,
-                seconds=progress.seconds + time.perf_counter() - started,
+                seconds=seconds,
                 valid_elbo=elbo,
                 valid_distortion=distortion,
                 learning_rate=float(self.svi.optim.learning_rate),

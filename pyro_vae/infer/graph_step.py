@@ -101,7 +101,7 @@ class RecordedStep:
             self._preprocess, self._build = preprocess, build
             watched = (self.model, self.guide, self.objective, *batch.non_tensors())
             self._graph = Graph(self._loss_and_gradients, *watched, **self.options)
-            self._calls = 0
+            self._calls = self._compared_at = 0
         return True
 
     def compare_soon(self) -> None:

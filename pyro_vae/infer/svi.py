@@ -42,7 +42,7 @@ class SVI(pyro.infer.SVI):
         precision: Precision of the matrix products in a step, a key of `PRECISIONS`.
 
     Raises:
-        ValueError: If the optimizer cannot be adopted, or `execution` is unknown or has no effect.
+        ValueError: If the optimizer cannot be adopted, or `execution` or `precision` is unknown or has no effect.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class SVI(pyro.infer.SVI):
         self.recorded: RecordedStep | None = None
         if execution not in (None, "recorded", "compiled"):
             raise UserError(f"execution is {execution!r}; choose 'recorded', 'compiled' or None.")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
         if execution is not None:
             if not isinstance(loss, Objective):
                 kind = type(loss).__name__
-                raise UserError(
-                    f"execution={execution!r} requires an objective of pyro_vae, which {kind} is not: leave it out."
-                )
+                raise UserError(f"execution={execution!r} requires an objective of pyro_vae, not {kind}: leave it out.")
             self.recorded = RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats

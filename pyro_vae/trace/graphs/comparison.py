@@ -52,7 +52,10 @@ def _agree(pairs: list[tuple[Tensor | None, Tensor | None]], tolerance: float) -
     """
     if any((a is None) != (b is None) or (a is not None and a.shape != b.shape) for a, b in pairs):  # type: ignore[union-attr]
         return False
-    unequal = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and a.numel()]
-    unequal = [(a.nan_to_num(0.0), b.nan_to_num(0.0)) for a, b in unequal if not torch.equal(a, b)]
+    unequal = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and not torch.equal(a, b)]
+    for a, b in unequal:  # NaN and infinities have no relative difference, and must be at the same indices
+        if any(not torch.equal(test(a), test(b)) for test in (torch.isnan, torch.isposinf, torch.isneginf)):
+            return False
+    unequal = [(a.where(a.isfinite(), 0.0), b.where(b.isfinite(), 0.0)) for a, b in unequal]
     largest = max((float(a.abs().max()) for a, _ in unequal), default=0.0)
     return all(float((a - b).abs().max()) <= tolerance * (float(a.abs().max()) + 1e-3 * largest) for a, b in unequal)
