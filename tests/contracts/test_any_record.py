@@ -126,7 +126,7 @@ def test_what_no_watch_sees_is_found_by_the_comparison(caplog: pytest.LogCapture
             taken.append(float(svi.step(binary(5, 6))))
         losses.append(taken)
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
-    assert "other numbers than its record" in caplog.text
+    assert "the program and its graph give different results" in caplog.text
 
 
 class Bounds:

@@ -145,7 +145,7 @@ def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
 def test_a_scale_of_one_site_is_refused_where_there_is_no_sum_over_sites(objective: Objective) -> None:
     program, x = LinearGaussian(1), torch.zeros(3, 7)
     half = poutine.scale(program.model, scale=0.5)
-    with pytest.raises(ValueError, match="has a scale of its own"):
+    with pytest.raises(ValueError, match="has a separate scale"):
         objective.loss(half, program.guide, x)
 
 

@@ -118,7 +118,7 @@ def test_the_gradient_of_the_statistic_matches_finite_differences() -> None:
 
 @pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
 def test_samples_that_cannot_be_compared_are_refused(shapes: tuple[tuple[int, int], ...]) -> None:
-    with pytest.raises(ValueError, match="two draws or more of each"):
+    with pytest.raises(ValueError, match="at least two draws of each"):
         mmd(*(torch.randn(shape) for shape in shapes))
 
 
