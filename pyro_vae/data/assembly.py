@@ -51,6 +51,12 @@ def from_arrays(
     Raises:
         DataError: If the pixels are invalid (see `to_uint8`), labels do not match the images or are given only for some
             of the splits, validation images are given without test images, or a split would be empty.
+
+    Example:
+        >>> import numpy as np
+        >>> pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
+        >>> print(from_arrays(pixels, splits=(0.8, 0.1, 0.1), name="noise"))
+        noise: 78 train, 13 valid, 9 test images of 8 x 8 gray pixels, split by their content
     """
     given = ((train, "training"), (valid, "validation"), (test, "test"))
     parts = [None if images is None else to_uint8(images, f"{name}, {split} images") for images, split in given]

@@ -102,6 +102,10 @@ def load(
     Raises:
         DataError: If `name` is neither a data set nor a path, a file is missing, damaged, inconsistent or not the
             original of MNIST, there are too few images, or an option for your own data does not apply.
+
+    Example:
+        >>> print(load("digits"))
+        digits: 1,285 train, 256 valid, 256 test images of 8 x 8 gray pixels, 10 classes
     """
     images: Collection
     if name in DATASETS:

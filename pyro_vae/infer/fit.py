@@ -47,6 +47,18 @@ class Fit:
     Raises:
         ValueError: If `patience` is set without `valid`, or `ema` is outside [0, 1).
         NonFiniteError, OutOfMemoryError: While iterating; the message names the step.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import ELBO, Optim
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.zeros(()))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> svi = SVI(model, lambda x: None, Optim(torch.optim.Adam, {"lr": 0.1}), ELBO())
+        >>> epochs = list(Fit(svi, [torch.tensor([3.0, 5.0])], epochs=200))
+        >>> print(f"{pyro.param('loc'):.2f}, {epochs[-1].elbo:.2f} nats")  # the mean, and -0.5 - 0.5 log(2 pi)
+        4.00, -1.42 nats
     """
 
     def __init__(

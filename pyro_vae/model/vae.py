@@ -21,6 +21,16 @@ class VAE(nn.Module):
         prior: Module; ``prior()`` returns p(z), event shape (D,).
         likelihood: Module; ``likelihood(z)`` returns p(x|z), event shape (*pixels).
         posterior: Module; ``posterior(x)`` returns q(z|x), event shape (D,).
+
+    Example:
+        >>> from functools import partial
+        >>> from pyro_vae import data, likelihoods, nets, posteriors, priors
+        >>> images = data.load("digits").observed("dynamic")
+        >>> net = nets.Dense((8, 8), hidden_dim=20)
+        >>> likelihood = likelihoods.Bernoulli(partial(net.decoder, 2), images.pixels.train)
+        >>> vae = VAE(priors.StandardNormal(2), likelihood, posteriors.MeanField(net.encoder, 2))
+        >>> pyro.poutine.trace(vae.model).get_trace(images.split("test")).nodes["z"]["value"].shape
+        torch.Size([256, 2])
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:

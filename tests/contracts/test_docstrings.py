@@ -24,7 +24,7 @@ SHOWN = {
     "pyro_vae.evaluate.likelihood.scores.score",
     "pyro_vae.evaluate.likelihood.weights.log_weights",
     "pyro_vae.infer.fit.Fit",
-    "pyro_vae.infer.objectives.elbo.ELBO",
+    "pyro_vae.infer.objectives.bounds.ELBO",
     "pyro_vae.infer.objectives.wae.mmd",
     "pyro_vae.model.priors.mixture.GaussianMixture",
     "pyro_vae.model.vae.VAE",

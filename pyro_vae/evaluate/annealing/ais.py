@@ -149,6 +149,21 @@ def ais(
     Raises:
         ValueError: x is outside the support, or the program has a sampled latent site that is discrete or outside the
             data plate, or no sampled latent site at all.
+
+    Example:
+        From the prior, where p(x) = N(x; 0, 2 I) is 1 / (4 pi):
+
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> config = AISConfig(num_chains=100, num_temperatures=20)
+        >>> ais(model, guide, torch.zeros(1, 2), config, seed=0).lower.round(1)
+        array([-2.5])
     """
     check_support(model, guide, x)
     with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):

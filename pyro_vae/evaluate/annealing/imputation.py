@@ -83,6 +83,21 @@ def impute(
 
     Raises:
         ValueError: Pixels are not independent given z, or as `ais`.
+
+    Example:
+        A model of two equal pixels, up to noise of scale 0.1, and an image with one of them missing:
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 2), 0.1).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        >>> x, config = torch.tensor([[1.0, torch.nan]]), AISConfig(num_chains=200, num_temperatures=20)
+        >>> impute(model, guide, x, config, fill_value=torch.zeros(2), seed=0).mean.round(1)
+        array([[1., 1.]], dtype=float32)
     """
     batch = Batch.of(x)
     x = batch.x

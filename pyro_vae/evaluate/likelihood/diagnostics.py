@@ -46,6 +46,14 @@ def psis(log_w: np.ndarray) -> PSISResult:
         unreliable. k-hat is NaN if it is undefined: fewer than 30 draws, a tail of equal weights (an exact posterior,
         or a discrete one with ties), a weight that is NaN or +inf, or only zero weights. It is infinite if one weight
         dominates all others, so that no tail can be fitted. Without a fit, `log_mean` is that of the raw weights.
+
+    Example:
+        Weights with a Pareto tail of index 1/4, whose mean is 4/3:
+
+        >>> weights = 1 + np.random.default_rng(0).pareto(4.0, size=(10_000, 1))
+        >>> result = psis(np.log(weights))
+        >>> print(f"k-hat {result.khat[0]:.2f}, mean {np.exp(result.log_mean[0]):.2f}")
+        k-hat 0.26, mean 1.33
     """
     with np.errstate(invalid="ignore"):  # NaN and +inf propagate to the result
         log_mean = np.logaddexp.reduce(log_w, 0) - math.log(len(log_w))

@@ -77,6 +77,21 @@ def log_weights(
 
     Raises:
         ValueError: `shared` is unknown, or as `log_weight_terms`.
+
+    Example:
+        With the exact posterior as the guide, every weight is p(x) = N(x; 0, 2 I), here 1 / (4 pi):
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> log_weights(model, guide, torch.zeros(3, 2), num_samples=2, seed=0)
+        tensor([[-2.5310, -2.5310, -2.5310],
+                [-2.5310, -2.5310, -2.5310]], dtype=torch.float64)
     """
     if shared not in (None, "sampled"):
         raise UserError(f"shared is {shared!r}; choose 'sampled' or None.")

@@ -25,6 +25,21 @@ class ELBO(Objective):
     """The evidence lower bound, E_q[log p(x, z) - log q(z|x)], averaged over K particles.
 
     Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), ELBO(num_particles=10))
+        >>> losses = [svi.step(torch.zeros(3, 2)) for _ in range(200)]
+        >>> print(f"{pyro.param('scale').mean():.1f}")  # the exact posterior has scale 0.5**0.5
+        0.7
     """
 
     allows_site_scales = True

@@ -44,6 +44,13 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a sample has fewer than two draws, or the dimensions D differ.
+
+    Example:
+        Samples of one distribution, and of two that are one unit apart:
+
+        >>> a, b = torch.randn(2, 1000, 1)
+        >>> print(f"{mmd(a, b).abs():.2f}, {mmd(a, b + 1):.2f}")
+        0.00, 0.78
     """
     if min(a.shape[-2], b.shape[-2]) < 2 or a.shape[-1] != b.shape[-1]:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
