@@ -69,7 +69,7 @@ def test_changed_configuration_differs_in_every_field() -> None:
     assert same == []
 
 
-def test_run_of_an_earlier_version_keeps_its_meaning(tmp_path: Path) -> None:
+def test_missing_fields_of_an_earlier_version_get_their_defaults(tmp_path: Path) -> None:
     added = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
     values = {name: value for name, value in Config(prior="vamp").to_json().items() if name not in added}
     assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")

@@ -126,7 +126,7 @@ def test_imports_are_declared_and_installed_in_supported_versions() -> None:
     foreign = imported - set(sys.stdlib_module_names) - ours
     assert len(foreign) > 10
     distributions = packages_distributions()
-    of_others = {"arviz_stats"}  # of ArviZ 1.x
+    of_others = {"arviz_stats"}  # ArviZ 1.x
     undeclared = {
         name
         for name in foreign - of_others

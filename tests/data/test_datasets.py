@@ -107,7 +107,7 @@ def test_unknown_data_set_lists_the_choices(tmp_path: Path) -> None:
         data.load("minst", tmp_path)
 
 
-# What a program observes
+# Binarization and dequantization
 
 
 def observe(pixels: Tensor, how: str, dequantize: bool = False) -> Tensor:

@@ -113,7 +113,7 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
     refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
 
 
-def test_evaluate_reports_local_posteriors(run: Path) -> None:
+def test_evaluate_reports_posterior_diagnostics(run: Path) -> None:
     result = inside("evaluate", run, "--local-vi-steps", 300, "--sbc-images", 50, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())

@@ -27,7 +27,7 @@ def by_subsets(log_w: Tensor, order: int) -> Tensor:
 @pytest.mark.parametrize("spread", [0.5, 3.0, 20.0])
 @pytest.mark.parametrize("num_samples", [3, 4, 25, 60])
 def test_jackknife_matches_its_definition_by_subsets(num_samples: int, spread: float) -> None:
-    """For both algorithms, which are chosen by the number of weights, and for one or two dominant weights."""
+    """With and without the series for pairs beyond the 20 largest weights, and with one or two dominant weights."""
     log_w = (spread * torch.randn(num_samples, 3)).double()
     for order, found in enumerate(jackknife(log_w), start=1):
         torch.testing.assert_close(found, by_subsets(log_w, order), rtol=1e-11, atol=1e-11)

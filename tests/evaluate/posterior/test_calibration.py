@@ -29,7 +29,7 @@ def p_values(ranks: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("number", [1_000, 5_000])
 def test_ranks_of_the_exact_posterior_are_uniform(number: int) -> None:
-    """Three units at a level of 1e-4 in all. Without any rank 0, or 99, with probability 2e-13 for 3,000 ranks."""
+    """Three units at a level of 1e-4 in all. The probability that 3,000 ranks lack 0 or 99 is 2e-13."""
     ranks = ranks_of(1.0, number)
     assert (ranks.min(), ranks.max()) == (0, 99)
     assert (p_values(ranks) > 1e-4 / 3).all()
