@@ -20,6 +20,7 @@ from filelock import FileLock
 
 mpl.use("Agg")
 pytest.register_assert_rewrite("helpers")
+from helpers import calls  # noqa: E402
 from helpers.calls import TINY, script  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
@@ -34,6 +35,10 @@ MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the numerical tests: cpu or cuda")
     parser.addoption("--dtype", default="float64", help="floating-point type of the numerical tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    calls.DEVICE = config.getoption("--device")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

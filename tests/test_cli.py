@@ -43,7 +43,7 @@ def noted() -> NonFiniteError:
         (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
         (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
-        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
+        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: out of memory (CUDA.)\n"),
         (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
     ],
 )  # fmt: skip
@@ -61,7 +61,7 @@ def test_nonfinite_error_is_printed_with_its_notes(capsys: pytest.CaptureFixture
         raise noted()
     assert caught.value.code == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: The loss or a gradient is not finite at step 7 ")
+    assert error.startswith("error: Non-finite loss or gradient at step 7 ")
     assert error.endswith("That is batch 1 of epoch 2.\n")
 
 

@@ -111,7 +111,7 @@ def test_number_of_steps_decides_whether_a_run_is_compiled(
 
 
 def test_tf32_is_rejected_on_cpu() -> None:
-    with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices"):
+    with pytest.raises(ValueError, match="--precision tf32 requires a CUDA device"):
         Config(precision="tf32", device="cpu").resolve()
 
 

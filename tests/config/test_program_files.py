@@ -158,9 +158,9 @@ def test_error_in_the_file_keeps_its_traceback(error: str, place: str, tmp_path:
     [
         ("pixelcn", ["Unknown program 'pixelcn'", "pixelcnn", "path/to/file.py:factory"]),
         ("{folder}/net.py", ["Unknown program", "path/to/file.py:factory"]),
-        ("{folder}:factory", ["no Python file '{folder}' to read"]),
-        ("{folder}/notes.txt:factory", ["no Python file '{folder}/notes.txt' to read"]),
-        ("x" * 5000 + ":factory", ["no Python file 'xxx"]),
+        ("{folder}:factory", ["no readable Python file '{folder}'"]),
+        ("{folder}/notes.txt:factory", ["no readable Python file '{folder}/notes.txt'"]),
+        ("x" * 5000 + ":factory", ["no readable Python file 'xxx"]),
         ("{folder}/net.py:", ["net.py defines no function ''"]),
         ("{folder}/net.py:torch", ["net.py defines no function 'torch'"]),
     ],

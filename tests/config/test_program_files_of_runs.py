@@ -60,11 +60,11 @@ def test_run_is_scored_after_its_program_file_moved(run: Path, moved: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["give that flag", "net.py:factory"]),
-        (["--program", "vae"], ["give that flag", "net.py:factory"]),
-        (["--program", "{here}/renamed.py"], ["give that flag", "net.py:factory"]),
+        ([], ["repeat that flag", "net.py:factory"]),
+        (["--program", "vae"], ["repeat that flag", "net.py:factory"]),
+        (["--program", "{here}/renamed.py"], ["repeat that flag", "net.py:factory"]),
         (["--program", "{here}/renamed.py:other"], ["'factory'", "'other'"]),
-        (["--program", "{here}/net.py:factory"], ["no Python file '{here}/net.py' to read"]),
+        (["--program", "{here}/net.py:factory"], ["no readable Python file '{here}/net.py'"]),
     ],
 )
 def test_run_is_not_scored_with_another_program(
@@ -80,7 +80,7 @@ def test_run_of_a_built_in_program_is_not_scored_with_a_program_file(tmp_path: P
     folder.create(Config().to_json())
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
-        with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
+        with pytest.raises(ValueError, match="was fitted with --program 'vae'; repeat that flag or"):
             load.load_config(folder, {"program": program})
     assert load.load_config(folder, {"program": "vae"}) == load.load_config(folder, {})
 
@@ -90,7 +90,7 @@ def test_run_is_resumed_after_its_program_file_moved(run: Path, moved: Path, ref
     (moved / "summary.json").unlink()
     lines = (moved / "metrics.jsonl").read_text()
     flags = [*TINY, "--seed", 5, "--out", moved, "--resume", "--program"]
-    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "was started with another program")
+    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "different values of program")
     done = inside("fit", *flags, f"{moved.with_name('renamed.py')}:factory")
     assert done.returncode == 0, done.stderr
     assert (moved / "metrics.jsonl").read_text() == lines  # no epoch was fitted again
@@ -108,7 +108,7 @@ def test_checkpoint_matches_the_factory_and_not_the_path(tmp_path: Path) -> None
     for place in ("there.py:factory", "C:\\there.py:factory", run["program"]):
         assert Checkpoints(tmp_path, {**run, "program": place}).newest() == (3, {"number": 3})
     for program in ("here.py:other", "factory", "vae", None, 3):
-        with pytest.raises(CheckpointError, match=r"of another run: its program is \"it's/here\.py:factory\""):
+        with pytest.raises(CheckpointError, match=r"belongs to another run: its program is \"it's/here\.py:factory\""):
             Checkpoints(tmp_path, {**run, "program": program}).newest()
 
 
@@ -117,9 +117,9 @@ def test_run_folder_matches_the_factory_and_not_the_path(tmp_path: Path) -> None
     folder.create({"seed": 0, "program": "here.py:factory"})
     folder.check_config_matches({"seed": 0, "program": "elsewhere/there.py:factory"})
     for program in ("here.py:other", "factory", "vae"):
-        with pytest.raises(RunFolderError, match="another program;"):
+        with pytest.raises(RunFolderError, match="values of program;"):
             folder.check_config_matches({"seed": 0, "program": program})
-    with pytest.raises(RunFolderError, match="another seed;"):
+    with pytest.raises(RunFolderError, match="values of seed;"):
         folder.check_config_matches({"seed": 1, "program": "there.py:factory"})
 
 

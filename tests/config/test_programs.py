@@ -30,16 +30,18 @@ from pyro_vae.runs import load_images
 )
 def test_flag_without_effect_on_the_objective_is_rejected(objective: str, unread: dict[str, float]) -> None:
     (name,) = unread
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
+    with pytest.raises(
+        ValueError, match=f"--{name.replace('_', '-')} applies only to --objective .*, not to {objective}"
+    ):
         programs.build_objective(Config(objective=objective, **unread), 100)
 
 
 @pytest.mark.parametrize(
     ("net", "unread", "says"),
     [
-        ("linear", {"depth": 3}, r"--depth is of --net mlp and .* and resnet, not of linear"),
-        ("linear", {"width": 8}, r"--width is of --net conv and resnet, not of linear; .* --hidden-dim"),
-        *((net, {"width": 8}, f"not of {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
+        ("linear", {"depth": 3}, r"--depth applies only to --net mlp and .* and resnet, not to linear"),
+        ("linear", {"width": 8}, r"--width applies only to --net conv and resnet, not to linear; .* --hidden-dim"),
+        *((net, {"width": 8}, f"not to {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
     ],
 )
 def test_flag_without_effect_on_the_networks_is_rejected(net: str, unread: dict[str, int], says: str) -> None:

@@ -57,12 +57,12 @@ def test_unset_flags_are_adapted_to_the_data(kind: str, flags: dict[str, Any], e
 @pytest.mark.parametrize(
     ("kind", "flags", "says"),
     [
-        ("real", {"likelihood": "bernoulli"}, "--likelihood bernoulli does not read real data; --likelihood may be"),
+        ("real", {"likelihood": "bernoulli"}, "--likelihood bernoulli does not support real data; --likelihood may be"),
         ("real", {"likelihood": "poisson"}, "gaussian, isotropic-gaussian"),
         ("counts", {"likelihood": "logistic-mixture"}, "negative-binomial, poisson"),
-        ("color", {"likelihood": "negative-binomial"}, "does not read color data"),
-        ("real", {"program": "pixelvae"}, "--program pixelvae does not read real data"),
-        ("counts", {"program": "pixelcnn"}, "--program pixelcnn does not read counts data"),
+        ("color", {"likelihood": "negative-binomial"}, "does not support color data"),
+        ("real", {"program": "pixelvae"}, "--program pixelvae does not support real data"),
+        ("counts", {"program": "pixelcnn"}, "--program pixelcnn does not support counts data"),
     ],
 )
 def test_incompatible_data_and_flags_are_rejected(kind: str, flags: dict[str, Any], says: str) -> None:

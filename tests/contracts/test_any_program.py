@@ -54,7 +54,7 @@ def test_shared_latents_have_a_joint_weight(plate: bool) -> None:
     description = describe(program.model, program.guide, x)
     assert description.shared == ("w",)
     assert description.data_plate == "data"
-    with pytest.raises(ValueError, match="Site 'w' stands outside the data plate 'data'"):
+    with pytest.raises(ValueError, match="Site 'w' is outside the data plate 'data'"):
         score(program.model, program.guide, x, 10)
     log_w = log_weights(program.model, program.guide, x, 20_000, seed=0, shared="sampled")
     assert log_w.shape == (20_000,)

@@ -80,7 +80,7 @@ def test_score_that_depends_on_other_images_is_rejected() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=norm(program.dec(z))).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="scores an image at site 'x' by the images beside it"):
+    with pytest.raises(ValueError, match="log-density of an image at site 'x' depends on the other images"):
         score(model, program.guide, binary(5, 6), 10, seed=0)
 
 

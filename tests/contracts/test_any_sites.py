@@ -137,7 +137,7 @@ def test_second_plate_of_the_batch_size_is_not_the_data_plate() -> None:
         with pyro.plate("again", 4):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    with pytest.raises(ValueError, match="Site 'y' stands outside the data plate 'data'"):
+    with pytest.raises(ValueError, match="Site 'y' is outside the data plate 'data'"):
         score(model, program.guide, x, 5)
     found = log_weights(model, program.guide, x, 5, seed=0, shared="sampled")
     expected = program.log_evidence(x).sum() + dist.Normal(0.0, 1.0).log_prob(y).sum()
@@ -191,7 +191,7 @@ def test_subsampled_pixels_are_not_a_likelihood() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
 
-    assert "plate 'pixels' draws 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
+    assert "plate 'pixels' subsamples 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
 
 
 def test_batch_statistics_in_training_are_per_particle() -> None:

@@ -89,4 +89,4 @@ def test_elbo_objective_has_the_same_expectation() -> None:
     scores = score(vae.model, vae.guide, x, 1000, seed=0)
     assert (scores.rate + scores.distortion).sum() == pytest.approx(theirs.mean().item(), abs=4 * error)
     assert particles.elbo.isnan().all()
-    assert scores.reason == "the loss of 'x' is not normalized, and no log-likelihood"
+    assert scores.reason == "the loss of 'x' is not normalized, hence not a log-likelihood"

@@ -149,7 +149,7 @@ def test_labels_raise_the_log_likelihood(programs: Path, tmp_path: Path) -> None
     without, given = (fitted(programs, name, tmp_path / name, *flags) for name in ("flat", "labelled"))
     assert given["log_likelihood"] > without["log_likelihood"] + 1
     probed = inside("evaluate", tmp_path / "labelled", "--program", f"{programs}:labelled", "--probe")
-    assert "the program is given the labels" in probed.stdout
+    assert "the program takes the labels as an argument" in probed.stdout
 
 
 def test_prior_samples_have_a_row_for_each_class() -> None:
@@ -165,7 +165,7 @@ def test_extra_real_input_leaves_pixels_binarized(programs: Path, tmp_path: Path
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["density"] is False
     assert numbers["bits_per_dim"] is None
-    assert "more than x" in numbers["reasons"]["bits_per_dim"]
+    assert "observed sites besides x" in numbers["reasons"]["bits_per_dim"]
     assert 0 < numbers["squared_error"] < 64
 
 
@@ -173,7 +173,7 @@ def test_metrics_of_rescaled_pixels_are_null_with_a_reason(programs: Path, tmp_p
     numbers = fitted(programs, "scaled", tmp_path / "run", "--binarize", "none")
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["bits_per_dim"] is numbers["squared_error"] is None
-    assert all("in a unit of its own" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
+    assert all("its unit is not that of x" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
     assert figures(tmp_path / "run" / "figures") == {"learning_curve", "bounds", "khat"}
 
 
@@ -181,5 +181,5 @@ def test_program_that_cannot_be_scored_is_rejected_before_training(
     programs: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     call = command("fit", *TINY, "--program", f"{programs}:shared", "--out", tmp_path / "run")
-    refused(call, "Site 'shift' stands outside the data plate")
+    refused(call, "Site 'shift' is outside the data plate")
     assert not (tmp_path / "run").exists()

@@ -100,7 +100,7 @@ def test_program_named_by_a_run_is_not_executed(
 ) -> None:
     code = tmp_path / "code.py"
     code.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n")
-    refused(command("evaluate", untrusted_run(program=f"{code}:factory")), "give that flag")
+    refused(command("evaluate", untrusted_run(program=f"{code}:factory")), "repeat that flag")
     assert outside(tmp_path) == ["code.py"]
 
 

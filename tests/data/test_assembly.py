@@ -75,15 +75,15 @@ def test_floats_are_rounded_to_levels_and_split_like_bytes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"labels": np.zeros(99, int)}, r"labels have shape \(99,\), and there are 100 images"),
+        ({"labels": np.zeros(99, int)}, r"labels have shape \(99,\), but there are 100 images"),
         ({"labels": np.zeros((100, 1), int)}, r"labels have shape \(100, 1\)"),
-        ({"labels": np.zeros(100)}, "labels are float64; give integers or words"),
-        ({"test": noise(9, 3, 3), "labels": np.zeros(100, int)}, "training or test images alone"),
+        ({"labels": np.zeros(100)}, "labels are float64; use integers or strings"),
+        ({"test": noise(9, 3, 3), "labels": np.zeros(100, int)}, "for only some of the splits"),
         ({"valid": noise(9, 3, 3)}, "validation data are given without test data"),
         ({"test": noise(9, 3, 4)}, r"mine: test images are \(3, 4\), training images \(3, 3\)"),
         ({"splits": (0.8, 0.2, 0.2)}, "positive and sum to 1"),
         ({"splits": (1.0, 0.0, 0.0)}, "positive and sum to 1"),
-        ({"splits": (1 - 2e-9, 1e-9, 1e-9)}, "of 100 items none falls into the split of share 1e-09"),
+        ({"splits": (1 - 2e-9, 1e-9, 1e-9)}, "of 100 items, none falls into the split of fraction 1e-09"),
     ],
 )
 def test_invalid_data_set_is_rejected(arguments: dict[str, object], words: str) -> None:
@@ -103,5 +103,5 @@ def test_separate_validation_images_are_the_validation_split() -> None:
 
 
 def test_labels_of_words_and_numbers_cannot_be_mixed() -> None:
-    with pytest.raises(DataError, match="labels are words in one split and numbers in another"):
+    with pytest.raises(DataError, match="labels are strings in one split and numbers in another"):
         pv.data.from_arrays(noise(30, 3, 3), noise(9, 3, 3), labels=np.arange(30) % 3, test_labels=["1"] * 9)

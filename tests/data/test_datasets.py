@@ -78,7 +78,7 @@ def test_labels_of_mnist_match_its_files(mnist_root: Path) -> None:
 
 
 def test_labels_of_the_wrong_length_are_rejected(digits: Images) -> None:
-    with pytest.raises(DataError, match=r"labels \(1285, 1\) of 5 train images"):
+    with pytest.raises(DataError, match=r"labels \(1285, 1\) do not match 5 train images"):
         replace(digits, train=digits.train[:5])
 
 
@@ -98,7 +98,7 @@ def test_all_images_can_be_requested_by_number(digits: Images, tmp_path: Path) -
 @pytest.mark.parametrize("number", [0, -1, 1798])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_requesting_missing_images_is_rejected(split: str, number: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"digits: {number} {split} images asked for"):
+    with pytest.raises(DataError, match=f"digits: {number} {split} images requested"):
         data.load("digits", tmp_path, **{f"{split}_images": number})
 
 

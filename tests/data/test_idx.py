@@ -66,8 +66,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
     "last byte of labels lost": (LABELS, lambda good, size: good[:-1], "{less} bytes instead of {all}"),
     "a byte more of images": (IMAGES, lambda good, size: good + b"\n", "{more} bytes instead of {all}"),
     "a byte more of labels": (LABELS, lambda good, size: good + b"\n", "{more} bytes instead of {all}"),
-    "truncated header": (IMAGES, lambda good, size: good[:10], "ends within its header"),
-    "truncated header of labels": (LABELS, lambda good, size: good[:4], "ends within its header"),
+    "truncated header": (IMAGES, lambda good, size: good[:10], "is truncated in its header"),
+    "truncated header of labels": (LABELS, lambda good, size: good[:4], "is truncated in its header"),
     "header alone": (IMAGES, lambda good, size: good[:16], "16 bytes instead of {all}"),
     "content alone": (IMAGES, lambda good, size: good[16:], "begins with 00000000 instead"),
     "images with the magic number of labels": (IMAGES, magic(2049), "begins with 00000801 instead"),
@@ -91,8 +91,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
         f"bytes instead of {16 + (2**32 - 1) * 784}",
     ),
     "a shape beyond 64 bits": (IMAGES, lambda good, size: good[:4] + b"\xff" * 12, f"of {16 + (2**32 - 1) ** 3}"),
-    "no images": (IMAGES, lambda good, size: idx(np.zeros((0, 28, 28))), "holds 0 images, too few"),
-    "no labels": (LABELS, lambda good, size: idx(np.zeros(0)), "holds 0 labels of {size} images"),
+    "no images": (IMAGES, lambda good, size: idx(np.zeros((0, 28, 28))), "holds 0 images, but at least"),
+    "no labels": (LABELS, lambda good, size: idx(np.zeros(0)), "holds 0 labels for {size} images"),
     "no pixels": (IMAGES, lambda good, size: idx(np.zeros((size, 0, 0))), "of shape (0, 0), not (28, 28)"),
     "32 x 32 images": (IMAGES, lambda good, size: idx(np.zeros((size, 32, 32))), "shape (32, 32), not (28, 28)"),
     "the number of images last": (
@@ -100,8 +100,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
         lambda good, size: idx(np.zeros((28, 28, size))),
         "of shape (28, {size})",
     ),
-    "fewer labels than images": (LABELS, lambda good, size: idx(np.zeros(size - 1)), "holds {fewer} labels of {size}"),
-    "more labels than images": (LABELS, lambda good, size: idx(np.zeros(size + 1)), "labels of {size} images"),
+    "fewer labels than images": (LABELS, lambda good, size: idx(np.zeros(size - 1)), "holds {fewer} labels for {size}"),
+    "more labels than images": (LABELS, lambda good, size: idx(np.zeros(size + 1)), "labels for {size} images"),
     "label 77": (LABELS, lambda good, size: idx(np.full(size, 77)), "a label 77, not 0 to 9"),
     "labels from 9 to 18": (LABELS, lambda good, size: idx(np.arange(size) % 10 + 9), "a label 1"),
     "an HTML page": (IMAGES, becomes(b"<!DOCTYPE html>\n<html>\n404\n</html>\n"), "begins with 3c21444f instead"),
@@ -152,7 +152,7 @@ def test_too_few_training_images_are_rejected(tmp_path: Path) -> None:
     (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(5000)))
     with pytest.raises(DataError) as caught:
         data.load("mnist", tmp_path)
-    expected = f"{raw / 'train-images-idx3-ubyte'} holds 5000 images, too few: 5001 are the least"
+    expected = f"{raw / 'train-images-idx3-ubyte'} holds 5000 images, but at least 5001 are required"
     assert expected in one_line(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_missing_file_is_reported_without_a_network(name: str, instead: str, tmp
         (raw / name).symlink_to("nowhere")
     elif instead == "other name":
         (raw / name.replace("-idx", ".idx")).write_bytes(content)  # as named in some archives
-    for download, says in ((True, "downloading failed"), (False, "name the folder of your data sets by")):
+    for download, says in ((True, "downloading failed"), (False, "to the folder of your data sets")):
         with pytest.raises(DataError) as caught:
             data.load("mnist", tmp_path, download=download)
         message = one_line(caught.value)
@@ -245,7 +245,7 @@ def test_another_data_set_of_the_same_size_is_not_mnist(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.load("mnist", tmp_path)
     message = one_line(caught.value)
-    assert message.startswith(f"{raw / 'train-images-idx3-ubyte'} is not MNIST's: its SHA-256 is ")
+    assert message.startswith(f"{raw / 'train-images-idx3-ubyte'} is not the original MNIST file: its SHA-256 is ")
     assert "--data-root" in message
     raw.parent.rename(tmp_path / "FashionMNIST")
     assert len(data.load("fashion-mnist", tmp_path).train) == 55_000  # its digests are not stored

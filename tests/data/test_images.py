@@ -146,7 +146,7 @@ def test_binarized_pixels_of_0_and_1_are_rejected(white: int, refused: bool) -> 
     if not refused:
         assert images().max() == white
         return
-    with pytest.raises(DataError, match="no training image has a pixel above 1; pixels go from 0 to 255"):
+    with pytest.raises(DataError, match="no training image has a pixel above 1; expected values from 0 to 255"):
         images()
 
 

@@ -65,15 +65,15 @@ BAD = {
     "infinity": (with_value(-np.inf), "row 7 of b is -inf"),
     "a constant column": (REAL * [1, 0, 1] + [0, 2, 0], "b is 2 in every training row; leave that column out"),
     "a column far from zero": (REAL + np.array([0, 1e7, 0]), "b is about 1e+07 and varies by 1.9"),
-    "counts beyond float32": (np.int64(2) ** 30 + COUNTS[:, :3], "float32 has every integer up to 16,777,216"),
+    "counts beyond float32": (np.int64(2) ** 30 + COUNTS[:, :3], "float32 has all integers only up to 16,777,216"),
     "words": (REAL.astype("U6"), "numbers are <U6; give integers or floating-point numbers"),
     "objects": (REAL.astype("O"), "numbers are object"),
     "complex numbers": (REAL.astype("c16"), "numbers are complex128"),
     "one dimension": (REAL[:, 0], "numbers have shape (300,); it must be (N, columns)"),
     "three dimensions": (REAL[None], "numbers have shape (1, 300, 3)"),
     "no rows": (REAL[:0], "numbers have shape (0, 3)"),
-    "more columns than names": (np.hstack([REAL, REAL]), "6 columns and 3 names for them"),
-    "one row": (REAL[:1], "of 1 items none falls into the split"),
+    "more columns than names": (np.hstack([REAL, REAL]), "6 columns, but 3 names for them"),
+    "one row": (REAL[:1], "of 1 items, none falls into the split"),
 }
 
 

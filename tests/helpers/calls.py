@@ -14,13 +14,16 @@ import pyro
 import torch
 
 ROOT = Path(__file__).parents[2]
+DEVICE = "cpu"  # set by conftest.py from --device: auto would select a CUDA device for tests on the host
 TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
 
 MORE = ["--epochs", "100", "--learning-rate", "0.01"]
 
 
 def command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    """Return a call of a script on the device under test, unless the arguments name another one."""
+    device = () if "--device" in arguments else ("--device", DEVICE)
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments), *device]
 
 
 def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

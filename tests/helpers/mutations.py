@@ -146,7 +146,7 @@ MUTATIONS = (
         "pyro_vae/runs/files.py",
         """\
         yield temporary
-        _sync(temporary)  # before the name, lest the name outlive the bytes
+        _sync(temporary)  # before the rename, so that `path` never names an incomplete file
         os.replace(temporary, path)
 """,
         "        yield path\n",

@@ -239,7 +239,7 @@ def test_state_and_fit_must_both_have_an_average(emas: tuple[float, float]) -> N
     fit, other = (new_fit(small_vae(), ema=ema) for ema in emas)
     next(iter(fit))
     pyro.clear_param_store()
-    with pytest.raises(ValueError, match=r"an average of the weights \(ema\), and this fit has") as caught:
+    with pytest.raises(ValueError, match=r"an average of the weights \(ema\), but this fit has") as caught:
         other.load_state_dict(fit.state_dict())
     one_line(caught.value)
 
@@ -247,11 +247,15 @@ def test_state_and_fit_must_both_have_an_average(emas: tuple[float, float]) -> N
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("params", "vae$$$likelihood.bias"), torch.zeros(5), "likelihood.bias of the average has shape .5,., not "),
-        (("params",), {}, "of the average is in one of them alone"),
+        (
+            ("params", "vae$$$likelihood.bias"),
+            torch.zeros(5),
+            "bias of the average has shape .5,. in the state, not ",
+        ),
+        (("params",), {}, "of the average is in only one of them"),
         (("params",), 3, "no values of the average"),
-        (("steps",), "x", "not that of a fit"),
-        (("steps",), 1.5, "not that of a fit"),
+        (("steps",), "x", "valid state of a fit"),
+        (("steps",), 1.5, "valid state of a fit"),
     ],
 )
 def test_invalid_average_is_rejected_with_one_line(path: tuple[str, ...], value: Any, says: str) -> None:

@@ -306,3 +306,22 @@ def test_epoch_prints_one_line() -> None:
     lossy = Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, 20.004)
     assert str(lossy) == "epoch 3: validation distortion 20.00 nats, 0.4 s"
     assert str(Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, None)) == "epoch 3: objective -33.00 nats, 0.4 s"
+
+
+def test_seconds_of_an_epoch_exclude_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Slow(Fixed):
+        def observe(self, batch: Tensor) -> Tensor:
+            now[0] += 1.0
+            return super().observe(batch)
+
+    def slow(*arguments: object) -> tuple[float, float]:
+        now[0] += 1000.0
+        return -1.0, 1.0
+
+    monkeypatch.setattr("pyro_vae.infer.fit.validate", slow)
+    monkeypatch.setattr("pyro_vae.infer.fit.time.perf_counter", lambda: now[0])
+    svi = SVI(*(lambda vae: (vae.model, vae.guide))(small_vae()), Optim(torch.optim.Adam, {"lr": 0.01}), ELBO())
+    batches = Slow()
+    assert [epoch.seconds for epoch in Fit(svi, batches, 2, valid=batches.valid)] == [BATCHES, BATCHES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pyro
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers.fits import BATCHES, Fixed, Multiplied
 from helpers.programs import small_vae
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_vae.config import components
 from pyro_vae.errors import NonFiniteError
@@ -78,3 +80,19 @@ def test_nonfinite_step_changes_neither_weights_nor_moments(graph: str | None) -
     with pytest.raises(NonFiniteError, match=f"at step {BATCHES} "):
         next(iter(fit))
     torch.testing.assert_close(fit.svi.state_dict(), before, rtol=0, atol=0)
+
+
+def test_learning_rate_on_cuda_is_float32() -> None:
+    """Fused kernels accept no other dtype, whatever the default. Tested with fake CUDA tensors, which need no device."""
+    given: dict[str, Any] = {}
+
+    class Unchecked(torch.optim.Adam):
+        def __init__(self, params: Any, **options: Any) -> None:
+            given.update(options)
+            super().__init__(params)
+
+    with FakeTensorMode():
+        weight = pyro.param("weight", torch.zeros(3, device="cuda"))
+        Optim(Unchecked, {"lr": 1e-3, "fused": True}).add_params([weight])
+    assert weight.dtype == torch.get_default_dtype()
+    assert (given["lr"].dtype, given["lr"].device.type, given["capturable"]) == (torch.float32, "cuda", True)

@@ -89,3 +89,9 @@ def test_tf32_is_enabled_only_during_a_step() -> None:
     with PRECISIONS["tf32"]():
         assert torch.get_float32_matmul_precision() == "high"
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_unknown_precision_is_rejected() -> None:
+    vae = small_vae()
+    with pytest.raises(ValueError, match="precision is 'fp8'; choose one of float32, tf32, bf16"):
+        SVI(vae.model, vae.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(), precision="fp8")

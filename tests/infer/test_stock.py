@@ -175,16 +175,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scheduler": (lambda: pyro.optim.ExponentialLR(dict(SCHEDULED)), rf"pass {ADAM}, schedule=\.\.\.\)"),
     "arguments by name": (lambda: pyro.optim.Adam(lambda name: {"lr": 0.01}), rf"one set of arguments.*pass {ADAM}"),
     "clips by name": (lambda: pyro.optim.Adam({}, lambda module, name: {}), rf"pass {ADAM}, clip_args=\{{\.\.\.\}}\)"),
-    "another key": (lambda: pyro.optim.Adam({}, {"norm": 1.0}), r"pyro_vae\.Optim clips by .* take 'norm' out"),
+    "another key": (lambda: pyro.optim.Adam({}, {"norm": 1.0}), r"pyro_vae\.Optim clips by .* remove 'norm'"),
     "a class of its own": (lambda: Own(torch.optim.Adam, {}), rf"the steps of a Own: pass {ADAM}\)"),
-    "steps taken": (used, rf"has a state already.*pass a new one, or {ADAM}\)"),
-    "a state loaded": (loaded, rf"has a state already.*pass a new one, or {ADAM}\)"),
+    "steps taken": (used, rf"already has a state.*pass a new one, or {ADAM}\)"),
+    "a state loaded": (loaded, rf"already has a state.*pass a new one, or {ADAM}\)"),
     "a torch optimizer": (
         lambda: torch.optim.SGD([torch.zeros(1)]),
-        r"takes no SGD .*write pyro_vae\.Optim\(torch\.optim\.SGD, \{\.\.\.\}\)",
+        r"cannot use a SGD .*write pyro_vae\.Optim\(torch\.optim\.SGD, \{\.\.\.\}\)",
     ),
-    "a class": (lambda: torch.optim.Adam, rf"takes no type .*write {ADAM}\)"),
-    "nothing": (lambda: None, rf"takes no NoneType .*write {ADAM}\)"),
+    "a class": (lambda: torch.optim.Adam, rf"cannot use a type .*write {ADAM}\)"),
+    "nothing": (lambda: None, rf"cannot use a NoneType .*write {ADAM}\)"),
 }
 
 

@@ -75,7 +75,7 @@ def test_without_closed_form_means_the_rest_is_probed(caplog: pytest.LogCaptureF
     assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
     lines = [message for message in caplog.messages if "fine-tuned" in message]
     assert lines == [
-        "no encoder is fine-tuned: the guide has several latent sites or none, or one without a mean in closed form."
+        "No encoder is fine-tuned: the guide does not have exactly one latent site with a closed-form mean."
     ]
 
 
@@ -85,7 +85,7 @@ def test_program_without_latents_has_only_pixels(caplog: pytest.LogCaptureFixtur
         rows = probe_rows(program, program, labelled(20), labelled(1), 0)
     assert {row["features"] for row in rows} == {"pixels"}
     assert {row["se"] for row in rows} == {None}  # undefined for one test image
-    assert "no posterior means are probed: the program has no latent site." in caplog.messages
+    assert "No posterior means are probed: the program has no latent site." in caplog.messages
 
 
 def test_both_layers_are_probed() -> None:
@@ -110,7 +110,7 @@ def test_probe_needs_two_classes(tmp_path: Path) -> None:
     x = {split: torch.rand(4, 5) for split in ("train", "test")}
     labels = Labels(("shape", "size"), *(torch.tensor([[3, 0], [3, 1]]).repeat(2, 1) for _ in range(3)))
     found = measure_probe(None, None, x, labels, 0)
-    assert found == Result(None, {"probe": "the training images have the same shape"})
+    assert found == Result(None, {"probe": "all training images have the same shape"})
     found.write(Folder(tmp_path), "probe")
     assert list(tmp_path.iterdir()) == []
 
@@ -132,4 +132,4 @@ def test_table_has_a_column_for_each_number_of_labels() -> None:
         ["kNN,", "means", "75.0", "+-", "4.0", "87.5", "+-", "1.0"],
         ["fine-tuned,", "encoder", "30.0", "+-", "5.0", "60.0", "+-", "6.0"],
     ]
-    assert lines[4] == "b: nothing to probe, why"
+    assert lines[4] == "b: not probed, why"

@@ -60,7 +60,7 @@ def test_autoencoder_has_no_prior_samples_and_no_completions(tmp_path: Path) -> 
 
 
 def test_folder_without_a_run_is_rejected(tmp_path: Path, refused: Callable[..., None]) -> None:
-    refused(command("sample", tmp_path), "no run folder")
+    refused(command("sample", tmp_path), "not a run folder")
 
 
 def test_animation_runs_forward_and_back(tmp_path: Path) -> None:

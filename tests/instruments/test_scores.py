@@ -67,5 +67,5 @@ def test_titles_distinguish_means_from_draws(likelihood: str, what: str) -> None
     scores, _ = measure_scores(vae, x, 50, density=likelihood == "gaussian", seed=0)
     titles = _Titles()
     write_scores(cast(RunFolder, titles), vae, x, scores, 0)
-    assert titles.found["reconstructions"] == f"test images, and under them {what} p(x|z),\nz from q(z|x)"
+    assert titles.found["reconstructions"] == f"test images above {what} p(x|z),\nz from q(z|x)"
     assert titles.found["prior_samples"] == f"{what} p(x|z) for z from the prior"

@@ -126,5 +126,5 @@ def test_gated_layer_is_value_times_gate() -> None:
 
 
 def test_convolutions_reject_inputs_without_height_and_width() -> None:
-    with pytest.raises(ValueError, match="choose --net mlp"):
+    with pytest.raises(ValueError, match="use --net mlp"):
         components.NETS["conv"]((784,), 6)

@@ -107,9 +107,9 @@ def test_nats_of_densities_and_probabilities_are_distinguished(scores: Scores) -
     head, *rows = both.splitlines()
     end = head.index("bits/dim") + len("bits/dim")
     assert [float(row[:end].split()[-1]) for row in rows[:2]] == [1.443, 6.557]
-    assert rows[-1].startswith("dense: nats of a density, which do not compare")
+    assert rows[-1].startswith("dense: nats of a density, not comparable")
     for alone in (levels, dense):
-        assert "do not compare" not in scores_table({"alone": alone}, {"alone": scores})
+        assert "not comparable" not in scores_table({"alone": alone}, {"alone": scores})
     assert "bits/dim" not in scores_table({"table": {**dense, "bits_per_dim": None}}, {"table": scores})
 
 

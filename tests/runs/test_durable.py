@@ -167,8 +167,8 @@ def test_rollback_continues_with_half_the_learning_rate(
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         epochs = run(diverging(*new_fit(graph), times=2), tmp_path, rollbacks=3)
     assert [epoch.index for epoch in epochs] == [*range(EPOCH + 1), *range(EPOCH + 1, EPOCHS)]
-    assert ["Setback 1: on from step 12" in line for line in caplog.messages] == [True, False]
-    assert ["Setback 2: on from step 12" in line for line in caplog.messages] == [False, True]
+    assert ["Rollback 1: resuming from step 12" in line for line in caplog.messages] == [True, False]
+    assert ["Rollback 2: resuming from step 12" in line for line in caplog.messages] == [False, True]
     plain, _ = new_fit(graph)
     rates = [epoch.learning_rate for epoch in run(plain, tmp_path / "plain")]
     factors = [1.0] * (EPOCH + 1) + [0.25] * (EPOCHS - EPOCH - 1)

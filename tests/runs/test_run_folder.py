@@ -43,7 +43,7 @@ def test_folder_with_other_files_is_rejected_and_unchanged(flags: dict[str, bool
     (tmp_path / "figures" / "thesis.png").write_bytes(b"mine")
     (tmp_path / "summary.json").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is no run folder")):
+    with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is not a run folder")):
         RunFolder(tmp_path).create(CONFIG, **flags)
     assert tree(tmp_path) == before
 
@@ -113,14 +113,14 @@ def test_resume_with_another_configuration_names_the_changes(
     changes: dict[str, Any], named: str, folder: RunFolder
 ) -> None:
     before = tree(folder.path)
-    with pytest.raises(RunFolderError, match=f"was started with another {named};"):
+    with pytest.raises(RunFolderError, match=f"was started with different values of {named};"):
         folder.create({**CONFIG, **changes}, resume=True)
     assert tree(folder.path) == before
 
 
 def test_resume_without_a_saved_flag_names_it(folder: RunFolder) -> None:
     fewer = {name: value for name, value in CONFIG.items() if name != "latent_dim"}
-    with pytest.raises(RunFolderError, match="was started with another latent_dim;"):
+    with pytest.raises(RunFolderError, match="was started with different values of latent_dim;"):
         folder.create(fewer, resume=True)
 
 

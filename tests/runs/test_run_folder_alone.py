@@ -36,7 +36,7 @@ def test_path_below_a_file_is_rejected(below: str, flags: dict[str, bool], tmp_p
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_file_is_not_a_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunFolderError, match="file exists and is no run folder"):
+    with pytest.raises(RunFolderError, match="file exists and is not a run folder"):
         RunFolder(tmp_path / "file").create(CONFIG, **flags)
     assert tree(tmp_path) == {"file": b"mine"}
 

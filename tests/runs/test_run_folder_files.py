@@ -79,7 +79,7 @@ def test_missing_epochs_are_reported(lines: list[int], tmp_path: Path) -> None:
     for epoch in lines:
         folder.append_epoch({"epoch": epoch})
     before = tree(tmp_path)
-    with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
+    with pytest.raises(RunFolderError, match="must contain each of the first 3 epochs once"):
         folder.truncate_metrics(3)
     assert tree(tmp_path) == before
 

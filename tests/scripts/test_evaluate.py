@@ -152,7 +152,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
     assert min(found["accuracy"][3:]) > 3 / 8
     assert f"MIG {found['mig']:.2f}, SAP {found['sap']:.2f}" in result.stdout
     assert (folder / "evaluation" / "figures" / "factors.png").stat().st_size > 5000
-    refused(command("evaluate", run, "--disentanglement"), str(run), "several known factors")
+    refused(command("evaluate", run, "--disentanglement"), str(run), "two or more known factors")
 
 
 def test_evaluate_runs_the_probe(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_evaluate_runs_the_probe(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(datasets.DATASETS, "digits", unlabelled)
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
-    assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout
+    assert f"{run.name}: not probed, the images have no labels" in result.stdout
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     assert (found["probe"], found["reasons"]["probe"]) == (None, "the images have no labels")
 

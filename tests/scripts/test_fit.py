@@ -63,12 +63,12 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-5] + b"wrong")
     config = json.loads((folder / "config.json").read_text())
-    refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "another seed")
+    refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "different values of seed")
     assert json.loads((folder / "config.json").read_text()) == config
     result = script("fit", *TINY, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines() == [
-        f"{damaged} is damaged: its bytes are not those that were written. The checkpoint of step 6 is taken instead."
+        f"{damaged} is damaged: its digest does not match its content. Using the checkpoint of step 6 instead."
     ]
     assert damaged.with_name(f"unreadable-{damaged.name}").read_bytes() == content[:-5] + b"wrong"
     before, after = (json.loads((r / "summary.json").read_text()) for r in (run, folder))
@@ -151,7 +151,7 @@ def test_fit_rejects_folders_that_it_must_not_modify(run: Path, tmp_path: Path, 
     refused(command("fit", *TINY, "--out", file / "below"), str(file), "cannot be written", "--out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
-    refused(command("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "no run folder")
+    refused(command("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "not a run folder")
     assert file.read_text() == (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 

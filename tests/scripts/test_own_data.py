@@ -123,12 +123,15 @@ def test_bad_file_stops_before_writing_or_is_skipped(
     ("flags", "words"),
     [
         (["--data", "{folder}/nowhere"], ["Unknown data set", "mnist", "folder of images"]),
-        (["--data", "digits", "--image-size", "8"], ["digits is read as it is", "--image-size"]),
+        (["--data", "digits", "--image-size", "8"], ["digits is read unchanged", "--image-size"]),
         (["--data", "{folder}", "--channels", "2"], ["--channels is 2; choose 1 or 3"]),
         (["--data", "{folder}", "--image-size", "0"], ["--image-size is 0"]),
-        (["--data", "{folder}", "--program", "pixelcnn"], ["no height and width for a PixelCNN"]),
+        (["--data", "{folder}", "--program", "pixelcnn"], ["A PixelCNN requires images of shape (height, width)"]),
         (["--data", "{folder}", "--likelihood", "gaussian", "--binarize", "fixed"], ["--binarize none"]),
-        (["--data", "{folder}", "--likelihood", "poisson"], ["poisson does not read color data", "logistic-mixture"]),
+        (
+            ["--data", "{folder}", "--likelihood", "poisson"],
+            ["poisson does not support color data", "logistic-mixture"],
+        ),
     ],
 )
 def test_invalid_data_is_rejected(

@@ -25,8 +25,8 @@ NAMES = config.CHOICES | {"program": programs.NAMES}
 WITHOUT_DENSITY = {
     "autoencoder": "no density",
     "point-mass": "no density",
-    "flat": "no distribution",
-    "cross-entropy": "no log-likelihood",
+    "flat": "not a distribution",
+    "cross-entropy": "not a log-likelihood",
 }
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
@@ -114,7 +114,7 @@ def test_custom_program_is_fitted_and_scored(program: Path, tmp_path: Path, refu
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.py:factory", ["no Python file", "missing.py"]),
+        ("missing.py:factory", ["no readable Python file", "missing.py"]),
         ("mine.py:nothing", ["defines no function 'nothing'"]),
         ("mine.py:empty", ["has no model(x)"]),
         ("mine.py:globally", ["no latent site 'theta'"]),
@@ -176,7 +176,7 @@ def test_loss_is_evaluated_but_neither_compared_nor_annealed(
     assert found["log_likelihood"] is None
     assert "nan" not in result.stdout
     assert (loss / "evaluation" / "figures" / "rate_distortion.png").exists()
-    refused(command("evaluate", loss, "--ais-temperatures", 5), "is of densities", "no log-likelihood")
+    refused(command("evaluate", loss, "--ais-temperatures", 5), "requires log weights", "not a log-likelihood")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,10 @@ def test_loss_is_evaluated_but_neither_compared_nor_annealed(
         (["--priors", "standard"], ["two or more"]),
         (["--priors", "standard", "standard"], ["two or more"]),
         (["--priors", "standard", "vamp", "--objectives", "elbo", "iwae"], ["one of --priors"]),
-        (["--priors", "standard", "vamp", "--program", "autoencoder"], ["does not read --prior"]),
+        (
+            ["--priors", "standard", "vamp", "--program", "autoencoder"],
+            ["--prior has no effect with --program autoencoder"],
+        ),
         (["--priors", "standard", "unheard-of"], ["unheard-of", "laplace"]),
         (["--priors", "standard", "vamp", "--seeds", "0"], ["--seeds is 0"]),
     ],

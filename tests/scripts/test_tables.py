@@ -38,7 +38,7 @@ def test_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Pat
     assert fitted["elbo"] <= fitted["log_likelihood"]
     if name == "flowers.csv":
         assert fitted["bits_per_dim"] is None
-        assert "real numbers have no levels" in fitted["reasons"]["bits_per_dim"]
+        assert "real-valued data have no levels" in fitted["reasons"]["bits_per_dim"]
     else:
         assert fitted["bits_per_dim"] == pytest.approx(-fitted["log_likelihood"] / (9 * math.log(2)))
 
@@ -84,7 +84,7 @@ def test_split_fractions_are_applied_and_kept(tables: Path, tmp_path: Path) -> N
         ("flowers.csv", ["--net", "conv"], ["(4,)", "no height and width", "--net mlp"]),
         ("flowers.csv", ["--prior", "vamp"], ["--prior vamp", "images"]),
         ("flowers.csv", ["--binarize", "dynamic"], ["holds numbers, not pixels", "--binarize dynamic"]),
-        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not read real data"]),
+        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not support real data"]),
         ("flowers.csv", ["--splits", "0.5", "0.5", "0.5"], ["--splits is 0.5 0.5 0.5", "sum to 1"]),
         ("flowers.csv", ["--image-size", "8"], ["--image-size"]),
     ],

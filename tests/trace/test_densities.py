@@ -100,7 +100,7 @@ def test_sites_outside_the_data_plate_are_rejected(plates: list[tuple[str, int, 
                 stack.enter_context(pyro.plate(name, size, dim=dim))
             pyro.sample("global", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="Site 'global' must stand in one data plate") as caught:
+    with pytest.raises(ValueError, match="Site 'global' must be inside one data plate") as caught:
         trace_particles(model, torch.zeros(4)).log_probs()
     assert message in str(caught.value)
 

@@ -60,7 +60,7 @@ def test_differing_scales_are_rejected_in_the_loss_and_ignored_in_weights() -> N
 
 def test_factor_with_enumerated_latents_is_not_a_density() -> None:
     model = _with(dist.Bernoulli(0.5), factor=True)
-    with pytest.raises(ValueError, match="is no density"):
+    with pytest.raises(ValueError, match="is not a density"):
         ELBO().bounds(model, no_latents, torch.randn(4))
     assert log_weights(model, no_latents, torch.randn(4), 1).isnan().all()
 

@@ -100,13 +100,13 @@ def save(path: Path, array: np.ndarray) -> None:
 BAD = {
     "pickled objects": (pickled, "holds pickled objects, which are never read"),
     "a pickled archive": (lambda path: np.savez(path, x=np.array([None] * 60)), "x holds pickled objects"),
-    "a bomb": (bomb, "x takes 931322.6 GiB, and the memory is"),
+    "a bomb": (bomb, "x takes 931322.6 GiB, but the memory is"),
     "a wrong sum": (bad_sum, "cannot be read"),
     "a truncated archive": (truncated_archive, "cannot be read"),
     "a truncated array": (lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(99)), "ends after 99 of 1,800"),
     "an array and more": (
         lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(1801)),
-        "goes on after its array",
+        "has trailing bytes after its array",
     ),
     "a truncated header": (lambda path: path.write_bytes(header_of((60, 6, 5))[:40]), "no header of an array"),
     "no header": (
@@ -114,18 +114,21 @@ BAD = {
         "no header",
     ),
     "other names": (lambda path: np.savez(path, a=GRAY), "holds a.npy; name its images x"),
-    "an empty archive": (lambda path: zipfile.ZipFile(path, "w").close(), "is of no known kind"),
-    "an empty file": (lambda path: path.write_bytes(b""), "holds nothing; give a"),
-    "one row of text": (lambda path: path.write_text("1,2,3"), "of 1 items none falls into the split of share 0.1"),
+    "an empty archive": (lambda path: zipfile.ZipFile(path, "w").close(), "has an unknown format"),
+    "an empty file": (lambda path: path.write_bytes(b""), "is empty; give a"),
+    "one row of text": (lambda path: path.write_text("1,2,3"), "of 1 items, none falls into the split of fraction 0.1"),
     "one number": (lambda path: save(path, np.uint8(3)), r"images have shape \(\)"),
     "integers": (lambda path: save(path, GRAY.astype(int)), "pixels are torch.int64"),
     "complex numbers": (lambda path: save(path, GRAY.astype(complex)), "pixels are"),
     "NaN": (lambda path: save(path, np.where(GRAY > 250, np.nan, 0.5)), "holds nan"),
     "words": (lambda path: save(path, np.array(["a"] * 60)), "pixels are"),
     "labels of another length": (lambda path: np.savez(path, x=GRAY, y=CLASSES[1:]), r"labels have shape \(59,\)"),
-    "labels of one half": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES), "alone"),
+    "labels of one half": (
+        lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES),
+        "only some of the splits",
+    ),
     "test images of another size": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY[:, 1:]), r"\(5, 5\)"),
-    "one image": (lambda path: save(path, GRAY[:1]), "of 1 items none falls"),
+    "one image": (lambda path: save(path, GRAY[:1]), "of 1 items, none falls"),
 }
 
 

@@ -49,16 +49,16 @@ def bomb(width: int, height: int) -> bytes:
     ("instead", "says"),
     [
         ({}, "is null; leave out such rows"),
-        ({"bytes": None}, "names a file, which is not opened, and holds no bytes"),
+        ({"bytes": None}, "holds a path, which is never opened, but no bytes"),
         ({"bytes": None, "path": None}, "is null"),
-        ({"bytes": b""}, "cannot be read as an image (of no known format)"),
+        ({"bytes": b""}, "cannot be read as an image (unknown format)"),
         ({"bytes": png(GRAY[0])[:-40]}, "cannot be read as an image ("),
         ({"bytes": bomb(9_400, 9_500)}, "cannot be read as an image ("),
         ({"bytes": bomb(11_000, 10_000)}, "has 11000 x 10000 pixels; make it smaller"),
         ({"bytes": bomb(40_000, 40_000)}, "cannot be read as an image (Image size"),
         (
             {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n"},
-            "cannot be read as an image (of no known format)",
+            "cannot be read as an image (unknown format)",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", [PIXELS, np.arange(40)], ids=["pixels", "numbers"])
 def test_image_options_are_rejected_for_other_tables(column: Any, options: dict[str, Any], tmp_path: Path) -> None:
     save(tmp_path / "data", pa.table({"column": column}))
-    with pytest.raises(DataError, match="data is read as it is: leave out --image-size, --channels and --skip-bad"):
+    with pytest.raises(DataError, match="data is read unchanged: leave out --image-size, --channels and --skip-bad"):
         from_path(tmp_path / "data", **options)
 
 
@@ -121,5 +121,5 @@ def test_folder_of_images_needs_no_pyarrow(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert from_path(tmp_path / "data").pixel_shape == (6, 5)
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(DataError, match="is no folder of images"):
+    with pytest.raises(DataError, match="is not a folder of images"):
         from_folder(tmp_path / "data")

@@ -133,7 +133,7 @@ LATE: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (lambda path: write_npy(path, NAN), "training images: image 33 holds nan"),
     "another size": (
         lambda path: save(path, lists([*GRAY[:33], *GRAY[33:, 1:]])),
-        "row 33 of x has lists of 5 pixels and row 0 of 6",
+        "row 33 of x has lists of 5 pixels, and row 0 of 6",
     ),
     "a null": (lambda path: parquet.write_table(lists([*GRAY[:33], None]), path), "row 33 of x is null"),
     "one label too few": (lambda path: write_npz(path, x=GRAY, y=CLASSES[1:]), "labels have shape (39,)"),

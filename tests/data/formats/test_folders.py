@@ -207,8 +207,8 @@ BAD: dict[Callable[[Path], None], str] = {
     transparent: "has transparent pixels; put it on a background",
     see_through_palette: "has transparent pixels",
     real: "has pixels of type F; give 8 or 16 bits",
-    nowhere: "is no file; remove it",
-    a_socket: "is no file; remove it",
+    nowhere: "is not a file; remove it",
+    a_socket: "is not a file; remove it",
 }
 
 
@@ -271,12 +271,12 @@ def test_image_of_another_size_is_named(tmp_path: Path) -> None:
 
 
 def test_invalid_folder_of_images_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder of images"):
+    with pytest.raises(DataError, match="is not a folder of images"):
         from_folder(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no images"):
         from_folder(tmp_path)
     write(tmp_path, GRAY[:1])
-    with pytest.raises(DataError, match="of 1 items none falls into the split of share"):
+    with pytest.raises(DataError, match="of 1 items, none falls into the split of fraction"):
         from_folder(tmp_path)
     with pytest.raises(DataError, match="channels is 2; choose 1 or 3"):
         from_folder(tmp_path, channels=2)

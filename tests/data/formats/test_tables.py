@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "row numbers": (FRAME.to_csv, "column 0 has no name (row numbers?); name it or leave it out"),
     "two columns of words": (
         lambda path: labelled(path, kind=KINDS, place=KINDS),
-        "kind, place are no numbers, and one column may hold labels",
+        "kind, place are not numbers, but only one column may hold labels",
     ),
     "a gap": (lambda path: labelled(path, depth=[0.1] * 5 + [None] + [0.2] * 194), "row 5 of depth is nan"),
     "a gap among labels": (
@@ -123,8 +123,8 @@ BAD: dict[str, tuple[Write, str]] = {
     "prose": (lambda path: path.write_text("No table\nbut some\nlines.\n" * 9), "has no column of numbers"),
     "lines of other lengths": (lambda path: path.write_text("a,b\n1,2\n1,2,3\n"), "cannot be read as a table"),
     "not UTF-8": (lambda path: path.write_bytes(b"\xff\xfe1,2\n"), "cannot be read as a table"),
-    "bytes": (lambda path: path.write_bytes(b"abc\0def"), "is of no known kind"),
-    "nothing": (lambda path: path.write_bytes(b""), "holds nothing"),
+    "bytes": (lambda path: path.write_bytes(b"abc\0def"), "has an unknown format"),
+    "nothing": (lambda path: path.write_bytes(b""), "is empty"),
     "Parquet cut short": (
         lambda path: (FRAME.to_parquet(path), path.write_bytes(path.read_bytes()[:-100])),
         "cannot be read as Parquet",

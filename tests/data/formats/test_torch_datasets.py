@@ -165,5 +165,5 @@ def test_invalid_dataset_is_rejected_with_one_line(kind: str) -> None:
 def test_bad_test_item_is_named() -> None:
     with pytest.raises(DataError, match=r"^mine, test: item 17 has no label"):
         from_dataset(with_item((GRAY[0], 1)), with_item(GRAY[0]), name="mine")
-    with pytest.raises(DataError, match=r"mine: labels are given for training or test images alone"):
+    with pytest.raises(DataError, match=r"mine: labels are given for only some of the splits"):
         from_dataset(with_item((GRAY[0], 1)), Items(list(GRAY)), name="mine")

@@ -68,7 +68,7 @@ def test_each_missing_file_is_named(name: str, tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             data.load(name, tmp_path, download=False)
         assert one_line(caught.value).startswith(f"{folder} has no {path.name} (")
-        assert "name the folder of your data sets by --data-root" in one_line(caught.value)
+        assert "set --data-root to the folder of your data sets" in one_line(caught.value)
         path.write_bytes(content)
     data.load(name, tmp_path)
 
@@ -97,7 +97,7 @@ def test_truncated_file_is_rejected(name: str, tmp_path: Path) -> None:
 def test_validation_must_leave_training_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_validation_images(monkeypatch, TRAIN)
     WRITERS[name](tmp_path)
-    with pytest.raises(DataError, match=f"holds {TRAIN} .*images, too few: {TRAIN + 1} are the least") as caught:
+    with pytest.raises(DataError, match=f"holds {TRAIN} .*images, but at least {TRAIN + 1} are required") as caught:
         data.load(name, tmp_path)
     one_line(caught.value)
 

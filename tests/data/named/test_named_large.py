@@ -68,7 +68,7 @@ def test_split_of_dsprites_is_fixed(tmp_path: Path) -> None:
 BAD = {
     "pixels of 2": ({"imgs": 2 * SPRITES}, "imgs holds 2, not 0 or 1"),
     "64-bit pixels": ({"imgs": SPRITES.astype(int)}, "imgs is int64 (48, 64, 64) and must be uint8 (48, 64, 64)"),
-    "pixels in another order": ({"imgs": np.asfortranarray(SPRITES)}, "imgs is uint8 (48, 64, 64) in Fortran's order"),
+    "pixels in another order": ({"imgs": np.asfortranarray(SPRITES)}, "imgs is uint8 (48, 64, 64) in Fortran order"),
     "fewer images": ({"imgs": SPRITES[1:]}, "imgs is uint8 (47, 64, 64) and must be uint8 (48, 64, 64)"),
     "other sizes": ({"imgs": SPRITES[:, 1:]}, "imgs is uint8 (48, 63, 64)"),
     "pickled images": ({"imgs": np.full(48, None)}, "imgs holds pickled objects, which are never read"),

@@ -59,9 +59,9 @@ BAD_SVHN = {
     "label 0": ({"X": PIXELS, "y": np.arange(TRAIN)[:, None] % 10}, "y holds a label 0, not 1 to 10"),
     "label 1.5": ({"X": PIXELS, "y": LABELS * 1.5}, "y holds a label 1.5, not 1 to 10"),
     "no number": ({"X": PIXELS, "y": LABELS * np.nan}, "y holds a label nan"),
-    "fewer labels": ({"X": PIXELS, "y": LABELS[1:]}, "y has 19 labels of 20 images"),
-    "words": ({"X": PIXELS, "y": np.array([["one"]])}, "y is no array of numbers"),
-    "cells": ({"X": PIXELS, "y": np.array([[1.0], [2.0]], object)}, "y is no array of numbers"),
+    "fewer labels": ({"X": PIXELS, "y": LABELS[1:]}, "y has 19 labels for 20 images"),
+    "words": ({"X": PIXELS, "y": np.array([["one"]])}, "y is not an array of numbers"),
+    "cells": ({"X": PIXELS, "y": np.array([[1.0], [2.0]], object)}, "y is not an array of numbers"),
 }
 
 
@@ -101,7 +101,7 @@ def test_pixels_and_labels_of_silhouettes_are_validated(tmp_path: Path) -> None:
         ({"val_data": 2 * columns(BITS[:5])}, "val_data holds 2, not 0 or 1"),
         ({"val_data": columns(GRAY[:5] / 255)}, "val_data holds 0."),
         ({"test_labels": np.full((TEST, 1), 102)}, "test_labels holds a label 102, not 1 to 101"),
-        ({"test_labels": np.ones((TEST + 1, 1))}, "test_labels has 5 labels of 4 images"),
+        ({"test_labels": np.ones((TEST + 1, 1))}, "test_labels has 5 labels for 4 images"),
         ({"train_data": np.zeros((784, 15))}, "train_data is 784 x 15, not N x 784"),
         ({"train_data": None}, "holds no train_data"),
     ]

@@ -164,7 +164,7 @@ def test_invalid_programs_and_settings_are_rejected() -> None:
     x = torch.zeros(3)
     with pytest.raises(ValueError, match="'digit' is discrete"):
         ais(discrete, discrete, x, AISConfig())
-    with pytest.raises(ValueError, match="no latent site"):
+    with pytest.raises(ValueError, match="no sampled latent site"):
         ais(nothing, lambda x: None, x, AISConfig())
     vae = small_vae()
     with pytest.raises(ValueError, match="outside the support"):

@@ -85,7 +85,7 @@ def test_support_that_depends_on_another_latent_is_rejected() -> None:
         with pyro.plate("data", x.shape[0]):
             latents()
 
-    with pytest.raises(ValueError, match="'place' moves with other latents"):
+    with pytest.raises(ValueError, match="'place' depends on other latents"):
         ais(model, guide, torch.zeros(3), AISConfig())
 
 

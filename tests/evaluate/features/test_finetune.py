@@ -113,7 +113,7 @@ def fixed(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
 
-@pytest.mark.parametrize(("guide", "words"), [(two_sites, "several latent sites"), (fixed, "no parameter")])
+@pytest.mark.parametrize(("guide", "words"), [(two_sites, "exactly one latent site"), (fixed, "no parameter")])
 def test_guides_without_a_trainable_mean_are_rejected(guide: Callable[..., None], words: str) -> None:
     x, classes = xor_clusters()
     with pytest.raises(NoAnalyticMeanError, match=words):

@@ -43,7 +43,7 @@ def test_distance_of_singular_covariances_is_symmetric_and_zero_for_equal_moment
     a, b = torch.randn(5, 8), torch.randn(6, 8)  # covariances without full rank
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
     assert frechet_distance(a, a.flip(0)) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="two images or more"):
+    with pytest.raises(ValueError, match="at least two images"):
         frechet_distance(a[:1], b)
 
 

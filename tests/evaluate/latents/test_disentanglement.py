@@ -170,8 +170,8 @@ def test_separability_is_balanced_accuracy_on_held_out_data() -> None:
     [
         (np.zeros((6, 1)), grid(2, 3), "1 units and 2 factors"),
         (np.zeros((6, 2)), grid(6), "2 units and 1 factors"),
-        (np.full((6, 2), np.nan), grid(2, 3), "not finite"),
-        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has one value only"),
+        (np.full((6, 2), np.nan), grid(2, 3), "non-finite"),
+        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has only one value"),
     ],
 )
 def test_invalid_codes_or_factors_are_rejected(codes: np.ndarray, factors: np.ndarray, words: str) -> None:

@@ -133,9 +133,9 @@ def test_khat_verdicts() -> None:
     assert describe_khat(np.array([0.1, 0.6]), 1000) == "good for all 2 images (good: k-hat <= 0.67)"
     assert describe_khat(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (good: k-hat <= 0.67)"
     assert describe_khat(np.array([0.1, np.nan]), 10**6) == (
-        "good for all 1 images, without k-hat for 1 (good: k-hat <= 0.70)"
+        "good for all 1 images, undefined for 1 (good: k-hat <= 0.70)"
     )
-    assert describe_khat(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
+    assert describe_khat(np.full(3, np.nan), 1000).startswith("k-hat is undefined")
 
 
 def test_differences_are_paired_over_images() -> None:

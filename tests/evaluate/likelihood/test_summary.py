@@ -15,11 +15,11 @@ import torch
 
 from pyro_vae.evaluate import LogWeightTerms, scores_from_terms, summarize
 
-NOT_FINITE = "an importance weight is zero or not finite"
-NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
-DOMINANT = "one weight outweighs all others: k-hat is infinite"
+NOT_FINITE = "an importance weight is zero or non-finite"
+NO_KHAT = "k-hat needs at least 30 draws, with weights that are finite and not all equal"
+DOMINANT = "k-hat is infinite: one weight dominates all others"
 # A single image has no standard error over images.
-ALONE = dict.fromkeys(("elbo_se", "log_likelihood_se"), "a standard error over images needs two of them")
+ALONE = dict.fromkeys(("elbo_se", "log_likelihood_se"), "a standard error needs at least two images")
 KHAT = ("khat_median", "khat_bad_fraction")
 ALL = ("elbo", "distortion", "log_likelihood", "log_likelihood_mc_se", "psis", "jvi1", "jvi2", "bits_per_dim", "iwae")
 
@@ -63,7 +63,9 @@ def test_single_dominant_weight_makes_khat_infinite() -> None:
     assert found["ess_median"] == pytest.approx(1)
     assert found["log_likelihood_mc_se"] == pytest.approx(1)
     assert found["khat_bad_fraction"] == 1
-    jackknife = dict.fromkeys(("jvi1", "jvi2"), "a jackknife needs three samples, of which no two outweigh all others")
+    jackknife = dict.fromkeys(
+        ("jvi1", "jvi2"), "the jackknife needs at least three samples, no two of which dominate all others"
+    )
     assert found["reasons"] == ALONE | jackknife | {"khat_median": DOMINANT}
 
 

@@ -32,7 +32,7 @@ def test_exact_posterior_gives_log_evidence_in_every_weight(promised: Callable[[
         numbers = summarize(scores, active_units=latent_dim, num_pixels=7)
         for name in ("khat_median", "khat_bad_fraction"):
             assert numbers[name] is None
-            assert numbers["reasons"][name].endswith("of finite weights that are not equal")
+            assert numbers["reasons"][name].endswith("with weights that are finite and not all equal")
     assert worst < 1e-12
     promised(f"exact posterior: every weight equals log p(x) within {worst:.1e} nats in 1, 2, 5 and 20 dimensions")
 

@@ -145,7 +145,7 @@ def test_latent_without_reparameterized_gradient_is_rejected() -> None:
 def test_scale_of_one_site_is_rejected_unless_sites_are_summed(objective: Objective) -> None:
     program, x = LinearGaussian(1), torch.zeros(3, 7)
     half = poutine.scale(program.model, scale=0.5)
-    with pytest.raises(ValueError, match="has a scale of its own"):
+    with pytest.raises(ValueError, match="has a separate scale"):
         objective.loss(half, program.guide, x)
 
 

@@ -146,5 +146,5 @@ def test_posterior_that_does_not_factorize_is_rejected() -> None:
     deep, full = two_layer(), small_vae()
     full.posterior = posteriors.FullRank(nets.Dense((3, 2), 8, depth=1).encoder, 2)
     for program in (deep, full):
-        with pytest.raises(ValueError, match="factorised Gaussian posterior"):
+        with pytest.raises(ValueError, match="factorized Gaussian posterior"):
             BetaTCVAE(num_images=20).loss(program.model, program.guide, x)

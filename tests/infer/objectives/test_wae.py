@@ -118,7 +118,7 @@ def test_mmd_gradient_matches_finite_differences() -> None:
 
 @pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
 def test_incomparable_samples_are_rejected(shapes: tuple[tuple[int, int], ...]) -> None:
-    with pytest.raises(ValueError, match="two draws or more of each"):
+    with pytest.raises(ValueError, match="at least two draws of each"):
         mmd(*(torch.randn(shape) for shape in shapes))
 
 

@@ -163,7 +163,7 @@ def test_support_is_binary() -> None:
 
 
 def test_images_without_height_and_width_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\) have no height and width"):
+    with pytest.raises(ValueError, match=r"requires images of shape \(height, width\), not \(3, 8, 8\)"):
         PixelCNN(torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
 
 
@@ -202,7 +202,7 @@ def test_inpainting_with_all_or_no_pixels_observed() -> None:
     pyro.set_rng_seed(1)
     assert torch.equal(q.inpaint(x, 0), expected)
     for seen in (-1, 7):
-        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must lie between 0 and 6"):
+        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must be between 0 and 6"):
             q.inpaint(x, seen)
 
 
@@ -312,5 +312,5 @@ def test_pixelvae_supports_particles() -> None:
 def test_flag_without_effect_on_the_program_is_rejected(program: str, unread: dict[str, Any]) -> None:
     settings = Config(program=program, device="cpu", **unread)
     (name,) = unread
-    with pytest.raises(ValueError, match=f"--program {program} does not read --{name.replace('_', '-')}"):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no effect with --program {program}"):
         programs.build(settings, load_images(settings).pixels)
