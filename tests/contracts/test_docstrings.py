@@ -1,4 +1,4 @@
-"""The examples in docstrings run and print what they say, each from a fixed seed and an empty param store."""
+"""Examples in docstrings run and print the documented output, each with a fixed seed and an empty param store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyro_vae
 
 ROOT = Path(pyro_vae.__file__).parents[1]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "pyro_vae").rglob("*.py") if ">>> " in path.read_text())
-# Public functions and classes that show how they are called.
+# Public functions and classes whose docstrings have an example.
 SHOWN = {
     "pyro_vae.data.assembly.from_arrays",
     "pyro_vae.data.datasets.load",
@@ -37,8 +37,8 @@ def examples(path: Path) -> list[doctest.DocTest]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_examples_print_what_they_say(path: Path) -> None:
-    torch.set_default_dtype(torch.float32)  # what a reader has
+def test_examples_print_the_documented_output(path: Path) -> None:
+    torch.set_default_dtype(torch.float32)  # the default dtype of a new session
     for example in examples(path):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)

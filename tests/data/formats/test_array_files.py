@@ -1,4 +1,4 @@
-"""Files of arrays: the arrays that were saved, and nothing that could run code or fill the memory."""
+"""Files of arrays: the saved arrays are read, without executing code or exhausting memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.own_data import refused_alike
+from helpers.own_data import error_with_and_without_cache
 
 from pyro_vae.data import DataError, Images, from_arrays, from_file
 
@@ -29,13 +29,13 @@ def same(a: Images, b: Images) -> bool:
 
 
 @pytest.mark.parametrize("array", [GRAY, GRAY / 255, np.asfortranarray(GRAY), GRAY.astype(">f8") / 255], ids=str)
-def test_an_array_is_read_as_it_was_saved(array: np.ndarray, tmp_path: Path) -> None:
+def test_array_round_trips_through_a_file(array: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", array)
-    (tmp_path / "images.npy").rename(tmp_path / "images.data")  # known by what it holds
+    (tmp_path / "images.npy").rename(tmp_path / "images.data")  # the format is recognized by content
     assert same(from_file(tmp_path / "images.data"), from_arrays(GRAY))
 
 
-def test_colors_may_stand_last(tmp_path: Path) -> None:
+def test_colors_may_be_the_last_dimension(tmp_path: Path) -> None:
     first = np.moveaxis(COLOR, -1, 1)
     for name, array in (("last", COLOR), ("first", first)):
         np.save(tmp_path / f"{name}.npy", array)
@@ -43,7 +43,7 @@ def test_colors_may_stand_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_archive_holds_images_and_labels(save: object, tmp_path: Path) -> None:
+def test_archive_holds_images_and_labels(save: object, tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     for named in (
         {"x": GRAY, "y": CLASSES},
@@ -133,21 +133,21 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_bad_file_is_rejected_with_one_line(name: str, tmp_path: Path) -> None:
     make, words = BAD[name]
     path = tmp_path / "data.npz"
     make(path)
-    message = refused_alike(from_file, path, tmp_path / "cache")
+    message = error_with_and_without_cache(from_file, path, tmp_path / "cache")
     assert re.search(words, message)
     assert "\n" not in message
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.npy cannot be read"):
         from_file(tmp_path / "nowhere.npy")
 
 
-def test_images_stay_when_their_file_is_written_over(tmp_path: Path) -> None:
+def test_images_survive_overwriting_of_their_file(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, GRAY)
     found = from_file(path)

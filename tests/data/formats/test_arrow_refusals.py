@@ -1,4 +1,4 @@
-"""Tables that cannot be used: each is refused in one line that says where, and no file is opened that they name."""
+"""Unusable tables: each is rejected with one line that says where, and files that a table names are never opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.arrow_tables import image_files, save, save_splits
-from helpers.own_data import refused_alike
+from helpers.own_data import error_with_and_without_cache
 from pyarrow import parquet
 
 from pyro_vae.data import from_path
@@ -30,7 +30,7 @@ def write(images: Any = IMAGES, **columns: Any) -> Write:
 
 
 def spoiled(spoil: Callable[[Path], object]) -> Write:
-    """Save good images, and change their folder."""
+    """Return a function that saves good images and then damages their folder."""
 
     def write(path: Path) -> None:
         save(path, pa.table({"image": IMAGES, "label": CLASSES}))
@@ -61,7 +61,7 @@ def lists(*values: object) -> pa.Array:
 
 
 def bad_offsets(path: Path) -> None:
-    """Write lists whose offsets point far behind their values: unless these are checked, any memory is read."""
+    """Write lists whose offsets point far beyond their values: without validation, arbitrary memory would be read."""
     offsets = pa.py_buffer(np.array([0, 10**8, 2], np.int32).tobytes())
     values = pa.Array.from_buffers(pa.list_(pa.uint8()), 2, [None, offsets], children=[pa.array([1, 2], pa.uint8())])
     save(path, pa.table({"pixels": values}))
@@ -142,11 +142,11 @@ BAD: dict[str, tuple[Write, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_data_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_bad_table_is_rejected_with_one_line(kind: str, tmp_path: Path) -> None:
     write, says = BAD[kind]
-    save(tmp_path / "other", ROWS)  # good data, which nothing may lead to
+    save(tmp_path / "other", ROWS)  # good data that no table may refer to
     write(tmp_path / "data")
-    message = refused_alike(from_path, tmp_path / "data", tmp_path / "cache")
+    message = error_with_and_without_cache(from_path, tmp_path / "data", tmp_path / "cache")
     assert says in message
-    assert message.isprintable()  # no line feed among others
+    assert message.isprintable()  # no line breaks in the message
     assert str(tmp_path / "data") in message
