@@ -1,8 +1,8 @@
-r"""Variational autoencoders as probabilistic programs, and the honest measurement of how good they are.
+r"""Variational autoencoders as probabilistic programs, and trustworthy measurement of their likelihoods.
 
-The generative process p(z) p(x|z) is a Pyro model and the amortized posterior q(z|x) its guide. With
-log w = log p(x, z) - log q(z|x) and z ~ q(z|x), Pyro's SVI maximizes the ELBO, E[log w], or the IWAE bound,
-E[log (1/K) sum_k w_k], and importance sampling estimates log p(x) = log E[w]:
+The generative process p(z) p(x|z) is a Pyro model, and the amortized posterior q(z|x) is its guide. With
+log w = log p(x, z) - log q(z|x) and z ~ q(z|x), Pyro's SVI maximizes the ELBO, E[log w], or the IWAE bound over K
+particles, E[log (1/K) sum_k w_k]. Importance sampling estimates log p(x) = log E[w]. The bounds are ordered:
 
     ELBO <= IWAE_K <= log p(x),    in nats per image.
 """

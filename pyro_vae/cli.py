@@ -1,4 +1,4 @@
-r"""What every script shares: one line per error, signals, and the exit status of the contract."""
+r"""Shared by all scripts: one-line error messages, signal handling and exit codes."""
 
 from __future__ import annotations
 
@@ -13,74 +13,78 @@ from types import FrameType
 from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
 from pyro_vae.text import printable
 
-# A signal that comes so long after the first is from somebody who does not want to wait for the step.
+# A signal received this long after the first one ends the process at once, without waiting for the training step.
 _FORCE_AFTER_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turn what ends a script into its exit status, with one line on stderr.
+    """Map exceptions to exit codes, and print a one-line message to stderr.
 
-    0 done; 1 training that stopped being finite, memory or disk that has run out; 2 bad usage or bad input; 130 and
-    143 stopped by SIGINT or SIGTERM, to be continued with --resume.
+    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, or the operating system reported
+    an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT, SIGTERM; --resume continues.
     """
-    # Warnings of every library, and what this one has to say besides: others say a good deal when they are imported.
+    # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("pyro_vae").setLevel(logging.INFO)
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _leave_at_once)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         yield
     except KeyboardInterrupt:
-        _leave_at_once(signal.SIGINT, None)
+        _exit_on_signal(signal.SIGINT, None)
     except (NonFiniteError, OutOfMemoryError) as error:
-        _leave(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
+        _exit(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
     except MemoryError as error:
-        _leave(1, f"memory has run out ({error})")
+        _exit(1, f"out of memory ({error})")
     except (UserError, CheckpointError) as error:
-        _leave(2, str(error))
+        _exit(2, str(error))
     except OSError as error:
-        _leave(1, str(error))
+        _exit(1, str(error))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        _leave(1, f"memory has run out ({next(iter(str(error).splitlines()))})")
+        _exit(1, f"out of memory ({next(iter(str(error).splitlines()))})")
     finally:
-        if signal.getsignal(signal.SIGTERM) is _leave_at_once:
+        if signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM wait: yield a function that says whether one has come, and leave at the end if so."""
-    arrived: list[tuple[int, float]] = []
+    """Defer SIGINT and SIGTERM to the end of the block.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        arrived.append((number, time.monotonic()))
-        if arrived[-1][1] - arrived[0][1] > _FORCE_AFTER_SECONDS:
-            _leave_at_once(number, frame)
+    Yields a function that returns whether a signal has been received. If so, the process exits when the block ends. A
+    repeated signal more than three seconds after the first ends the process at once.
+    """
+    received: list[tuple[int, float]] = []
 
-    # What is ignored stays so: a shell has put the process into the background.
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, note) for number in heard}
+    def record(signum: int, frame: FrameType | None) -> None:
+        received.append((signum, time.monotonic()))
+        if received[-1][1] - received[0][1] > _FORCE_AFTER_SECONDS:
+            _exit_on_signal(signum, frame)
+
+    # Keep ignored signals ignored: shells ignore SIGINT for background jobs.
+    deferred = [signum for signum in _SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    handlers = {signum: signal.signal(signum, record) for signum in deferred}
     try:
-        yield lambda: bool(arrived)
+        yield lambda: bool(received)
     finally:
-        for number, handler in handlers.items() if not arrived else ():
-            signal.signal(number, handler)
-    if arrived:
-        _leave_at_once(arrived[0][0], None)
+        for signum, handler in handlers.items() if not received else ():
+            signal.signal(signum, handler)
+    if received:
+        _exit_on_signal(received[0][0], None)
 
 
-def _leave_at_once(number: int, frame: FrameType | None) -> None:
-    for other in _SIGNALS:  # another one must not change the status of a process that is ending
-        signal.signal(other, signal.SIG_IGN)
-    _leave(128 + number, "stopped; continue with --resume")
+def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
+    for further_signal in _SIGNALS:  # a further signal must not change the exit code
+        signal.signal(further_signal, signal.SIG_IGN)
+    _exit(128 + signum, "stopped; continue with --resume")
 
 
-def _leave(status: int, message: str) -> None:
-    # A message may name a file, and a file may have any name.
+def _exit(status: int, message: str) -> None:
+    # Messages may contain file names, which may contain any character.
     print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

@@ -1,4 +1,4 @@
-r"""The errors that a user can cause, which scripts report in one line, and the want of memory."""
+r"""Errors that users can cause, which scripts report in one line, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import torch
 
 
 class UserError(ValueError):
-    """Bad input: says what, where, and what to do. Any other ValueError is a defect and keeps its traceback."""
+    """Invalid input. The message states the problem, its location and a remedy.
+
+    Any other `ValueError` is a bug in the program, so scripts show its traceback.
+    """
 
 
 class DataError(UserError):
-    """Images that cannot be used; says which and what to do."""
+    """Unusable images or tables. The message names them and suggests a remedy."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read; names the file."""
+    """Unreadable checkpoint. The message names the file."""
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient that is not finite; the weights are those before the step it names, which is `step`."""
+    """Non-finite loss or gradient at step `step`. The weights are those before that step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(
-            f"The loss or a gradient is not finite at step {step} (steps count from 0); the weights are "
-            "those before it. Lower the learning rate, or look for extreme values in the data."
+            f"Non-finite loss or gradient at step {step} (counted from 0); the weights are those before that step. "
+            "Lower the learning rate, or check the data for extreme values."
         )
         self.step = step
 
 
 class OutOfMemoryError(MemoryError):
-    """A step for which there is not enough memory; says which batch size to try."""
+    """Out of memory in a training step. The message suggests a smaller batch size."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is the want of memory on a device or, by torch's allocator, on the host."""
+    """Return whether torch failed to allocate memory, on a device or (by its CPU allocator) on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

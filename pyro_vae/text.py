@@ -1,17 +1,17 @@
-r"""Text that a terminal can be given: one line of printable characters, whatever a file or a folder is called."""
+r"""Text that is safe to print to a terminal, whatever characters file names contain."""
 
 from __future__ import annotations
 
 
 def printable(name: str) -> str:
-    r"""Return a name on one line, in printable characters.
+    r"""Return `name` as a single line of printable characters.
 
-    The rest is escaped as Python has it: line feeds, what steers a terminal (``\x1b``), marks that turn the direction
-    of reading (``\u202e``), and bytes of a file name that are no characters.
+    All other characters are escaped as in Python string literals: line feeds, terminal control characters (``\x1b``),
+    marks that change the direction of text (``\u202e``), and undecodable bytes of a file name.
     """
     return "".join(c if c.isprintable() else escape(c) for c in name)
 
 
 def escape(character: str) -> str:
-    """Return a character as Python escapes it."""
+    """Escape a character as in a Python string literal."""
     return character.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: stock Pyro, and the same step and scores written by hand in PyTorch."""
+"""Baselines of the benchmark: stock Pyro, and the same step and scores written by hand in PyTorch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pyro_vae import data
 from pyro_vae.config import Config, programs
 from pyro_vae.model import nets
 
-STEPS = 100_000  # of the learning-rate schedule
-_ROWS_SCORED = 4000  # of the hand-written loop: the chunk that is best for it on the CPU measured
+STEPS = 100_000  # length of the learning-rate schedule
+_ROWS_SCORED = 4000  # rows (particles x images) per chunk of the hand-written loop: the fastest on the tested CPU
 
 
 def encoder_layers(settings: Config, images: data.Observed) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each layer."""
+    """Return the numbers of inputs and outputs of each layer of the encoder."""
     pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
     return [(pixels, hidden), (hidden, hidden), (hidden, 2 * settings.latent_dim)]
 
 
 def decoder_layers(settings: Config, images: data.Observed) -> list[tuple[int, int]]:
-    """Return inputs and outputs of each layer."""
+    """Return the numbers of inputs and outputs of each layer of the decoder."""
     pixels, hidden = math.prod(images.pixels.pixel_shape), settings.hidden_dim
     return [(settings.latent_dim, hidden), (hidden, hidden), (hidden, pixels)]
 
 
 def stock(settings: Config, images: data.Observed, batches: data.Batches) -> Contender:
-    """Return the step of Pyro's own SVI, as its tutorials write it, validation off."""
+    """Return a step of `pyro.infer.SVI` as in Pyro's tutorials, without validation."""
     program = programs.build(settings, images.pixels)
     adam = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": settings.learning_rate})
     loss = pyro.infer.Trace_ELBO(settings.num_particles, max_plate_nesting=1, vectorize_particles=True)
@@ -42,7 +42,7 @@ def stock(settings: Config, images: data.Observed, batches: data.Batches) -> Con
 
 
 def alone(step: Step) -> Contender:
-    """Return a contender with a param store of its own and validation off."""
+    """Return a contender that runs with a separate param store and without validation."""
     store: Any = {"params": {}, "constraints": {}}
 
     def context() -> AbstractContextManager[Any]:
@@ -55,7 +55,7 @@ def alone(step: Step) -> Contender:
 
 
 def handwritten(settings: Config, images: data.Observed, batches: data.Batches, *, compiled: bool = False) -> Contender:
-    """Return a step written by hand: networks of the same layers, the analytic KL, one fused Adam, no Pyro."""
+    """Return a step in plain PyTorch: networks of the same sizes, analytic KL and a single fused Adam."""
     encoder_sizes = [encoder_layers(settings, images)[0][0], *(b for _, b in encoder_layers(settings, images))]
     decoder_sizes = [settings.latent_dim, *(b for _, b in decoder_layers(settings, images))]
     encoder, decoder = (nets.MLP(sizes).to(settings.device) for sizes in (encoder_sizes, decoder_sizes))
@@ -88,21 +88,21 @@ def handwritten(settings: Config, images: data.Observed, batches: data.Batches, 
 
 
 def handwritten_scores(program: Any, x: Tensor, num_samples: int) -> Step:
-    """Return importance sampling written by hand for the same networks: log weights (K, B)."""
+    """Return importance sampling in plain PyTorch for the networks of a program: log weights, shape (K, B)."""
     encoder, decoder, bias = program.posterior.net, program.likelihood.net, program.likelihood.bias
     chunk = max(1, _ROWS_SCORED // len(x))
 
     @torch.no_grad()
     def weights(_: Tensor) -> object:
         loc, log_scale = encoder(x).chunk(2, dim=-1)
-        scale, found = log_scale.exp(), []
+        scale, log_weights = log_scale.exp(), []
         for start in range(0, num_samples, chunk):
             noise = torch.randn(min(chunk, num_samples - start), *loc.shape, device=x.device)
             z = loc + scale * noise
             logits = decoder(z).squeeze(-3) + bias[0]
             entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
             log_ratio = 0.5 * (noise.square() - z.square()).sum(-1) + log_scale.sum(-1)
-            found.append((log_ratio - entropy.sum((-2, -1))).double())
-        return torch.cat(found)
+            log_weights.append((log_ratio - entropy.sum((-2, -1))).double())
+        return torch.cat(log_weights)
 
     return weights

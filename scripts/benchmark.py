@@ -2,49 +2,31 @@
 
     python scripts/benchmark.py --data mnist --data-root DIR
 
-Blocks of all candidates are interleaved, so that a drift of the clock affects all of them; compare the medians of the
-paired ratios. All have the same network, prior N(0, I), images drawn in the same way, and Adam under a cosine schedule,
-fused except for stock Pyro, which has one optimizer per tensor. The floor of the arithmetic is shown beside them: the
-operations of the matrix products at the rate of a large product, or the bytes that a step must move at the rate of a
-copy, whichever takes longer.
+Blocks of all contenders are interleaved, so that a drift of the clock affects all of them; compare the medians of the
+paired ratios. All contenders have the same network, prior N(0, I), binarization and cosine schedule. Adam is fused,
+except for stock Pyro, which uses one optimizer per tensor. The roofline is a lower bound on the time of a step: the
+time of its matrix products at the rate of a large product, or of the bytes that it must move at the rate of a copy,
+whichever is longer.
 
-The other measurements are of scores (decoded particles of importance sampling, and densities of annealing with their
-gradients), of a step as batch, particles, latent units and prior grow, and of a step in lower precision. All results
-are written to OUT/benchmark.json, and the ratios are drawn.
+The other measurements are the speed of scores (particles decoded by importance sampling, and log-densities of AIS with
+their gradients), of steps with larger batches, more particles, more latent units and other priors, and of steps in
+lower precision. All results are written to OUT/benchmark.json, and the ratios of the steps to OUT/benchmark.png.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import pyro
 import torch
 import tyro
-from baselines import STEPS, alone, decoder_layers, encoder_layers, handwritten, handwritten_scores, stock
-from timing import Contender, Step, Timing, machine_rates, race, ratios
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from measurements import Bench, MeasurementFlags
+from timing import machine_rates, ratios
 
-from pyro_vae import cli, config, data
-from pyro_vae.config import programs
-from pyro_vae.evaluate import log_weights
-from pyro_vae.evaluate.annealing import paths
-from pyro_vae.infer import ELBO, SVI, Optim, schedules
-from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae import cli, config
 from pyro_vae.runs import load_images, versions
-from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
-
-_CHAINS = 16
-_IMAGES_SCORED = 100
-
-Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")]
 
 
 @dataclass(frozen=True)
@@ -65,34 +47,11 @@ class SettingFlags:
 
 
 @dataclass(frozen=True)
-class MeasurementFlags:
-    """What is timed, and for how long.
-
-    Args:
-        measure: Measurements to make, one or more of steps, scores, growth and precision.
-        batch_sizes: Numbers of images per training step.
-        num_particles: Numbers of particles per image in training.
-        num_samples: Number of particles per image that importance sampling decodes.
-        blocks: Number of timed blocks of each candidate.
-        seconds: Length of a block of the hand-written candidate, in seconds.
-    """
-
-    measure: Annotated[
-        tuple[Literal["steps", "scores", "growth", "precision"], ...], tyro.conf.arg(metavar="NAME ...")
-    ] = ("steps", "scores", "growth", "precision")
-    batch_sizes: Counts = (20, 100, 512)
-    num_particles: Counts = (1, 50)
-    num_samples: config.Count = 1000
-    blocks: config.Count = 15
-    seconds: float = 0.2
-
-
-@dataclass(frozen=True)
 class OutputFlags:
     """Results.
 
     Args:
-        out: Folder of benchmark.json and of its figure.
+        out: Folder of benchmark.json and benchmark.png.
     """
 
     out: config.DirPath = Path("runs/benchmark")
@@ -109,238 +68,28 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Run the script."""
-    asked, out = arguments.measurement, arguments.output.out
+    """Make the requested measurements, and write and print the results."""
+    flags, out = arguments.measurement, arguments.output.out
     settings = config.Config(**vars(arguments.setting)).resolve()
     images = load_images(settings)
     name = torch.cuda.get_device_name() if settings.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     print(f"{settings.data}, torch {torch.__version__}, {name}")
     machine = machine_rates(torch.device(settings.device))
     print(f"matrix products {machine[0] / 1e9:.0f} GFLOP/s, copies {machine[1] / 1e9:.1f} GB/s\n")
-    bench = Bench(settings, images, asked, machine)
+    bench = Bench(settings, images, flags, machine)
     report: dict[str, Any] = {
         "settings": {key: str(value) for group in vars(arguments).values() for key, value in vars(group).items()},
         "device": name,
         "versions": versions(),
         "gemm_flops_per_second": machine[0],
         "copy_bytes_per_second": machine[1],
-        **{what: getattr(bench, what)() for what in asked.measure},
+        **{name: getattr(bench, name)() for name in flags.measure},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
     if "steps" in report:
         ratios(report["steps"]).savefig(out / "benchmark.png", dpi=130)
     print(f"\nwritten to {out}")
-
-
-class Bench:
-    """The measurements; each prints as it goes and returns what it found."""
-
-    def __init__(
-        self, settings: config.Config, images: data.Observed, asked: MeasurementFlags, machine: tuple[float, float]
-    ) -> None:
-        self.settings, self.images, self.asked, self.machine = settings, images, asked, machine
-
-    def steps(self) -> list[dict[str, Any]]:
-        """Time training steps at every batch size and number of particles."""
-        found = []
-        for num_particles in self.asked.num_particles:
-            for batch_size in self.asked.batch_sizes:
-                settings = replace(self.settings, batch_size=batch_size, num_particles=num_particles)
-                batches = batches_of(settings, self.images)
-                contenders = {
-                    "pyro_vae, compiled": ours(settings, self.images, batches, "compiled"),
-                    "pyro_vae, recorded": ours(settings, self.images, batches, "recorded"),
-                    "pyro_vae, run by Pyro": ours(settings, self.images, batches, None),
-                    "stock pyro.infer.SVI": stock(settings, self.images, batches),
-                    "hand-written, torch.compile": handwritten(settings, self.images, batches, compiled=True),
-                    "hand-written": handwritten(settings, self.images, batches),
-                }
-                print(f"batch {batch_size}, K = {num_particles}")
-                timings = self.race(contenders, batches)
-                floor = max(self.floor(settings))
-                for name, timing in timings.items():
-                    epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
-                    print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
-                base = timings["hand-written"].seconds
-                print(f"  {'floor of the arithmetic':30}{floor * 1e3:9.2f} ms/step{'':17}{floor / base:8.2f}x")
-                found.append(
-                    {
-                        "batch_size": batch_size,
-                        "num_particles": num_particles,
-                        "floor_seconds": floor,
-                        "contenders": {name: timing._asdict() for name, timing in timings.items()},
-                    }
-                )
-        return found
-
-    def scores(self) -> dict[str, Any]:
-        """Time importance sampling and annealing."""
-        x = self.images.split("test")[:_IMAGES_SCORED]
-        program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, number = CompiledBackend(), self.asked.num_samples
-
-        def ours(backend: EagerBackend) -> Contender:
-            return Contender(lambda _: log_weights(program.model, program.guide, x, number, seed=0, backend=backend))
-
-        contenders = {
-            "pyro_vae, compiled": ours(compiled),
-            "pyro_vae, run by Pyro": ours(EagerBackend()),
-            "hand-written": Contender(handwritten_scores(program, x, number)),
-        }
-        timings = self.race(contenders, batches_of(self.settings, self.images))
-        decodes = len(x) * number
-        flops = decodes * 2 * sum(a * b for a, b in decoder_layers(self.settings, self.images))
-        print(f"\nimportance sampling, {len(x)} images x {number} particles")
-        for name, timing in timings.items():
-            share = flops / timing.seconds / self.machine[0]
-            print(
-                f"  {name:30}{decodes / timing.seconds:12,.0f} decodes/s{1 / timing.ratio:8.2f}x hand-written"
-                f"{100 * share:6.0f} % of the matrix products' rate"
-            )
-        report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
-        with read_only(program.model, program.guide, x=x):
-            timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
-        print(f"annealing, {_CHAINS} chains of {len(x)} images")
-        for name, timing in timings.items():
-            rate = _CHAINS * len(x) / timing.seconds
-            print(f"  {name:30}{rate:12,.0f} densities with gradient/s{1 / timing.ratio:8.2f}x bare decoder")
-        return {**report, "annealing": as_json(timings)}
-
-    def growth(self) -> dict[str, Any]:
-        """Time a compiled step as one thing grows, the others at their defaults."""
-        cases: dict[str, dict[str, Any]] = {"default": {}}
-        cases |= {f"batch {size}": {"batch_size": size} for size in self.asked.batch_sizes if size != 100}
-        cases |= {f"K {number}": {"num_particles": number} for number in (5, 50)}
-        cases |= {f"latent units {number}": {"latent_dim": number} for number in (10, 200)}
-        cases |= {f"prior {name}": {"prior": name} for name in ("mixture", "vamp", "nsf")}
-        contenders = {}
-        for name, changes in reversed(cases.items()):
-            settings = replace(self.settings, **changes)
-            batches = batches_of(settings, self.images)
-            contender = ours(settings, self.images, batches, "compiled")
-            stream = full_batches(batches)
-            contenders[name] = Contender(fed(contender.step, stream), contender.context)
-        timings = self.race(contenders, batches_of(self.settings, self.images))
-        print("\na compiled step, and how it grows")
-        for name, timing in reversed(timings.items()):
-            print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{timing.ratio:8.2f}x default")
-        return as_json(timings)
-
-    def precision(self) -> dict[str, Any]:
-        """Time a compiled step in lower precision, and take the ELBO on the same weights and noise."""
-        names = [name for name in PRECISIONS if name != "tf32" or self.settings.device == "cuda"]
-        batches = batches_of(self.settings, self.images)
-        contenders = {
-            name: ours(replace(self.settings, precision=name), self.images, batches, "compiled")
-            for name in reversed(names)
-        }
-        timings = self.race(contenders, batches)
-        program: Any = programs.build(self.settings, self.images.pixels)
-        with contenders["float32"].context():
-            fit_for_a_while(program, batches, 500)
-        x = self.images.split("test")[:1000]
-        elbos = {}
-        for name in names:
-            with (
-                torch.no_grad(),
-                read_only(program.model, program.guide, x=x, seed=0, validate=False),
-                PRECISIONS[name](),
-            ):
-                elbos[name] = ELBO(10).bounds(program.model, program.guide, x)[1]
-        print("\nprecision of the matrix products, ELBO of 1,000 images on the same weights and noise")
-        report = {}
-        for name in names:
-            change = elbos[name] - elbos["float32"]
-            report[name] = {
-                **timings[name]._asdict(),
-                "elbo_change": float(change.mean()),
-                "elbo_change_largest": float(change.abs().max()),
-            }
-            print(
-                f"  {name:30}{timings[name].seconds * 1e3:9.2f} ms/step{timings[name].ratio:8.2f}x"
-                f"{float(change.mean()):+11.5f} nats on average, {float(change.abs().max()):.5f} at most"
-            )
-        return report
-
-    def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
-        """Time blocks of each in turn; ratios are to the last."""
-        return race(contenders, full_batches(batches), self.asked.blocks, self.asked.seconds)
-
-    def floor(self, settings: config.Config) -> tuple[float, float]:
-        """Return the seconds of a step's matrix products, and of the bytes that it must move."""
-        encoder, decoder = encoder_layers(settings, self.images), decoder_layers(settings, self.images)
-        rows = settings.batch_size * settings.num_particles
-        # Forwards, and backwards to weights and to inputs, of which the first layer needs the former alone.
-        products = settings.batch_size * (3 * sum(a * b for a, b in encoder) - math.prod(encoder[0]))
-        products += rows * 3 * sum(a * b for a, b in decoder)
-        weights = sum((a + 1) * b for a, b in (*encoder, *decoder))
-        # Adam reads weight, gradient and two moments and writes three; units are written and read, there and back.
-        units = settings.batch_size * sum(b for _, b in encoder) + rows * sum(b for _, b in decoder)
-        copied = 4 * (7 * weights + 4 * units)
-        return 2 * products / self.machine[0], copied / self.machine[1]
-
-
-def batches_of(settings: config.Config, images: data.Observed) -> data.Batches:
-    """Return the batches of a fit."""
-    return images.batches(settings.batch_size, settings.seed)
-
-
-def full_batches(batches: data.Batches) -> Iterator[Tensor]:
-    """Yield batches of the full size, for ever."""
-    for epoch in count():
-        yield from (batch for batch in batches(epoch) if len(batch) == batches.batch_size)
-
-
-def fed(step: Step, stream: Iterator[Tensor]) -> Step:
-    """Return a step that takes its batches from a stream of its own."""
-    return lambda _: step(next(stream))
-
-
-def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
-    """Return timings as JSON values."""
-    return {name: timing._asdict() for name, timing in timings.items()}
-
-
-def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
-    """Return the step that scripts/fit.py takes."""
-    program = programs.build(settings, images.pixels)
-    schedule = schedules.per_step(schedules.cosine, STEPS)
-    optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
-    objective = ELBO(settings.num_particles)
-    svi = SVI(program.model, program.guide, optim, objective, execution=graph, precision=settings.precision)
-    return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
-
-
-def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
-    """Take some steps, so that weights are not those of the start."""
-    pyro.clear_param_store()
-    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
-    for batch, _ in zip(full_batches(batches), range(steps), strict=False):
-        svi.step(batch, preprocess=batches.observe)
-
-
-def _at(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
-    return path.evaluate(u)
-
-
-def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
-    """Make the densities and gradients of annealed importance sampling, and a bare loop over the same decoder."""
-    decoder, bias = program.likelihood.net, program.likelihood.bias
-    u = torch.randn(_CHAINS, len(x), program.prior().event_shape[0], device=x.device)
-
-    def bare(_: Tensor) -> object:
-        z = u.clone().requires_grad_()
-        logits = decoder(z).squeeze(-3) + bias[0]
-        entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum((-2, -1))
-        log_joint = -entropy - 0.5 * z.square().sum(-1)
-        return torch.autograd.grad(log_joint.sum(), z)
-
-    found = {}
-    for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
-        path = paths.AnnealingPath(program.model, program.guide, x, "guide", compiled=compiled)
-        found[name] = Contender(partial(_at, path, u), lambda: pyro.validation_enabled(False))
-    return {**found, "bare decoder": Contender(bare)}
 
 
 if __name__ == "__main__":

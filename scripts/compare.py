@@ -1,11 +1,11 @@
-"""Fit the same program under several priors (or objectives, ...), all else equal, and compare them.
+"""Fit the same program with several priors (or posteriors, likelihoods, objectives), all else equal, and compare them.
 
     python scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30 --seeds 2
     python scripts/compare.py --systems pixelcnn autoencoder vae beta-vae wae pixelvae
 
-Every flag of fit.py is available. Each run is a folder of fit.py in --out; existing ones are reused, so that an
-interrupted comparison continues. --systems makes a gallery of different programs, with their log p(x) where it exists,
-the accuracy of a classifier of their codes, and the Fréchet distance of their samples to test images.
+Every flag of fit.py is available. Each run is a run folder of fit.py in --out. Existing runs are reused, so that an
+interrupted comparison can be continued. --systems compares different programs by log p(x), if it is defined, by the
+accuracy of a classifier on their codes, and by the Fréchet distance of their samples to test images.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME NAME ...", help_b
 
 @dataclass(frozen=True)
 class ComparisonFlags:
-    """What is compared. Exactly one of the first five flags is required.
+    """Components to compare. Exactly one of the first five flags is required.
 
     Args:
         priors: Two or more priors to compare.
         posteriors: Two or more posteriors to compare.
         likelihoods: Two or more likelihoods to compare.
         objectives: Two or more objectives to compare.
-        systems: Two or more systems to compare, each a set of flags named in pyro_vae/config/presets.py.
-        seeds: Number of runs for each name, with consecutive seeds from --seed on. It must be 1 with --systems.
+        systems: Two or more systems to compare, each a set of flags defined in pyro_vae/config/presets.py.
+        seeds: Number of runs per name, with consecutive seeds starting at --seed. It must be 1 with --systems.
     """
 
     priors: Names = ()
@@ -53,7 +53,7 @@ class OutputFlags:
     """Runs and comparison.
 
     Args:
-        out: Folder of the run folders and of the comparison.
+        out: Folder for the run folders and the comparison.
     """
 
     out: config.DirPath = Path("runs/comparison")
@@ -62,7 +62,7 @@ class OutputFlags:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class Arguments:
-    """Fit the same program under several priors, posteriors, likelihoods or objectives, and compare them."""
+    """Fit the same program with several priors, posteriors, likelihoods or objectives, and compare them."""
 
     comparison: ComparisonFlags
     config: config.ConfigFlags
@@ -70,35 +70,35 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Run the script."""
-    asked, out = arguments.comparison, arguments.output.out
-    names = {part: getattr(asked, f"{part}s") for part in ("prior", "posterior", "likelihood", "objective", "system")}
-    chosen = [part for part in names if names[part]]
+    """Check all configurations, fit those without a finished run, and compare the runs."""
+    flags, out = arguments.comparison, arguments.output.out
+    names = {kind: getattr(flags, f"{kind}s") for kind in ("prior", "posterior", "likelihood", "objective", "system")}
+    chosen = [kind for kind in names if names[kind]]
     if len(chosen) != 1 or len(set(names[chosen[0]])) < max(2, len(names[chosen[0]])):
         raise UserError(
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, --systems."
         )
-    if asked.seeds < 1:
-        raise UserError(f"--seeds is {asked.seeds}; it must be at least 1.")
-    if asked.systems and asked.seeds > 1:
-        raise UserError("--systems shows one run of each: leave out --seeds.")
-    if asked.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
-        raise UserError("--systems compares how features vary over images: use two or more of each split.")
-    settings = {  # all of them first, so that a name that is not known stops before anything is fitted
+    if flags.seeds < 1:
+        raise UserError(f"--seeds is {flags.seeds}; it must be at least 1.")
+    if flags.systems and flags.seeds > 1:
+        raise UserError("--systems fits one run per system; leave out --seeds.")
+    if flags.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
+        raise UserError("--systems compares the variation of features over images; use two or more of each split.")
+    configs = {  # all configurations first, so that an unknown name is rejected before anything is fitted
         (name, seed): comparison.vary_config(arguments.config, chosen[0], name, seed)
-        for seed in range(asked.seeds)
+        for seed in range(flags.seeds)
         for name in names[chosen[0]]
     }
-    for setting in settings.values():
-        programs.check_flags(setting)
-    if asked.systems:
+    for varied in configs.values():
+        programs.check_flags(varied)
+    if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
-    for (name, seed), setting in settings.items():
-        folder = RunFolder(out / (f"{name}-seed{setting.seed}" if seed else name))
-        fit(setting, folder)
+    for (name, seed), varied in configs.items():
+        folder = RunFolder(out / (f"{name}-seed{varied.seed}" if seed else name))
+        fit(varied, folder)
         runs[name].append(folder)
-    if asked.systems:
+    if flags.systems:
         folders = {name: folder for name, (folder,) in runs.items()}
         rows = gallery.measure_systems(folders)
         gallery.write_gallery(out, rows, {name: folder.path for name, folder in folders.items()})
@@ -110,27 +110,32 @@ def main(arguments: Arguments) -> None:
     print(f"\nwritten to {out}")
 
 
-def fit(setting: config.Config, folder: RunFolder) -> None:
-    """Run fit.py in a process of its own, as its user would; a run that fails ends the comparison."""
+def fit(settings: config.Config, folder: RunFolder) -> None:
+    """Run fit.py in a separate process unless the run is finished.
+
+    Raises:
+        RunFolderError: If the folder has a finished run with a different configuration.
+        SystemExit: If the fit fails, with its exit status. This ends the comparison.
+    """
     if folder.finished:
-        return folder.check_config_matches(setting.resolve().to_json())
-    flags = [word for name, value in setting.to_json().items() for word in words(config.flag(name), value)]
+        return folder.check_config_matches(settings.resolve().to_json())
+    flags = [word for name, value in settings.to_json().items() for word in words(config.flag(name), value)]
     call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
     print(folder.path, flush=True)
     with subprocess.Popen(call, stdout=subprocess.DEVNULL) as process:
         try:
             status = process.wait()
-        except BaseException:  # a signal: the fit, too, is to stop, and to write its checkpoint
+        except BaseException:  # usually a signal: forward it, so that the fit writes a checkpoint and stops
             process.terminate()
             process.wait()
             raise
     if status:
-        print(f"{folder.path} has ended with status {status}", file=sys.stderr)
+        print(f"The fit of {folder.path} ended with status {status}.", file=sys.stderr)
         raise SystemExit(status if status > 0 else 128 - status)
 
 
 def words(flag: str, value: Any) -> list[str]:
-    """Return a flag and its value as fit.py reads them from its command line."""
+    """Return a flag and its value as arguments for fit.py. None and False give no arguments, True gives the flag."""
     if value is None or value is False:
         return []
     if value is True:

@@ -5,8 +5,9 @@
     python scripts/evaluate.py runs/mnist-standard-elbo --probe
     python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 
-For each run, RUN/evaluation/ gets summary.json, scores.nc, bounds.csv and figures; bounds.png in it shows all runs.
-More is measured by instruments, whose numbers are in summary.json and whose other files are beside it:
+The results are written to RUN/evaluation/ of each run: summary.json, scores.nc, bounds.csv and figures, of which
+bounds.png shows all runs. Instruments make further measurements. Their numbers are added to summary.json, and their
+other files are written to the same folder:
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pyro_vae.runs import RunFolder
 from pyro_vae.runs.load import load_config, restore
 from pyro_vae.runs.summary import num_parameters, write_summary
 
-# Earlier names of flags, which are understood as well.
+# Earlier names of flags, which are still accepted.
 _RENAMED = {
     "--temperatures": "--ais-temperatures",
     "--anneal-from": "--ais-start",
@@ -45,7 +46,7 @@ class DataFlags(DataOverrides):
     """Location and number of the test images. If None, as in the run.
 
     Args:
-        test_images: Number of test images to use, from the first on.
+        test_images: Use only the first N test images.
     """
 
     test_images: config.OptionalCount = None
@@ -67,7 +68,7 @@ class RuntimeFlags(RuntimeOverrides):
     """Randomness, device and execution.
 
     Args:
-        compile: Compile the scoring, on or off. If None, as in the run.
+        compile: Compile the evaluation of log-densities, on or off. If None, as in the run.
     """
 
     compile: Annotated[Literal["on", "off"] | None, tyro.conf.arg(metavar="{on,off}")] = None
@@ -88,7 +89,7 @@ class RunArguments:
     runtime: RuntimeFlags
 
 
-# With the flags of every instrument, in a group of its name.
+# The flags of each instrument are a group with the name of the instrument.
 _FLAGS = [
     (name, Annotated[kind, tyro.conf.arg(help="")], field(default_factory=kind)) for name, kind in INSTRUMENTS.items()
 ]
@@ -101,16 +102,16 @@ _HELP = "\n".join(
 
 
 def parse(words: list[str]) -> RunArguments:
-    """Return the arguments of a command line."""
+    """Parse the words of a command line; earlier names of flags are accepted."""
     flags = [word.partition("=") for word in words]
     args = [_RENAMED.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in flags]
     return tyro.cli(Arguments, args=args, description=_HELP)
 
 
 def main(arguments: RunArguments) -> None:
-    """Run the script."""
+    """Evaluate all runs, then write the figures and print the tables that compare them."""
     if not arguments.runs:
-        raise UserError("No run folder is given: python scripts/evaluate.py RUN...")
+        raise UserError("No run folder is given; use python scripts/evaluate.py RUN ...")
     changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
     requested = [instrument for instrument in instruments if instrument.requested]
@@ -119,13 +120,13 @@ def main(arguments: RunArguments) -> None:
     summaries = {}
     for name, (folder, settings) in zip(names_of(arguments.runs), runs, strict=True):
         pyro.set_rng_seed(settings.seed)
-        # A run of somebody else may name any folder, which is read and never written to.
+        # The run folder may be untrusted: download only to a data_root given on the command line, not to the saved one.
         fitted = restore(folder, settings, download="data_root" in changes)
         with fitted.program.scope():
             scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
     for folder, _ in runs:
         results = folder.evaluation
-        if not all(each.reason for each in scores.values()):
+        if not all(run_scores.reason for run_scores in scores.values()):
             results.save_figure("bounds", curves.bounds(scores))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             results.save_figure("rate_distortion", curves.rate_distortion(summaries))
@@ -136,7 +137,7 @@ def main(arguments: RunArguments) -> None:
 
 
 def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
-    """Score one run, measure it with the instruments asked for, and write its evaluation folder."""
+    """Score one run, run the requested instruments on it, and write its evaluation folder."""
     fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
     assert settings.num_samples is not None
     for instrument in requested:
@@ -156,11 +157,11 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
     write_scores(results, fitted.program, run.test, scores, settings.seed, fitted.images.pixels.columns)
     write_bounds(results, scores)
     for instrument in requested:
-        found = instrument.measure(run, settings.seed)
-        found.write(results, instrument.name)
-        if found.numbers != {}:
-            numbers[instrument.name] = found.numbers
-        numbers["reasons"] |= found.reasons
+        result = instrument.measure(run, settings.seed)
+        result.write(results, instrument.name)
+        if result.numbers != {}:
+            numbers[instrument.name] = result.numbers
+        numbers["reasons"] |= result.reasons
     parameters = num_parameters(fitted.program)
     write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
     results.unlock()
@@ -168,10 +169,10 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
 
 
 def names_of(paths: tuple[Path, ...]) -> list[str]:
-    """Return the shortest endings of the paths that tell them apart."""
+    """Return the shortest suffixes of the paths, of equal depth, that are all different."""
     pieces = [path.resolve().parts for path in paths]
     if len(set(pieces)) < len(pieces):
-        raise UserError("A run folder is given twice.")
+        raise UserError("A run folder is given twice; give each one once.")
     depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
     return ["/".join(p[-depth:]) for p in pieces]
 

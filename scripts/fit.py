@@ -1,11 +1,11 @@
-"""Fit a VAE, score it on the test images, and write one run folder.
+"""Fit a VAE, score it on the test images, and write a run folder.
 
-    python scripts/fit.py                                             the embedded digits, about a minute
-    python scripts/fit.py --data mnist --data-root DIR --epochs 20    real MNIST
+    python scripts/fit.py                                             the bundled digits, about a minute
+    python scripts/fit.py --data mnist --data-root DIR --epochs 20    MNIST
     python scripts/fit.py --prior mixture --objective iwae --num-particles 5
-    python scripts/fit.py --program my_program.py:factory             a program of your own
+    python scripts/fit.py --program my_program.py:factory             your own program
 
-The run folder, --out, gets config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
+The run folder, --out, contains config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OutputFlags:
 
     Args:
         out: Run folder. If None, it is runs/<data>-<program>-<prior>-<objective>, without vae and without names that
-            the program ignores. An existing folder is not overwritten.
-        resume: Continue the run in --out from its last checkpoint.
+            the program ignores. An existing folder is rejected unless --resume or --overwrite is given.
+        resume: Continue the run in --out from its newest valid checkpoint.
         overwrite: Replace the run in --out.
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
     """
@@ -50,35 +50,39 @@ class OutputFlags:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class Arguments:
-    """Fit a VAE as a Pyro program, score it on the test images, and write one run folder."""
+    """Fit a VAE as a Pyro program, score it on the test images, and write a run folder."""
 
     config: config.ConfigFlags
     output: OutputFlags
 
 
 def main(arguments: Arguments) -> None:
-    """Run the script."""
+    """Fit and score one program, or resume its fit."""
     output = arguments.output
     if not output.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds is {output.checkpoint_seconds}; it must be 0 or more.")
     if output.resume and output.overwrite:
-        raise UserError("--resume continues the run in --out, and --overwrite replaces it: give one of them.")
+        raise UserError("--resume continues the run in --out, and --overwrite replaces it; give only one of them.")
     settings = arguments.config.resolve()
     folder = RunFolder(output.out or Path("runs") / programs.run_name(settings))
     if output.resume and folder.finished:
         folder.check_config_matches(settings.to_json())
         print(f"{folder.path} is finished; nothing to resume.")
         return
+
+    # Data and program.
     pyro.set_rng_seed(settings.seed)
     run = prepare(settings)
     if settings.data not in data.DATASETS:
-        seen = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
-        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{seen}")
-    settings = run.config
+        binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
+        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
+    settings = run.config  # with the fields that the data determine
     batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
     program = run.program
     check_support(program.model, program.guide, Batch.of(test)[:100])
-    rehearse(program, test, density=run.density)
+    rehearse(program, test, density=run.density)  # report errors of the evaluation before training
+
+    # Optimizer and objective.
     assert settings.epochs is not None
     assert settings.num_samples is not None
     total_steps = settings.epochs * settings.steps_per_epoch(batches.num_images)
@@ -95,6 +99,8 @@ def main(arguments: Arguments) -> None:
         seed=settings.seed,
         ema=settings.ema,
     )
+
+    # Training. The folder is created only now, so that a run that cannot start does not leave one.
     folder.create(settings.to_json(), resume=output.resume, overwrite=output.overwrite)
     with cli.deferred_signals() as stop:
         show(
@@ -102,6 +108,7 @@ def main(arguments: Arguments) -> None:
             settings.epochs,
         )
 
+    # Scores and report.
     scores, numbers = measure_scores(
         program,
         test,
@@ -121,18 +128,18 @@ def main(arguments: Arguments) -> None:
     print(scores_table({folder.path.name: numbers}, {folder.path.name: scores}))
     print(f"\nwritten to {folder.path}")
     if settings.data == "digits":
-        print("real MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+        print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
 
 
 def show(epochs: Iterable[Epoch], total: int) -> None:
-    """Show the progress of a fit while it runs."""
+    """Run the epochs of a fit with a progress bar, which shows the validation ELBO or distortion."""
     with tqdm(total=total, desc="fit", unit="epoch", disable=None, leave=False) as bar:
         for epoch in epochs:
             bar.update(epoch.index + 1 - bar.n)
-            what, value = (
+            name, value = (
                 ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
             )
-            bar.set_postfix_str(f"validation {what} {value:.2f} nats")
+            bar.set_postfix_str(f"validation {name} {value:.2f} nats")
 
 
 if __name__ == "__main__":

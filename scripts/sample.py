@@ -2,10 +2,10 @@
 
     python scripts/sample.py runs/digits-standard-elbo
 
-RUN/samples/ gets prior.png and reconstructions.png (the mean of p(x|z) beside a draw from it), traversals.png and
-traversals.gif (one latent unit moved at a time), interpolations.png, completions.png (the lower half of an image given
-the upper half), and with two latent units manifold.png and codes.png; for a table only prior.png and
-reconstructions.png. Figures that a program does not have are skipped with a message.
+The figures are written to RUN/samples/: prior.png and reconstructions.png (means of p(x|z) and draws from it),
+traversals.png and traversals.gif (one latent unit varies at a time), interpolations.png, completions.png (the lower
+half of images given the upper half), and for two latent units manifold.png and codes.png. A table has only prior.png
+and reconstructions.png. Figures that do not apply to the program are skipped with a message.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Run the script."""
+    """Load the run and write the figures that apply to its data and program."""
     folder, changes = RunFolder(arguments.run), given(arguments.data, arguments.model, arguments.runtime)
     fitted = load_run(arguments.run, download="data_root" in changes, **changes)
     settings = fitted.config
@@ -58,7 +58,7 @@ def main(arguments: Arguments) -> None:
     if not are_pictures(pixels):
         shape = tuple(pixels.shape[1:])
         raise UserError(
-            f"Data of shape {shape} cannot be drawn; it must be (columns,), (height, width) or (3, height, width)."
+            f"Data of shape {shape} cannot be shown; it must be (columns,), (height, width) or (3, height, width)."
         )
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()

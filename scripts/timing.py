@@ -1,4 +1,4 @@
-r"""Steps timed against one another on a machine that drifts, and the ratios drawn."""
+r"""Interleaved timing of steps, which is robust to drifts of the clock, and a figure of the ratios."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Step = Callable[[Tensor], object]
 
 
 class Contender(NamedTuple):
-    """A step, and the context in which a block of them runs."""
+    """A step, and a function that returns the context in which a block of steps runs."""
 
     step: Step
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Timing(NamedTuple):
-    """Median seconds of one step, and the median of its ratios to the last contender in the same block."""
+    """Median time of a step in seconds, and median ratio to the last contender, paired by block."""
 
     seconds: float
     ratio: float
@@ -32,45 +32,45 @@ class Timing(NamedTuple):
 def race(
     contenders: Mapping[str, Contender], stream: Iterator[Tensor], blocks: int, seconds: float
 ) -> dict[str, Timing]:
-    """Time blocks of each contender in turn.
+    """Time interleaved blocks of the contenders.
 
     Args:
-        contenders: by name; ratios are to the last.
-        stream: what the steps take.
-        blocks: of each that are timed, after one that is not.
-        seconds: length of a block of the last.
+        contenders: Contenders by name. Ratios are relative to the last one.
+        stream: Batches for the steps.
+        blocks: Number of timed blocks of each contender, after one block that is not timed.
+        seconds: Length of a block of the last contender, in seconds. All blocks have the same number of steps.
     """
-    for contender in contenders.values():  # what is compiled or drawn once is not timed
+    for contender in contenders.values():  # warm-up, so that compilation and initialization are not timed
         with contender.context():
             for _ in range(3):
                 contender.step(next(stream))
-    from torch._inductor.async_compile import shutdown_compile_workers  # a long import, of which this alone is needed
+    from torch._inductor.async_compile import shutdown_compile_workers  # imported on use: the import is slow
 
-    shutdown_compile_workers()  # which would go on for a while, on cores that are timed
+    shutdown_compile_workers()  # idle workers would compete for the cores for a while
     base = list(contenders.values())[-1]
     with base.context():
-        turns = max(1, round(seconds / _block(base.step, stream, 3)))
+        num_steps = max(1, round(seconds / _block(base.step, stream, 3)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(-1, blocks):
         for name, contender in contenders.items():
             with contender.context():
-                taken = _block(contender.step, stream, turns)
+                seconds_per_step = _block(contender.step, stream, num_steps)
             if block >= 0:
-                times[name].append(taken)
+                times[name].append(seconds_per_step)
     last = list(times.values())[-1]
     return {
-        name: Timing(statistics.median(own), statistics.median(a / b for a, b in zip(own, last, strict=True)))
-        for name, own in times.items()
+        name: Timing(statistics.median(taken), statistics.median(a / b for a, b in zip(taken, last, strict=True)))
+        for name, taken in times.items()
     }
 
 
-def _block(step: Step, stream: Iterator[Tensor], turns: int) -> float:
+def _block(step: Step, stream: Iterator[Tensor], num_steps: int) -> float:
     start = time.perf_counter()
-    for _ in range(turns):
+    for _ in range(num_steps):
         batch = next(stream)
         step(batch)
     _wait(batch.device)
-    return (time.perf_counter() - start) / turns
+    return (time.perf_counter() - start) / num_steps
 
 
 def _wait(device: torch.device) -> None:
@@ -79,11 +79,11 @@ def _wait(device: torch.device) -> None:
 
 
 def machine_rates(device: torch.device) -> tuple[float, float]:
-    """Return operations per second of a large matrix product, and bytes per second read and written by a copy."""
+    """Measure the operations per second of a large matrix product, and the bytes per second that a copy moves."""
     size = 8192 if device.type == "cuda" else 1536
     a, b, product = (torch.randn(size, size, device=device) for _ in range(3))
-    large = torch.randn(2**26, device=device)
-    other = torch.empty_like(large)
+    source = torch.randn(2**26, device=device)
+    target = torch.empty_like(source)
 
     def best(action: Callable[[], object]) -> float:
         times = []
@@ -94,27 +94,29 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return 2 * size**3 / best(lambda: torch.mm(a, b, out=product)), 8 * large.numel() / best(lambda: other.copy_(large))
+    return 2 * size**3 / best(lambda: torch.mm(a, b, out=product)), 8 * source.numel() / best(
+        lambda: target.copy_(source)
+    )
 
 
 def ratios(cases: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the time of a step of every contender relative to the last, and the floor of the arithmetic.
+    """Plot the time of a step of each contender relative to the last one, and the roofline.
 
     Args:
-        cases: each with batch_size, num_particles, floor_seconds, and contenders {name: {seconds, ratio}}.
+        cases: Mappings with batch_size, num_particles, floor_seconds, and contenders {name: {seconds, ratio}}.
     """
     names = list(cases[0]["contenders"])[:-1]
     figure = Figure(figsize=(2 + 1.5 * len(cases), 4.5), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        at = [case + (place - (len(names) - 1) / 2) * width for case in range(len(cases))]
+    for index, name in enumerate(names):
+        centers = [case + (index - (len(names) - 1) / 2) * width for case in range(len(cases))]
         heights = [case["contenders"][name]["ratio"] for case in cases]
-        axes.bar_label(axes.bar(at, heights, width, label=name), fmt="%.2f", fontsize=6)
+        axes.bar_label(axes.bar(centers, heights, width, label=name), fmt="%.2f", fontsize=6)
     base = list(cases[0]["contenders"])[-1]
     floors = [case["floor_seconds"] / case["contenders"][base]["seconds"] for case in cases]
     lines = axes.hlines(floors, [c - 0.42 for c in range(len(cases))], [c + 0.42 for c in range(len(cases))], color="k")
-    lines.set_label("floor of the arithmetic")
+    lines.set_label("roofline")
     axes.axhline(1, color="gray", linestyle="--", linewidth=1)
     labels = [f"batch {case['batch_size']}\nK = {case['num_particles']}" for case in cases]
     axes.set_xticks(range(len(cases)), labels)

@@ -1,4 +1,4 @@
-"""Every test: float64 unless --dtype says otherwise, an empty param store, validation on, a fixed seed."""
+"""Setup of every test: float64 unless --dtype is given, an empty param store, validation on, a fixed seed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from filelock import FileLock
 
 mpl.use("Agg")
 pytest.register_assert_rewrite("helpers")
+from helpers import calls  # noqa: E402
 from helpers.calls import TINY, script  # noqa: E402
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread for each, and for what they start
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-# What these folders test lives on the host: files, flags and figures. Modules elsewhere say so by the marker `host`.
+# Tests in these folders run on the host: files, flags and figures. Modules elsewhere use the marker `host`.
 HOST = {"config", "data", "instruments", "report", "runs", "scripts"}
 MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,8 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float64", help="floating-point type of the numerical tests")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    calls.DEVICE = config.getoption("--device")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave what imports have made to no garbage collector: there is much of it, and none of it is garbage."""
+    """Exclude the objects created by imports from garbage collection: they are many, and they stay alive."""
     gc.collect()
     gc.freeze()
 
@@ -62,7 +67,7 @@ def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Non
     torch.set_default_dtype(getattr(torch, request.config.getoption("--dtype")))
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    # The mode that places tensors costs each operation a call in Python, and on the CPU it changes nothing.
+    # A device context costs a Python call for each operation, and on the CPU it has no effect.
     place = nullcontext() if _on_host(request) or device.type == "cpu" else device
     with pyro.validation_enabled(True), place:
         yield
@@ -71,20 +76,20 @@ def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Non
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that all workers of a session have in common; what is made in it is made behind a lock."""
+    """Return a folder shared by all workers of a session. Create files in it only while holding a lock."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def tiny_run(shared: Path) -> Path:
-    """Return a run of fit.py with the flags TINY, made once by a process of its own; nobody writes to it."""
+    """Return a run of fit.py with the flags TINY, created once in a separate process. Read-only."""
     folder = shared / "tiny"
     with FileLock(shared / "tiny.lock"):
         if not folder.exists():
             result = script("fit", *TINY, "--out", folder)
             assert result.returncode == 0, result.stderr
-            assert result.stderr == ""  # quiet where stderr is no terminal
+            assert result.stderr == ""  # nothing on stderr unless it is a terminal
             assert "IWAE_50" in result.stdout
             assert "--data mnist" in result.stdout
     return folder
@@ -92,13 +97,13 @@ def tiny_run(shared: Path) -> Path:
 
 @pytest.fixture
 def run(tiny_run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the tiny run, to be written to."""
+    """Return a writable copy of the tiny run."""
     return shutil.copytree(tiny_run, tmp_path / "tiny" / "elbo")
 
 
 @pytest.fixture
 def promised(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Return what takes down a figure for the guarantees of tests/README.md, shown at the end of the run."""
+    """Return a function that records a figure for the guarantees of tests/README.md, printed when the session ends."""
     return lambda figure: record_property("promised", figure)
 
 
@@ -112,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if name == "promised"
     )
     if figures:
-        terminalreporter.section("what is promised")
+        terminalreporter.section("guarantees")
     for figure, times in sorted(figures.items()):
         terminalreporter.line(figure if times == 1 else f"{times} x {figure}")
 
@@ -126,7 +131,7 @@ def mnist_root() -> Path:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Run a script in this process (an import of torch less) and expect status 2 and one line with the words."""
+    """Run a script in this process, which saves an import of torch; expect status 2 and one line containing `words`."""
 
     def refused(call: list[str], *words: str) -> None:
         monkeypatch.setattr(sys, "argv", call[1:])

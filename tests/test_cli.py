@@ -1,4 +1,4 @@
-"""How scripts end: with one line and their exit status, after the step that a signal has met."""
+"""Exit of scripts: one-line errors, exit status, and signals deferred to the end of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Start from what an interactive shell gives, and put back what was there."""
+    """Set the signal handlers of an interactive shell, and restore the previous ones."""
     before = {number: signal.getsignal(number) for number, _ in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -43,11 +43,11 @@ def noted() -> NonFiniteError:
         (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
         (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
-        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: memory has run out (CUDA.)\n"),
+        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: out of memory (CUDA.)\n"),
         (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
     ],
 )  # fmt: skip
-def test_an_error_is_one_line_and_a_status(
+def test_error_is_one_line_with_an_exit_status(
     error: Callable[[], BaseException], status: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught, cli.exit_status():
@@ -56,28 +56,28 @@ def test_an_error_is_one_line_and_a_status(
     assert capsys.readouterr().err == words
 
 
-def test_what_is_not_finite_is_told_with_its_notes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonfinite_error_is_printed_with_its_notes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, cli.exit_status():
         raise noted()
     assert caught.value.code == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: The loss or a gradient is not finite at step 7 ")
+    assert error.startswith("error: Non-finite loss or gradient at step 7 ")
     assert error.endswith("That is batch 1 of epoch 2.\n")
 
 
-def test_a_defect_of_the_program_keeps_its_traceback() -> None:
+def test_defect_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), cli.exit_status():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def test_a_value_error_that_is_not_of_the_user_keeps_its_traceback() -> None:
+def test_value_error_from_other_code_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="operands could not be broadcast") as caught, cli.exit_status():
         np.ones(2) + np.ones(3)
     assert not isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
-def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_signal_waits_for_the_step(number: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     steps = []
 
     def take_steps() -> None:
@@ -85,7 +85,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
             while not stop():
                 if len(steps) == 2:
                     os.kill(os.getpid(), number)
-                    os.kill(os.getpid(), signal.SIGTERM)  # somebody forwards what the terminal has sent already
+                    os.kill(os.getpid(), signal.SIGTERM)  # e.g. forwarded by a parent process
                 steps.append("taken to its end")
 
     with pytest.raises(SystemExit) as caught:
@@ -93,7 +93,7 @@ def test_a_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Ca
     assert len(steps) == 3
     assert caught.value.code == status
     assert capsys.readouterr().err == "stopped; continue with --resume\n"
-    os.kill(os.getpid(), number)  # while the process ends: the status stands
+    os.kill(os.getpid(), number)  # during exit: the status does not change
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
@@ -120,7 +120,7 @@ def test_without_a_signal_nothing_ends() -> None:
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_a_signal_that_a_shell_has_switched_off_stays_so() -> None:
+def test_signals_ignored_by_the_shell_stay_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with cli.exit_status(), cli.deferred_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The memory that a process may take, under the limits of containers and jobs."""
+"""Memory available to the process, under the limits of containers and jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {
 
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Make control groups of a version: {path: (limit, usage, reclaimable)}, for a process in `own`."""
+    """Return a function that creates control groups {path: (limit, usage, reclaimable)} for a process in `own`."""
     pages = {"SC_PHYS_PAGES": MACHINE, "SC_AVPHYS_PAGES": 600, "SC_PAGE_SIZE": PAGE}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
 
@@ -43,23 +43,23 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
 @pytest.mark.parametrize(
     ("own", "groups", "total", "free"),
     [
-        ("/", {}, 10_000, 6_000),  # no group has files: the machine
+        ("/", {}, 10_000, 6_000),  # no group has files: the limit of the machine
         ("/job", {"job": ("max", 900, 0)}, 10_000, 6_000),
-        ("/job", {"job": ("2000", 900, 100)}, 2_000, 1_200),  # pages of files that can be dropped are free
-        ("/job/step", {"job": ("2000", 1900, 0), "job/step": ("5000", 10, 0)}, 2_000, 100),  # a limit above
+        ("/job", {"job": ("2000", 900, 100)}, 2_000, 1_200),  # cached file pages count as free
+        ("/job/step", {"job": ("2000", 1900, 0), "job/step": ("5000", 10, 0)}, 2_000, 100),  # a limit in a parent group
         ("/seen/from/outside", {"": ("3000", 1000, 0)}, 3_000, 2_000),  # inside a container
         ("/job", {"job": ("9223372036854771712", 5, 0)}, 10_000, 6_000),  # v1 without a limit
         ("/job", {"job": ("500", 700, 0)}, 500, 0),
     ],
 )
-def test_the_lowest_limit_counts(
+def test_lowest_limit_applies(
     version: str, own: str, groups: dict[str, tuple[str, int, int]], total: int, free: int, group: object
 ) -> None:
     group(version, own, groups)  # type: ignore[operator]
     assert (memory.total(), memory.free()) == (total, free)
 
 
-def test_a_system_that_does_not_tell_has_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_system_without_information_has_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_PROCESS", tmp_path / "absent")
     monkeypatch.setattr(os, "sysconf_names", {})
     assert memory.total() is None

@@ -1,4 +1,4 @@
-"""From names to objects: flags and their defaults, the components that they name, and the programs made of them."""
+"""Command-line flags and their defaults, and the programs and components that they name."""
 
 from pyro_vae.config.choices import CHOICES, Count, Device, DirPath, OptionalCount, OptionalDirPath, flag
 from pyro_vae.config.flags import Config, ConfigFlags

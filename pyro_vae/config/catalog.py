@@ -1,13 +1,13 @@
-r"""The programs by name, each built from what its own signature asks for.
+r"""Programs by name. Each is built from the arguments in the signature of its function.
 
-A program may ask for these; a flag that it does not ask for is refused when it is set:
+A function may have the following arguments. Setting a flag that it does not use is an error.
 
-    posterior(latent_dim, encoder=None)     functions that build the component that the flag of that name chooses
-    likelihood(latent_dim)
-    prior(latent_dim, posterior=None)
-    net                                     the networks that --net chooses, for its images; a `nets.NetworkFamily`
-    images                                  its images
-    latent_dim, hidden_dim, labels          the numbers that the flags give
+    posterior(latent_dim, encoder=None)     function that builds the component selected by --posterior
+    likelihood(latent_dim)                  function that builds the component selected by --likelihood
+    prior(latent_dim, posterior=None)       function that builds the component selected by --prior
+    net                                     networks selected by --net for the shape of an image, a `nets.NetworkFamily`
+    images                                  the data, a `Collection`
+    latent_dim, hidden_dim, labels          numbers given by these flags
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyro_vae.model.nets.pixelcnn import PixelCNN
 from pyro_vae.model.priors.mixture import GaussianMixture
 
 Builder = Callable[..., nn.Module]
-_CLUSTERS = 10  # of the prior of gmvae
+_CLUSTERS = 10  # components of the prior of gmvae
 
 
 def _vae(latent_dim: int, posterior: Builder, likelihood: Builder, prior: Builder) -> nn.Module:
@@ -35,7 +35,7 @@ def _vae(latent_dim: int, posterior: Builder, likelihood: Builder, prior: Builde
 
 
 def _two_layer(latent_dim: int, hidden_dim: int, posterior: Builder, likelihood: Builder, prior: Builder) -> nn.Module:
-    # Burda et al.: twice as many units in z1 as in z2, and half as many hidden ones between them as below.
+    # Burda et al.: z1 has twice as many units as z2, and the networks between them half as many hidden units.
     top, bottom, hidden = latent_dim, 2 * latent_dim, [max(1, hidden_dim // 2)] * 2
     return TwoLayerVAE(
         prior=prior(top),
@@ -87,7 +87,7 @@ def _m2(
 
 def _number_of_classes(program: str, images: Collection) -> int:
     if images.labels is None or len(images.labels.names) > 1:
-        raise UserError(f"{program} needs data with one label an image, unlike {images.name}: choose other --data.")
+        raise UserError(f"{program} needs data with one label per image, unlike {images.name}: choose other --data.")
     return 1 + int(images.labels.train.max())
 
 
@@ -100,7 +100,7 @@ def _given_classes(
     likelihood: Builder,
     prior: Builder,
 ) -> dict[str, Any]:
-    """Return the components of a program whose encoder and decoder read a class beside the image or the latents."""
+    """Return the components of a program whose encoder and decoder are conditioned on a class."""
     return {
         "features": net.encoder(hidden_dim),
         "prior": prior(latent_dim),

@@ -1,4 +1,4 @@
-r"""What the flags may say, and how the command line shows it."""
+r"""Choices of the flags, and their presentation on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.config import components
 from pyro_vae.infer import schedules
 from pyro_vae.infer.precision import PRECISIONS
 
-# What each flag may say; the tables themselves, so that a part added to one from outside is known at once.
+# Choices of each flag. These are the live tables, so that components registered by users are accepted.
 CHOICES: dict[str, Collection[str]] = {
     "binarize": data.BINARIZATIONS,
     "prior": components.PRIORS,
@@ -28,18 +28,18 @@ CHOICES: dict[str, Collection[str]] = {
     "compile": ("auto", "on", "off"),
     "precision": PRECISIONS,
 }
-# What the likelihood and the binarization are by default: what suits the data, see `adapt_to_data`.
+# Default of the likelihood and the binarization, which `adapt_to_data` replaces by a choice that suits the data.
 AUTO = "auto"
 LEFT_TO_DATA = ("likelihood", "binarize")
 
 
 def flag(name: str) -> str:
-    """Return the flag of a field of the configuration."""
+    """Return the command-line flag of a field of `Config`."""
     return "--" + name.replace("_", "-")
 
 
 def one_of(field: str) -> Any:
-    """Return the choices of a field for its flag, whose default a constructor would show as a list."""
+    """Return the tyro argument of a field with choices, with the default as a word; tyro would show a list."""
     return tyro.conf.arg(
         constructor=Literal[(AUTO,) * (field in LEFT_TO_DATA) + tuple(CHOICES[field])],  # type: ignore[call-overload]
         help_behavior_hint=lambda default: "(default: {})".format(default.strip("[]'")),

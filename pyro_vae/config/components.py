@@ -1,7 +1,7 @@
-r"""The components by name: what the flags offer, each built from what its own signature asks for.
+r"""Components by name, as offered by the flags. Each is built from the arguments in its own signature.
 
-To offer one more prior, write its module under model/priors/ and name it in `PRIORS`; likewise for the others. The
-tables are plain dictionaries, so that a component can be added from outside.
+To add a prior, write its module in model/priors/ and add it to `PRIORS`; likewise for other components. The tables are
+plain dictionaries, so that users can register components at run time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pyro_vae.model.priors import flat, flow, gaussian, laplace, lars, mixture, 
 
 
 def argument_names(build: Callable[..., Any]) -> set[str]:
-    """Return the names of the arguments that a component is built from; one that a `partial` has set is not read."""
-    already = build.keywords if isinstance(build, partial) else {}
-    return set(inspect.signature(build).parameters) - already.keys()
+    """Return the names of the arguments that a component takes, except those already set by a `partial`."""
+    preset = build.keywords if isinstance(build, partial) else {}
+    return set(inspect.signature(build).parameters) - preset.keys()
 
 
 def construct(build: Callable[..., Any], **available: Any) -> Any:
-    """Build a component from those of the available arguments that it reads."""
+    """Build a component from those of the available arguments that its signature names."""
     names = argument_names(build)
     return build(**{name: value for name, value in available.items() if name in names})
 
 
-# A prior may read latent_dim, the posterior of its program, and its training images, uint8 (N, *pixels).
+# A prior may take latent_dim, the posterior of its program, and the training images, uint8 (N, *pixels).
 PRIORS: dict[str, Callable[..., nn.Module]] = {
     "standard": standard.StandardNormal,
     "gaussian": gaussian.DiagonalGaussian,
@@ -46,7 +46,7 @@ PRIORS: dict[str, Callable[..., nn.Module]] = {
     "lars": lars.LARS,
     "flat": flat.FlatPrior,
 }
-# A posterior is built from its encoder, by number of outputs, and the latent dimension.
+# A posterior takes the builder of its encoder, a function of the number of outputs, and the latent dimension.
 POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
     "meanfield": posteriors.MeanField,
     "full-rank": posteriors.FullRank,
@@ -58,7 +58,7 @@ POSTERIORS: dict[str, Callable[[posteriors.Encoder, int], nn.Module]] = {
 
 
 def pixelcnn_channels(hidden_dim: int) -> int:
-    """Return the number of channels of a PixelCNN for the width of hidden layers: 16 for 200 units."""
+    """Return the number of channels of a PixelCNN for a width of the hidden layers: 16 for 200 units."""
     return max(1, hidden_dim // 12)
 
 
@@ -66,7 +66,7 @@ def _pixelcnn(decoder: likelihoods.Decoder, images: Tensor, hidden_dim: int) -> 
     return ConditionalPixelCNN(decoder, images, channels=pixelcnn_channels(hidden_dim))
 
 
-# A likelihood may read its decoder, by number of channels, the training images, and hidden_dim.
+# A likelihood may take the builder of its decoder, a function of the number of channels, the images, and hidden_dim.
 LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "bernoulli": likelihoods.Bernoulli,
     "cross-entropy": likelihoods.CrossEntropy,
@@ -79,8 +79,8 @@ LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "poisson": likelihoods.Poisson,
     "negative-binomial": likelihoods.NegativeBinomial,
 }
-# A kind of network is built from the shape of an image and the units of a hidden layer, and may read the flags in
-# `NET_FLAGS`; those that it does not read are refused when they are set. Each has a default of its own.
+# A network family takes the shape of an image and the width of the hidden layers, and may take the flags in
+# `NET_FLAGS`, for which it has its own defaults. Setting a flag that it does not take is an error.
 NETS: dict[str, Callable[..., nets.NetworkFamily]] = {
     "linear": partial(nets.Dense, depth=0),
     "mlp": nets.Dense,
@@ -91,8 +91,8 @@ NETS: dict[str, Callable[..., nets.NetworkFamily]] = {
     "resnet": nets.ResNet,
 }
 NET_FLAGS = ("depth", "width")
-# An objective may read num_particles, num_images (of the training split), warmup_steps, and the flags in
-# `OBJECTIVE_FLAGS`; those that it does not read are refused when they are set.
+# An objective may take num_particles, num_images (of the training split), and the arguments in `OBJECTIVE_FLAGS`.
+# Setting a flag that it does not take is an error.
 OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
     "elbo": objectives.ELBO,
     "meanfield-elbo": objectives.MeanFieldELBO,
@@ -105,14 +105,14 @@ OBJECTIVES: dict[str, Callable[..., objectives.Objective]] = {
     "beta-tcvae": objectives.BetaTCVAE,
     "wae-mmd": objectives.WAE,
 }
-# Each flag and the argument that it sets.
+# Flags, and the arguments of objectives that they set.
 OBJECTIVE_FLAGS = {
     "beta": "beta",
     "warmup_epochs": "warmup_steps",
     "free_bits": "free_bits",
     "mmd_weight": "mmd_weight",
 }
-# An optimizer and the arguments it is built with beside the learning rate.
+# Optimizers, and their arguments in addition to the learning rate.
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"fused": True}),
     "adamax": (torch.optim.Adamax, {"foreach": True}),

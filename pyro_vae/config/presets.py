@@ -1,21 +1,21 @@
-r"""Names for sets of flags: programs that are another one with some flags set, and the systems of the field."""
+r"""Presets: programs and well-known systems as sets of flags."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# What `--program` stands for where it names a program with other components. Flags that a preset sets are not read.
+# Values of `--program` that name another program with some flags set. Setting one of those flags is an error.
 PRESETS: dict[str, dict[str, Any]] = {
     "autoencoder": {"program": "vae", "posterior": "point-mass", "prior": "flat"},
     "pixelvae": {"program": "vae", "likelihood": "pixelcnn"},
 }
-# What `compare.py --systems` fits: the flags that make each what it is. The rest are as asked for, the same for all.
+# Systems fitted by `compare.py --systems`: the flags that define each. All other flags come from the command line.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "pixelcnn": {"program": "pixelcnn"},
     "autoencoder": {"program": "autoencoder"},
     "wae": {"program": "autoencoder", "objective": "wae-mmd"},
     "vae": {},
-    # Two units and a loss of gray pixels: the small notebook that most people meet first.
+    # Two latent units and cross-entropy on gray pixels: the introductory VAE notebook.
     "notebook": {
         "binarize": "none",
         "likelihood": "cross-entropy",
@@ -27,6 +27,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "beta-tcvae": {"objective": "beta-tcvae", "beta": 4.0},
     "vae-nsf": {"prior": "nsf"},
     "iwae": {"objective": "iwae", "num_particles": 5},
-    # Without a warm-up it leaves its latents unused: the PixelCNN explains the pixels by themselves.
+    # Without a warm-up, the latents collapse, because the PixelCNN models the pixels by itself.
     "pixelvae": {"program": "pixelvae", "objective": "beta", "warmup_epochs": 30},
 }

@@ -1,4 +1,4 @@
-r"""Programs of a user's own, in a Python file: path/to/file.py:factory."""
+r"""Your own programs, in a Python file: path/to/file.py:factory."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from pyro_vae.config import Config
 from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 
-# How the modules of program files are called, with a digest of the path behind it.
+# Prefix of the module names of program files. A digest of the path follows.
 _MODULE = "pyro_vae_program_"
-# The folders of such files in which Python looks for modules because of them alone.
+# Folders that are in `sys.path` only because a program file is in them.
 _FOLDERS: set[str] = set()
 
 
 def build(config: Config, images: Collection, known: Iterable[str]) -> Any:
-    """Run the file of a program and call the factory in it.
+    """Execute the file of a program and call the factory that it defines.
 
     Args:
-        config: names the file and its factory, which is called with it.
-        images: what the factory is called with beside it.
-        known: the programs that are there without a file, for the message where no file is named.
+        config: Configuration that names the file and the factory. It is passed to the factory.
+        images: Data set, also passed to the factory.
+        known: Names of the built-in programs, for the error message if no file is named.
 
     Returns:
         An object with ``model`` and ``guide``.
 
     Raises:
-        UserError: the file, the factory, or what that should return is not there.
-        RuntimeError: from a ValueError or an OSError of the code in that file.
+        UserError: If the file or the factory is missing, or the factory does not return a model and a guide.
+        RuntimeError: If the code of the file raises a ValueError or an OSError.
     """
     spec, name = _find(config.program, known)
     with _traceback_kept(config.program):
@@ -46,12 +46,12 @@ def build(config: Config, images: Collection, known: Iterable[str]) -> Any:
         program = factory(config, images)
     for part in ("model", "guide"):
         if not callable(getattr(program, part, None)):
-            raise UserError(f"--program {config.program}: what the factory returns has no {part}(x).")
+            raise UserError(f"--program {config.program}: the object returned by the factory has no {part}(x).")
     return program
 
 
 def _find(program: str, known: Iterable[str]) -> tuple[ModuleSpec, str]:
-    """Return the module of a program in a file, which has not been run, and the name of its factory."""
+    """Return the spec of the module of a program file, not yet executed, and the name of its factory."""
     path, colon, name = program.rpartition(":")
     if not colon:
         names = ", ".join(known)
@@ -60,13 +60,13 @@ def _find(program: str, known: Iterable[str]) -> tuple[ModuleSpec, str]:
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(_MODULE + digest, path) if readable else None
     if spec is None:
-        raise UserError(f"--program {program}: no Python file {path!r} to read; write path/to/file.py:factory.")
+        raise UserError(f"--program {program}: no readable Python file {path!r}; write path/to/file.py:factory.")
     return spec, name
 
 
 @contextmanager
 def _traceback_kept(program: str) -> Iterator[None]:
-    """Let an error of somebody's own code end a script with its traceback, where one of ours would be one line."""
+    """Convert errors of the user's code that scripts would print on one line, to keep their traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -74,14 +74,14 @@ def _traceback_kept(program: str) -> Iterator[None]:
 
 
 def _run_file(spec: ModuleSpec) -> ModuleType:
-    """Run a file as a new process would: its folder comes first for modules, and those that lie there run anew.
+    """Execute a file as in a new process: its folder is first in the module search path, and its imports are fresh.
 
-    A module of an earlier program may be that of another folder, or hold what it has drawn under another seed.
+    Modules cached from an earlier program may come from another folder, or contain values sampled with another seed.
     """
     assert spec.origin is not None
     assert spec.loader is not None
     folder = os.path.dirname(os.path.realpath(spec.origin))
-    for stale in [name for name in list(sys.modules) if _is_beside_a_program(name)]:
+    for stale in [name for name in list(sys.modules) if _is_from_program_folder(name)]:
         del sys.modules[stale]
     if folder not in map(os.path.realpath, sys.path):
         _FOLDERS.add(folder)
@@ -95,8 +95,8 @@ def _run_file(spec: ModuleSpec) -> ModuleType:
     return module
 
 
-def _is_beside_a_program(name: str) -> bool:
-    """Whether a module, or the package that it is of, lies where only the files of programs have Python look."""
+def _is_from_program_folder(name: str) -> bool:
+    """Return whether a module or its top-level package is in one of the folders added for program files."""
     spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
     if spec is None or name.startswith(_MODULE):
         return False

@@ -1,4 +1,4 @@
-r"""The program and the objective of a configuration, built from the components that it names."""
+r"""Construction of the program and the objective of a configuration from the components that it names."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from pyro_vae.infer import Objective
 from pyro_vae.model.nets import StandardizedNets
 from pyro_vae.model.posteriors import Encoder
 
-# What `--program` may say without a file.
+# Values of `--program` that need no file.
 NAMES = (*PROGRAMS, *PRESETS)
-# Flags, and the arguments of a program of which each needs one. Without latents there is one objective, log p(x).
+# Flags, and the arguments of a program of which one suffices for the flag to have an effect. Programs without latents
+# have a single objective, log p(x), so that objective flags require latent_dim.
 _NEEDED_BY: dict[str, set[str]] = {
     "prior": {"prior"},
     "posterior": {"posterior"},
@@ -38,35 +39,35 @@ _NEEDED_BY: dict[str, set[str]] = {
 
 
 def ignored_defaults(config: Config) -> dict[str, Any]:
-    """Return the fields that the program, its networks or the objective do not read, with their defaults."""
+    """Return the fields that the chosen program, networks or objective ignore, with their defaults."""
     names = [*_ignored_by_program(config), *_ignored_by_net(config), *_ignored_by_objective(config)]
     return {name: getattr(Config, name) for name in names}
 
 
 def check_flags(config: Config) -> None:
-    """Refuse a flag that is set and that the program, its networks or the objective do not read.
+    """Raise if a flag is set that the chosen program, networks or objective ignore.
 
     Raises:
-        UserError: names the flag.
+        UserError: If there is such a flag. The message names it.
     """
     for name in _ignored_by_program(config):
-        # What `adapt_to_data` makes of a likelihood that is not read has not been asked for.
+        # `UNREAD` is what `adapt_to_data` sets if the likelihood is ignored; the user did not set it.
         if getattr(config, name) not in (getattr(Config, name), suited.UNREAD):
-            raise UserError(f"--program {config.program} does not read {flag(name)}: leave it out.")
+            raise UserError(f"{flag(name)} has no effect with --program {config.program}: leave it out.")
     for name in _ignored_by_net(config):
         if getattr(config, name) != getattr(Config, name):
-            of = _that_read(name, components.NETS)
-            wide = "; fully connected layers have --hidden-dim units" if name == "width" else ""
-            raise UserError(f"{flag(name)} is of --net {of}, not of {config.net}{wide}: leave it out.")
+            names = _that_read(name, components.NETS)
+            hint = "; fully connected layers have --hidden-dim units" if name == "width" else ""
+            raise UserError(f"{flag(name)} applies only to --net {names}, not to {config.net}{hint}: leave it out.")
     for name in _ignored_by_objective(config):
         if getattr(config, name) != getattr(Config, name):
-            of = _that_read(components.OBJECTIVE_FLAGS[name], components.OBJECTIVES)
-            raise UserError(f"{flag(name)} is of --objective {of}, not of {config.objective}.")
+            names = _that_read(components.OBJECTIVE_FLAGS[name], components.OBJECTIVES)
+            raise UserError(f"{flag(name)} applies only to --objective {names}, not to {config.objective}.")
 
 
 def _ignored_by_program(config: Config) -> list[str]:
     if config.program not in NAMES:
-        return []  # a program of the user's own, which may read any
+        return []  # your own program may use any of them
     preset = _preset(config)
     read = components.argument_names(PROGRAMS[preset.get("program", config.program)])
     return [name for name, needed_by in _NEEDED_BY.items() if name in preset or not needed_by & read]
@@ -74,7 +75,7 @@ def _ignored_by_program(config: Config) -> list[str]:
 
 def _ignored_by_net(config: Config) -> list[str]:
     if config.program not in NAMES:
-        return []  # which networks it has is its own affair
+        return []  # your own program may use any networks
     read = components.argument_names(components.NETS[config.net])
     return [name for name in components.NET_FLAGS if name not in read]
 
@@ -89,29 +90,33 @@ def _that_read(argument: str, builds: Mapping[str, Callable[..., Any]]) -> str:
 
 
 def _preset(config: Config) -> dict[str, Any]:
-    """Return the fields that the name of the program stands for, if it is a preset."""
+    """Return the fields that the preset sets, if the program is one."""
     fields = PRESETS.get(config.program, {})
     if getattr(components.OBJECTIVES[config.objective], "draws_from_prior", False):
-        # An autoencoder has no prior, unless its objective matches the codes to one.
+        # An autoencoder has no prior, unless its objective matches the codes to samples from one.
         fields = {name: value for name, value in fields.items() if (name, value) != ("prior", "flat")}
     return fields
 
 
 def run_name(config: Config) -> str:
-    """Return how a run is called by default: its data set, its program, and the flags that tell programs apart."""
-    unread = _ignored_by_program(config)
+    """Return the default name of a run: its data set, its program, and the flags that distinguish programs."""
+    ignored = _ignored_by_program(config)
     program = "" if config.program == "vae" else Path(config.program).name.replace(".py:", "-")
     particles = config.num_particles if config.num_particles > 1 else ""
-    words = [Path(config.data).stem, program, "" if "prior" in unread else config.prior]
-    words.append("" if "objective" in unread else f"{config.objective}{particles}")
+    words = [Path(config.data).stem, program, "" if "prior" in ignored else config.prior]
+    words.append("" if "objective" in ignored else f"{config.objective}{particles}")
     return "-".join(filter(None, words))
 
 
 def build_objective(config: Config, num_images: int) -> Objective:
-    """Build the objective of a configuration for so many training images.
+    """Build the objective of a configuration.
+
+    Args:
+        config: Configuration of the run.
+        num_images: Number of training images.
 
     Raises:
-        UserError: as `check_flags`.
+        UserError: If a flag has no effect; see `check_flags`.
     """
     check_flags(config)
     options = {argument: getattr(config, name) for name, argument in components.OBJECTIVE_FLAGS.items()}
@@ -126,16 +131,17 @@ def build_objective(config: Config, num_images: int) -> Objective:
 
 
 def build(config: Config, images: Collection) -> Any:
-    """Build the program of a configuration for the images it will see, on the device of the configuration.
+    """Build the program of a configuration for a data set, on the device of the configuration.
 
-    Random initial weights come from torch's global stream.
+    Initial weights are sampled with torch's global generator.
 
     Returns:
         An object with ``model(x)`` and ``guide(x)``.
 
     Raises:
-        UserError: the file of the program, its factory, or what that returns is not there, or as `check_flags`.
-        RuntimeError: from a ValueError or an OSError of the code in that file.
+        UserError: If the file of a program or its factory is missing, the factory does not return a program, or a flag
+            has no effect (see `check_flags`).
+        RuntimeError: If the code of the file raises a ValueError or an OSError.
     """
     check_flags(config)
     config = suited.adapt_to_data(config, images)
@@ -144,8 +150,8 @@ def build(config: Config, images: Collection) -> Any:
         return program.to(config.device) if isinstance(program, nn.Module) else program
     chosen = replace(config, **_preset(config))
     build_net = partial(components.NETS[chosen.net], images.pixel_shape, chosen.hidden_dim)
-    given = {name: getattr(chosen, name) for name in components.NET_FLAGS if getattr(chosen, name) is not None}
-    net = components.construct(build_net, **given)
+    net_options = {name: getattr(chosen, name) for name in components.NET_FLAGS if getattr(chosen, name) is not None}
+    net = components.construct(build_net, **net_options)
     if isinstance(images, Numbers):
         net = StandardizedNets(net, images.train, counts=images.counts)
 
@@ -180,7 +186,7 @@ def _prior(config: Config, images: Collection, latent_dim: int, **posterior: nn.
     build = components.PRIORS[config.prior]
     if "posterior" in components.argument_names(build) - posterior.keys():
         raise UserError(
-            f"--prior {config.prior} needs a posterior of images alone, and --program {config.program} has none: "
+            f"--prior {config.prior} needs a posterior given only the images, and --program {config.program} has none: "
             "choose another --prior."
         )
     prior: nn.Module = components.construct(build, latent_dim=latent_dim, images=images.train, **posterior)
@@ -188,7 +194,7 @@ def _prior(config: Config, images: Collection, latent_dim: int, **posterior: nn.
 
 
 def takes_labels(program: Any) -> bool:
-    """Whether the model of a program has a second argument that must be given: the labels of the images."""
+    """Return whether the model of a program has a second required argument: the labels of the images."""
     parameters = list(inspect.signature(program.model).parameters.values())
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
@@ -196,17 +202,17 @@ def takes_labels(program: Any) -> bool:
 
 
 def select_labels(program: Any, images: Collection, split: str) -> Tensor | None:
-    """Return the labels that a program is given beside the images of a split, or None where it takes none.
+    """Return the labels of a split as an argument of a program, or None if its model takes no labels.
 
-    Labels that it is not told are -1.
+    For a semi-supervised program, labels that it must not use are -1.
 
     Raises:
-        ValueError: it takes labels, and the data have none.
+        UserError: If the model takes labels but the data have none.
     """
     if not takes_labels(program):
         return None
     if images.labels is None:
-        raise UserError(f"The model takes labels beside x, and {images.name} has none: choose other --data.")
+        raise UserError(f"The model takes labels in addition to x, but {images.name} has none: choose other --data.")
     labels = images.labels.for_program(split).to(images.train.device)
-    num_labels = getattr(program, "num_labels", None)  # semi-supervised: the number of training labels it uses
+    num_labels = getattr(program, "num_labels", None)  # semi-supervised: number of training labels to use
     return labels if num_labels is None else mask_labels(labels, num_labels if split == "train" else 0)

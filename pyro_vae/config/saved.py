@@ -1,4 +1,4 @@
-r"""A saved configuration, which may be anybody's file: read strictly, and refused in one line."""
+r"""Reading of saved configurations. They are untrusted input: parsed strictly, and rejected with a one-line error."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     float: (int, float),
     bool: (bool,),
     type(Path()): (str,),
-    type(None): (int, type(None)),  # a count that the data set decides
+    type(None): (int, type(None)),  # a count whose default depends on the data set
     tuple: (list, tuple),
 }
-# Fields that runs of earlier versions do not have, and whose default is what they did.
+# Fields that are missing in runs of earlier versions, which behaved as with the default.
 _ADDED = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
 
 
 def add_missing_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a saved configuration, with the fields that its version did not have."""
+    """Return the values of a saved configuration, with defaults for fields that its version did not have."""
     defaults = Config().to_json()
     return {name: defaults[name] for name in _ADDED if name not in values} | dict(values)
 
@@ -37,7 +37,7 @@ def read_config(path: Path) -> Config:
     """Read a saved configuration.
 
     Raises:
-        ValueError: the file is not a configuration; names the file and the field at fault.
+        UserError: If the file is not a valid configuration. The message names the file and the field at fault.
     """
     values = _read_json(path)
     if isinstance(values, dict):
@@ -50,9 +50,9 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is not a configuration of this version: unknown or missing {named}{rest}.")
     for name, default in known.items():
         value = values[name]
-        good = isinstance(value, _JSON_TYPES[type(default)])
-        good = good and isinstance(value, bool) == isinstance(default, bool)  # to Python, a bool is an int
-        if not good or not _moderate(value):
+        valid = isinstance(value, _JSON_TYPES[type(default)])
+        valid = valid and isinstance(value, bool) == isinstance(default, bool)  # in Python, bool is a subclass of int
+        if not valid or not _moderate(value):
             raise UserError(f"{path} is not a configuration: {name} is {reprlib.repr(value)}.")
     try:
         return Config(**{**values, "data_root": Path(values["data_root"]), "splits": tuple(values["splits"])})
@@ -61,7 +61,7 @@ def read_config(path: Path) -> Config:
 
 
 def _moderate(value: Any) -> bool:
-    """Whether torch can count so far, or a terminal show the words: a file may be anybody's."""
+    """Return whether an integer fits float64 exactly, a tuple has three floats, and a string is short and printable."""
     if isinstance(value, (list, tuple)):
         return len(value) == 3 and all(type(entry) is float for entry in value)
     if isinstance(value, int):
@@ -70,16 +70,16 @@ def _moderate(value: Any) -> bool:
 
 
 def _read_json(path: Path) -> Any:
-    """Read JSON as its standard has it: no NaN, and no key twice, of which Python would take the last."""
+    """Parse strict JSON: reject NaN and duplicate keys, of which Python would silently use the last."""
 
     def constant(name: str) -> None:
-        raise UserError(f"{name} is no number of JSON")
+        raise UserError(f"{name} is not valid JSON")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
             ((key, count),) = Counter(key for key, _ in pairs).most_common(1)
-            raise UserError(f"{reprlib.repr(key)} is there {count} times")
+            raise UserError(f"{reprlib.repr(key)} occurs {count} times")
         return values
 
     try:

@@ -1,4 +1,4 @@
-r"""What a configuration leaves to the data: the likelihood and the binarization that suit them."""
+r"""The likelihood and the binarization that suit the kind of the data, if a configuration leaves them open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_vae.config.flags import Config
 from pyro_vae.config.presets import PRESETS
 from pyro_vae.errors import UserError
 
-# What a configuration says of a likelihood that its program does not read.
+# Value of the likelihood in the configuration of a program that ignores it.
 UNREAD = "bernoulli"
 _BINARY = ("bernoulli", "pixelcnn")
 _GRAY = (
@@ -21,7 +21,7 @@ _GRAY = (
     "continuous-bernoulli",
     "cross-entropy",
 )
-# For each kind of data the likelihoods that read it, the one that AUTO chooses first.
+# Likelihoods that support each kind of data. The first is the default.
 LIKELIHOODS_OF = {
     "binary": (*_BINARY, *_GRAY),
     "gray": (*_GRAY, *_BINARY),
@@ -32,14 +32,14 @@ LIKELIHOODS_OF = {
 
 
 def adapt_to_data(config: Config, images: data.Collection) -> Config:
-    """Return the configuration with the likelihood and the binarization that suit its data, where it leaves them open.
+    """Return the configuration with an automatic likelihood and binarization replaced by those that suit the data.
 
-    Gray images of a data set by name are binarized, as they are in the literature, and have a Bernoulli likelihood.
-    Gray levels and colors of a user's own have a logistic mixture over their levels, 0/1 pixels a Bernoulli likelihood,
-    real numbers a Gaussian and counts a negative binomial one.
+    Gray images of a named data set are binarized with a Bernoulli likelihood, as in the literature. Your own gray
+    images, and all color images, have a logistic mixture over their levels, binary pixels a Bernoulli likelihood, real
+    numbers a Gaussian, and counts a negative binomial likelihood.
 
     Raises:
-        UserError: the likelihood does not read data of this kind.
+        UserError: If the likelihood does not support data of this kind.
     """
     likelihood, binarize = config.likelihood, config.binarize
     if likelihood == AUTO:
@@ -47,15 +47,15 @@ def adapt_to_data(config: Config, images: data.Collection) -> Config:
         wants_levels = binarize == "none" or (binarize == AUTO and not as_published)
         gray = images.kind in ("gray", "color")
         likelihood = "bernoulli" if gray and not wants_levels else LIKELIHOODS_OF[images.kind][0]
-    # Programs that read no --likelihood have one of their own, of 0/1 pixels.
-    own = "pixelcnn" if config.program == "pixelcnn" else PRESETS.get(config.program, {}).get("likelihood")
+    # Programs that ignore --likelihood have a fixed one for binary pixels.
+    fixed = "pixelcnn" if config.program == "pixelcnn" else PRESETS.get(config.program, {}).get("likelihood")
     if binarize == AUTO:
-        binarize = "dynamic" if (own or likelihood) in _BINARY else "none"
-    known = {name for names in LIKELIHOODS_OF.values() for name in names}
-    if (own or likelihood) in known - set(LIKELIHOODS_OF[images.kind]):
-        what = f"--likelihood {likelihood}" if own is None else f"--program {config.program}"
+        binarize = "dynamic" if (fixed or likelihood) in _BINARY else "none"
+    supported = {name for names in LIKELIHOODS_OF.values() for name in names}
+    if (fixed or likelihood) in supported - set(LIKELIHOODS_OF[images.kind]):
+        what = f"--likelihood {likelihood}" if fixed is None else f"--program {config.program}"
         offered = ", ".join(LIKELIHOODS_OF[images.kind])
-        raise UserError(f"{what} does not read {images.kind} data; --likelihood may be {offered}.")
-    if own is not None and config.likelihood == AUTO:
+        raise UserError(f"{what} does not support {images.kind} data; --likelihood may be {offered}.")
+    if fixed is not None and config.likelihood == AUTO:
         likelihood = UNREAD
     return replace(config, likelihood=likelihood, binarize=binarize)

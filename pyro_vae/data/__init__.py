@@ -1,4 +1,4 @@
-"""Data in: a tensor for each split, what a program observes of it, and the order of an epoch."""
+"""Data loading: one tensor per split, binarization and dequantization, and the order of batches."""
 
 from pyro_vae.data.arrays import to_uint8
 from pyro_vae.data.assembly import from_arrays

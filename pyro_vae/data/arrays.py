@@ -1,4 +1,4 @@
-r"""Pixels that a user hands over, as uint8 tensors."""
+r"""Conversion of arrays of pixels to uint8 tensors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from torch import Tensor
 
 from pyro_vae.errors import DataError
 
-_TYPES = "give torch.uint8, or floats in [0, 1]."
+_TYPES = "use torch.uint8, or floats in [0, 1]."
 SHAPES = "have shape {}; it must be (N, *pixels)."
 
 
 def to_uint8(images: Tensor | np.ndarray, name: str = "images", first: int = 0) -> Tensor:
-    """Return pixels as uint8, 0 to 255.
+    """Return pixels as a uint8 tensor with values 0 to 255.
+
+    Floating-point pixels are multiplied by 255 and rounded.
 
     Args:
-        images: (N, *pixels), uint8, or floating point in [0, 1]; arrays of any byte order and memory layout.
-        name: what an error calls them.
-        first: what an error calls the first image, where they are a piece of more.
+        images: Pixels, uint8 or floating point in [0, 1], shape (N, *pixels). Arrays may have any byte order and memory
+            layout.
+        name: Name of the images in error messages.
+        first: Index of the first image in error messages, if the images are a chunk of a larger array.
 
     Raises:
-        DataError: a pixel is NaN, masked or outside [0, 1], the type is neither, or there are no pixels.
+        DataError: If a pixel is NaN, masked or outside [0, 1], the dtype is not supported, or there are no pixels.
     """
     images = images if isinstance(images, Tensor) else _to_tensor(images, name)
     if images.ndim < 2 or 0 in images.shape[1:]:
@@ -44,9 +47,9 @@ def _to_tensor(images: np.ndarray, name: str) -> Tensor:
     try:
         array = np.asarray(images)
     except ValueError as error:
-        raise DataError(f"{name}: no array (N, *pixels); the images differ in shape.") from error
+        raise DataError(f"{name}: not an array (N, *pixels); the images differ in shape.") from error
     try:
-        # Torch reads neither another byte order nor a negative stride, and warns of memory that it may not write.
+        # Torch supports neither foreign byte orders nor negative strides, and warns about read-only memory.
         return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
     except TypeError as error:
         raise DataError(f"{name}: pixels are {array.dtype}; {_TYPES}") from error

@@ -1,4 +1,4 @@
-r"""The order in which a fit sees its training images."""
+r"""Batches of training images, in a random order that is reproducible for each epoch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from pyro_vae.errors import DataError
 
 
 class Batches:
-    """Batches of the training images, each epoch in an order that depends on seed and epoch alone.
+    """Batches of the training images. The order of an epoch depends only on the seed and the epoch.
 
-    A batch is the indices of its images, so that what is done with them belongs to the step that takes it. Where only
-    some images have labels, the others -1, every batch has some with a label after it, a tenth as many.
+    A batch is a tensor of indices, so that gathering and binarization happen inside the (possibly compiled) training
+    step. If only some images have labels (the others have the label -1), labeled images are appended to every batch,
+    a tenth of `batch_size`, so that each step has some.
 
     Args:
-        pixels: uint8 (N, *pixels), on the device of the fit.
-        batch_size: B; the last batch of an epoch may be smaller.
-        seed: of the order.
-        observe: what the program observes of uint8 pixels (B, *pixels).
-        labels: (N, ...) of the images, which a program that takes them is given beside them, or None.
+        pixels: Training images, uint8, shape (N, *pixels), on the device of the fit.
+        batch_size: Number B of images per batch. The last batch of an epoch may be smaller.
+        seed: Random seed of the order.
+        observe: Function that converts uint8 pixels (B, *pixels) to the values observed by the program.
+        labels: Labels of the images, shape (N, ...), passed to the program together with the images; or None.
 
     Raises:
-        DataError: fewer images than one batch.
+        DataError: If there are fewer images than `batch_size`.
     """
 
     def __init__(
@@ -47,42 +48,43 @@ class Batches:
         self._observe = observe
 
     def __call__(self, epoch: int) -> Iterator[Any]:
-        """Yield the batches of one epoch, indices (B,) on the device of the images."""
+        """Yield the batches of one epoch: indices (B,), on the device of the images."""
         return self._indices(epoch)
 
     def _indices(self, epoch: int) -> Iterator[Tensor]:
-        # Torch's generators keep 32 bits of a seed, so seed and epoch are hashed into them. The generator lives on
-        # the CPU, so that the order does not depend on the device.
+        # Torch's generators use only 32 bits of a seed, so that seed and epoch are hashed into 32 bits. The generator
+        # is on the CPU, so that the order does not depend on the device.
         mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(self.num_images, generator=generator, device="cpu").to(self.pixels.device)
         if self.labels is None or not (self.labels < 0).any():
             yield from order.split(self.batch_size)
             return
-        labelled = (self.labels >= 0).nonzero().flatten()
+        labeled = (self.labels >= 0).nonzero().flatten()
         for batch in order.split(self.batch_size):
-            chosen = torch.randperm(len(labelled), generator=generator, device="cpu")[: -(-self.batch_size // 10)]
-            yield torch.cat([batch, labelled[chosen.to(labelled.device)]])
+            chosen = torch.randperm(len(labeled), generator=generator, device="cpu")[: -(-self.batch_size // 10)]
+            yield torch.cat([batch, labeled[chosen.to(labeled.device)]])
 
     def observe(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return what the program observes of the images at these indices, float (B, *pixels), with their labels."""
+        """Return the observed values of the images with these indices, float (B, *pixels), and any labels."""
         x = self._observe(self.pixels[batch])
         return x if self.labels is None else (x, self.labels[batch])
 
 
 class StreamedBatches(Batches):
-    """Batches of training images that stay on the host while the program runs on a device, in the order of `Batches`.
+    """Batches of training images that stay on the host while the program runs on another device.
 
-    A batch holds the pixels of its images, uint8 (B, *pixels), and their labels if there are any, on the device. The
-    copy does not wait for the device, so that the next batch is gathered while the device computes.
+    The order is that of `Batches`. A batch contains the uint8 pixels (B, *pixels) of its images, and their labels if
+    there are any, on the device of the program. Copies are asynchronous, so that the next batch is gathered while the
+    device computes.
 
     Args:
-        pixels: uint8 (N, *pixels), on the host.
-        batch_size: as in `Batches`.
-        seed: as in `Batches`.
-        observe: as in `Batches`, on the device.
-        labels: as in `Batches`.
-        device: the device of the program.
+        pixels: Training images, uint8, shape (N, *pixels), on the host.
+        batch_size: Number B of images per batch.
+        seed: Random seed of the order.
+        observe: Function that converts pixels on the device to the values observed by the program.
+        labels: Labels of the images, shape (N, ...), or None.
+        device: Device of the program.
     """
 
     def __init__(
@@ -98,17 +100,17 @@ class StreamedBatches(Batches):
         self.device = device
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches of one epoch: pixels, uint8 (B, *pixels), and labels (B, ...) if there are any."""
+        """Yield the batches of one epoch: pixels, uint8 (B, *pixels), and labels (B, ...), if there are any."""
         sources = (self.pixels,) if self.labels is None else (self.pixels, self.labels)
         for chosen in self._indices(epoch):
             yield tuple(self._copied(source[chosen]) for source in sources)
 
     def observe(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Return what the program observes of these pixels, float (B, *pixels), with their labels."""
+        """Return the observed values of these pixels, float (B, *pixels), and any labels."""
         x = self._observe(pixels)
         return x if labels is None else (x, labels)
 
     def _copied(self, rows: Tensor) -> Tensor:
-        # Only a copy from pinned memory is asynchronous.
+        # Copies are asynchronous only from pinned memory.
         rows = rows.pin_memory() if self.device.type == "cuda" else rows
         return rows.to(self.device, non_blocking=True)

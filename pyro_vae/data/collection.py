@@ -1,4 +1,4 @@
-r"""The splits of a data set: one tensor each, of the same columns or pixels, with their labels."""
+r"""Base class of data sets: one tensor per split, and labels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _C = TypeVar("_C", bound="Collection")
 
 @dataclass(frozen=True)
 class Collection(ABC):
-    """Training, validation and test data, (N, *shape) each, and their labels, if there are some.
+    """Training, validation and test data, shape (N, *shape) each, with optional labels.
 
     Raises:
-        DataError: the splits differ in shape, one is empty, or the labels are not one row for each item.
+        DataError: If the splits differ in the shape of an item, a split is empty, or the labels do not have one row per
+            item.
     """
 
     items: ClassVar[str] = "items"
-    """What one row of the data is called."""
+    """Plural noun for the items in messages: images, rows."""
 
     name: str
     train: Tensor
@@ -36,7 +37,7 @@ class Collection(ABC):
     test: Tensor
     labels: Labels | None = None
     how_split: str = ""
-    """How a user's own data have come to their splits, in words."""
+    """Description of how your own data were split, e.g. "split by their content"; empty for named data sets."""
 
     def __post_init__(self) -> None:
         for split in ("train", "valid", "test"):
@@ -48,55 +49,55 @@ class Collection(ABC):
                     f"{self.name}: {split} {self.items} are {tuple(values.shape[1:])}, "
                     f"training {self.items} {tuple(self.train.shape[1:])}."
                 )
-            if self.labels and (found := getattr(self.labels, split).shape) != (len(values), len(self.labels.names)):
-                raise DataError(f"{self.name}: labels {tuple(found)} of {len(values)} {split} {self.items}.")
+            if self.labels and (shape := getattr(self.labels, split).shape) != (len(values), len(self.labels.names)):
+                raise DataError(f"{self.name}: labels {tuple(shape)} do not match {len(values)} {split} {self.items}.")
 
     def __str__(self) -> str:
-        """Return one line: how many items of which shape and kind, their classes, and how they have been split."""
+        """Return a one-line description: number, shape and kind of the items, classes, and how they were split."""
         numbers = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "valid", "test"))
         classes = ""
         if self.labels is not None and self.labels.names == ("class",):
-            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.test]).max())} classes"
+            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.valid, self.labels.test]).max())} classes"
         how_split = f", {self.how_split}" if self.how_split else ""
         return f"{self.name}: {numbers} {self.items} of {self._described()}{classes}{how_split}"
 
     @abstractmethod
     def _described(self) -> str:
-        """Return the shape and the kind of an item, in words."""
+        """Return a description of the shape and the kind of an item."""
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What the values are, a key of `config.suited.LIKELIHOODS_OF`."""
+        """Kind of the values, a key of `config.suited.LIKELIHOODS_OF`."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, where the data are rows that have some."""
+        """Names of the columns of a table; empty for images."""
         return ()
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """Shape of one item."""
+        """Shape of one item, without the batch dimension."""
         return tuple(self.train.shape[1:])
 
     @abstractmethod
     def observed(self, binarize: str = "dynamic") -> Observed:
-        """Return the data as a program observes them."""
+        """Return the data as observed by a program."""
 
     def take(self: _C, split: str, number: int) -> _C:
-        """Return the data with only the first so many items of a split.
+        """Return a copy with only the first `number` items of a split.
 
         Raises:
-            DataError: there are not so many.
+            DataError: If the split has fewer items.
         """
         values = getattr(self, split)
         if not 0 < number <= len(values):
             raise DataError(
-                f"{self.name}: {number} {split} {self.items} asked for, between 1 and {len(values)} are there."
+                f"{self.name}: {number} {split} {self.items} requested, but between 1 and {len(values)} are available."
             )
         labels = self.labels and replace(self.labels, **{split: getattr(self.labels, split)[:number]})
         return replace(self, labels=labels, **{split: values[:number]})
 
     def map(self: _C, fn: Callable[[Tensor], Tensor]) -> _C:
-        """Return the data with every split changed."""
+        """Return a copy with `fn` applied to the tensor of every split."""
         return replace(self, train=fn(self.train), valid=fn(self.valid), test=fn(self.test))

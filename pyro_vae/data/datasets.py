@@ -1,11 +1,11 @@
-r"""Where images come from: data sets by name, their files checked, their splits stable for ever.
+r"""Data sets by name, with verified files and permanent splits.
 
-Most have a module of their own in `named/`, which says what is read and how it is split.
+Most have a module in `named/` that documents its files and its splits.
 
-MNIST and its relatives train on the first 55,000 of the 60,000 training images in file order, validate on the last
-5,000 and test on the 10,000 test images. MNIST's files are known by their SHA-256; files of its format
-with other numbers of images are read too, with a line in the log. Of every seven of the 1,797 digits, in file order,
-five are for training, one for validation and one for the test. For the shapes see `data.shapes`.
+MNIST and its relatives use the first 55,000 of the 60,000 training images, in file order, for training, the last 5,000
+for validation, and the 10,000 test images for testing. The files of MNIST are verified by their SHA-256; files in the
+same format with other numbers of images are accepted with a warning. Of every seven consecutive of the 1,797 digits, in
+file order, five are for training, one for validation and one for testing. The shapes are described in `data.shapes`.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ Source = Callable[[Path, bool], Images]
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """The defaults of a fit on a data set."""
+    """Default settings of a fit on a data set."""
 
     epochs: int = 100
     num_samples: int = 5000
-    """K of the importance-sampled log-likelihood."""
+    """Number K of importance samples per image of the estimated log-likelihood."""
 
 
 @dataclass(frozen=True)
 class Dataset(Defaults):
-    """A data set, and the defaults of a fit on it."""
+    """A named data set: its loader, and the default settings of a fit on it."""
 
     load: Source
-    """Called with the folder of the downloaded data sets, and whether it may download into it."""
+    """Function load(root, download): reads the data set from `root`, and may download missing files into it."""
 
 
-# Of data of a user's own.
+# For your own data.
 _OWN = Defaults(num_samples=1000)
 
 
 def defaults(name: str) -> Defaults:
-    """Return the defaults of a fit on a data set, or on images of your own, whose name is a path."""
+    """Return the default settings of a fit on a named data set, or on your own data, whose name is a path."""
     return DATASETS.get(name, _OWN)
 
 
@@ -84,29 +84,33 @@ def load(
     skip_bad: bool = False,
     splits: Shares = OWN_SPLITS,
 ) -> Collection:
-    """Load a data set by name, or data of your own by their path.
+    """Load a data set by name, or your own data by path.
 
     Args:
-        name: a key of `DATASETS`, or a path; see `from_path`.
-        root: folder of the downloaded data sets, and of ``cache``, where decoded images of your own are kept; digits
-            and shapes need none.
-        train_images: use only the first so many training images.
-        test_images: likewise for the test.
-        download: whether what is absent from `root` is downloaded or decoded into it; otherwise nothing is written
-            there.
-        image_size: height and width of images of your own, as `size` in `from_folder`.
-        channels: of images of your own, as in `from_folder`.
-        skip_bad: likewise.
-        splits: shares of training, validation and test data of your own; see `from_arrays`.
+        name: A key of `DATASETS`, or a path; see `from_path`.
+        root: Folder of the downloaded data sets, and of ``cache``, which stores the decoded images of your own data and
+            of celeba64. Not used for digits and shapes.
+        train_images: Use only the first N training images.
+        test_images: Use only the first N test images.
+        download: Download missing files into `root`, and write decoded images into its cache. If False, nothing is
+            written.
+        image_size: Height and width of your own images; see `size` in `from_folder`.
+        channels: Number of channels of your own images; see `from_folder`.
+        skip_bad: Skip your own image files that cannot be used; see `from_folder`.
+        splits: Fractions of training, validation and test data, for your own data; see `from_arrays`.
 
     Raises:
-        DataError: neither a name nor a path, a file that is absent, damaged, inconsistent or not MNIST's, or too few
-            images; or an option of data of your own is set that does not apply.
+        DataError: If `name` is neither a data set nor a path, a file is missing, damaged, inconsistent or not the
+            original of MNIST, there are too few images, or an option for your own data does not apply.
+
+    Example:
+        >>> print(load("digits"))
+        digits: 1,285 train, 256 valid, 256 test images of 8 x 8 gray pixels, 10 classes
     """
     images: Collection
     if name in DATASETS:
         if tuple(splits) != OWN_SPLITS:
-            raise DataError(f"{name} has splits of its own: leave out --splits.")
+            raise DataError(f"{name} has predefined splits: leave out --splits.")
         Options(image_size, channels, skip_bad).refuse(name)
         images = DATASETS[name].load(Path(root), download)
     elif os.path.exists(name):
@@ -120,28 +124,28 @@ def load(
             write_cache=download,
         )
     else:
-        known = ", ".join(DATASETS)
-        own = "the path of a folder of images or a file of arrays"
-        raise DataError(f"Unknown data set {name!r}; choose one of {known}, or {own}.")
+        names = ", ".join(DATASETS)
+        path = "the path of a folder of images or a file of arrays"
+        raise DataError(f"Unknown data set {name!r}; choose one of {names}, or {path}.")
     for split, number in (("train", train_images), ("test", test_images)):
         images = images if number is None else images.take(split, number)
     return images
 
 
 def _digits(root: Path, download: bool) -> Images:
-    from sklearn.datasets import load_digits  # on use: scikit-learn takes seconds to import
+    from sklearn.datasets import load_digits  # lazily: importing scikit-learn takes seconds
 
     digits = load_digits()
     pixels, classes = to_uint8(digits.images / 16, "digits"), torch.as_tensor(digits.target).unsqueeze(1)
-    place = torch.arange(len(pixels)) % 7  # 7 shares no factor with the 10 of the cycling labels
-    splits = (place < 5, place == 5, place == 6)
+    remainder = torch.arange(len(pixels)) % 7  # labels cycle through the 10 classes, and 7 is coprime to 10
+    splits = (remainder < 5, remainder == 5, remainder == 6)
     train, valid, test = (pixels[split] for split in splits)
     return Images("digits", train, valid, test, Labels(("class",), *(classes[split] for split in splits)))
 
 
 def _idx(name: str) -> Source:
     def read(root: Path, download: bool) -> Images:
-        def fetch(datasets: Any) -> None:  # torchvision's name of the data set is also that of its folder
+        def fetch(datasets: Any) -> None:  # torchvision uses the same name for the class and for its folder
             getattr(datasets, name)(root, download=True)
 
         raw = root / name / "raw"
@@ -156,7 +160,7 @@ def _idx(name: str) -> Source:
     return read
 
 
-# Importance samples take a decoder's run each: 1000 where images have more than 28 x 28 pixels.
+# Each importance sample evaluates the decoder once: use 1000 for images of more than 28 x 28 pixels.
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(_digits, epochs=300, num_samples=1000),
     "mnist": Dataset(_idx("MNIST")),

@@ -1,4 +1,4 @@
-r"""Images as uint8 tensors, one for each split, and what a program observes of their pixels."""
+r"""Data sets of images as uint8 tensors, and the binarized or dequantized values that a program observes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pyro_vae.data.storage import empty
 from pyro_vae.errors import DataError
 from pyro_vae.memory import split_images
 
-_BINARIZATION_SEED = 20160301  # of every binarization that is drawn once
+_BINARIZATION_SEED = 20160301  # for binarization that is sampled only once
 
 
 @dataclass(frozen=True)
 class Images(Collection):
-    """The splits of a data set of images: uint8 tensors (N, *pixels), 0 to 255, and their labels, if there are some."""
+    """A data set of images: uint8 tensors (N, *pixels) with values 0 to 255, one per split, and optional labels."""
 
     items: ClassVar[str] = "images"
 
@@ -37,8 +37,8 @@ class Images(Collection):
             if images.ndim < 2 or 0 in images.shape[1:]:
                 raise DataError(f"{self.name}: {split} images {SHAPES.format(tuple(images.shape))}")
         super().__post_init__()
-        if _highest(self.train) == 1:  # binarized pixels, of 0 and 1, would pass for 255 times too dark
-            raise DataError(f"{self.name}: no training image has a pixel above 1; pixels go from 0 to 255.")
+        if _highest(self.train) == 1:  # binarized pixels 0 and 1, instead of 0 and 255, would be read as almost black
+            raise DataError(f"{self.name}: no training image has a pixel above 1; expected values from 0 to 255.")
 
     def _described(self) -> str:
         one_channel = len(self.pixel_shape) < 3 or self.pixel_shape[0] == 1
@@ -47,22 +47,23 @@ class Images(Collection):
 
     @cached_property
     def kind(self) -> str:
-        """``binary`` where every training pixel is 0 or 255, ``color`` of three channels, otherwise ``gray``."""
-        # Minus 1, modulo 256, takes 0 and 255 to the two highest values: one pass instead of three.
+        """``binary`` if all training pixels are 0 or 255, ``color`` if there are three channels, ``gray`` otherwise."""
+        # Subtracting 1 modulo 256 maps 0 and 255 to the two largest values: one pass instead of three.
         if all(int((part - 1).min()) >= 254 for part in split_images(self.train)):
             return "binary"
         return "color" if len(self.pixel_shape) == 3 and self.pixel_shape[0] == 3 else "gray"
 
     def observed(self, binarize: str = "dynamic") -> Observed:
-        """Return the images as a program observes them.
+        """Return the images as observed by a program.
 
         Args:
-            binarize: ``dynamic``, pixels x ~ Bernoulli(gray / 255), the training images anew in each batch and the
-                others once; ``fixed``, all once; ``threshold``, gray >= 128; ``none``, gray pixels. What is drawn once
-                depends on the index of the image in its split alone.
+            binarize: ``dynamic``: x ~ Bernoulli(gray / 255), sampled again for each batch of training images, and once
+                for validation and test images. ``fixed``: sampled once for all images. ``threshold``: x = 1 if gray >=
+                128. ``none``: gray levels. Pixels that are sampled once depend only on the image and on its index in
+                the split.
 
         Raises:
-            DataError: unknown binarization.
+            DataError: If the binarization is unknown.
         """
         if binarize not in BINARIZATIONS:
             raise DataError(f"Unknown binarization {binarize!r}; choose one of {', '.join(BINARIZATIONS)}.")
@@ -84,63 +85,67 @@ BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
 
 @dataclass(frozen=True)
 class Observed:
-    """Images as a program observes them: floats in [0, 1] of torch's default type; see `Images.observed`."""
+    """Images as observed by a program: floats in [0, 1] of torch's default dtype. See `Images.observed`."""
 
     pixels: Collection
-    """Pixels are uint8, 0 and 255 alone where the binarization is drawn once."""
+    """The data. Images are uint8, with pixels 0 or 255 in the splits whose binarization is sampled only once."""
     binarize: str
     dequantize: bool = False
     """Whether gray levels are made continuous, for a density: x = (level + u) / 256 with u ~ U[0, 1). Theis, van den
     Oord, Bethge, "A note on the evaluation of generative models", ICLR 2016 (https://arxiv.org/abs/1511.01844)."""
     device: torch.device | None = None
-    """The device on which the program observes them; None for the device of the pixels."""
+    """Device on which the program observes the images. None for the device of `pixels`."""
 
     level_bits: ClassVar[int | None] = 8
-    """Bits of a level, the interval over which a dequantized value is spread out; None of real numbers."""
+    """Number b of bits per level: a dequantized level covers an interval of width 2^-b. None for real numbers."""
 
     def with_dequantization(self) -> Observed:
-        """Return the images as a program observes them under a density.
+        """Return the images as observed by a program whose likelihood is a density.
 
         Raises:
-            DataError: the pixels are binarized; their density has no bound and means nothing.
+            DataError: If the pixels are binarized, since a density of discrete values is unbounded.
         """
         if self.binarize != "none":
             raise DataError(
-                f"The likelihood is a density and --binarize {self.binarize} gives 0 and 1: use --binarize none."
+                f"The likelihood is a density, but --binarize {self.binarize} gives 0 and 1: use --binarize none."
             )
         return replace(self, dequantize=True)
 
     def observe(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn training pixels, uint8 (B, *pixels), into what the program observes of them.
+        """Binarize or dequantize training pixels.
 
         Args:
-            pixels: uint8 (B, *pixels), on any device.
-            generator: of the CPU, for noise that is the same on every device; None takes torch's global stream.
+            pixels: uint8, shape (B, *pixels), on any device.
+            generator: CPU generator of the noise, which is then the same on every device. None uses the global
+                generator.
+
+        Returns:
+            Observed values, float, shape (B, *pixels).
         """
         pixels = self._placed(pixels)
         if self.binarize != "dynamic" and not self.dequantize:
             return pixels / 255
         device = pixels.device if generator is None else "cpu"
         noise = torch.rand(pixels.shape, generator=generator, device=device).to(pixels.device)
-        if self.binarize == "dynamic":  # which leaves 0 and 255 as they are
+        if self.binarize == "dynamic":  # leaves 0 and 255 unchanged
             return (noise * 255 < pixels).to(noise.dtype)
-        # 16 bits of noise: with more, float32 rounds some white pixels up to the next level, to exactly 1.
+        # Use 16 bits of noise: with more, float32 rounds some white pixels up to exactly 1, beyond the last level.
         return (pixels + (noise * 65536).floor() / 65536) / 256
 
     def example(self) -> Tensor:
-        """Return the first training image without noise, (1, *pixels), for a program of which nothing is known yet."""
+        """Return the first training image without noise, (1, *pixels), to trace a program of unknown likelihood."""
         return self._placed(self.pixels.train[:1]) / 255
 
     def split(self, name: str) -> Tensor:
-        """Return the images of a split, (N, *pixels), for evaluation: the same in every run.
+        """Return the observed images of a split for evaluation, shape (N, *pixels). They are the same in every run.
 
-        On the CPU, large splits are kept in a temporary file that is mapped into memory; see `storage.empty`.
+        On the CPU, large splits are kept in a memory-mapped temporary file; see `storage.empty`.
         """
         generator = torch.Generator().manual_seed(_BINARIZATION_SEED)
         return _by_parts(getattr(self.pixels, name), lambda part: self.observe(part, generator))
 
     def batches(self, batch_size: int, seed: int = 0, labels: Tensor | None = None) -> Batches:
-        """Return the batches of a fit; see `Batches`."""
+        """Return the batches of training images for a fit, streamed to `device` if the images are on another one."""
         pixels = self.pixels.train
         if self.device is None or self.device == pixels.device:
             return Batches(pixels, batch_size, seed, self.observe, labels)
@@ -165,7 +170,7 @@ def _threshold(pixels: Tensor) -> Tensor:
 
 
 def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return change(pixels), which is of their shape, made part by part: a generator goes on from each to the next."""
+    """Return change(pixels), of the same shape, computed part by part. A generator in `change` continues its stream."""
     result, end = None, 0
     for part in split_images(pixels):
         changed = change(part)
@@ -177,7 +182,7 @@ def _by_parts(pixels: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _highest(pixels: Tensor) -> int:
-    """Return the highest pixel, or one above 1: most images need not be read to find one."""
+    """Return the largest pixel, or any pixel above 1, which is usually found in the first part."""
     highest = 0
     for part in split_images(pixels):
         highest = max(highest, int(part.max()))

@@ -1,4 +1,4 @@
-r"""What is known of images beside their pixels: labels of each split, and which of them a program is told."""
+r"""Labels of the splits, and masking of labels for semi-supervised training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the images of each split: F integers from 0 on, (N, F), and their names."""
+    """Labels of each split, nonnegative integers, shape (N, F), and the names of the F labels."""
 
     names: tuple[str, ...]
     train: Tensor
@@ -18,21 +18,21 @@ class Labels:
     test: Tensor
 
     def for_program(self, split: str) -> Tensor:
-        """Return what a program is given beside the images of a split: (N,), or (N, F) where there are several."""
+        """Return the labels of a split as an argument of a program: (N,), or (N, F) if F > 1."""
         labels: Tensor = getattr(self, split)
         return labels[:, 0] if len(self.names) == 1 else labels
 
     def get(self, name: str, split: str) -> Tensor:
-        """Return the labels of one name (N,)."""
+        """Return the labels of this name, shape (N,)."""
         return getattr(self, split)[:, self.names.index(name)]
 
 
 def mask_labels(labels: Tensor, num_kept: int) -> Tensor:
-    """Keep the first labels (N,) of each class, `num_kept` in all and evenly divided, and replace the others by -1."""
+    """Keep `num_kept` labels (N,), the first of each class in equal numbers, and replace all others by -1."""
     kept = torch.full_like(labels, -1)
     classes = labels.unique()
     for index, label in enumerate(classes.tolist()):
-        share = num_kept // len(classes) + (index < num_kept % len(classes))
-        first = (labels == label).nonzero().flatten()[:share]
+        num_of_class = num_kept // len(classes) + (index < num_kept % len(classes))
+        first = (labels == label).nonzero().flatten()[:num_of_class]
         kept[first] = labels[first]
     return kept

@@ -1,4 +1,4 @@
-r"""Arrays as NumPy writes them, .npy and .npz: numbers alone, since pickled objects would run code."""
+r"""NumPy arrays in .npy and .npz files. Only numbers are read, since unpickling objects could run code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-# A mapping of one's own that may be written counts against the memory, and is refused where it is larger than all of
-# it, unless it has this flag; `mmap` names it from Python 3.13 on. The number is Linux's on x86 and ARM.
+# A private writable mapping counts against the memory, and fails if it is larger than that, unless this flag is set.
+# `mmap` defines the flag from Python 3.13 on; the number is that of Linux on x86 and ARM.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class Header(NamedTuple):
-    """What a .npy file says of its array."""
+    """Header of a .npy file: shape, memory order and dtype of the array."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -31,18 +31,18 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, content: bytes | mmap.mmap, start: int = 0) -> np.ndarray:
-        """Return the array whose bytes begin at `start`, without a copy."""
+        """Return the array whose content begins at byte `start`, without a copy."""
         numbers = np.frombuffer(content, self.dtype, math.prod(self.shape), start)
         return numbers.reshape(self.shape, order="F" if self.fortran else "C")
 
 
 @contextmanager
 def one_line(path: Path) -> Iterator[None]:
-    """Turn what a damaged file or archive raises into a DataError that names the file."""
+    """Convert errors of damaged files and archives to a one-line DataError that names the file."""
     try:
         yield
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
@@ -56,17 +56,17 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a .npz file for `read_member` and `read_pieces`.
 
     Raises:
-        DataError: here or within the block, the file cannot be read.
+        DataError: If the file cannot be read, now or inside the block.
     """
     with one_line(path), zipfile.ZipFile(path) as archive:
         yield archive
 
 
 def read_member(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
-    """Return one array of an archive.
+    """Return an array of an archive.
 
     Raises:
-        DataError: it is absent, damaged or no array of numbers.
+        DataError: If the array is missing, damaged or not numbers.
     """
     with _open(archive, path, name) as member:
         return read_array(member, f"{path}: {name}")
@@ -75,38 +75,38 @@ def read_member(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
 def read_pieces(
     archive: zipfile.ZipFile, path: Path, name: str, shape: tuple[int, ...], rows: int
 ) -> Iterator[np.ndarray]:
-    """Yield an array of bytes in turn, so that it is never there as a whole.
+    """Yield a uint8 array in chunks, so that it is never in memory as a whole.
 
     Args:
-        archive: what holds it.
-        path: of the archive.
-        name: of the array.
-        shape: that it must have.
-        rows: how many of its first dimension a piece has; the last has those that remain.
+        archive: Archive that contains the array.
+        path: Path of the archive, for error messages.
+        name: Name of the array.
+        shape: Required shape.
+        rows: Number of rows (along the first dimension) per chunk. The last chunk may be smaller.
 
     Raises:
-        DataError: as `read_member`, or the array is no such one.
+        DataError: If the array is missing or damaged, or has another shape, order or dtype.
     """
     with _open(archive, path, name) as member:
         what = f"{path}: {name}"
-        found = _moderate(member, what)
-        if found != Header(shape, False, np.dtype(np.uint8)):
-            order = " in Fortran's order" if found.fortran else ""
-            raise DataError(f"{what} is {found.dtype} {found.shape}{order} and must be uint8 {shape}; replace it.")
-        yield from pieces_of(member, found, what, rows)
+        header = _moderate(member, what)
+        if header != Header(shape, False, np.dtype(np.uint8)):
+            order = " in Fortran order" if header.fortran else ""
+            raise DataError(f"{what} is {header.dtype} {header.shape}{order} and must be uint8 {shape}; replace it.")
+        yield from pieces_of(member, header, what, rows)
 
 
 def pieces_of(file: IO[bytes], header: Header, what: str, rows: int) -> Iterator[np.ndarray]:
-    """Yield an array in turn, as `read_pieces`.
+    """Yield an array in chunks.
 
     Args:
-        file: just after its header.
-        header: as `read_header` returns it, not in Fortran's order.
-        what: an error calls it.
-        rows: as of `read_pieces`.
+        file: File, positioned after the header.
+        header: Header of the array, which must not be in Fortran order.
+        what: Name of the array in error messages.
+        rows: Number of rows per chunk, as in `read_pieces`.
 
     Raises:
-        DataError: it is damaged.
+        DataError: If the content is truncated or followed by other bytes.
     """
     width = math.prod(header.shape[1:]) * header.dtype.itemsize
     for piece in _content(file, what, header.size, rows * width):
@@ -114,21 +114,21 @@ def pieces_of(file: IO[bytes], header: Header, what: str, rows: int) -> Iterator
 
 
 def read_array(file: IO[bytes], what: str) -> np.ndarray:
-    """Read one array: its header first, which says how many bytes are to come and whether they are numbers.
+    """Read an array. Its header is read first, to check the dtype and the size before memory is allocated.
 
     Args:
-        file: whose next bytes are those of a .npy file.
-        what: an error calls it.
+        file: File, positioned at the beginning of the .npy content.
+        what: Name of the array in error messages.
 
     Raises:
-        DataError: it is damaged, holds pickled objects, or more than half the memory.
+        DataError: If the content is damaged, contains pickled objects, or takes more than half of the memory.
     """
     header = _moderate(file, what)
     return header.array(b"".join(_content(file, what, header.size, header.size)))
 
 
 def map_array(file: IO[bytes], what: str) -> np.ndarray:
-    """Map one array, as `map_content`; arguments and errors as of `read_array`."""
+    """Memory-map an array; see `map_content`. The arguments and errors are those of `read_array`."""
     return map_content(file, _moderate(file, what), what)
 
 
@@ -140,35 +140,35 @@ def _open(archive: zipfile.ZipFile, path: Path, name: str) -> IO[bytes]:
 
 
 def _moderate(file: IO[bytes], what: str) -> Header:
-    """Read the header of an array that the memory has room for."""
+    """Read a header, and check that the array takes at most half of the memory."""
     header = read_header(file, what)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if header.size > memory // 2:
-        raise DataError(f"{what} takes {header.size / 2**30:.1f} GiB, and the memory is {memory / 2**30:.1f} GiB.")
+        raise DataError(f"{what} takes {header.size / 2**30:.1f} GiB, but the memory is {memory / 2**30:.1f} GiB.")
     return header
 
 
 def _content(file: IO[bytes], what: str, size: int, step: int) -> Iterator[bytes]:
-    """Yield so many bytes in pieces, with nothing left behind them."""
+    """Yield `size` bytes in chunks of `step`, and check that the file ends after them."""
     for start in range(0, size, max(step, 1)):
         piece = file.read(min(step, size - start))
         if len(piece) != min(step, size - start):
             raise DataError(f"{what} ends after {start + len(piece):,} of {size:,} bytes; repair or replace it.")
         yield piece
-    if file.read(1):  # at the end of a member its check sum is compared
-        raise DataError(f"{what} goes on after its array; repair or replace it.")
+    if file.read(1):  # this read also makes an archive verify the checksum of the member
+        raise DataError(f"{what} has trailing bytes after its array; repair or replace it.")
 
 
 def read_header(file: IO[bytes], what: str) -> Header:
-    """Read a header, up to the first byte of the array.
+    """Read a header, up to the first byte of the content.
 
     Args:
-        file: at its beginning.
-        what: what an error calls the array.
+        file: File, positioned at its beginning.
+        what: Name of the array in error messages.
 
     Raises:
-        DataError: there is no header, or the array holds pickled objects.
-        OSError, zipfile.BadZipFile, zlib.error: the file cannot be read.
+        DataError: If there is no valid header, or the array contains pickled objects.
+        OSError, zipfile.BadZipFile, zlib.error: If the file cannot be read.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -176,38 +176,39 @@ def read_header(file: IO[bytes], what: str) -> Header:
         header = Header(*read(file))
     except (OSError, zipfile.BadZipFile, zlib.error):
         raise
-    except Exception as error:  # of a parser of anybody's text
+    except Exception as error:  # the parser may raise anything for untrusted text
         raise DataError(f"{what} has no header of an array; repair or replace it.") from error
     if header.dtype.hasobject:
         raise DataError(f"{what} holds pickled objects, which are never read; save an array of numbers.")
     return header
 
 
-def check_length(header: Header, found: int, what: str) -> None:
-    """Refuse an array of which so many bytes were found.
+def check_length(header: Header, num_bytes: int, what: str) -> None:
+    """Check the size of the content of an array.
 
     Raises:
-        DataError: they are more or fewer than the header says.
+        DataError: If `num_bytes` differs from the size in the header.
     """
-    if found != header.size:
-        ends = f"ends after {found:,} of {header.size:,} bytes"
-        raise DataError(f"{what} {ends if found < header.size else 'goes on after its array'}; repair or replace it.")
+    if num_bytes != header.size:
+        ends = f"ends after {num_bytes:,} of {header.size:,} bytes"
+        problem = ends if num_bytes < header.size else "has trailing bytes after its array"
+        raise DataError(f"{what} {problem}; repair or replace it.")
 
 
 def map_content(file: IO[bytes], header: Header, what: str) -> np.ndarray:
-    """Map the array of a file, whose pages are read when they are used and dropped when memory is short.
+    """Memory-map the array of a file. Its pages are loaded on use and dropped when memory is short.
 
-    It can be written to, which changes a page in memory and never the file, so that torch takes it without a warning.
+    The array is writable, so that torch accepts it without a warning. Writing changes a page in memory, never the file.
     The file must not be overwritten while the array is in use.
 
     Args:
-        file: on disk, just after its header.
-        header: as `read_header` returns it.
-        what: what an error calls the array.
+        file: File on disk, positioned after the header.
+        header: Header of the array, as returned by `read_header`.
+        what: Name of the array in error messages.
 
     Raises:
-        DataError: as `check_length`.
-        OSError: the file cannot be mapped.
+        DataError: If the file is shorter or longer than the header specifies.
+        OSError: If the file cannot be mapped.
     """
     start = file.tell()
     check_length(header, os.fstat(file.fileno()).st_size - start, what)

@@ -1,4 +1,4 @@
-"""How good a program is: importance weights, bounds on log p(x), their diagnostics, and its latents."""
+"""Evaluate programs: bounds on log p(x) with diagnostics, posteriors, latent units and learned features."""
 
 from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, BDMCResult, ais, bdmc
 from pyro_vae.evaluate.annealing.imputation import Imputation, impute

@@ -1,4 +1,4 @@
-"""How a program is fitted: objectives, the SVI driver, the loop, and checkpoints."""
+"""Training of programs: objectives, the SVI driver, recorded steps and the loop over epochs."""
 
 from pyro_vae.infer import schedules
 from pyro_vae.infer.epochs import Epoch

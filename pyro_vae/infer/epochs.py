@@ -1,4 +1,4 @@
-r"""What an epoch is fed with, what it leaves behind, and how far one has come."""
+r"""Batches of an epoch, its metrics, and its progress."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from pyro_vae.trace import Batch, Data
 
 
 class Batches(Protocol):
-    """What a fit is fed: the batches of each epoch, a function of the epoch's number."""
+    """The training data of a fit: the batches of each epoch, as a function of the epoch's index."""
 
     def __call__(self, epoch: int) -> Iterable[Data]:
-        """Return the batches of one epoch, in whatever form `observe` takes them."""
+        """Return the batches of one epoch, in any form that `observe` accepts."""
 
     @property
     def observe(self) -> Any:
-        """What makes of a batch what the program is called with; None where that is the batch itself."""
+        """Function that maps a batch to the arguments of the program; None if the batch already holds them."""
 
 
 class Loader:
-    """Batches of any iterable that can be gone through again, a `torch.utils.data.DataLoader` for one.
+    """Batches from any iterable that supports several passes, e.g. a `torch.utils.data.DataLoader`.
 
-    A shuffled one has another order each time, so that a fit which is resumed in the middle of an epoch sees other
-    images than the one that was stopped.
+    A loader that shuffles has another order in each pass, so that a fit resumed in the middle of an epoch sees other
+    images than an uninterrupted one.
 
     Args:
-        batches: tensors x (B, ...), or tuples or lists of the arguments of the program, or a `Batch` each.
+        batches: Iterable of batches, each a tensor x (B, ...), a tuple or list of the program's arguments, or a
+            `Batch`.
 
     Raises:
-        TypeError: it is no iterable, or an iterator, which can be gone through only once.
+        TypeError: If `batches` is a tensor, is not iterable, or is an iterator, which supports only one pass.
     """
 
     observe = None
@@ -43,7 +44,7 @@ class Loader:
         if not hasattr(batches, "__iter__") or hasattr(batches, "__next__") or isinstance(batches, torch.Tensor):
             kind = type(batches).__name__
             raise TypeError(
-                f"Fit takes batches from a DataLoader, a list of batches, or data.Batches, and this is of type {kind}."
+                f"Fit takes batches from a DataLoader, a list of batches, or data.Batches, not from a {kind}."
             )
         self.batches = batches
 
@@ -54,8 +55,17 @@ class Loader:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch. Nats per image; `step` counts from the start of the run, `seconds` are of training alone,
-    and `learning_rate` is that of the last step. A program without log weights has no ELBO (None).
+    """Metrics of one epoch, in nats per image.
+
+    Attributes:
+        index: Index of the epoch, from 0.
+        step: Number of steps since the start of the run.
+        elbo: Mean ELBO of the training images during the epoch; None for a program without log weights.
+        objective: Mean objective of the training images during the epoch.
+        valid_elbo: ELBO of the validation images after the epoch, or None.
+        seconds: Wall time of the steps, without validation.
+        learning_rate: Learning rate of the last step.
+        valid_distortion: Distortion of the validation images after the epoch, or None.
     """
 
     index: int
@@ -68,7 +78,7 @@ class Epoch:
     valid_distortion: float | None
 
     def __str__(self) -> str:
-        """Return one line: the ELBO and that of the validation images, or distortions where there is none, in nats."""
+        """Return one line in nats: ELBO and validation ELBO, or else validation distortion or objective."""
         values = {
             "ELBO": self.elbo,
             "validation ELBO": self.valid_elbo,
@@ -79,13 +89,13 @@ class Epoch:
         return f"epoch {self.index}: {text} nats, {self.seconds:.1f} s"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, the index as `epoch`."""
+        """Return the fields by name, with `index` renamed to `epoch`."""
         return {"epoch" if name == "index" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass
 class EpochProgress:
-    """The epoch that has begun: how many batches and images, and what is summed over them, in nats and seconds."""
+    """Progress of the current epoch: numbers of batches and images, and sums over them in nats and seconds."""
 
     batches: int = 0
     images: int = 0
@@ -101,7 +111,7 @@ class EpochProgress:
         self.images += images
 
     def finish(self, **results: Any) -> Epoch:
-        """Return the epoch of these batches, given what else has been found at its end."""
+        """Return the metrics of the finished epoch: means over its images, and `results` for all other fields."""
         elbo = float(self.elbo) / self.images
         objective = float(self.objective) / self.images
         return Epoch(elbo=None if math.isnan(elbo) else elbo, objective=objective, **results)

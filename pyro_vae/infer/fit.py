@@ -1,4 +1,4 @@
-r"""The loop: epochs of SVI steps, the ELBO of each in nats, early stopping, and a state that can be resumed."""
+r"""The training loop: epochs of SVI steps, validation, early stopping, and a state from which training resumes."""
 
 from __future__ import annotations
 
@@ -26,30 +26,39 @@ from pyro_vae.trace.isolation import fork_rng
 class Fit:
     """Fit a program; iterating runs one epoch at a time and yields its `Epoch`.
 
-    A fit starts from an empty param store, since a second program of the same parameter names would silently not train,
-    and leaves its parameters in the store after each epoch, as Pyro users expect. Where two fitted programs share names
-    of `pyro.param`, read each inside the `scope` of its fit. Each epoch runs with the modules in training mode; the
-    first step validates the distributions, the others do not.
+    A fit starts from an empty param store, because a second program with the same parameter names would silently not
+    train. After each epoch it also writes its parameters to the global store, as Pyro users expect. If programs share
+    names of `pyro.param`, evaluate each inside the `scope` of its fit. Modules are in training mode during an epoch,
+    and only the first step validates the distributions.
 
     Args:
-        svi: the SVI that takes the steps.
-        batches: the training images: any iterable of batches, such as a `torch.utils.data.DataLoader`, where a batch is
-            a tensor x (B, ...), a tuple or list of the program's arguments, or a `Batch`; or a function of the epoch's
-            number that returns one (`data.Batches`).
-        epochs: number of epochs in all.
-        valid: validation images as the program sees them, a batch of any size; their ELBO is estimated after each epoch
-            with one particle and the same noise every time.
-        patience: stop after this many epochs without a better validation ELBO and return to the parameters of the best;
-            0 never stops. Where there is no ELBO it is the distortion that counts.
-        seed: seed of the validation noise.
-        ema: decay of an exponential moving average of the parameters over the steps (`averaging`), such as 0.999; 0
-            keeps none. Validation and patience are of the averages, and at the end the parameters become them. Until
-            then they are those that train; inside `with fit.average.in_place():` they are the averages.
+        svi: SVI driver that takes the steps.
+        batches: Iterable of training batches, e.g. a `torch.utils.data.DataLoader`, or a function of the epoch's index
+            that returns one (`data.Batches`). A batch is a tensor, a tuple or list of arguments, or a `Batch`.
+        epochs: Total number of epochs.
+        valid: Validation images as arguments of the program, any number. Their ELBO is estimated after each epoch with
+            one particle and the same noise each time.
+        patience: Stop after this many epochs without a better validation ELBO and restore the best parameters; 0
+            disables early stopping. A program without an ELBO is compared by its distortion.
+        seed: Random seed of the validation noise.
+        ema: Decay of an exponential moving average of the parameters (`averaging`), e.g. 0.999; 0 disables it.
+            Validation and patience use the averages, which finally replace the parameters; see `Average.in_place`.
 
     Raises:
-        ValueError: patience without validation images, or a decay outside [0, 1).
-        NonFiniteError: while iterating, names the step, the epoch and the batch.
-        OutOfMemoryError: likewise.
+        ValueError: If `patience` is set without `valid`, or `ema` is outside [0, 1).
+        NonFiniteError, OutOfMemoryError: While iterating; the message names the step.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import ELBO, Optim
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.zeros(()))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> svi = SVI(model, lambda x: None, Optim(torch.optim.Adam, {"lr": 0.1}), ELBO())
+        >>> epochs = list(Fit(svi, [torch.tensor([3.0, 5.0])], epochs=200))
+        >>> print(f"{pyro.param('loc'):.2f}, {epochs[-1].elbo:.2f} nats")  # the mean, and -0.5 - 0.5 log(2 pi)
+        4.00, -1.42 nats
     """
 
     def __init__(
@@ -64,7 +73,7 @@ class Fit:
         ema: float = 0.0,
     ) -> None:
         if patience and valid is None:
-            raise UserError("patience needs validation images: pass valid, or patience=0.")
+            raise UserError("patience needs validation images: pass valid, or set patience=0.")
         self.svi = svi
         self.batches: Any = batches if hasattr(batches, "observe") else Loader(batches)
         self.epochs = epochs
@@ -72,24 +81,24 @@ class Fit:
         self.patience = patience
         self.seed = seed
         self.average = Average(ema)
-        self.epoch = 0  # how many are done
+        self.epoch = 0  # epochs completed
         self.best = Best()
-        self.rollbacks = 0  # how often the fit has been put back to an earlier state
+        self.rollbacks = 0  # resets to an earlier state so far
         self._progress = EpochProgress()
         self._store: Any = {"params": {}, "constraints": {}}
 
     def __iter__(self) -> Iterator[Epoch]:
-        """Run the epochs that remain."""
+        """Run the remaining epochs."""
         return (record for record in self.iterate(lambda: False) if record is not None)
 
     def iterate(self, pause: Callable[[], bool]) -> Iterator[Epoch | None]:
-        """Run the epochs that remain, and hand over between steps as well.
+        """Run the remaining epochs, and optionally return control between steps.
 
         Args:
-            pause: asked after each step whether to hand over.
+            pause: Called after each step; returns whether to return control to the caller.
 
         Yields:
-            The `Epoch` at the end of each, and None where `pause` has asked for it; the state is whole at either.
+            The `Epoch` at the end of each epoch, and None where `pause` returned True; the state is complete at either.
         """
         while not self.finished:
             with self.scope():
@@ -99,7 +108,7 @@ class Fit:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Enter the param store of this fit, which no other fit has changed."""
+        """Enter the param store of this fit, which is isolated from other fits."""
         store = pyro.get_param_store()
         with store.scope(self._store):
             try:
@@ -109,20 +118,20 @@ class Fit:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch remains, or patience has run out."""
-        waited = self.epoch - 1 - self.best.epoch
-        return self.epoch >= self.epochs or (self.patience > 0 and waited >= self.patience)
+        """Whether all epochs are completed, or patience has run out."""
+        epochs_since_best = self.epoch - 1 - self.best.epoch
+        return self.epoch >= self.epochs or (self.patience > 0 and epochs_since_best >= self.patience)
 
     def state_dict(self) -> State:
-        """Return all that the next step depends on: tensors and plain values only.
+        """Return everything that the next step depends on, as tensors and plain values.
 
-        A program's own state must be in parameters, buffers or `pyro.param`; what it keeps elsewhere is not known here.
+        State that the program keeps outside its parameters, buffers and `pyro.param` is not included.
 
         Raises:
-            ValueError: no step has been taken.
+            ValueError: If no step has been taken.
         """
         if self.svi.steps == 0:
-            raise UserError("A fit has no state before its first step, which finds the parameters.")
+            raise UserError("A fit has no state before its first step, which registers the parameters.")
         with self.scope(), self._located():
             parts = {"svi": self.svi.state_dict(), "average": self.average.state_dict(self.svi)}
         return {
@@ -136,31 +145,32 @@ class Fit:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from what `state_dict` returned, random streams included.
+        """Continue from a `state_dict`, including its random generators.
 
         Raises:
-            ValueError: the state is of another program, or of a fit with an average where this one has none.
+            ValueError: If the state is invalid or belongs to another program, or if only one of the two fits has an
+                average.
         """
         try:
             with self.scope():
                 self.svi.load_state_dict(state["svi"], self._first_batch())
-            self.average.load_state_dict(state.get("average"), self.svi)  # earlier versions had none
+            self.average.load_state_dict(state.get("average"), self.svi)  # absent in states of earlier versions
             self.epoch = state["epoch"]
             self._progress = EpochProgress(**state["begun"])
             self.best = Best(*(state["best"][name] for name in Best._fields))
             self.rollbacks = state["setbacks"]
             numbers = (self.epoch, self.svi.steps, self._progress.batches, self.rollbacks, self.best.epoch + 1)
             if not all(type(number) is int and number >= 0 for number in (*numbers, self.average.steps)):
-                raise TypeError(f"epochs, steps and rollbacks are {numbers}")
+                raise TypeError(f"invalid counts of epochs, steps, batches and rollbacks: {numbers}")
             set_rng_state(state["streams"])
-            then = dict(state["made_with"])
+            saved_versions = dict(state["made_with"])
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-            raise UserError(f"The state is not that of a fit ({type(error).__name__}: {error}).") from error
-        warn_if_versions_differ(then)
+            raise UserError(f"Not a valid state of a fit ({type(error).__name__}: {error}).") from error
+        warn_if_versions_differ(saved_versions)
         self._publish()
 
     def _first_batch(self) -> Batch:
-        with fork_rng(torch.empty(0)):  # which a shuffled loader draws from
+        with fork_rng(torch.empty(0)):  # from which a shuffled loader draws
             batch = Batch.of(next(iter(self.batches(0))))
             return batch if self.batches.observe is None else Batch.of(batch.call(self.batches.observe))
 
@@ -170,7 +180,7 @@ class Fit:
         store.set_state(merged)
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
-        """Take the steps that remain of an epoch; return whether all are taken."""
+        """Take the remaining steps of an epoch; return whether all of them have been taken."""
         batches = self._begin_epoch()
         progress = self._progress
         started, before = time.perf_counter(), progress.seconds
@@ -200,18 +210,19 @@ class Fit:
         return locate_errors(self.epoch, self._progress, self.svi.steps, batch)
 
     def _end_epoch(self) -> Epoch:
-        """Look at the epoch whose steps have been taken."""
+        """Validate at the end of an epoch and return its metrics; after the last one, set the final parameters."""
         progress = self._progress
         started = time.perf_counter()
         with self._located():
-            self.svi.raise_if_nonfinite()  # waits for the device, so that the seconds are those of the epoch
+            self.svi.raise_if_nonfinite()  # synchronizes, so that the time of all steps is counted
+        seconds = progress.seconds + time.perf_counter() - started
         model, guide, valid = self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
             record = progress.finish(
                 index=self.epoch,
                 step=self.svi.steps,
-                seconds=progress.seconds + time.perf_counter() - started,
+                seconds=seconds,
                 valid_elbo=elbo,
                 valid_distortion=distortion,
                 learning_rate=float(self.svi.optim.learning_rate),
@@ -222,6 +233,6 @@ class Fit:
         self._progress = EpochProgress()
         if self.finished:
             self.average.settle()
-            if self.best.parameters is not None:  # of averages, where the fit keeps them
+            if self.best.parameters is not None:  # averages, if the fit keeps them
                 load_program_state(model, guide, self.best.parameters, self._first_batch())
         return record

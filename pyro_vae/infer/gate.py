@@ -1,4 +1,9 @@
-r"""The finiteness gate: no loss or gradient that is not finite moves the weights."""
+r"""The finiteness gate: a non-finite loss or gradient never changes the parameters.
+
+On the CPU the step raises. On CUDA, testing for it on the host would synchronize at every step; instead, a fused
+optimizer skips the step on the device if its `found_inf` is nonzero. The first failed step is remembered and all later
+steps are skipped, so that the error, raised once an epoch, names the step to which the parameters belong.
+"""
 
 from __future__ import annotations
 
@@ -14,47 +19,43 @@ from pyro_vae.infer.optim import Optim
 class Gate:
     """Takes the steps of an optimizer that are finite, and reports the first that is not.
 
-    On a CUDA device, to ask whether a gradient is finite would wait for all that has been launched, at every step. So a
-    fused optimizer is told on the device to skip the step, and `raise_if_nonfinite`, once an epoch, asks for all steps
-    at once. Where that is not possible the step itself raises.
-
     Args:
-        optim: whose parameters have gradients when `update` is called.
-        device: of the loss.
+        optim: Optimizer whose parameters have gradients when `update` is called.
+        device: Device of the loss.
     """
 
     def __init__(self, optim: Optim, device: torch.device | None = None) -> None:
         self.optim = optim
-        # Tensors that are written in place, so that a captured step reads and writes the very ones.
-        self.step = torch.tensor(0, device=device)  # the number of the present step, which the driver sets
-        self.failed_step = torch.tensor(-1, device=device)  # the first that was not finite; -1 if there is none
+        # Written in place, because a captured step refers to these tensors.
+        self.step = torch.tensor(0, device=device)  # index of the current step, set by the driver
+        self.failed_step = torch.tensor(-1, device=device)  # index of the first non-finite step, or -1
 
     def to(self, device: torch.device) -> None:
-        """Move to the device of the loss."""
+        """Move the step indices to the device of the loss."""
         self.step, self.failed_step = self.step.to(device), self.failed_step.to(device)
 
     @property
     def can_skip(self) -> bool:
-        """Whether the optimizer can be told on the device not to step: it is a fused one."""
+        """Whether the optimizer is fused, so that it can skip a step on the device."""
         return self.optim.optimizer is not None and bool(self.optim.optimizer.defaults.get("fused"))
 
     def update(self, finite: Tensor) -> None:
-        """Move the weights by their gradients, unless these or the loss are not finite, and clear the gradients.
+        """Apply the gradients if they and the loss are finite, and clear them.
 
         Args:
-            finite: whether they are, a tensor without dimensions.
+            finite: Whether the loss and all gradients are finite, a boolean tensor of shape ().
 
         Raises:
-            NonFiniteError: they are not, on the CPU or with an optimizer that is not fused.
+            NonFiniteError: If `finite` is False, on the CPU or with an optimizer that is not fused.
         """
         if self.can_skip and finite.is_cuda:
-            # The first failed step is kept, and every later one is skipped as well, finite or not. By the time that
-            # the host asks, hundreds of steps may have gone by. With a later number, or with weights that later steps
-            # have moved, the error would name a step and weights that do not belong together; so a run on CUDA stops
-            # at the step, and with the weights, at which one on the CPU would.
+            # Keep the first failed step and skip every later one, finite or not. Hundreds of steps may pass before the
+            # host checks. If later steps moved the parameters, or replaced the index, the error would name a step that
+            # does not belong to the parameters. This way a run on CUDA stops at the same step, and with the same
+            # parameters, as one on the CPU.
             failed = self.failed_step
             failed.copy_(torch.where(finite | (failed >= 0), failed, self.step))
-            # A fused optimizer leaves weights, moments and step count alone where this is not zero.
+            # A fused optimizer does not change parameters, moments and step count if this is nonzero.
             optimizer: Any = self.optim.optimizer
             optimizer.found_inf = (failed >= 0).float()
         elif not finite:
@@ -65,10 +66,10 @@ class Gate:
         self._clear()
 
     def raise_if_nonfinite(self) -> None:
-        """Wait for the device and raise if a step was not finite.
+        """Synchronize with the device, and raise if a step was non-finite.
 
         Raises:
-            NonFiniteError: names the first such step.
+            NonFiniteError: Names the first such step.
         """
         if (step := int(self.failed_step)) >= 0:
             self.failed_step.fill_(-1)

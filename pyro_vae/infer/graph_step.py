@@ -1,4 +1,4 @@
-r"""Loss and gradients of a step as one graph, from the places of its images to the gate."""
+r"""Record the loss and the gradients of a step as one graph, from the indices of its images to the finiteness flag."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ _LOG = logging.getLogger("pyro_vae")
 
 Preprocess = Callable[..., Any]
 
-# Calls after which a record is compared with the program once in an epoch (of shorter epochs not in every one), and
-# calls after which it is compared in any case.
+# A graph is compared with the program at the start of an epoch if at least _LEAST_CALLS calls have passed since the
+# last comparison, and in any case after _MOST_CALLS calls.
 _LEAST_CALLS, _MOST_CALLS = 100, 1000
-# Relative differences that rounding may make: of products in bfloat16, and otherwise as a graph has them.
+# Relative difference attributed to rounding in bfloat16 products; other precisions use the default of `Graph`.
 _TOLERANCES = {"bf16": 0.02}
 
 
 class StepResult(NamedTuple):
-    """What a step computes before the weights move: loss and ELBO summed over the batch, in nats, whether all of it is
-    finite, the gradients by name in the param store, and the `stored_ids` of the store that they belong to.
+    """Outputs of a step before the parameters change.
+
+    Attributes:
+        loss: Loss summed over the batch, in nats.
+        elbo: ELBO summed over the batch, in nats.
+        finite: Whether the loss and all gradients are finite.
+        gradients: Gradients by name in the param store.
+        stored: `stored_ids` of the param store to which the gradients belong.
     """
 
     loss: Tensor
@@ -46,17 +52,17 @@ class StepResult(NamedTuple):
 
 
 class RecordedStep:
-    """The graph of a step, for batches of one form; others, such as the last of an epoch, are left to the caller.
+    """A recorded step for batches of one size and structure; other batches, e.g. the last of an epoch, are declined.
 
-    At its calls 2, 4, 8, ..., after a thousand others, and after `compare_soon`, the graph is compared with the program
-    on the batch at hand and the same noise, and given up where the two differ.
+    The graph is compared with the program, on the current batch and the same noise, at calls 2, 4, 8, ..., after a
+    thousand calls without a comparison, and after `compare_soon`. If the results differ, all later steps run eagerly.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        objective: what is maximized.
-        compiled: whether the record is compiled.
-        precision: of the matrix products, one of `PRECISIONS`.
+        model: Callable that defines p(x, z).
+        guide: Callable that defines q(z|x).
+        objective: Objective to maximize.
+        compiled: Whether to compile the graph.
+        precision: Precision of matrix products, a key of `PRECISIONS`.
     """
 
     def __init__(
@@ -66,22 +72,22 @@ class RecordedStep:
         self.options: dict[str, Any] = {"compiled": compiled}
         if precision in _TOLERANCES:
             self.options["tolerance"] = _TOLERANCES[precision]
-        # In the state of a run: one resumed before its last batch would else record that one's size.
+        # Saved with the run: otherwise a run resumed just before the last batch of an epoch would record its size.
         self.sizes: list[list[int]] | None = None
-        self._form: Any = None  # of the arguments, beside sizes
+        self._form: Any = None  # structure of the arguments, and those that are not tensors
         self._preprocess: Preprocess | None = None
         self._build: Any = None
         self._graph: Graph | None = None
-        self._refused = self._said = False
+        self._refused = self._logged = False
         self._calls = 0
         self._compared_at = 0
         self._soon = False
         self.pending: StepResult | None = None  # of the next call, where it has been computed with those of other fits
 
     def accepts(self, preprocess: Preprocess | None, batch: Batch) -> bool:
-        """Whether a step on a batch, or on what `preprocess` makes of it, is in the graph.
+        """Return whether the graph takes a step on a batch, including `preprocess`.
 
-        The first step never is: it names the parameters and checks the program.
+        It does not take the first step, which registers the parameters and validates the program.
         """
         if self._refused:
             return False
@@ -96,19 +102,19 @@ class RecordedStep:
             return False
         self._form = form if self._form is None else self._form
         if sizes != self.sizes or form != self._form:
-            if len(sizes) == len(self.sizes) and form != self._form and not self._said:
-                self._said = True
-                _LOG.info("A step whose arguments in Python are other ones than the first step's is run by Pyro.")
+            if len(sizes) == len(self.sizes) and form != self._form and not self._logged:
+                self._logged = True
+                _LOG.info("Steps whose non-tensor arguments differ from those of the first step run eagerly.")
             return False
         if self._graph is None or preprocess != self._preprocess:
             self._preprocess, self._build = preprocess, build
-            around = (self.model, self.guide, self.objective, *batch.non_tensors())
-            self._graph = Graph(self._loss_and_gradients, *around, **self.options)
-            self._calls = 0
+            watched = (self.model, self.guide, self.objective, *batch.non_tensors())
+            self._graph = Graph(self._loss_and_gradients, *watched, **self.options)
+            self._calls = self._compared_at = 0
         return True
 
     def compare_soon(self) -> None:
-        """Compare the graph with the program at the next call, unless that has been done a short time ago."""
+        """Compare the graph with the program at the next call, unless the last comparison is recent."""
         self._soon = self._calls - self._compared_at >= _LEAST_CALLS
 
     @property
@@ -118,7 +124,7 @@ class RecordedStep:
         return self._soon or (calls > 1 and calls & (calls - 1) == 0) or calls - self._compared_at > _MOST_CALLS
 
     def __call__(self, batch: Batch) -> StepResult | None:
-        """Compute a step that `accepts` has agreed to; None where it cannot be recorded after all."""
+        """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded."""
         assert self._graph is not None
         if self.pending is not None:
             result, self.pending = self.pending, None
@@ -157,17 +163,18 @@ class RecordedStep:
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
-        _LOG.warning("The step is not recorded: %s. Pyro runs every step.", reason)
+        _LOG.warning("The step is not recorded: %s. Every step runs eagerly.", reason)
 
     def capture_key(self, *tensors: Tensor) -> Any:
-        """Return what a captured graph stands on: what Python decides by, and numbers that lie on the host."""
+        """Return the key of a captured CUDA graph, which must be captured again when the key changes."""
         assert self._graph is not None
         return self._graph.cuda_graph_key(tensors)
 
     def _loss_and_gradients(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor | None, ...]]:
-        """Return the names of the gradients with the store that they are of, and the numbers of an `StepResult`.
+        """Return the names of the gradients with the `stored_ids`, and the tensors of a `StepResult`.
 
-        The store is part of the key of the graph, so that what it was when the graph was recorded, it is at every call.
+        Names and ids are static values of the graph: the param store is part of its cache key, and so the same at
+        every call.
         """
         batch = self._build(list(tensors))
         if self._preprocess is not None:
@@ -175,9 +182,10 @@ class RecordedStep:
         with torch.enable_grad():
             objective, elbo = self.objective.bounds(self.model, self.guide, batch)
             loss = -objective.sum()
-            every = {canonical_name(name): unconstrained_param(name) for name in pyro.get_param_store()}
-            trained = {name: p for name, p in every.items() if p.requires_grad}
+            params = {canonical_name(name): unconstrained_param(name) for name in pyro.get_param_store()}
+            trained = {name: p for name, p in params.items() if p.requires_grad}
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        # One flag for all: a sum is non-finite if one of its entries is.
         total = sum((gradient.sum() for gradient in gradients if gradient is not None), loss)
-        known = list(trained), stored_ids()
-        return known, (loss.detach(), elbo.sum(), total.detach().isfinite(), *gradients)
+        static = list(trained), stored_ids()
+        return static, (loss.detach(), elbo.sum(), total.detach().isfinite(), *gradients)

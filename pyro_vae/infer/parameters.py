@@ -1,4 +1,4 @@
-r"""The fitted values of a program: what a checkpoint holds of it."""
+r"""The fitted state of a program: its parameters and buffers."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ State = dict[str, Any]
 
 
 def root_modules(model: Program, guide: Program) -> list[nn.Module]:
-    """Return the modules that a model and its guide refer to, each once; others may run as well."""
+    """Return the outermost modules that a model and its guide refer to, without duplicates; others may run, too."""
     return list(dict.fromkeys([*find_modules(model), *find_modules(guide)]))
 
 
 def unconstrained_param(name: str) -> Tensor:
-    """Return the tensor that is trained under a name of the param store."""
+    """Return the unconstrained tensor, which is trained, of a name in the param store."""
     value: Any = pyro.get_param_store()[name]
     return value.unconstrained()
 
 
 def canonical_name(name: str) -> str:
-    """Return the one name of a parameter that goes by several, as tied weights do."""
+    """Return the canonical name of a parameter that has several, e.g. of tied weights."""
     return str(pyro.get_param_store().param_name(unconstrained_param(name)))
 
 
 def collect_parameters(modules: Iterable[nn.Module], backward: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Take the gradients of a program's first step, and refuse one of which some part would silently not train.
+    """Run the first backward pass and collect the parameters; raise if any of them would silently stay untrained.
 
     Args:
-        modules: that are known to belong to it.
-        backward: runs model and guide, and leaves the gradients of the loss, which it returns.
+        modules: Modules that are known to belong to the program.
+        backward: Function that runs model and guide, accumulates the gradients of the loss, and returns the loss.
 
     Returns:
-        The loss, and the tensors that have been captured.
+        The loss, and the unconstrained tensors that the program registered in the param store.
 
     Raises:
-        ValueError: no parameter is captured, or one that has a gradient is not; the gradients are taken back then.
+        ValueError: If no registered parameter has a gradient, or a parameter with a gradient is not registered; new
+            gradients are removed in that case.
     """
     named_params = [
         (f"{type(root).__name__}.{name}", p, p.grad is None) for root in modules for name, p in root.named_parameters()
@@ -60,45 +61,45 @@ def collect_parameters(modules: Iterable[nn.Module], backward: Callable[[], Tens
             p.grad = None if new else p.grad
         problem = f"{untrained[0]} has a gradient but would not train" if untrained else "No parameter trains"
         raise UserError(
-            f"{problem}: no pyro.module(name, module) names it, or the param store holds another tensor of its "
-            "name. Name every module in the model and the guide, and call pyro.clear_param_store() between "
+            f"{problem}: no pyro.module(name, module) registers it, or the param store holds another tensor under "
+            "its name. Register every module in the model and the guide, and call pyro.clear_param_store() between "
             "programs."
         )
     return loss, list(captured.values())
 
 
 def program_state(modules: Iterable[nn.Module], names: Iterable[str]) -> State:
-    """Return the values of a fitted program.
+    """Return the fitted values of a program.
 
     Args:
-        modules: those that belong to it, outermost ones.
-        names: of its parameters in the param store.
+        modules: Outermost modules of the program.
+        names: Names of its parameters in the param store.
 
     Returns:
-        {"params": by name, "modules": state dicts of the modules, buffers included}.
+        {"params": tensors by name, "modules": state dicts of the modules, including buffers}.
     """
     named = {name: unconstrained_param(name).detach() for name in names}
     return {"params": named, "modules": [root.state_dict() for root in modules]}
 
 
 def load_program_state(model: Program, guide: Program, state: State, batch: Data) -> list[nn.Module]:
-    """Write `program_state` back into a program and the param store.
+    """Write a `program_state` back into a program and the param store.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        state: what `program_state` returned, of a program of the same names and shapes.
-        batch: what a step takes; one run enters the parameters and their constraints in the store, and shows which
-            modules belong to the program.
+        model: Callable that defines p(x, z).
+        guide: Callable that defines q(z|x).
+        state: Result of `program_state` for a program with the same names and shapes.
+        batch: Arguments of a step. One run on it registers the parameters with their constraints, and finds the modules
+            that belong to the program.
 
     Returns:
-        These modules, outermost ones.
+        The outermost modules of the program.
 
     Raises:
-        ValueError: names or shapes differ; nothing has been changed then.
+        ValueError: If names or shapes differ; nothing is changed in that case.
     """
     batch = Batch.of(batch)
-    # What the parameters are now may be what a fit goes back from, and of no distribution.
+    # The current parameters may be invalid, e.g. before a rollback, so that validation is off.
     with (
         torch.no_grad(),
         fork_rng(batch.x),
@@ -120,33 +121,33 @@ def load_program_state(model: Program, guide: Program, state: State, batch: Data
 
 
 def _targets(modules: list[nn.Module], state: State, param_names: set[str]) -> list[tuple[Tensor, Tensor]]:
-    """Return each tensor of a program with its value in a state, of which nothing is taken on trust."""
+    """Pair each tensor of a program with its value in a state, after validating the state."""
     params, tables = (state.get(part) if isinstance(state, dict) else None for part in ("params", "modules"))
     state_dicts = [root.state_dict() for root in modules]
     if not isinstance(params, dict) or not isinstance(tables, list) or len(tables) != len(state_dicts):
-        raise UserError("The state is not that of a program, or of another one.")
+        raise UserError("The state does not belong to this program: its structure differs.")
     pairs: list[tuple[str, Any, Any]] = [("", {name: unconstrained_param(name) for name in param_names}, params)]
     pairs += [(f" of module {index}", *pair) for index, pair in enumerate(zip(state_dicts, tables, strict=True))]
     return [target for where, tensors, values in pairs for target in match_values(tensors, values, where)]
 
 
 def match_values(tensors: Mapping[str, Tensor], values: Any, where: str = "") -> list[tuple[Tensor, Tensor]]:
-    """Return each tensor with its value in a state, of which nothing is taken on trust.
+    """Pair each tensor with its value in a state, after validating the state.
 
     Args:
-        tensors: by name.
-        values: tensors of the same names and shapes.
-        where: these are, for an error: " of ...".
+        tensors: Tensors by name.
+        values: Tensors that must have the same names and shapes.
+        where: Origin of the values for error messages, e.g. " of module 0".
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: If names or shapes differ.
     """
     if not isinstance(values, dict):
-        raise UserError(f"The state is not that of a program: it has no values{where}.")
+        raise UserError(f"The state does not belong to this program: it has no values{where}.")
     if mismatched := sorted(map(str, tensors.keys() ^ values.keys())):
-        raise UserError(f"The state is of another program: {mismatched[0]!r}{where} is in one of them alone.")
+        raise UserError(f"The state does not belong to this program: {mismatched[0]!r}{where} is in only one of them.")
     for name, tensor in tensors.items():
         shape = tuple(values[name].shape) if isinstance(values[name], Tensor) else type(values[name]).__name__
         if shape != tuple(tensor.shape):
-            raise UserError(f"{name}{where} has shape {shape}, not {tuple(tensor.shape)}, in the state.")
+            raise UserError(f"{name}{where} has shape {shape} in the state, not {tuple(tensor.shape)}.")
     return [(tensor, values[name]) for name, tensor in tensors.items()]

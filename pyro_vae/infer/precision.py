@@ -1,7 +1,7 @@
-r"""The precision of matrix products and convolutions in training; all else stays in float32 or better.
+r"""Precision of matrix products and convolutions in training; everything else stays in float32 or better.
 
-Autocast would hand bfloat16 on to the distributions, whose log q is then off by tenths of a nat. Here every product
-returns float32, so that no density sees less, whoever wrote the program.
+Autocast would pass bfloat16 tensors to the distributions, whose log q would be off by tenths of a nat. Here every
+product returns float32, so that log-densities keep full precision in any program.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _PRODUCTS = {
 
 
 class BFloat16Products(TorchFunctionMode):
-    """Products of float32 tensors in bfloat16, with sums and results in float32."""
+    """Compute products of float32 tensors in bfloat16, and return them as float32."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run a function of torch."""
+        """Call a torch function; the arguments of matrix products and convolutions are rounded to bfloat16."""
         kwargs = kwargs or {}
         if func not in _PRODUCTS or not _all_float32(args, kwargs):
             return func(*args, **kwargs)

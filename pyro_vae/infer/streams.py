@@ -1,7 +1,4 @@
-r"""What the numbers of a run depend on beside its configuration, as values that a checkpoint holds.
-
-These are the random streams that a program may draw from, the version of torch, and the number of threads.
-"""
+r"""Random generators and versions on which the results of a run depend, as values that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _TWISTER_BYTES = 4 * 625  # the words of NumPy's generator and its position amon
 
 
 def rng_state() -> State:
-    """Return where the global streams of torch, on every device, of Python and of NumPy stand."""
+    """Return the state of the global random generators of torch (on all devices), Python and NumPy."""
     version, words, gauss = random.getstate()
     numpy: State = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -40,7 +37,7 @@ def rng_state() -> State:
 
 
 def set_rng_state(state: State) -> None:
-    """Set the global streams to what `rng_state` returned; those of CUDA where there is a device."""
+    """Restore the generators from `rng_state`; those of CUDA only if a device is available."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -51,15 +48,20 @@ def set_rng_state(state: State) -> None:
 
 
 def numerics_versions() -> State:
-    """Return the version of torch and the number of threads, on which the order of sums depends."""
+    """Return the version of torch and the number of threads, which determine the order of sums."""
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def warn_if_versions_differ(saved: State) -> None:
-    """Log what differs now from `numerics_versions` at an earlier time."""
+    """Log a warning for each of `numerics_versions` that differs from a saved value."""
     for name, current in numerics_versions().items():
         if saved.get(name) != current:
-            _LOG.warning("The state is of %s %s, here is %s: the last bits may differ.", name, saved.get(name), current)
+            _LOG.warning(
+                "The state was saved with %s %s, this process has %s: the last bits may differ.",
+                name,
+                saved.get(name),
+                current,
+            )
 
 
 class OwnStreams:

@@ -1,4 +1,4 @@
-r"""How a step is taken: `pyro.infer.SVI` with one torch optimizer and no wait for the device."""
+r"""`pyro.infer.SVI` with one torch optimizer, and without synchronization with the device."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, stored_ids
 
 
 class SVI(pyro.infer.SVI):
-    """`pyro.infer.SVI` for programs with pathwise gradients: same `step` and `evaluate_loss`.
+    """`pyro.infer.SVI` for programs with pathwise gradients, with the same `step` and `evaluate_loss`.
 
-    `step` returns the loss as a tensor, so that nothing waits for the device. A loss or a gradient that is
-    not finite never reaches the weights: on the CPU, and with optimizers that are not fused, the step raises;
-    on CUDA the fused optimizer skips it and every later one, and `raise_if_nonfinite` raises.
+    `step` returns the loss as a tensor, so that it does not wait for the device. A non-finite loss or gradient never
+    changes the parameters: on the CPU, and with optimizers that are not fused, the step raises. On CUDA a fused
+    optimizer skips that step and all later ones, and `raise_if_nonfinite` raises.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        optim: an `Optim`, or one of `pyro.optim`, whose place is then taken by one torch optimizer of its kind over all
-            parameters.
-        loss: an `Objective`, or any Pyro ELBO of a single loss.
-        execution: ``"recorded"`` runs the program once and from then on the operations that it issued, for batches of
-            the form of the first, under an `Objective`; ``"compiled"`` compiles them. What cannot be recorded runs as
-            it is, and a line of the log says why. What is set between steps (a temperature, a weight of the loss) is
-            best a tensor: a number that changes makes a record of its own necessary, and one that changes often none.
-            None runs the program at every step.
-        precision: of the matrix products of a step, one of `PRECISIONS`.
+        model: Callable that defines p(x, z).
+        guide: Callable that defines q(z|x).
+        optim: An `Optim`, or an optimizer of `pyro.optim`, which is replaced by one torch optimizer of its
+            kind over all parameters.
+        loss: An `Objective`, or any Pyro ELBO with a single loss.
+        execution: ``"recorded"`` runs the program once and then the tensor operations that it issued, for batches of
+            the shape of the first, under an `Objective`; ``"compiled"`` compiles them. A step that cannot be recorded
+            runs eagerly, and the reason is logged. Values that change between steps (a temperature, a weight of the
+            loss) should be tensors: a Python number that changes requires a new recording, and one that changes often
+            prevents recording. None runs the program at every step.
+        precision: Precision of the matrix products in a step, a key of `PRECISIONS`.
 
     Raises:
-        ValueError: the optimizer cannot be adopted, or `execution` has no effect.
+        ValueError: If the optimizer cannot be adopted, or `execution` or `precision` is unknown or has no effect.
     """
 
     def __init__(
@@ -58,38 +58,37 @@ class SVI(pyro.infer.SVI):
         super().__init__(model, guide, Optim.adopt(optim), loss)
         self.precision = precision
         self.objective = loss
-        self.modules: list[nn.Module] = parameters.root_modules(model, guide)  # with all that the first step runs
+        self.modules: list[nn.Module] = parameters.root_modules(model, guide)  # the first step adds those that run
         self.recorded: RecordedStep | None = None
         if execution not in (None, "recorded", "compiled"):
             raise UserError(f"execution is {execution!r}; choose 'recorded', 'compiled' or None.")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
         if execution is not None:
             if not isinstance(loss, Objective):
                 kind = type(loss).__name__
-                raise UserError(
-                    f"execution={execution!r} records objectives of pyro_vae, and {kind} is none: leave it out."
-                )
+                raise UserError(f"execution={execution!r} requires an objective of pyro_vae, not {kind}: leave it out.")
             self.recorded = RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._gate = Gate(self.optim)
         self._graph_call: CUDAGraphCall | None = None
-        self._stored: dict[str, int] = {}  # in the param store when the optimizer last looked
+        self._stored: dict[str, int] = {}  # ids in the param store that the optimizer has handled
 
     def step(self, *args: Any, preprocess: Preprocess | None = None, **kwargs: Any) -> Tensor:
         """Take one gradient step.
 
         Args:
-            *args: of the program, or one `Batch`.
-            preprocess: makes a batch of the arguments, where these are something else; it belongs to the step, and is
-                recorded with it.
-            **kwargs: of the program.
+            *args: Positional arguments of the program, or one `Batch`.
+            preprocess: Function that maps other arguments to those of the program; it is recorded with the step.
+            **kwargs: Keyword arguments of the program.
 
         Returns:
             The loss summed over the batch, in nats, detached, on the device.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite; the weights have not changed.
-            ValueError: the first step captures no parameter, or one that has a gradient is not captured.
+            NonFiniteError: If the loss or a gradient is non-finite; the parameters have not changed.
+            ValueError: If the first step registers no parameter, or a parameter with a gradient is not registered.
         """
         self._gate.step.fill_(self.steps)
         with PRECISIONS[self.precision]():
@@ -105,7 +104,7 @@ class SVI(pyro.infer.SVI):
         return loss
 
     def _objective_step(self, preprocess: Preprocess | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Take a step under an objective of ours, by its record where that takes it."""
+        """Take a step under an `Objective`, with the recorded graph if it accepts the batch."""
         assert isinstance(self.objective, Objective)
         self.objective.set_step(self.steps)
         batch = Batch.from_call(*args, **kwargs)
@@ -117,22 +116,18 @@ class SVI(pyro.infer.SVI):
 
     @property
     def failed(self) -> Tensor:
-        """Whether a step was not finite, a tensor; nothing waits for the device."""
+        """Whether a step was non-finite, a boolean tensor; does not wait for the device."""
         return self._gate.failed_step >= 0
 
     def raise_if_nonfinite(self) -> None:
-        """Wait for the device and raise if a step was not finite.
-
-        Raises:
-            NonFiniteError: names the first such step.
-        """
+        """Synchronize with the device, and raise `NonFiniteError` for the first non-finite step, if any."""
         self._gate.raise_if_nonfinite()
 
     def state_dict(self) -> parameters.State:
-        """Return parameters, module buffers and optimizer state; tensors and plain values only.
+        """Return parameters, module buffers and optimizer state, as tensors and plain values.
 
         Raises:
-            NonFiniteError: as `raise_if_nonfinite`.
+            NonFiniteError: If a step was non-finite.
         """
         self.raise_if_nonfinite()
         values = parameters.program_state(self.modules, self.optim.params)
@@ -140,13 +135,13 @@ class SVI(pyro.infer.SVI):
         return {"steps": self.steps, "recorded_sizes": sizes, **values, **self.optim.get_state()}
 
     def load_state_dict(self, state: parameters.State, batch: Data) -> None:
-        """Restore `state_dict`; the batch is what a step takes, from which the parameters are known.
+        """Restore a `state_dict`; `batch` holds arguments of a step, with which the parameters are registered.
 
         Raises:
-            ValueError: as `load_program_state`.
+            ValueError: If the state does not belong to this program.
         """
         self.modules = parameters.load_program_state(self.model, self.guide, state, batch)
-        for name in state["params"]:  # in the order in which the optimizer took them on
+        for name in state["params"]:  # in the order in which they were added
             if name not in self.optim.params:
                 self.optim.add_params([parameters.unconstrained_param(name)])
         self.optim.set_state(state)
@@ -154,16 +149,16 @@ class SVI(pyro.infer.SVI):
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
         self._gate = Gate(self.optim, Batch.of(batch).device)
-        self._graph_call = None  # of tensors that have been replaced
+        self._graph_call = None  # it refers to tensors that have been replaced
 
     def _graph_step(self, preprocess: Preprocess | None, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Take a step by its record; None where that is left to Pyro."""
+        """Take a step with the recorded graph; return None if the step has to run eagerly."""
         assert self.recorded is not None
         if not self.recorded.accepts(preprocess, batch):
             return None
-        # On CUDA the whole step, from the images to the optimizer, is launched as one graph, since Python launches the
-        # kernels of a small network more slowly than they run. Nothing in it may wait for the device: the gate has to
-        # be one that skips steps, and the record is compared with the program between two launches.
+        # On CUDA the whole step, from the batch to the optimizer, is captured as one CUDA graph, since Python launches
+        # the kernels of a small network more slowly than they run. A captured step must not wait for the device. So the
+        # gate must be able to skip steps there, and steps that compare the graph with the program are not captured.
         captures = batch.x.is_cuda and self.recorded.compiled and self._gate.can_skip
         if not captures or self.recorded.will_compare:
             return self._replay(batch)
@@ -175,7 +170,7 @@ class SVI(pyro.infer.SVI):
         return self._graph_call(*tensors)
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
-        """Compute gradients by the record and move the weights; on a CUDA device this whole method may be captured."""
+        """Compute gradients with the graph and update the parameters; on CUDA this whole method may be captured."""
         assert self.recorded is not None
         result = self.recorded(batch)
         if result is None:
@@ -190,17 +185,17 @@ class SVI(pyro.infer.SVI):
         """Take a step by running the program."""
         loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
         self._gate.to(loss.device)
-        self._add_new_params(stored_ids())  # before the gate, which has to see the gradients of newcomers
-        # One number for all gradients, not finite if an entry is. Sums and not norms, which take a second pass.
+        self._add_new_params(stored_ids())  # before the gate, which tests gradients of new ones, too
+        # One number for all gradients, non-finite if an entry is. Norms instead of sums would take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
         self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss
 
     def _add_new_params(self, present: dict[str, int]) -> None:
-        """Add parameters to the optimizer that are new in the store: later ones, unfrozen ones, or replacements.
+        """Add parameters that are new in the param store: registered late, unfrozen, or replaced.
 
-        A program may call `pyro.param` or `pyro.module` at any step, and a store that has been cleared or loaded holds
-        other tensors under the old names. An optimizer that kept the old ones would train what nothing reads.
+        A program may call `pyro.param` or `pyro.module` at any step, and a store that was cleared or loaded holds other
+        tensors under the old names. An optimizer that kept the old ones would train tensors that nothing reads.
         """
         if present != self._stored:
             new = [name for name, key in present.items() if self._stored.get(name) != key]
@@ -216,7 +211,7 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
 
     def _first_backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the first step, in which the parameters and the modules that run become known."""
+        """Run the first step, which registers the parameters and finds the modules that run."""
         with ModuleRecorder() as ran:
             loss, captured = parameters.collect_parameters(self.modules, lambda: self._backward(*args, **kwargs))
         self.modules = ran.outermost(self.modules)

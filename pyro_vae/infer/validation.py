@@ -1,4 +1,4 @@
-r"""What an epoch is worth on the validation images, and the best epoch so far."""
+r"""Validation after an epoch, and the best epoch so far."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def validate(model: Program, guide: Program, valid: Batch, seed: int) -> tuple[f
     """Estimate the ELBO and the distortion of the validation images with one particle each.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        valid: the images, of any number.
-        seed: of the noise, the same at every call.
+        model: Callable that defines p(x, z).
+        guide: Callable that defines q(z|x).
+        valid: Validation images, any number.
+        seed: Random seed of the noise, the same at every call.
 
     Returns:
-        (ELBO, None where the program has no log weights; distortion), in nats per image.
+        (ELBO, distortion), in nats per image; the ELBO is None for a program without log weights.
     """
     description, elbo, distortion = None, 0.0, 0.0
-    # Where a fit diverges, this may be the first to see it: it is NaN then, and the next step says so.
+    # After divergence, this may be the first evaluation to meet NaN. It returns NaN, and the next step raises.
     with (
         torch.no_grad(),
         pyro.validation_enabled(False),
@@ -46,9 +46,9 @@ def validate(model: Program, guide: Program, valid: Batch, seed: int) -> tuple[f
 
 
 class Best(NamedTuple):
-    """The best epoch so far: its validation ELBO, its number, and the parameters after it.
+    """The best epoch so far: its validation ELBO, its index, and a copy of the parameters after it.
 
-    Where there is no ELBO, minus the distortion takes its place.
+    For a program without an ELBO, `value` is minus the distortion.
     """
 
     value: float = -math.inf
@@ -56,11 +56,11 @@ class Best(NamedTuple):
     parameters: State | None = None
 
     def keep_better(self, record: Epoch, svi: SVI) -> Best:
-        """Return this, or the epoch that has just ended, with a copy of the parameters, where that is better."""
+        """Return this, or the epoch that has just ended with a copy of the parameters if its value is higher."""
         if record.valid_distortion is None:
             return self
         value = -record.valid_distortion if record.valid_elbo is None else record.valid_elbo
-        if not value > self.value:  # a NaN is never better
+        if not value > self.value:  # NaN is never better
             return self
         values = program_state(svi.modules, svi.optim.params)
         return Best(value, record.index, torch.utils._pytree.tree_map_only(Tensor, torch.clone, values))

@@ -1,7 +1,7 @@
-"""What measures a fitted run: scores of log p(x) for every run, and the instruments that are asked for.
+"""Measurements of fitted runs: the scores of log p(x) of every run, and optional instruments.
 
-`evaluate.py` measures with every instrument of `INSTRUMENTS` whose flags ask for it. To add one, write a frozen
-dataclass as `Instrument` describes it, in a file of its own, and its name in the table.
+`scripts/evaluate.py` runs each instrument in `INSTRUMENTS` that its flags request. To add an instrument, write a frozen
+dataclass that implements the protocol `Instrument` in a separate file, and add it to the table.
 """
 
 from pyro_vae.instruments.annealing import AnnealedImportanceSampling
@@ -12,7 +12,7 @@ from pyro_vae.instruments.instrument import EvaluatedRun, Instrument, Result
 from pyro_vae.instruments.local import LocalPosteriors
 from pyro_vae.instruments.probe import Probe
 
-# In the order in which they measure, and in which their tables are printed.
+# Instruments are run, and their tables are printed, in this order.
 INSTRUMENTS: dict[str, type[Instrument]] = {
     kind.name: kind for kind in (AnnealedImportanceSampling, LocalPosteriors, Calibration, Classes, Probe, Factors)
 }

@@ -1,4 +1,9 @@
-r"""Annealed importance sampling of test images, and bounds from both sides on images of the model."""
+r"""Annealed importance sampling (AIS) of test images, and bidirectional Monte Carlo (BDMC) on simulated images.
+
+AIS gives a lower bound on log p(x) in expectation. Its error on test images is unknown; on images that the model
+simulates, whose posterior samples are exact, reverse AIS chains give an upper bound. The gap between the two bounds is,
+in expectation, an upper bound on the error of either. The references are in `evaluate.annealing`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class AnnealedImportanceSampling:
-    """Annealed importance sampling, with bounds from both sides. --ais-temperatures writes annealing.nc.
+    """AIS of test images, with upper and lower bounds on simulated ones. --ais-temperatures writes annealing.nc.
 
     Args:
         ais_temperatures: Number of temperatures of annealed importance sampling (AIS). 0 disables it.
@@ -40,46 +45,50 @@ class AnnealedImportanceSampling:
 
     @property
     def requested(self) -> bool:
-        """Whether there are temperatures."""
+        """Whether --ais-temperatures is set."""
         return self.ais_temperatures != 0
 
     def ais_config(self, compiled: bool = False) -> AISConfig:
-        """Return how to anneal.
+        """Return the settings of AIS that the flags specify.
+
+        Args:
+            compiled: Whether to evaluate log-densities with compiled graphs.
 
         Raises:
-            UserError: see `AISConfig`.
+            UserError: If a flag is out of range; see `AISConfig`.
         """
         return AISConfig(
             self.chains, self.ais_temperatures, self.leapfrogs, self.ais_start, self.temperature_schedule, compiled
         )
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse flags out of range, and a run without densities."""
+        """Raise UserError if a flag is out of range or log weights are undefined."""
         check_count("--ais-temperatures", self.ais_temperatures)
         self.ais_config()
         run.check_density("--ais-temperatures")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Anneal the test images."""
+        """Run AIS on the test images, and BDMC on as many simulated images."""
         ais_config = self.ais_config(compiled=run.fitted.execution == "compiled")
         return measure_ais(run.fitted.program, run.test, ais_config, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return nothing: see `scores_table`."""
+        """Return an empty string: the results are columns of `scores_table`."""
         return ""
 
 
 def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Result:
-    """Anneal test images, and as many images of the model's own from both sides.
+    """Run AIS on test images, and BDMC on as many simulated images.
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them.
-        ais_config: how to anneal.
-        seed: of all noise.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test images as the program observes them, shape (N, ...).
+        ais_config: Settings of AIS.
+        seed: Random seed of the chains and of the simulated images.
 
     Returns:
-        Arrays (N,) in nats, and their means with standard errors over images.
+        Arrays of shape (N,): log p(x) of the test images and both bounds for the simulated images, in nats; effective
+        sample size and acceptance rate of the test images. The numbers summarize them over images.
     """
     start = time.perf_counter()
     bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)

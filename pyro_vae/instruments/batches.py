@@ -1,4 +1,4 @@
-r"""Images in batches: as many at once as the memory holds, each batch with a seed of its own."""
+r"""Batches for evaluation, each with its own random seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EVAL_BATCH_SIZE = 100
 
 
 def batches(x: Data, seed: int) -> Iterator[tuple[Batch, int | None]]:
-    """Yield x (N, ...) in batches of 100 images, each with the seed of its noise."""
+    """Yield batches of at most 100 images of x, shape (N, ...), each with a seed derived from `seed`."""
     for index, batch in enumerate(Batch.of(x).split(EVAL_BATCH_SIZE)):
         yield batch, derive_seed(seed, "batch", index)
 
 
 def posterior_means_batched(program: Any, x: Data, seed: int) -> Tensor:
-    """Return the posterior means (N, units), float64, of images x (N, ...)."""
+    """Compute the posterior means of x, shape (N, ...), in batches. The result is float64 of shape (N, units)."""
     return torch.cat([posterior_means(program.guide, images, batch_seed) for images, batch_seed in batches(x, seed)])

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: ranks of the latents of simulated images among draws from the guide."""
+r"""Simulation-based calibration: ranks of the latents of simulated images among samples from the guide."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count
 from pyro_vae.report import curves
 from pyro_vae.trace import Batch
 
-_NUM_DRAWS = 99  # from the guide, among which a latent has one of 100 ranks
+_NUM_DRAWS = 99  # samples from the guide per image, so that there are 100 ranks
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Simulation-based calibration. --sbc-images writes calibration.nc and figures/calibration.png.
 
-    The ranks (units, simulated images) are uniform if the guide is the posterior.
+    The ranks, shape (units, simulated images), are uniformly distributed if the guide is the exact posterior.
 
     Args:
-        sbc_images: Number of simulated images whose latents are ranked among draws from the guide. 0 disables it.
+        sbc_images: Number of simulated images whose latents are ranked among samples from the guide. 0 disables it.
     """
 
     name: ClassVar[str] = "calibration"
@@ -31,11 +31,11 @@ class Calibration:
 
     @property
     def requested(self) -> bool:
-        """Whether there are images to simulate."""
+        """Whether --sbc-images is set."""
         return self.sbc_images != 0
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse a negative number, and a run without densities."""
+        """Raise UserError if the number is negative or log weights are undefined."""
         check_count("--sbc-images", self.sbc_images)
         run.check_density("--sbc-images")
 
@@ -47,5 +47,5 @@ class Calibration:
         return Result(per_image={"ranks": ranks.T}, rows="unit", figures=figures)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return nothing: the ranks are drawn."""
+        """Return an empty string: the ranks are shown in a figure."""
         return ""

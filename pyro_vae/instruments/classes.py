@@ -1,4 +1,4 @@
-r"""The values of a discrete latent against the labels of the images."""
+r"""Agreement of a discrete latent with the labels of the images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class Classes:
-    """Accuracy or purity of a discrete latent, for each run with one and with labels. It needs no flag."""
+    """Accuracy or purity of a discrete latent, if the run has one and its data have labels. It needs no flag."""
 
     name: ClassVar[str] = "classes"
     requested: ClassVar[bool] = True
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse nothing: there are no numbers where there are no classes."""
+        """Accept every run: without a discrete latent or labels the result is empty."""
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Compare the most probable values for the test images with their labels."""
+        """Compare the most probable latent value of each test image with its label."""
         labels = run.fitted.labels
         if labels is None or len(labels.names) != 1 or run.fitted.no_density_reason:
             return Result()
         return measure_classes(run.fitted.program, run.test, labels.test[:, 0].cpu().numpy(), seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return a line for each run with classes."""
+        """Return one line per run with a result."""
         lines = []
         for name, summary in summaries.items():
             if measured := summary.get(self.name):
@@ -46,18 +46,20 @@ class Classes:
 
 
 def measure_classes(program: Any, x: Data, labels: np.ndarray, seed: int) -> Result:
-    """Compare the most probable value of the one discrete latent with the labels.
+    """Compare the most probable value of a discrete latent y with the labels.
+
+    Let n_lv be the number of images with label l and most probable value v. The purity is sum_v max_l n_lv / N: the
+    accuracy after each value has been assigned its most frequent label. Standard errors are sqrt(p (1 - p) / N).
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them.
-        labels: whole numbers (N,).
-        seed: of all noise.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test images as the program observes them, shape (N, ...).
+        labels: Integer labels, shape (N,).
+        seed: Random seed of the samples that estimate p(y | x).
 
     Returns:
-        No numbers where there is not one discrete latent. Otherwise `confusion`, images of each label (rows) at each
-        value (columns), and the `purity` of the values: the share of the images whose label is the most frequent one
-        of their value, with its standard error. Of a program that is told labels also its `accuracy`.
+        The `confusion` matrix n and the `purity`. If the program observes labels in training, also the `accuracy`, the
+        fraction of images with y = label. The result is empty unless exactly one discrete latent is summed out.
     """
     parts = list(batches(x, seed))
     if len(discrete_values(program.model, program.guide, parts[0][0])) != 1:
@@ -77,5 +79,5 @@ def measure_classes(program: Any, x: Data, labels: np.ndarray, seed: int) -> Res
     return Result(numbers)
 
 
-def _standard_error(share: float, num_images: int) -> float:
-    return float(np.sqrt(share * (1 - share) / num_images))
+def _standard_error(fraction: float, num_images: int) -> float:
+    return float(np.sqrt(fraction * (1 - fraction) / num_images))

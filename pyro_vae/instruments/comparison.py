@@ -1,4 +1,4 @@
-r"""The same program under several parts: one table, paired over test images, and its figures."""
+r"""Comparison of runs that differ in one component: a table of differences paired over test images, and figures."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
-_NAME_LENGTH = 40
+_NAME_LENGTH = 40  # maximum number of characters in the table
 
 
 def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
-    """Return the configuration with another part; of several objectives or systems, each gets the flags it reads.
+    """Return the configuration of one run of a comparison.
+
+    Flags that do not apply to an objective or a system are set to their defaults.
 
     Args:
-        config: of the comparison.
-        kind: what is compared: prior, posterior, likelihood, objective or system.
-        name: of the prior, ....
-        seed: number of the run, added to the seed of the comparison; a system is fitted once.
+        config: Configuration of the comparison.
+        kind: Kind of the component that varies: prior, posterior, likelihood, objective or system.
+        name: Name of the component.
+        seed: Index of the run, added to ``config.seed``. It is ignored for systems, which are fitted once.
 
     Raises:
-        UserError: there is no system of the name.
+        UserError: If the system does not exist.
     """
     if kind == "system" and name not in SYSTEMS:
-        raise UserError(f"Unknown system {name!r}; choose of {', '.join(SYSTEMS)}.")
+        raise UserError(f"Unknown system {name!r}; choose one of {', '.join(SYSTEMS)}.")
     changes: dict[str, Any] = SYSTEMS[name] if kind == "system" else {kind: name, "seed": config.seed + seed}
     varied = replace(config, **changes)
     return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
@@ -48,28 +50,29 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     """Compare finished runs on the same test images.
 
     Args:
-        runs: {name: its runs, one for each seed}.
+        runs: Runs of each name, one per seed.
 
     Returns:
-        A row for each name, best log p(x) first. Numbers are means over seeds; differences are to the best, of
-        each image's mean over seeds, with their standard error over images; the spread is the standard
-        deviation over seeds, None with one seed.
+        A row for each name, best log p(x) first. Numbers are means over seeds, in nats per image. `below_best` is the
+        mean difference from the best row, with a standard error over images: log p(x) of each image is averaged over
+        seeds, then the differences are paired by image. `seed_spread` is the standard deviation of log p(x) over seeds,
+        None for a single seed.
 
     Raises:
-        ValueError: some have no log p(x), or some score densities of pixels and others probabilities, whose nats do not
-            compare.
+        UserError: If a run has no log p(x), or some runs score densities and others probabilities, whose nats are not
+            comparable.
     """
     summaries = {name: [read_summary(run) for run in seeds] for name, seeds in runs.items()}
     for name, (numbers, *_) in summaries.items():
         if numbers["log_likelihood"] is None:
             reason = numbers["reasons"]["log_likelihood"]
-            raise UserError(f"{name} has no log p(x) to compare: {reason}. See the numbers in its summary.json.")
-    densities = {name: each[0]["density"] for name, each in summaries.items()}
+            raise UserError(f"{name} has no log p(x) to compare: {reason}. Its other numbers are in summary.json.")
+    densities = {name: seeds[0]["density"] for name, seeds in summaries.items()}
     if len(set(densities.values())) > 1:
-        named = ", ".join(name for name, density in densities.items() if density)
+        dense = ", ".join(name for name, density in densities.items() if density)
         raise UserError(
-            f"{named} scores densities of pixels and the rest probabilities, whose nats do not compare: compare the "
-            "bits_per_dim in their summary.json."
+            f"{dense} scores densities of pixels and the rest probabilities, whose nats are not comparable; compare "
+            "bits_per_dim in summary.json of each run."
         )
     likelihoods = {
         name: np.mean([read_netcdf(run.path / "scores.nc")["log_likelihood"] for run in seeds], axis=0)
@@ -78,7 +81,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     rows = []
     for name, (difference, error) in paired_differences(likelihoods).items():
         values = likelihoods[name]
-        each = [summary["log_likelihood"] for summary in summaries[name]]
+        means = [summary["log_likelihood"] for summary in summaries[name]]
         rows.append(
             {
                 "name": name,
@@ -86,7 +89,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
                 "log_likelihood_se": float(values.std(ddof=1) / len(values) ** 0.5),
                 "below_best": difference,
                 "below_best_se": error,
-                "seed_spread": statistics.stdev(each) if len(each) > 1 else None,
+                "seed_spread": statistics.stdev(means) if len(means) > 1 else None,
                 "iwae_50": _mean([summary["iwae"].get("50") for summary in summaries[name]]),
                 **{key: _mean([summary[key] for summary in summaries[name]]) for key in _MEANS},
                 "seconds_per_epoch": _mean([s["train_seconds"] / s["epochs"] for s in summaries[name]]),
@@ -96,9 +99,9 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out the rows of a comparison, nats per image."""
-    heads = {"log p(x)": 16, "below best": 14, "seeds": 7, "ELBO": 9, "IWAE_50": 9, "rate": 7, "dist.": 7}
-    heads |= {"units": 6, "k-hat": 6, "params": 8, "s/ep.": 6}
+    """Format the rows of a comparison as a table, in nats per image."""
+    heads = {"log p(x)": 16, "below best": 14, "seed sd": 8, "ELBO": 9, "IWAE_50": 9, "rate": 7, "distortion": 11}
+    heads |= {"units": 6, "k-hat": 6, "params": 8, "s/epoch": 8}
     names = [printable(row["name"])[-_NAME_LENGTH:] for row in rows]
     cells = [
         (
@@ -118,12 +121,15 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for name, row in zip(names, rows, strict=True)
     ]
     lines = format_table([("", -max(12, *map(len, names)) - 2), *heads.items()], cells)
-    lines.append("nats per image; below best: paired over images; seeds: standard deviation; k-hat: share above good")
+    lines.append(
+        "nats per image; below best: paired over images; seed sd: standard deviation over seeds; units: active units; "
+        "k-hat: fraction of images above the threshold"
+    )
     return "\n".join(lines)
 
 
 def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
-    """Write comparison.csv, .json and .png (intervals), and samples.png (prior samples under each name)."""
+    """Write comparison.csv and .json (the rows), comparison.png (intervals) and samples.png (prior samples)."""
     results = Folder(folder, figures=".")
     results.write_csv("comparison.csv", [{**row, "name": printable(row["name"])} for row in rows])
     results.write_json("comparison.json", rows)
@@ -133,5 +139,5 @@ def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapp
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    defined = [value for value in values if value is not None]
+    return statistics.fmean(defined) if defined else None

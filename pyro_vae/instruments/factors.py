@@ -1,4 +1,4 @@
-r"""What the latent units of a run tell of the known factors of its data: scores, their table, and traversals."""
+r"""Disentanglement: scores of the latent units of a run against the known factors of its data, and traversals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data
 
-_CLASSIFIED_IMAGES = 5000  # of training, to which classifiers of factors are fitted, at most
-_NUM_VALUES = 10  # of a traversal
-_TAIL = 0.01  # of the codes, on either side of where it goes
+_CLASSIFIED_IMAGES = 5000  # maximum number of training images for the classifiers of factors
+_NUM_VALUES = 10  # images per traversal
+_TAIL = 0.01  # a traversal goes from this quantile of the codes to the opposite one
 _SCORES = {
     "mig": "MIG",
     "sap": "SAP",
@@ -47,19 +47,19 @@ class Factors:
 
     @property
     def requested(self) -> bool:
-        """Whether the scores are asked for."""
+        """Whether --disentanglement is set."""
         return self.disentanglement
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse data without several known factors."""
+        """Raise UserError if the data have fewer than two known factors."""
         labels = run.fitted.labels
         if labels is None or len(labels.names) < 2:
             raise UserError(
-                f"{run.folder.path}: --disentanglement needs data of several known factors, as shapes have."
+                f"{run.folder.path}: --disentanglement requires data with two or more known factors, e.g. shapes."
             )
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Score the units, and traverse the best unit of each factor."""
+        """Compute the scores, and traverse the most informative unit of each factor."""
         labels = run.fitted.labels
         assert labels is not None
         subset = slice(_CLASSIFIED_IMAGES)
@@ -67,28 +67,28 @@ class Factors:
         return measure_factors(run.fitted.program, train, (run.test, labels.test), labels.names, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return a block of lines for each run."""
+        """Return a table of the factors of each run."""
         return factor_table({name: numbers[self.name] for name, numbers in summaries.items()})
 
 
 def measure_factors(
     program: Any, train: tuple[Data, Tensor], test: tuple[Data, Tensor], names: Sequence[str], seed: int
 ) -> Result:
-    """Score the posterior means of images against their factors, and traverse the best unit of each.
+    """Score posterior means against known factors, and traverse the most informative unit of each factor.
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        train: images (N, ...) as the program observes them and their factors (N, F), for the classifiers.
-        test: likewise, held out.
-        names: of the factors.
-        seed: of draws and forests.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        train: Images as the program observes them, shape (N, ...), and their factors, shape (N, F), to fit classifiers.
+        test: Held-out images and factors.
+        names: Names of the F factors.
+        seed: Random seed of posterior samples and random forests.
 
     Returns:
-        The scores and matrices of `evaluate.Disentanglement` as JSON values, and a figure with a row for each factor:
-        the first test image, as the unit of most information goes from the 1st to the 99th percentile of its codes.
+        The scores and matrices of `evaluate.Disentanglement` as JSON values, and a figure with one row per factor: the
+        first test image decoded while the unit moves from the 1st to the 99th percentile of the codes.
 
     Raises:
-        ValueError: as `evaluate.disentanglement_scores`.
+        ValueError: See `evaluate.disentanglement_scores`.
     """
     start = time.perf_counter()
     halves = [
@@ -110,10 +110,10 @@ def measure_factors(
 
 
 def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out what was measured of one or more runs, a line for each factor."""
+    """Format the results of one or more runs as tables with one line per factor."""
     lines = []
     for name, summary in measured.items():
-        columns = [(printable(name)[-23:], -24), ("unit", 6), ("tells", 8), ("next", 8), ("all units", 12)]
+        columns = [(printable(name)[-23:], -24), ("unit", 6), ("MI", 8), ("next MI", 8), ("forest", 12)]
         rows = []
         for factor, unit, information, accuracy in zip(
             summary["factors"], summary["units"], np.array(summary["information"]).T, summary["accuracy"], strict=True
@@ -123,21 +123,20 @@ def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
         lines += format_table(columns, rows)
         lines.append("  " + ", ".join(f"{head} {summary[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(
-        "tells: I(unit; factor) / H(factor), and of the second unit; all units: balanced accuracy of a forest, held out"
+        "MI: I(unit; factor) / H(factor) of the most informative unit, and of the next one; forest: balanced accuracy "
+        "of a random forest on all units, held out"
     )
     return "\n".join(lines)
 
 
-def _traversals(program: Any, x: Data, of_images: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
-    """Draw for each factor one image (1, ...) as its unit goes through the range of the codes of images (N, units)."""
+def _traversals(program: Any, x: Data, codes: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
+    """Show one image, shape (1, ...), per factor, as its unit moves through the range of `codes`, shape (N, units)."""
     base = posterior_means(program.guide, x, seed)[0]
-    low, high = torch.as_tensor(np.quantile(of_images, [_TAIL, 1 - _TAIL], axis=0)).to(base)
+    low, high = torch.as_tensor(np.quantile(codes, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
     latents = traverse(base, low, high, units, _NUM_VALUES)
     decoded_rows, _ = decode_units(program.model, program.guide, x, latents, seed)
-    shares = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
-    labels = zip(numbers["factors"], numbers["units"], shares, strict=True)
-    named = {
-        f"{name}: unit {unit}, {share:.2f}": row for (name, unit, share), row in zip(labels, decoded_rows, strict=True)
-    }
-    return images.labeled_rows(named, "traversals of the unit that tells most of each factor")
+    information = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
+    labels = zip(numbers["factors"], numbers["units"], information, strict=True)
+    rows = {f"{name}: unit {unit}, {mi:.2f}": row for (name, unit, mi), row in zip(labels, decoded_rows, strict=True)}
+    return images.labeled_rows(rows, "traversals of the most informative unit of each factor")

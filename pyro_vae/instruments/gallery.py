@@ -1,4 +1,4 @@
-r"""A gallery of systems that were fitted to the same data: one row each, and a picture."""
+r"""A gallery of systems fitted to the same data: a table with one row per system, and a figure."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
 _FEW_LABELS = 100
-_PICTURES = ("prior_samples", "reconstructions")  # of a run, the first that it has
-# Of the summary of a run.
+_PICTURES = ("prior_samples", "reconstructions")  # figures of a run, in order of preference
+# Numbers copied from summary.json of a run.
 _KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
 
 
 def check_images(images: Collection) -> None:
-    """Refuse data that have no features to compare by, before anything is fitted to them.
+    """Check, before any system is fitted, that features can be trained on a data set.
 
     Raises:
-        UserError: they are no images, or have no labels.
+        UserError: If the data are not images, or have no labels.
     """
     if len(images.pixel_shape) < 2:
-        raise UserError(f"--systems compares features of images, which {images.name} are not: compare --priors, say.")
+        raise UserError(f"--systems compares features of images, and {images.name} has none; compare e.g. --priors.")
     if images.labels is None:
-        raise UserError(f"--systems trains features on labels, and {images.name} has none: choose other --data.")
+        raise UserError(
+            f"--systems trains features on labels, and {images.name} has none; choose labeled data with --data."
+        )
 
 
 def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
-    """Measure each run as one system; one network of features serves all that observe the same.
+    """Measure each run as one system. Systems that observe the same pixels share a feature network.
 
     Args:
-        runs: {name: a finished run}.
+        runs: Finished runs by name.
 
     Returns:
-        For each its name, numbers of its summary.json, and those of `measure_system`.
+        A row for each run: its name, numbers from its summary.json, and those of `measure_system`.
     """
     nets: dict[Any, FeatureNetwork] = {}
     rows = []
@@ -75,19 +77,20 @@ def measure_systems(runs: Mapping[str, RunFolder]) -> list[dict[str, Any]]:
 def measure_system(
     program: Any, train: LabeledImages, test: LabeledImages, net: FeatureNetwork, *, lossy: bool, seed: int
 ) -> dict[str, Any]:
-    """Measure what a system is good for, besides its densities.
+    """Measure the codes and the samples of a system, rather than its densities.
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        train: all training images with their classes.
-        test: test images, as many of which are generated to be compared with them.
-        net: a network of features, trained on labeled images as this program observes them.
-        lossy: whether its likelihood is a loss, from which nothing can be drawn: then its means are its samples.
-        seed: of all noise.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        train: All training images with their classes.
+        test: Test images with their classes. The number of samples that are compared with them is the same.
+        net: Feature network, trained on labeled images as the program observes them.
+        lossy: Whether the likelihood is a loss, which cannot be sampled: decoder means then replace samples.
+        seed: Random seed of samples and of labeled subsets.
 
     Returns:
-        Accuracy of logistic regression on posterior means with 100 and with all labels, with standard errors; Frechet
-        distance of samples to test images, and that of as many training images; None where there is no such thing.
+        Accuracy of logistic regression on posterior means with 100 and with all labels, with standard errors; Fréchet
+        distance of samples to the test images, and of as many training images; accuracy of the feature network. Numbers
+        are None if undefined.
     """
     reference = net.features(test.pixels)
     subset = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
@@ -100,7 +103,7 @@ def measure_system(
     samples = sample_images(program, test.x, seed, means=lossy)
     if samples is not None:
         numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    train_codes, test_codes = (posterior_means_batched(program, part.x, seed).cpu().numpy() for part in (train, test))
+    train_codes, test_codes = (posterior_means_batched(program, split.x, seed).cpu().numpy() for split in (train, test))
     subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
@@ -112,7 +115,7 @@ def measure_system(
 
 
 def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lay out the gallery."""
+    """Format the rows of a gallery as a table."""
     heads = {"log p(x)": 17, "distortion": 12, "100 labels, %": 15, "all labels, %": 15}
     heads |= {"Frechet": 9, "(training)": 12, "params": 9, "seconds": 9}
     longest = max(12, *(len(printable(row["name"])) for row in rows)) + 2
@@ -130,15 +133,13 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     lines = format_table([("", -longest), *heads.items()], cells)
-    lines.append(
-        "nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet distance of samples to test"
-    )
-    lines.append("images in features of a network trained on the labels of these data, beside that of training images")
+    lines.append("nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet: distance of samples to")
+    lines.append("test images in the features of a classifier of these data; (training): the same of training images")
     return "\n".join(lines)
 
 
 def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> None:
-    """Write systems.csv, .json and .png: the rows, and what each run generates or else reconstructs."""
+    """Write systems.csv and .json (the rows) and systems.png (prior samples or reconstructions of each run)."""
     results = Folder(folder, figures=".")
     results.write_csv("systems.csv", rows)
     results.write_json("systems.json", rows)

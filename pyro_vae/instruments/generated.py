@@ -1,6 +1,7 @@
-r"""Images that a program generates: of latents from its prior, and of latents from the posterior of an image.
+r"""Images that a program generates, from latents sampled from the prior or from the posterior of an image.
 
-Wherever p(x|z) has a mean in closed form it can be shown, and a draw beside it: an image of the model is the draw.
+Decoder means and samples are kept apart: means of p(x|z) look smoother, but only samples include the noise of the
+pixels and are distributed as the images of the model.
 """
 
 from __future__ import annotations
@@ -23,79 +24,79 @@ from pyro_vae.instruments.batches import batches
 from pyro_vae.trace import Batch, Data, describe
 
 _LOG = logging.getLogger("pyro_vae")
-_MOST_ROWS = 50  # of a picture of classes
+_MOST_ROWS = 50  # maximum number of classes, one row each, in a figure
 
 
 def observes_x(program: Any, x: Data) -> bool:
-    """Whether a program observes x as it is, at one site, so that what it makes of x is an image."""
+    """Return whether a site of the program observes x unchanged, so that its samples can be shown as images."""
     return describe(program.model, program.guide, x).image is not None
 
 
 class GeneratedImages(NamedTuple):
-    """Images (N, ...) at latents: the means of p(x|z), or of p(x) without latents, and draws; one may be None."""
+    """Means and draws of p(x|z), or of p(x) for a program without latents, shape (N, ...). One of them may be None."""
 
     means: Tensor | None
     kind: str
-    """What the means are; see `evaluate.decode_mean_or_sample`."""
+    """Kind of the means; see `evaluate.decode_mean_or_sample`."""
     draws: Tensor | None
     has_latents: bool
 
     @property
     def distribution(self) -> str:
-        """What they are the means of, p(x|z) or p(x)."""
+        """Name of the distribution, ``p(x|z)`` or ``p(x)``."""
         return "p(x|z)" if self.has_latents else "p(x)"
 
     def by_name(self) -> dict[str, Tensor]:
-        """Return both by what they are, as far as they are there."""
+        """Return the images that exist by their titles, means first."""
         both = {f"{self.kind} of {self.distribution}": self.means, f"draws from {self.distribution}": self.draws}
         return {name: images for name, images in both.items() if images is not None}
 
     def first(self) -> tuple[Tensor, str]:
-        """Return the means, or the draws where there are none, and what they are."""
+        """Return the means, or the draws if there are no means, and their title."""
         name, images = next(iter(self.by_name().items()))
         return images, name
 
 
 def generate_images(program: Any, template: Data, values: Values, seed: int, *, draws: bool) -> GeneratedImages:
-    """Return images at latents.
+    """Decode latents.
 
     Args:
-        program: an object with ``model(x)``.
-        template: images (N, ...) of which only number and shape count.
-        values: latents, {site: (1, N, ...)}, empty without latents.
-        seed: of the draws.
-        draws: whether there are draws beside means; there are in any case where there are no means.
+        program: Object with ``model(x)``.
+        template: Images of shape (N, ...). Only their number and shape are used.
+        values: Latents, {site: (1, N, ...)}. Empty for a program without latents.
+        seed: Random seed of the draws.
+        draws: Whether to return draws in addition to means. If there are no means, draws are returned in any case.
     """
-    shown, kind = decode_mean_or_sample(program.model, template, values, seed)
+    decoded, kind = decode_mean_or_sample(program.model, template, values, seed)
     if kind == "draws":
-        return GeneratedImages(None, kind, shown, bool(values))
+        return GeneratedImages(None, kind, decoded, bool(values))
     drawn = decode_sample(program.model, template, values, seed) if draws else None
-    return GeneratedImages(shown, kind, drawn, bool(values))
+    return GeneratedImages(decoded, kind, drawn, bool(values))
 
 
 def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> GeneratedImages | None:
-    """Generate images at latents from the prior, a row for each class (`sample_prior_grid`); None if it is improper."""
+    """Decode latents sampled from the prior, see `sample_prior_grid`. Return None for an improper prior."""
     template, values = sample_prior_grid(program, x, columns, seed)
     if values is None:
-        _LOG.info("The prior is improper: there are no prior samples.")
+        _LOG.info("No prior samples: the prior is improper.")
         return None
     return generate_images(program, template, values, seed, draws=draws)
 
 
 def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> GeneratedImages | None:
-    """Generate images at latents from the posterior of images x (N, ...); None where the program has no latents."""
+    """Decode latents sampled from the posterior of x, shape (N, ...). Return None for a program without latents."""
     values = sample_posterior(program.guide, x, seed)
     return generate_images(program, x, values, seed, draws=draws) if values else None
 
 
 def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Tensor | None:
-    """Return images (N, ...) that a program generates, or None where it has no prior.
+    """Sample images, shape (N, ...), from a program. Return None for an improper prior.
 
     Args:
-        program: an object with ``model(x)``.
-        template: images (N, ...) of which only number and shape count.
-        seed: of the draws.
-        means: whether means of p(x|z) stand for draws.
+        program: Object with ``model(x)``.
+        template: Images of shape (N, ...). Only their number and shape are used.
+        seed: Random seed of the draws.
+        means: Whether to return means of p(x|z), if they are available, instead of draws.
     """
     samples = []
     for batch, batch_seed in batches(template, seed):
@@ -108,27 +109,27 @@ def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Te
 
 
 def class_rows(x: Data, columns: int) -> Batch:
-    """Return a batch to draw with a row of so many images for each class of the labels beside x.
+    """Return a template of `columns` images for each class of the integer labels that the program takes with x.
 
-    Where nothing stands beside x it is the first image throughout, as many rows as columns.
+    Without labels, the template repeats the first image, for as many rows as columns.
     """
     batch = Batch.of(x)
-    beside = [
+    others = [
         leaf for leaf in (*batch.args, *batch.kwargs.values()) if isinstance(leaf, Tensor) and leaf is not batch.x
     ]
-    rows = [leaf for leaf in beside if leaf.dim() and len(leaf) == len(batch) and not leaf.is_floating_point()]
-    if not rows:
+    labels = [leaf for leaf in others if leaf.dim() and len(leaf) == len(batch) and not leaf.is_floating_point()]
+    if not labels:
         return batch.expand(columns * columns)
-    classes = rows[0].reshape(len(batch), -1)[:, 0]
-    first = [int((classes == label).nonzero()[0]) for label in classes.unique()]  # an image of each class
-    return batch[torch.tensor(first, device=batch.device).repeat_interleave(columns)]
+    classes = labels[0].reshape(len(batch), -1)[:, 0]
+    indices = [int((classes == label).nonzero()[0]) for label in classes.unique()]  # one image of each class
+    return batch[torch.tensor(indices, device=batch.device).repeat_interleave(columns)]
 
 
 def sample_prior_grid(program: Any, x: Data, columns: int, seed: int) -> tuple[Batch, Values | None]:
-    """Draw latents from the prior, a row for each class where the program has some: labels, or a discrete latent.
+    """Sample latents from the prior, `columns` for each class if the program takes labels or has a discrete latent.
 
     Returns:
-        What the model is called with, and {site: (1, N, ...)}, or None where the prior is improper.
+        The arguments of the model, and the latents {site: (1, N, ...)}, or None for an improper prior.
     """
     batch = Batch.of(x)
     classes = discrete_values(program.model, program.guide, batch[:1])

@@ -1,4 +1,4 @@
-r"""What an instrument is: one way of measuring a fitted run, with its flags, its numbers and its figures."""
+r"""The interface of instruments, which measure a fitted run: flags, numbers, per-image arrays and figures."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A fitted run, as an instrument reads it."""
+    """A fitted run and its folder, the input of an instrument."""
 
     folder: RunFolder
     fitted: Run
 
     @cached_property
     def test(self) -> Data:
-        """The test images as the program observes them, the same every time."""
+        """Test images as the program observes them."""
         return self.fitted.observed("test")
 
     def check_density(self, flag: str) -> None:
-        """Raise UserError, which names the flag, if the program has no log p(x, z) - log q(z|x)."""
+        """Raise UserError, which names the flag, if the log weights log p(x, z) - log q(z|x) are undefined."""
         if self.fitted.no_density_reason:
             raise UserError(
-                f"{flag} is of densities, and {self.folder.path} has none: {self.fitted.no_density_reason}."
+                f"{flag} requires log weights, and {self.folder.path} has none: {self.fitted.no_density_reason}."
             )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an instrument has measured of one run.
+    """The result of an instrument for one run.
 
     Args:
-        numbers: JSON value for summary.json, under the name of the instrument: its numbers are finite or None. An
-            empty mapping is left out of summary.json.
-        reasons: {name: why it is None}.
-        per_image: {name: (N,) or (rows, N)}, written as <name of the instrument>.nc.
-        rows: name of the first dimension of two in `per_image`.
-        figures: by the name of their files.
+        numbers: JSON value for summary.json, under the name of the instrument. Its numbers are finite or None. An
+            empty mapping is omitted.
+        reasons: Reason for each None, by name.
+        per_image: Arrays for <name of the instrument>.nc by name, shape (N,) or (rows, N).
+        rows: Name of the first of two dimensions in `per_image`.
+        figures: Figures by file name, without the suffix.
     """
 
     numbers: Any = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Result:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
     def write(self, folder: Folder, name: str) -> None:
-        """Write the per-image arrays and the figures of the instrument of a name."""
+        """Write the per-image arrays and the figures to a folder, under the name of the instrument."""
         if self.per_image:
             folder.write_per_image(name, self.per_image, self.rows)
         for figure_name, figure in self.figures.items():
@@ -64,30 +64,31 @@ class Result:
 
 
 class Instrument(Protocol):
-    """One way of measuring a fitted run: a frozen dataclass whose fields are flags of evaluate.py.
+    """A measurement of fitted runs: a frozen dataclass whose fields are flags of evaluate.py.
 
-    `evaluate.py --help` shows the first line of its docstring: what is measured, which flag runs it, what it writes.
+    `evaluate.py --help` shows the first line of its docstring, which states the measurement, the flag that requests it
+    and the files that it writes.
     """
 
     name: ClassVar[str]
-    """The key in summary.json, and the name of the file of per-image results."""
+    """Key in summary.json, and name of the file of per-image results."""
 
     @property
     def requested(self) -> bool:
-        """Whether the flags ask for this measurement."""
+        """Whether the flags request this measurement."""
 
     def check(self, run: EvaluatedRun) -> None:
-        """Raise UserError, before anything is measured, if a flag is out of range or the run lacks what is measured."""
+        """Raise UserError if a flag is out of range or the run does not support the measurement; called first."""
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Measure a run; all noise comes from the seed."""
+        """Measure a run. The result depends on the random seed only, not on the global random state."""
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Lay out the measurements of several runs, {name: its summary.json}; empty if there is nothing to print."""
+        """Format the results of several runs, given summary.json by name; empty if there is nothing to print."""
 
 
 def replace_nonfinite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numbers as JSON has them: None for NaN and infinity."""
+    """Replace NaN and infinity, which JSON does not support, by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 

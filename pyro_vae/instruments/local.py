@@ -1,4 +1,9 @@
-r"""Posteriors of single images: how much of the ELBO's gap is due to the encoder, and how much to its family."""
+r"""Inference gaps: how much ELBO is lost by amortization, and how much by the posterior family.
+
+The ELBO of the encoder is compared with that of posteriors optimized for each image separately. For an encoder with a
+diagonal Gaussian posterior, the gain of the diagonal family is the amortization gap, and the further gain of a flow is
+a lower bound on the gap that is due to the family.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from pyro_vae.trace import Data
 
 @dataclass(frozen=True)
 class LocalPosteriors:
-    """ELBO of each image under posteriors optimized for it alone. --local-vi-steps writes local.nc.
+    """ELBO of each image under posteriors optimized for that image. --local-vi-steps writes local.nc.
 
     Args:
         local_vi_steps: Number of optimization steps for the posterior of each test image. The gain in ELBO over the
@@ -32,35 +37,35 @@ class LocalPosteriors:
 
     @property
     def requested(self) -> bool:
-        """Whether there are steps."""
+        """Whether --local-vi-steps is set."""
         return self.local_vi_steps != 0
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse a negative number, and a run without densities."""
+        """Raise UserError if the number is negative or log weights are undefined."""
         check_count("--local-vi-steps", self.local_vi_steps)
         run.check_density("--local-vi-steps")
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Optimize a posterior for each test image."""
+        """Optimize posteriors for each test image."""
         return measure_inference_gaps(run.fitted.program, run.test, self.local_vi_steps, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return nothing: the numbers are in summary.json."""
+        """Return an empty string: the numbers are only in summary.json."""
         return ""
 
 
 def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> Result:
-    """Optimize a posterior for each image.
+    """Optimize a posterior of each family for each image, and compare the ELBOs with that of the encoder.
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them.
-        num_steps: of the optimization.
-        seed: of all noise.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test images as the program observes them, shape (N, ...).
+        num_steps: Number of optimization steps.
+        seed: Random seed of the posterior samples.
 
     Returns:
-        ELBOs (N,) in nats, of the encoder and of each family of posteriors; their means and what they gain over the
-        encoder, with standard errors over images.
+        ELBOs of the encoder (`amortized`) and of each posterior family, shape (N,), in nats. The numbers are their
+        means, and the mean gain over the encoder with a standard error over images.
     """
     bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
     elbos = [

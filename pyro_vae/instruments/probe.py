@@ -1,4 +1,4 @@
-r"""How good the features of a program are for classifiers of few labels."""
+r"""Probes of the features of a program: accuracy of classifiers trained on few labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pyro_vae.trace import Batch, Data, derive_seed
 from pyro_vae.trace.isolation import isolated_param_store
 
 _LOG = logging.getLogger("pyro_vae")
-_FINETUNED_SUBSETS = 5
+_FINETUNED_SUBSETS = 5  # labeled subsets per number of labels: fine-tuning is the slowest probe
 
 
 @dataclass(frozen=True)
@@ -52,45 +52,45 @@ class Probe:
 
     @property
     def requested(self) -> bool:
-        """Whether there is a probe."""
+        """Whether --probe is set."""
         return self.probe
 
     def check(self, run: EvaluatedRun) -> None:
-        """Refuse nothing: where there is nothing to predict, there is a reason in the place of the rows."""
+        """Accept every run: if there is nothing to predict, the result is None with a reason."""
 
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
-        """Probe the program, and itself with the weights that its fit began with."""
+        """Probe the fitted program, and the same program with its initial weights."""
         fitted = run.fitted
         untrained = rebuild(run.folder, fitted.config, fitted.images)
         x = {"train": fitted.observed("train"), "test": run.test}
         return measure_probe(fitted.program, untrained, x, fitted.labels, seed)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-        """Return a block of lines for each run, after an empty one."""
+        """Return an empty line and a table of the probes of each run."""
         return "\n" + probe_table(summaries)
 
 
 def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: Any, seed: int) -> Result:
-    """Probe a program, where there is something to predict.
+    """Probe a program if there are labels to predict.
 
     Args:
-        program: a fitted object with ``model(x)`` and ``guide(x)``.
-        untrained: the same with its random initial weights.
-        x: images of the splits train and test, as the program observes them.
-        labels: `data.Labels`, of which the first name is predicted, or None.
-        seed: of the subsets and of all noise.
+        program: Fitted object with ``model(x)`` and ``guide(x)``.
+        untrained: The same program with its random initial weights.
+        x: Images as the program observes them, by split, ``train`` and ``test``.
+        labels: `data.Labels`, whose first label is predicted, or None.
+        seed: Random seed of labeled subsets, classifiers and posterior samples.
 
     Returns:
-        The rows of `probe_rows` and their figure; or None in their place, and the reason.
+        The rows of `probe_rows` and their figure, or None and the reason.
     """
     if labels is None:
         return _no_result("the images have no labels")
     if isinstance(x["train"], Batch):
-        return _no_result("the program is given the labels")
+        return _no_result("the program takes the labels as an argument")
     name = labels.names[0]
     train, test = (LabeledImages(x[split], labels.get(name, split).cpu().numpy()) for split in ("train", "test"))
     if len(np.unique(train.classes)) == 1:
-        return _no_result(f"the training images have the same {name}")
+        return _no_result(f"all training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)
     return Result(rows, figures={"probe": curves.probe(rows)})
 
@@ -102,17 +102,17 @@ def _no_result(reason: str) -> Result:
 def probe_rows(
     program: Any, untrained: Any, train: LabeledImages, test: LabeledImages, seed: int
 ) -> list[dict[str, Any]]:
-    """Classify test images by what a program makes of them, by their pixels, and by an encoder that is trained on.
+    """Classify test images from posterior means, pixels and principal components, and with fine-tuned encoders.
 
     Args:
-        program: a fitted object with ``model(x)`` and ``guide(x)``.
-        untrained: the same with its random initial weights, of which there is this one draw.
-        train: all training images, of two classes at least; the subsets whose classes are told are the same throughout.
-        test: test images.
-        seed: of the subsets and of all noise.
+        program: Fitted object with ``model(x)`` and ``guide(x)``.
+        untrained: The same program with its random initial weights, a single initialization.
+        train: All training images, with at least two classes. All features use the same labeled subsets of them.
+        test: Test images.
+        seed: Random seed of labeled subsets, classifiers and posterior samples.
 
     Returns:
-        Rows of `Accuracy` as JSON values; an error that does not exist is None.
+        Rows of `evaluate.Accuracy` as JSON values. Undefined standard errors are None.
     """
     subsets = labeled_subsets(train.classes, seed)
     bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
@@ -124,7 +124,7 @@ def probe_rows(
         with _fresh_param_store():
             rows += _finetune_rows("random encoder", untrained, train, test, first_subsets, seed)
     except NoAnalyticMeanError as error:
-        _LOG.info("no encoder is fine-tuned: %s.", error)
+        _LOG.info("No encoder is fine-tuned: %s.", error)
     return [replace_nonfinite(row._asdict()) for row in rows]
 
 
@@ -135,7 +135,7 @@ def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str,
         pixels.append(x.flatten(1).double().cpu().numpy())
     raw = {"pixels": (pixels[0], pixels[1])}
     if not (units := means[0].shape[1]):
-        _LOG.info("no posterior means are probed: the program has no latent site.")
+        _LOG.info("No posterior means are probed: the program has no latent site.")
         return raw
     return {
         "posterior means": (means[0], means[1]),
@@ -171,18 +171,18 @@ def _finetune_rows(
 
 @contextmanager
 def _fresh_param_store() -> Iterator[None]:
-    """Let a program that has the names of another one start from parameters of its own."""
+    """Use an empty param store for a second program with the same parameter names, then restore the first one."""
     with isolated_param_store(), pyro.get_param_store().scope():
         yield
 
 
 def probe_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out the probes of one or more runs, in per cent of the test images, or say why there is none."""
+    """Format the probes of one or more runs, accuracy in percent, or the reason why a run has none."""
     lines = []
     for name, summary in summaries.items():
         rows = summary[Probe.name]
         if rows is None:
-            lines.append(f"{printable(name)}: nothing to probe, {summary['reasons'][Probe.name]}")
+            lines.append(f"{printable(name)}: not probed, {summary['reasons'][Probe.name]}")
             continue
         heads = [f"{labels:,} labels" for labels in dict.fromkeys(row["labels"] for row in rows)]
         columns = [(printable(name)[-34:], -35), *((head, 16) for head in heads)]

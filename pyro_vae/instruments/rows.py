@@ -1,4 +1,4 @@
-r"""Figures of data that are rows of numbers: what a program draws beside them, and what it makes of them."""
+r"""Figures of runs on tables: samples and reconstructions of rows."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch
 
 _LOG = logging.getLogger("pyro_vae")
-_ROWS, _MAPPED_ROWS = 500, 60  # of a pair plot, where more points hide each other, and of a heat map
+_ROWS, _MAPPED_ROWS = 500, 60  # maximum number of rows in a pair plot, where more would overlap, and in a heat map
 
 
 def write_rows(folder: Folder, program: Any, x: Batch, columns: Sequence[str], seed: int, prior: str) -> None:
-    """Write reconstructions.png and, under the name given, a figure of samples beside data; as far as there are some.
+    """Write figures of samples and of reconstructions. A figure that does not apply to the program is omitted.
 
     Args:
-        folder: where they are written.
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test rows (N, columns), beside the program's other arguments if it has any.
-        columns: names; numbered where there are none.
-        seed: of the draws.
-        prior: name of the figure of samples.
+        folder: Folder of the figures.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test rows, shape (N, columns), with the other arguments of the program if any.
+        columns: Names of the columns. If empty, they are numbered.
+        seed: Random seed of the draws.
+        prior: File name of the figure of samples, without the suffix. The other one is reconstructions.png.
     """
     num_columns = x.x.shape[1]
     names = columns or column_names(num_columns)
     subset = x[: _ROWS if num_columns <= rows.MAX_PAIR_COLUMNS else _MAPPED_ROWS]
     samples = sample_images(program, subset, seed, means=False)
     if samples is None:
-        _LOG.info("The prior is improper: there are no prior samples.")
+        _LOG.info("No prior samples: the prior is improper.")
     else:
         title = "test rows and samples of the model"
         folder.save_figure(prior, rows.distributions(subset.x, samples, names, title))

@@ -1,4 +1,4 @@
-r"""The main measurement: log p(x) and its bounds on test images, the numbers of summary.json, and their table."""
+r"""Scores of test images, the main measurement of a run: log p(x), its bounds, their summary, table and figures."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from pyro_vae.trace import Batch, Data, describe
 
 _LOG = logging.getLogger("pyro_vae")
 
-_AGGREGATED_IMAGES = 1000
+_AGGREGATED_IMAGES = 1000  # maximum number of posteriors in the aggregate posterior, whose cost is quadratic
 _SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
-_OTHER_UNIT = "the program observes something else than x, in a unit of its own"
+_OTHER_UNIT = "the program does not observe x unchanged, so that its unit is not that of x"
 
 
 def measure_scores(
@@ -48,19 +48,19 @@ def measure_scores(
     compiled: bool = False,
     level_bits: int | None = 8,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Score test images and summarize them.
+    """Score test images and summarize the scores.
 
     Args:
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, ...) as the program observes them, or a `Batch` of these and the program's other arguments.
-        num_samples: K of the importance-sampled log-likelihood.
-        density: whether x is observed under a density.
-        seed: of the draws.
-        compiled: whether the programs are read by compiled graphs.
-        level_bits: see `evaluate.summarize`.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test images as the program observes them, shape (N, ...), or a `Batch` with the other arguments.
+        num_samples: Number K of importance samples per image for log p(x).
+        density: Whether x is observed under a density.
+        seed: Random seed of the samples.
+        compiled: Whether to evaluate log-densities with compiled graphs.
+        level_bits: See `evaluate.summarize`.
 
     Returns:
-        The scores of all images, and the summary with the seconds it took.
+        The scores of all images, and their summary, which includes the time of the evaluation in seconds.
     """
     start = time.perf_counter()
     batch, parts = Batch.of(x), list(batches(x, seed))
@@ -83,22 +83,25 @@ def measure_scores(
         extra["marginal_kl"] = float(split.marginal_kl.mean())
     description = describe(program.model, program.guide, parts[0][0])
     observed = [name for name, site in description.model.items() if site.role == "observed"]
-    if as_it_is := description.image is not None:
+    if observes_unchanged := description.image is not None:
         extra["squared_error"] = _squared_error(program, parts)
     measured["reasons"] |= {name: _reason(name, scores) for name, value in extra.items() if value is None}
-    if not as_it_is:
+    if not observes_unchanged:
         measured["reasons"]["squared_error"] = _OTHER_UNIT
-    if (density and not as_it_is) or (as_it_is and len(observed) > 1):
+    # Bits per dimension require that log p covers the pixels only and that a density is in the unit of x.
+    if (density and not observes_unchanged) or (observes_unchanged and len(observed) > 1):
         measured["bits_per_dim"] = None
-        measured["reasons"]["bits_per_dim"] = _OTHER_UNIT if not as_it_is else "the program observes more than x"
+        measured["reasons"]["bits_per_dim"] = (
+            _OTHER_UNIT if not observes_unchanged else "the program has other observed sites besides x"
+        )
     return scores, {**measured, **extra, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
 def rehearse(program: Any, x: Data, *, density: bool) -> None:
-    """Ask of an untrained program all that is asked of a fitted one, on a few images.
+    """Evaluate an untrained program on two images, to detect errors that would otherwise occur after training.
 
     Raises:
-        ValueError: whatever it cannot do, and what would otherwise end the run after it has been trained.
+        ValueError: If the program cannot be scored or decoded.
     """
     probe_batch = Batch.of(x)[:2]
     measure_scores(program, probe_batch, 2, density=density, seed=0)
@@ -107,7 +110,7 @@ def rehearse(program: Any, x: Data, *, density: bool) -> None:
 
 
 def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
-    """Return the squared error of reconstructed images, summed over pixels, mean over images."""
+    """Return the squared error of reconstructions, summed over pixels and averaged over images."""
     total = 0.0
     for part, batch_seed in parts:
         values = sample_posterior(program.guide, part, batch_seed)
@@ -121,33 +124,33 @@ def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> f
 def _reason(name: str, scores: Scores) -> str:
     if name == "squared_error":
         return "the mean of p(x|z) has no closed form"
-    return scores.reason or "the rate is not finite"
+    return scores.reason or "the rate is non-finite"
 
 
 def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int, columns: Sequence[str] = ()) -> None:
-    """Write the per-image scores, k-hat.png, and reconstructions.png and prior_samples.png where there are some.
+    """Write scores.nc and khat.png, and reconstructions.png and prior_samples.png if they apply to the program.
 
     Args:
-        folder: where they are written.
-        program: an object with ``model(x)`` and ``guide(x)``.
-        x: test images (N, *pixels) or rows (N, columns), beside the program's other arguments if it has any.
-        scores: of x.
-        seed: of the draws.
-        columns: names of the columns of rows.
+        folder: Folder of the files.
+        program: Object with ``model(x)`` and ``guide(x)``.
+        x: Test images, shape (N, *pixels), or rows, shape (N, columns), with the other arguments of the program if any.
+        scores: Scores of x.
+        seed: Random seed of the draws.
+        columns: Names of the columns of a table.
     """
     folder.write_scores(scores)
     folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
     shown_batch = batch[:_SHOWN_IMAGES]
     if not observes_x(program, shown_batch):
-        _LOG.warning("The program does not observe x as it is, at one site: there are no pictures.")
+        _LOG.warning("No figures of images: no site of the program observes x unchanged.")
         return
     if shown_batch.x.dim() == 2:
         write_rows(folder, program, batch, columns, seed, "prior_samples")
         return
     if not images.are_pictures(shown_batch.x):
         shape = tuple(shown_batch.x.shape[1:])
-        _LOG.warning("Data of shape %s are not images, gray or in color: there are no pictures.", shape)
+        _LOG.warning("No figures of images: data of shape %s are neither gray nor color images.", shape)
         return
     if shown := reconstructions(program, shown_batch, seed, draws=False):
         folder.save_figure("reconstructions", images.reconstructions(shown_batch.x, *shown.first()))
@@ -158,18 +161,22 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
 
 
 def write_bounds(folder: Folder, scores: Scores) -> None:
-    """Write bounds.csv: the IWAE bound over K with its standard errors, over images and over groups of particles."""
+    """Write bounds.csv: the mean IWAE bound over K, with standard errors over images and over groups of particles.
+
+    The bound of image i for K particles is a mean over groups of K importance weights, with standard error s_i over
+    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. If K is the number of samples, there is one group
+    only, and s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
+    """
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
     for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
-        # Of a single group, the delta method.
-        spread = scores.relative_variance if k == scores.num_samples else error**2
-        of_groups = float(np.sqrt(spread.sum()) / scores.num_images)
-        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{of_groups}")
+        variance = scores.relative_variance if k == scores.num_samples else error**2
+        se_over_groups = float(np.sqrt(variance.sum()) / scores.num_images)
+        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
     folder.write_text("bounds.csv", "\n".join(rows) + "\n")
 
 
 def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
-    """Lay out the short table of one or more runs, in nats per image, and in bits per dimension where these exist."""
+    """Format the main scores of one or more runs, given summary.json and the scores by the name of the run."""
     coded = any(summary.get("bits_per_dim") is not None for summary in summaries.values())
     annealed = any("annealing" in summary for summary in summaries.values())
     lossy = any(run_scores.reason for run_scores in scores.values())
@@ -201,7 +208,7 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
     lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
     if len({summary.get("density") for summary in summaries.values()}) > 1:
         dense = ", ".join(printable(name) for name, summary in summaries.items() if summary.get("density"))
-        lines.append(f"{dense}: nats of a density, which do not compare with those of a probability; bits/dim do")
+        lines.append(f"{dense}: nats of a density, not comparable with nats of a probability; compare bits/dim")
     if annealed:
-        lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on images of the model's own")
+        lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on simulated images")
     return "\n".join(lines)

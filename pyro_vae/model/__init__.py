@@ -1,4 +1,4 @@
-"""Our programs and the parts they are made of; each part is a plain `nn.Module` that returns a distribution."""
+"""VAE programs and their components: plain `nn.Module`s, most of which return a distribution."""
 
 from pyro_vae.model import likelihoods, nets, posteriors, priors
 from pyro_vae.model.cvae import CVAE

@@ -1,10 +1,10 @@
-r"""The VAE of images given their class.
+r"""Conditional VAE: a generative model of images given their class.
 
 z ~ p(z)                    prior()
 x | z, y ~ p(x|z,y)         likelihood(z, y)
 z | x, y ~ q(z|x,y)         posterior(features(x), y)
 
-A class enters as C numbers, one of them 1, beside what the networks take otherwise.
+The class is one-hot encoded, and its C values are appended to the other inputs of a network.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch.nn.functional import one_hot
 
 
 class CVAE(nn.Module):
-    """Generative process p(z) p(x|z,y) with the class y given, and its amortized posterior q(z|x,y).
+    """Conditional VAE: the model is p(z) p(x|z,y) for given classes y, the guide is q(z|x,y).
 
     Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015.
 
     Args:
-        prior: module; ``prior()`` is a distribution of event shape (D,).
-        likelihood: module; ``likelihood(h)`` of h (..., D + C) is a distribution of event shape (*pixels).
-        features: module; ``features(x)`` is (..., H).
-        posterior: module; ``posterior(h)`` of h (..., H + C) is a distribution of event shape (D,).
-        num_classes: C.
+        prior: Module; ``prior()`` returns p(z), event shape (D,).
+        likelihood: Module; ``likelihood(h)``, h of shape (..., D + C), returns p(x|z,y), event shape (*pixels).
+        features: Module; ``features(x)`` returns features of images, shape (..., H).
+        posterior: Module; ``posterior(h)``, h of shape (..., H + C), returns q(z|x,y), event shape (D,).
+        num_classes: C, the number of classes.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class CVAE(nn.Module):
         self.num_classes = num_classes
 
     def model(self, x: Tensor, y: Tensor) -> None:
-        """Generate z and observe the images x, (B, *pixels), of classes y, (B,)."""
+        """Sample z and observe the images `x`, shape (B, *pixels), of classes `y`, shape (B,)."""
         pyro.module("cvae", self)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(self._with_class(z, y)), obs=x)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """Infer z from the images x, (B, *pixels), of classes y, (B,)."""
+        """Sample z from the posterior of the images `x`, shape (B, *pixels), of classes `y`, shape (B,)."""
         pyro.module("cvae", self)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", self.posterior(self._with_class(self.features(x), y)))

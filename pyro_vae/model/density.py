@@ -1,4 +1,4 @@
-r"""The program without latents: p(x) itself.
+r"""Program without latents: an explicit density p(x) of images.
 
 x ~ p(x)    density()
 """
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class DensityModel(nn.Module):
-    """A density of images as a Pyro model, and the guide of no latent: its ELBO, and IWAE_K of every K, is log p(x).
+    """Fully observed density model with an empty guide: the ELBO, and IWAE_K for every K, equal log p(x).
 
     Args:
-        density: module; ``density()`` is a distribution of event shape (*pixels).
+        density: Module; ``density()`` returns p(x), event shape (*pixels).
     """
 
     def __init__(self, density: nn.Module) -> None:
@@ -21,10 +21,10 @@ class DensityModel(nn.Module):
         self.density = density
 
     def model(self, x: Tensor) -> None:
-        """Observe the images x, (B, *pixels)."""
+        """Observe the images `x`, shape (B, *pixels)."""
         pyro.module("tractable", self)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("x", self.density(), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Infer nothing of the images x, (B, *pixels)."""
+        """Sample nothing: the model has no latents."""

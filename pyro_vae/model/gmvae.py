@@ -1,4 +1,4 @@
-r"""The VAE of a Gaussian mixture, its class a site of its own.
+r"""VAE with a Gaussian mixture prior, whose component is a separate discrete site.
 
 c ~ p(c)              prior.classes()
 z | c ~ p(z|c)        prior.component(c)
@@ -15,16 +15,17 @@ from pyro_vae.model.priors.mixture import GaussianMixture
 
 
 class GMVAE(nn.Module):
-    """Generative process p(c) p(z|c) p(x|z), whose guide leaves the class c out: it is summed out exactly.
+    """Gaussian mixture VAE: the model is p(c) p(z|c) p(x|z), the guide is q(z|x).
 
-    Its densities are those of a `VAE` with the same mixture as its prior; beside them, p(c|x) says to which class an
-    image belongs (`evaluate.posterior_probs`). Dilokthanakul et al., "Deep Unsupervised Clustering with Gaussian
-    Mixture Variational Autoencoders", 2016 (https://arxiv.org/abs/1611.02648), draw the class in the guide.
+    The guide omits the class c, which is summed out exactly. Densities therefore equal those of a `VAE` with the same
+    mixture as its prior. In addition, `evaluate.posterior_probs` returns p(c|x), which clusters the images.
+    Dilokthanakul et al., "Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders", 2016
+    (https://arxiv.org/abs/1611.02648), sample the class in the guide instead.
 
     Args:
-        prior: mixture of C components over R^D.
-        likelihood: module; ``likelihood(z)`` is a distribution of event shape (*pixels).
-        posterior: module; ``posterior(x)`` is a distribution of event shape (D,).
+        prior: Mixture of C components over R^D.
+        likelihood: Module; ``likelihood(z)`` returns p(x|z), event shape (*pixels).
+        posterior: Module; ``posterior(x)`` returns q(z|x), event shape (D,).
     """
 
     def __init__(self, prior: GaussianMixture, likelihood: nn.Module, posterior: nn.Module) -> None:
@@ -34,7 +35,7 @@ class GMVAE(nn.Module):
         self.posterior = posterior
 
     def model(self, x: Tensor) -> None:
-        """Generate c and z and observe the images x, (B, *pixels)."""
+        """Sample c and z from the prior, and observe the images `x`, shape (B, *pixels)."""
         pyro.module("gmvae", self)
         with pyro.plate("data", x.shape[0]):
             c = pyro.sample("c", self.prior.classes(), infer={"enumerate": "parallel"})
@@ -42,7 +43,7 @@ class GMVAE(nn.Module):
             pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Infer z from the images x, (B, *pixels)."""
+        """Sample z from the posterior of the images `x`, shape (B, *pixels)."""
         pyro.module("gmvae", self)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", self.posterior(x))

@@ -1,12 +1,13 @@
-r"""The semi-supervised VAE: few images have a label, and the class of the others is summed out.
+r"""Semi-supervised VAE: few images are labeled, and the class of the others is summed out.
 
 y ~ p(y)                    uniform over C classes
 z ~ p(z)                    prior()
 x | z, y ~ p(x|z,y)         likelihood(z, y)
-y | x ~ q(y|x)              classifier(x), the label where there is one
+y | x ~ q(y|x)              classifier(x), or the label if it is known
 z | x, y ~ q(z|x,y)         posterior(features(x), y)
 
-A class enters as C numbers, one of them 1, beside what the networks take otherwise.
+The class is one-hot encoded, and its C values are appended to the other inputs of a network. In the program, the latent
+site "c" is the class, and the site "y" observes its label.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pyro_vae.model.cvae import CVAE
 
 
 class M2(CVAE):
-    """Generative process p(y) p(z) p(x|z,y), trained on images of which some have a label y and the others -1.
+    """Semi-supervised VAE: the model is p(y) p(z) p(x|z,y), the guide is q(y|x) q(z|x,y).
 
-    The bound of an image is that on log p(x, y) where it has a label, and otherwise that on log p(x), the sum over its
-    classes taken exactly. The classifier learns from the labels by a term of the loss beside the bound,
-    ``weight * log q(y|x)`` of each labeled image, which no estimate of log p(x) contains. Kingma, Rezende, Mohamed,
-    Welling, "Semi-supervised Learning with Deep Generative Models", NeurIPS 2014 (https://arxiv.org/abs/1406.5298).
+    The objective is a bound on log p(x, y) for labeled images. For unlabeled images (y = -1) it is a bound on log p(x),
+    with an exact sum over the classes. The classifier is trained on the labels by adding ``weight * log q(y|x)`` to the
+    objective for each labeled image; estimates of log p(x) exclude this term. Kingma, Rezende, Mohamed, Welling,
+    "Semi-supervised Learning with Deep Generative Models", NeurIPS 2014 (https://arxiv.org/abs/1406.5298).
 
     Args:
-        prior: module; ``prior()`` is a distribution of event shape (D,).
-        likelihood: module; ``likelihood(h)`` of h (..., D + C) is a distribution of event shape (*pixels).
-        features: module; ``features(x)`` is (..., H).
-        posterior: module; ``posterior(h)`` of h (..., H + C) is a distribution of event shape (D,).
-        classifier: module; ``classifier(x)`` are the logits of q(y|x), (..., C).
-        num_classes: C.
-        num_labels: how many training images have a label.
-        weight: of the term of the classifier.
+        prior: Module; ``prior()`` returns p(z), event shape (D,).
+        likelihood: Module; ``likelihood(h)``, h of shape (..., D + C), returns p(x|z,y), event shape (*pixels).
+        features: Module; ``features(x)`` returns features of images, shape (..., H).
+        posterior: Module; ``posterior(h)``, h of shape (..., H + C), returns q(z|x,y), event shape (D,).
+        classifier: Module; ``classifier(x)`` returns the logits of q(y|x), shape (..., C).
+        num_classes: C, the number of classes.
+        num_labels: Number of labeled training images.
+        weight: Weight of the classification term.
     """
 
     def __init__(
@@ -59,31 +60,36 @@ class M2(CVAE):
         self.weight = weight
 
     def model(self, x: Tensor, y: Tensor) -> None:
-        """Generate class and z; observe the images x, (B, *pixels), and the labels y, (B,), but for those of -1."""
+        """Sample the class c and z; observe the images `x`, shape (B, *pixels), and the labels `y` >= 0, shape (B,)."""
         pyro.module("m2", self)
-        known: Any = y >= 0
+        is_labeled: Any = y >= 0
         with pyro.plate("data", x.shape[0]):
             c = pyro.sample("c", dist.Categorical(logits=x.new_zeros(self.num_classes)))
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(self._with_class(z, c)), obs=x)
-            with poutine.mask(mask=known):
-                pyro.sample("y", dist.Categorical(logits=_certain(c, self.num_classes, x)), obs=y.clamp(min=0))
+            with poutine.mask(mask=is_labeled):
+                pyro.sample("y", dist.Categorical(logits=_one_hot_logits(c, self.num_classes, x)), obs=y.clamp(min=0))
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """Enumerate the class of the images x, (B, *pixels), that is not given by their labels y, (B,), and infer z."""
+        """Enumerate the class c of unlabeled images, and sample z from the posterior given c.
+
+        Args:
+            x: Images, shape (B, *pixels).
+            y: Labels, shape (B,); -1 if unknown.
+        """
         pyro.module("m2", self)
-        known = y >= 0
+        is_labeled = y >= 0
         logits = self.classifier(x)
-        given = _certain(y.clamp(min=0), self.num_classes, x)
+        label_logits = _one_hot_logits(y.clamp(min=0), self.num_classes, x)
         with pyro.plate("data", x.shape[0]):
-            hit = logits.log_softmax(-1).gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-            # The loss subtracts what a guide adds.
-            pyro.factor("classification", -self.weight * torch.where(known, hit, 0.0), has_rsample=True)
-            of_class = dist.Categorical(logits=torch.where(known.unsqueeze(-1), given, logits))
-            c = pyro.sample("c", of_class, infer={"enumerate": "parallel"})
+            log_prob = logits.log_softmax(-1).gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            # Negative, because objectives subtract the terms of the guide.
+            pyro.factor("classification", -self.weight * torch.where(is_labeled, log_prob, 0.0), has_rsample=True)
+            class_dist = dist.Categorical(logits=torch.where(is_labeled.unsqueeze(-1), label_logits, logits))
+            c = pyro.sample("c", class_dist, infer={"enumerate": "parallel"})
             pyro.sample("z", self.posterior(self._with_class(self.features(x), c)))
 
 
-def _certain(c: Tensor, num_classes: int, x: Tensor) -> Tensor:
-    """Return the logits (..., C) of the one class c (...)."""
+def _one_hot_logits(c: Tensor, num_classes: int, x: Tensor) -> Tensor:
+    """Return logits (..., C) that assign probability 1 to the classes `c`, shape (...)."""
     return torch.where(one_hot(c, num_classes) == 1, x.new_zeros(()), -torch.inf)

@@ -1,7 +1,7 @@
 r"""Amortized posteriors q(z|x): modules whose ``forward(x)`` returns a distribution, batch shape (...), event (D,).
 
-Each is built from ``encoder(num_outputs)``, which returns a network (..., *pixels) -> (..., num_outputs), and from the
-latent dimension D: it says itself how many outputs it needs.
+A posterior is built from a function ``encoder(num_outputs)`` and the latent dimension D. It requests the number of
+outputs that it needs; the encoder is a network (..., *pixels) -> (..., num_outputs).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class MeanField(nn.Module):
         self.net = encoder(2 * latent_dim)
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return a diagonal Gaussian for each image of `x`, shape (..., *pixels)."""
         loc, log_scale = self.net(x).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 class PointMass(nn.Module):
-    """A point mass at loc(x): the deterministic code of an autoencoder, which has no density.
+    """Point mass at loc(x): the deterministic code of an autoencoder, which has no density.
 
     Hinton, Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", Science 313 (2006)
     (https://doi.org/10.1126/science.1127647).
@@ -46,14 +46,15 @@ class PointMass(nn.Module):
         self.net = encoder(latent_dim)
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return a `Delta` at the code of each image of `x`, shape (..., *pixels)."""
         return dist.Delta(self.net(x), event_dim=1)
 
 
 class FullRank(nn.Module):
-    r"""Gaussian q(z|x) = N(z; loc(x), L(x) L(x)'), each image with a Cholesky factor of its own.
+    r"""Gaussian q(z|x) = N(z; loc(x), L(x) L(x)') with an image-dependent Cholesky factor L(x).
 
-    Below its diagonal L is net / sqrt(D), so that a random start is no wider in many dimensions than in few.
+    The strictly lower part of L is the output of the network divided by sqrt(D), so that the spread at initialization
+    does not grow with D.
     """
 
     tril_indices: Tensor
@@ -66,20 +67,20 @@ class FullRank(nn.Module):
         self.net = encoder(sum(self.sizes))
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return a Gaussian with full covariance for each image of `x`, shape (..., *pixels)."""
         loc, log_diagonal, below = self.net(x).split(self.sizes, dim=-1)
         scale_tril = log_diagonal.exp().diag_embed()
-        # A scatter into the flattened matrix: twenty times faster here than indexed assignment and its gradient.
+        # Scatter into the flattened matrix: about twenty times faster than indexed assignment and its gradient.
         below = below / loc.shape[-1] ** 0.5
         filled = scale_tril.flatten(-2).scatter(-1, self.tril_indices.expand(below.shape), below)
         return dist.MultivariateNormal(loc, scale_tril=filled.view_as(scale_tril))
 
 
 class LowRank(nn.Module):
-    r"""Gaussian q(z|x) = N(z; loc(x), W(x) W(x)' + diag(scale(x)^2)) with R columns in W.
+    r"""Gaussian q(z|x) = N(z; loc(x), W(x) W(x)' + diag(scale(x)^2)), where W has R <= D columns.
 
-    Rezende, Mohamed, Wierstra, "Stochastic Backpropagation and Approximate Inference in Deep Generative Models",
-    ICML 2014 (https://arxiv.org/abs/1401.4082), the covariance of rank one. W is net / sqrt(R D).
+    W is the output of the network divided by sqrt(R D). Rank one is due to Rezende, Mohamed, Wierstra, "Stochastic
+    Backpropagation and Approximate Inference in Deep Generative Models", ICML 2014 (https://arxiv.org/abs/1401.4082).
     """
 
     def __init__(self, encoder: Encoder, latent_dim: int, rank: int = 5) -> None:
@@ -88,7 +89,7 @@ class LowRank(nn.Module):
         self.net = encoder(latent_dim * (2 + self.rank))
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return a Gaussian with low-rank plus diagonal covariance for each image of `x`, shape (..., *pixels)."""
         loc, log_scale, *columns = self.net(x).chunk(2 + self.rank, dim=-1)
         factor = torch.stack(columns, -1) / (self.rank * loc.shape[-1]) ** 0.5
         return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
@@ -97,15 +98,15 @@ class LowRank(nn.Module):
 class IAF(nn.Module):
     r"""Inverse autoregressive flow, z = f_T(... f_1(e; h(x)) ...; h(x)) with e ~ N(loc(x), diag(scale(x)^2)).
 
-    Drawing takes one pass a transform and knows the density of what it has drawn; scoring a z from elsewhere
-    takes D passes. Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", NeurIPS 2016
-    (https://arxiv.org/abs/1606.04934).
+    Sampling takes one pass per transform and caches the log-density of the sample; evaluating the density of any other
+    z takes D passes per transform. Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow",
+    NeurIPS 2016 (https://arxiv.org/abs/1606.04934).
 
     Args:
-        encoder: as above.
-        latent_dim: D.
-        num_transforms: T, in alternating order of the units.
-        num_features: size of h(x).
+        encoder: Function that returns a network with the given number of outputs.
+        latent_dim: D, the latent dimension.
+        num_transforms: T, the number of transforms. The order of the units alternates.
+        num_features: Number of features h(x) that condition each transform.
     """
 
     def __init__(self, encoder: Encoder, latent_dim: int, num_transforms: int = 2, num_features: int = 64) -> None:
@@ -116,14 +117,14 @@ class IAF(nn.Module):
         self.transform = flow.transform.inv
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return the flow conditioned on each image of `x`, shape (..., *pixels)."""
         loc, log_scale, features = self.net(x).split(self.sizes, dim=-1)
         base = zuko.distributions.DiagNormal(loc, log_scale.exp())
         return FlowDistribution(zuko.distributions.NormalizingFlow(self.transform(features), base))
 
 
 class Mixture(nn.Module):
-    r"""Mixture of C diagonal Gaussians, weights and all of each image: see `ReparameterizedMixture`."""
+    r"""Mixture of C diagonal Gaussians with image-dependent weights, means and scales: see `ReparameterizedMixture`."""
 
     def __init__(self, encoder: Encoder, latent_dim: int, num_components: int = 4) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class Mixture(nn.Module):
         self.net = encoder(num_components * (2 * latent_dim + 1))
 
     def forward(self, x: Tensor) -> dist.Distribution:
-        """Return q(z|x)."""
+        """Return a mixture for each image of `x`, shape (..., *pixels)."""
         outputs = self.net(x).unflatten(-1, (self.num_components, -1))
         loc, log_scale = outputs[..., 1:].chunk(2, dim=-1)
         return ReparameterizedMixture(

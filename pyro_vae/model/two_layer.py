@@ -1,4 +1,4 @@
-r"""The program of two stochastic layers.
+r"""Hierarchical VAE with two stochastic layers.
 
 z2 ~ p(z2)             prior()
 z1 | z2 ~ p(z1|z2)     generator(z2)
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 
 class TwoLayerVAE(nn.Module):
-    """A hierarchical program whose guide climbs from x to z1 to z2.
+    """Hierarchical VAE: the model is p(z2) p(z1|z2) p(x|z1), the guide is bottom-up, q(z1|x) q(z2|z1).
 
     Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016
-    (https://arxiv.org/abs/1509.00519), the network with two stochastic layers.
+    (https://arxiv.org/abs/1509.00519), the architecture with two stochastic layers.
 
     Args:
-        prior: module; ``prior()`` is a distribution of z2.
-        generator: module; ``generator(z2)`` is a distribution of z1.
-        likelihood: module; ``likelihood(z1)`` is a distribution of x.
-        posterior: module; ``posterior(x)`` is a distribution of z1.
-        top_posterior: module; ``top_posterior(z1)`` is a distribution of z2.
+        prior: Module; ``prior()`` returns p(z2).
+        generator: Module; ``generator(z2)`` returns p(z1|z2).
+        likelihood: Module; ``likelihood(z1)`` returns p(x|z1), event shape (*pixels).
+        posterior: Module; ``posterior(x)`` returns q(z1|x).
+        top_posterior: Module; ``top_posterior(z1)`` returns q(z2|z1).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TwoLayerVAE(nn.Module):
         self.top_posterior = top_posterior
 
     def model(self, x: Tensor) -> None:
-        """Generate z2, then z1, and observe the images x, (B, *pixels)."""
+        """Sample z2, then z1, and observe the images `x`, shape (B, *pixels)."""
         pyro.module("two_layer", self)
         with pyro.plate("data", x.shape[0]):
             z2 = pyro.sample("z2", self.prior())
@@ -51,7 +51,7 @@ class TwoLayerVAE(nn.Module):
             pyro.sample("x", self.likelihood(z1), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Infer z1 from the images x, (B, *pixels), and z2 from z1."""
+        """Sample z1 from the posterior of the images `x`, shape (B, *pixels), and z2 given z1."""
         pyro.module("two_layer", self)
         with pyro.plate("data", x.shape[0]):
             z1 = pyro.sample("z1", self.posterior(x))

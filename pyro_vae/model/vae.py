@@ -12,15 +12,25 @@ from torch import Tensor, nn
 
 
 class VAE(nn.Module):
-    """Generative process p(z) p(x|z) as a Pyro model, amortized posterior q(z|x) as its guide.
+    """Variational autoencoder: the model is p(z) p(x|z), the guide is the amortized posterior q(z|x).
 
-    Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114).
-    It runs under any Pyro inference, ``pyro.infer.SVI(vae.model, vae.guide, optim, Trace_ELBO())`` included.
+    Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (https://arxiv.org/abs/1312.6114). It runs under any
+    Pyro inference algorithm, e.g. ``pyro.infer.SVI(vae.model, vae.guide, optim, Trace_ELBO())``.
 
     Args:
-        prior: module; ``prior()`` is a distribution of event shape (D,).
-        likelihood: module; ``likelihood(z)`` is a distribution of event shape (*pixels).
-        posterior: module; ``posterior(x)`` is a distribution of event shape (D,).
+        prior: Module; ``prior()`` returns p(z), event shape (D,).
+        likelihood: Module; ``likelihood(z)`` returns p(x|z), event shape (*pixels).
+        posterior: Module; ``posterior(x)`` returns q(z|x), event shape (D,).
+
+    Example:
+        >>> from functools import partial
+        >>> from pyro_vae import data, likelihoods, nets, posteriors, priors
+        >>> images = data.load("digits").observed("dynamic")
+        >>> net = nets.Dense((8, 8), hidden_dim=20)
+        >>> likelihood = likelihoods.Bernoulli(partial(net.decoder, 2), images.pixels.train)
+        >>> vae = VAE(priors.StandardNormal(2), likelihood, posteriors.MeanField(net.encoder, 2))
+        >>> pyro.poutine.trace(vae.model).get_trace(images.split("test")).nodes["z"]["value"].shape
+        torch.Size([256, 2])
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module) -> None:
@@ -30,14 +40,14 @@ class VAE(nn.Module):
         self.posterior = posterior
 
     def model(self, x: Tensor) -> None:
-        """Generate z and observe the images x, (B, *pixels)."""
+        """Sample z from the prior and observe the images `x`, shape (B, *pixels)."""
         pyro.module("vae", self)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """Infer z from the images x, (B, *pixels)."""
+        """Sample z from the posterior of the images `x`, shape (B, *pixels)."""
         pyro.module("vae", self)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", self.posterior(x))

@@ -1,4 +1,4 @@
-"""Figures and text tables. What they show is measured elsewhere."""
+"""Figures and text tables of given numbers and images; measurements are in `instruments`."""
 
 from pyro_vae.report import curves, images, tables
 

@@ -1,4 +1,4 @@
-r"""Numbers drawn; every function returns a matplotlib figure."""
+r"""Curves and scatter plots. Every function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from pyro_vae.evaluate import Scores, khat_threshold
 from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
 from pyro_vae.report.labels import figure_label
 
-_CALIBRATED_UNITS = 6
+_CALIBRATED_UNITS = 6  # maximum number of panels in a calibration plot
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the training and validation ELBO over epochs, and the objective where it is another."""
+    """Plot the training and validation ELBO over epochs, and the objective if it differs from the ELBO.
+
+    Args:
+        metrics: Epochs of a run as in metrics.jsonl, values in nats per image. None is shown as a gap.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [line["epoch"] + 1 for line in metrics]
     curves = {"elbo": "training ELBO", "valid_elbo": "validation ELBO"}
     if all(line["elbo"] is None for line in metrics):
-        curves = {"valid_distortion": "validation, minus the distortion"}
+        curves = {"valid_distortion": "validation, negative distortion"}
     if any(line["objective"] != line["elbo"] for line in metrics):
         curves["objective"] = "training objective"
     drawn = []
@@ -32,7 +36,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         values = [math.nan if line[key] is None else sign * line[key] for line in metrics]
         axes.plot(epochs, values, label=label, marker="." if len(values) < 20 else None)
         drawn += values
-    # The first epochs are far below; the eye needs the rest.
+    # Clip the axis: the low values of the first epochs would flatten the rest of the curve.
     if len(epochs) > 4:
         low, high = np.nanpercentile(drawn, [5, 100])
         axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
@@ -42,14 +46,14 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def bounds(runs: Mapping[str, Scores]) -> Figure:
-    """Draw, for each run, the IWAE bound over K from the ELBO (K = 1) to the estimate of log p(x), dashed."""
+    """Plot the IWAE bound of each run over K, from the ELBO (K = 1) to the estimate of log p(x), the dashed line."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.set_xscale("log")  # before there is a curve, since there may be none
+    axes.set_xscale("log")  # before plotting, since all curves may be empty
     for index, (name, scores) in enumerate(runs.items()):
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
-        sizes = np.array(scores.particle_counts) * 1.06**index  # aside, so that error bars do not hide one another
+        sizes = np.array(scores.particle_counts) * 1.06**index  # offset, so that error bars do not overlap
         values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
         label = f"{figure_label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
@@ -57,22 +61,22 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
     axes.set(
         xlabel="K",
         ylabel=r"IWAE$_K$, nats per image",
-        title="error bars: 1 s.e. over images, shared along a curve",
+        title="error bars: 1 s.e. over images, correlated along each curve",
     )
     axes.legend(loc="lower right")
     return figure
 
 
 def khat(values: np.ndarray, num_samples: int) -> Figure:
-    """Draw the k-hat of every image (N,) against the largest good one."""
+    """Plot the k-hat of each image, shape (N,), with the reliability threshold for `num_samples` samples."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    good = khat_threshold(num_samples)
-    colors = np.where(values > good, "C3", "C0")
+    threshold = khat_threshold(num_samples)
+    colors = np.where(values > threshold, "C3", "C0")
     axes.scatter(np.arange(len(values)), values, s=8, c=colors)
-    axes.axhline(good, color="C3", linestyle="--", linewidth=1)
+    axes.axhline(threshold, color="C3", linestyle="--", linewidth=1)
     exists = ~np.isnan(values)
-    title = f"{int((values > good).sum())} of {int(exists.sum())} images above {good:.2f}"
+    title = f"{int((values > threshold).sum())} of {int(exists.sum())} images above {threshold:.2f}"
     axes.set(
         xlabel="test image",
         ylabel=r"Pareto $\hat{k}$",
@@ -82,39 +86,45 @@ def khat(values: np.ndarray, num_samples: int) -> Figure:
 
 
 def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
-    """Draw how the ranks (N, units) among L draws depart from uniform, with ArviZ's simultaneous band.
+    """Plot the difference between the ECDF of ranks and the uniform distribution, with ArviZ's simultaneous band.
 
-    Of many units the six that depart most are drawn.
+    Args:
+        ranks: Ranks among `num_samples` samples, shape (N, units). If there are more than six units, the six that
+            deviate most from uniform are shown.
+        num_samples: Number of samples from the guide among which a latent is ranked.
     """
-    import arviz  # on use: both take long to import
+    import arviz  # imported on use: both imports are slow
     import scipy.stats
 
-    shares = (ranks + 0.5) / (num_samples + 1)
-    grid = (np.arange(len(shares)) + 0.5)[:, None] / len(shares)
-    farthest = np.abs(np.sort(shares, axis=0) - grid).max(0).argsort()[::-1][:_CALIBRATED_UNITS]
-    units = np.sort(farthest)
+    scaled = (ranks + 0.5) / (num_samples + 1)
+    grid = (np.arange(len(scaled)) + 0.5)[:, None] / len(scaled)
+    least_uniform = np.abs(np.sort(scaled, axis=0) - grid).max(0).argsort()[::-1][:_CALIBRATED_UNITS]
+    units = np.sort(least_uniform)
     if is_arviz_1():
-        newer: Any = arviz
-        groups = {"prior_sbc": {"z": shares[None, :, units]}}
-        data = newer.from_dict(groups, dims={"z": ["unit"]}, coords={"unit": units})
-        return newer.plot_ecdf_pit(data, backend="matplotlib").viz["figure"].item()
+        arviz_1: Any = arviz
+        groups = {"prior_sbc": {"z": scaled[None, :, units]}}
+        data = arviz_1.from_dict(groups, dims={"z": ["unit"]}, coords={"unit": units})
+        return arviz_1.plot_ecdf_pit(data, backend="matplotlib").viz["figure"].item()
     figure = Figure(figsize=(9, 2.8 * -(-len(units) // 3)), layout="constrained")
-    spots = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
-    for spot in spots[len(units) :]:
-        spot.axis("off")
+    panels = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
+    for panel in panels[len(units) :]:
+        panel.axis("off")
     uniform = scipy.stats.uniform()
     band = {"cdf": uniform.cdf, "rvs": uniform.rvs, "random_state": np.random.default_rng(0)}
-    for spot, unit in zip(spots, units, strict=False):
+    for panel, unit in zip(panels, units, strict=False):
         points = np.linspace(0, 1, 101)
-        arviz.plot_ecdf(shares[:, unit], eval_points=points, difference=True, confidence_bands=True, ax=spot, **band)
-        spot.set(title=f"unit {unit}", xlabel="rank / draws", ylabel="ECDF - uniform")
+        arviz.plot_ecdf(scaled[:, unit], eval_points=points, difference=True, confidence_bands=True, ax=panel, **band)
+        panel.set(title=f"unit {unit}", xlabel="rank / samples", ylabel="ECDF - uniform")
     return figure
 
 
 def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw runs by rate and distortion, nats per image; along a dashed line the ELBO, minus their sum, is the same.
+    """Plot the rate and distortion of runs. Dashed lines have constant ELBO = -(rate + distortion).
 
     Alemi et al., "Fixing a Broken ELBO", ICML 2018 (https://arxiv.org/abs/1711.00464).
+
+    Args:
+        summaries: Content of summary.json by the name of the run, values in nats per image.
     """
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
@@ -134,7 +144,7 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw how far each row of a comparison is below the best, with two standard errors of the paired difference."""
+    """Plot how far each row of a comparison is below the best, with two standard errors of the paired difference."""
     figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     positions = np.arange(len(rows))[::-1]
@@ -142,12 +152,16 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.errorbar(below, positions, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(positions, [f"{figure_label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
-    axes.set(xlabel="log p(x) against the best, nats per image (2 s.e., paired over images)")
+    axes.set(xlabel="log p(x) relative to the best, nats per image (2 s.e., paired over images)")
     return figure
 
 
 def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw accuracy over the number of labels, a panel for each classifier, a line for each kind of features."""
+    """Plot accuracy over the number of labels, with a panel per classifier and a line per kind of features.
+
+    Args:
+        rows: Rows of `evaluate.Accuracy` as mappings.
+    """
     kinds = list(dict.fromkeys(row["features"] for row in rows))
     classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
     figure = Figure(figsize=(4 * len(classifiers), 4), layout="constrained")
@@ -160,7 +174,7 @@ def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ]
             labels, means, errors = np.array(points).T
             style: dict[str, Any] = {"color": f"C{kinds.index(features)}", "marker": "o", "markersize": 4, "capsize": 2}
-            axes.errorbar(labels * 1.06**index, means, errors, label=features, **style)  # aside, as in `bounds`
+            axes.errorbar(labels * 1.06**index, means, errors, label=features, **style)  # offset, as in `bounds`
         axes.set(xscale="log", xlabel="labels", title=classifier)
         axes.legend(loc="lower right")
     panels[0].set(ylabel="accuracy on test images (1 s.e.)")

@@ -1,4 +1,8 @@
-r"""Images drawn; every function returns a matplotlib figure."""
+r"""Figures of images. Every function that draws returns a matplotlib figure.
+
+Images are tensors in [0, 1] of shape (N, height, width), or (N, C, height, width) with one or three channels; see
+`are_pictures`.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +20,41 @@ from pyro_vae.report.labels import figure_label
 
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
-    """Draw the PNG files of several runs side by side, three in a row."""
+    """Show the PNG file of each run under its name, three per row."""
     columns = min(3, len(pictures))
     height = -(-len(pictures) // columns)
     figure = Figure(figsize=(4 * columns, 4.4 * height), layout="constrained")
-    spots = figure.subplots(height, columns, squeeze=False).flatten()
-    for spot in spots:
-        spot.axis("off")
-    for spot, (name, path) in zip(spots, pictures.items(), strict=False):
-        spot.imshow(imread(path))
-        spot.set_title(figure_label(name))
+    panels = figure.subplots(height, columns, squeeze=False).flatten()
+    for panel in panels:
+        panel.axis("off")
+    for panel, (name, path) in zip(panels, pictures.items(), strict=False):
+        panel.imshow(imread(path))
+        panel.set_title(figure_label(name))
     return figure
 
 
 def image_grid(images: Tensor, title: str) -> Figure:
-    """Draw images, see `are_pictures`, as a grid, ten in a row."""
+    """Show images as a grid, ten per row."""
     return _grid(images, title, min(10, len(images)))
 
 
 def reconstructions(images: Tensor, decoded: Tensor, kind: str) -> Figure:
-    """Draw images and, under each, what p(x|z) gives for one draw of z from q(z|x), as many; see `are_pictures`.
+    """Show test images in full rows of up to ten, with the reconstruction of each below it.
 
     Args:
-        images: (N, ...).
-        decoded: of the same shape.
-        kind: what they are, such as "means of p(x|z)", for the title.
+        images: Test images, shape (N, ...).
+        decoded: Their reconstructions for one sample of z from q(z|x), shape (N, ...).
+        kind: Kind of the reconstructions for the title, such as "means of p(x|z)".
     """
     per_row = min(10, len(images))
-    whole = len(images) // per_row * per_row
-    rows = [half[:whole].unflatten(0, (-1, per_row)) for half in (images, decoded)]
+    num_shown = len(images) // per_row * per_row
+    rows = [half[:num_shown].unflatten(0, (-1, per_row)) for half in (images, decoded)]
     pairs = torch.stack(rows, dim=1).flatten(0, 2)
-    return _grid(pairs, f"test images, and under them {kind},\nz from q(z|x)", per_row)
+    return _grid(pairs, f"test images above {kind},\nz from q(z|x)", per_row)
 
 
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
-    """Draw sets of images, see `are_pictures`, each as a grid under its name."""
+    """Show several sets of images, each as a grid under its name."""
     grids = {name: tile(images, per_row) for name, images in panels.items()}
     figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
     figure.suptitle(title)
@@ -60,7 +64,7 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
 
 
 def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw a row of images, see `are_pictures`, for each name, which stands before it."""
+    """Show one row of images per name, with the name to its left."""
     tiles = tile(torch.cat(list(images_by_name.values())), len(next(iter(images_by_name.values()))))
     figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
     axes = figure.subplots()
@@ -75,7 +79,7 @@ def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
 
 
 def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
-    """Draw codes of two units (N, 2), colored by the classes of their images (N,)."""
+    """Plot two-dimensional codes, shape (N, 2), colored by the classes of their images, shape (N,)."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}
@@ -88,13 +92,13 @@ def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
 
 
 def are_pictures(images: Tensor) -> bool:
-    """Return whether images can be drawn: (N, height, width), or (N, C, height, width) of one or three channels."""
+    """Return whether images can be shown: (N, height, width), or (N, C, height, width) with one or three channels."""
     return images.dim() == 3 or (images.dim() == 4 and images.shape[1] in (1, 3))
 
 
 def tile(images: Tensor, per_row: int) -> np.ndarray:
-    """Return images in [0, 1], see `are_pictures`, as one, with a gray line around each."""
-    from torchvision.utils import make_grid  # on use: it takes a second to import
+    """Tile images into one array, (height, width) or (height, width, 3), with gray borders of one pixel."""
+    from torchvision.utils import make_grid  # imported on use: the import takes a second
 
     colored = images.dim() == 4
     shown = images.detach().cpu().float().clamp(0, 1)

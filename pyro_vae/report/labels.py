@@ -6,13 +6,14 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from pyro_vae.text import escape, printable
 
-_LABEL_LENGTH = 40
+_LABEL_LENGTH = 40  # characters
 
 
 def figure_label(name: str) -> str:
-    r"""Return a name as a figure shows it: its end, in characters that the font has, none of them a command.
+    r"""Return the last 40 characters of a name for display in a figure, with characters missing in the font escaped.
 
-    Between two ``$`` matplotlib would read mathematics, and from a legend it leaves out what begins with ``_``.
+    ``$`` is escaped, because matplotlib would typeset text between two of them as mathematics. A space is put before a
+    leading ``_``, because matplotlib omits labels that start with ``_`` from legends.
     """
     font = get_font(findfont(FontProperties()))
     text = "".join(c if font.get_char_index(ord(c)) else escape(c) for c in printable(name))[-_LABEL_LENGTH:]

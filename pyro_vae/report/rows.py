@@ -1,4 +1,4 @@
-r"""Rows of numbers drawn: data beside what a program makes of them; every function returns a matplotlib figure."""
+r"""Figures of tables: data with samples or reconstructions. Every function returns a matplotlib figure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from pyro_vae.report.labels import figure_label
 
-MAX_PAIR_COLUMNS = 6  # columns of a pair plot; more are drawn as a heat map
-_SPREAD = 3.0  # standard deviations that the colors of a heat map reach
+MAX_PAIR_COLUMNS = 6  # maximum number of columns in a pair plot; wider tables are shown as heat maps
+_SPREAD = 3.0  # range of the colors of a heat map, in standard deviations on either side of the mean
 
 
 def distributions(data: Tensor, samples: Tensor, columns: Sequence[str], title: str) -> Figure:
-    """Draw two sets of rows (N, columns): of few columns every pair of them, of many a heat map of each set."""
+    """Plot data and samples, shape (N, columns): all pairs of up to six columns, or a heat map of each set."""
     if data.shape[1] <= MAX_PAIR_COLUMNS:
         return _pairs({"data": data, "samples": samples}, columns, title)
     return _heat_maps({"data": data, "samples": samples}, title)
 
 
 def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figure:
-    """Draw rows (N, columns) and their reconstructions: of few columns one against the other, of many a heat map."""
+    """Plot reconstructions over data, shape (N, columns): a panel for each of up to six columns, or two heat maps."""
     title = "test rows and their reconstructions"
     if data.shape[1] > MAX_PAIR_COLUMNS:
         return _heat_maps({"test rows": data, "reconstructions": means}, title)
@@ -66,7 +66,7 @@ def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Fi
 
 
 def _heat_maps(sets: Mapping[str, Tensor], title: str) -> Figure:
-    """Draw each set as an image of its rows, in standard deviations of the first one's columns from their means."""
+    """Show each set as a heat map, standardized by the column means and standard deviations of the first set."""
     first = next(iter(sets.values())).double()
     center, spread = first.mean(0), first.std(0, correction=0).clamp(min=1e-12)
     figure = Figure(figsize=(5 * len(sets), 4.6), layout="constrained")

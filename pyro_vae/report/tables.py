@@ -1,4 +1,4 @@
-r"""Text tables: columns of fixed widths, and the numbers in their cells."""
+r"""Text tables with columns of fixed width, and the format of numbers in their cells."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def format_table(columns: Sequence[tuple[str, int]], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, the column heads first.
+    """Return the lines of a table, starting with the column heads.
 
     Args:
-        columns: head and width of each column. As in printf, a positive width aligns to the right and a negative one
-            to the left. A column is wider where a cell would touch the column before it.
-        rows: of cells, one for each column.
+        columns: Head and width of each column. As in printf, a positive width aligns right and a negative width aligns
+            left. A right-aligned column is widened if a cell would touch the previous column.
+        rows: Cells of each row, one per column.
     """
     heads, widths = zip(*columns, strict=True)
     lines = [heads, *rows]
@@ -25,16 +25,16 @@ def _padded(cell: str, width: int) -> str:
 
 
 def format_number(value: float | None, form: str = ".2f") -> str:
-    """Return a number in a format such as ``.2f``; a dash for None."""
+    """Format a number with a format specification such as ``.2f``; None is a dash."""
     return "-" if value is None else format(value, form)
 
 
 def format_with_error(value: float | None, error: float | None, form: str = ".2f") -> str:
-    """Return a number +- its standard error, both in a format; a dash for None."""
+    """Format a number +- its standard error, both with the same format specification; None is a dash."""
     return "-" if value is None else f"{value:{form}} +- {format_number(error, form)}"
 
 
 def format_percent(value: float | None, error: float | None) -> str:
-    """Return a share +- its standard error in percent; a dash for None."""
-    value, error = (None if share is None else 100 * share for share in (value, error))
+    """Format a fraction +- its standard error in percent; None is a dash."""
+    value, error = (None if fraction is None else 100 * fraction for fraction in (value, error))
     return format_with_error(value, error, ".1f")

@@ -1,4 +1,4 @@
-"""What is on disk: run folders, checkpoints, and fitted runs opened again."""
+"""Files of a run: run folders, checkpoints, fits that can be resumed, and loading of finished runs."""
 
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoints import Checkpoints

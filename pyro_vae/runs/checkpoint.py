@@ -1,8 +1,9 @@
-r"""Checkpoints: written whole or not at all, loaded only undamaged, and read as data alone.
+r"""Checkpoint files: written atomically, verified by a digest, and free of code.
 
-A file is in the safetensors format: tensors, and JSON that says where each stands in the state. Nothing in it can
-name code, and its sizes are checked against its length before anything is allocated. The SHA-256 of the file, taken
-with zeros in the place of the digest, stands in its header.
+A checkpoint is a safetensors file: the tensors of a state, and a JSON tree in the metadata that describes the state and
+refers to the tensors by name. The format cannot reference code, and the claimed sizes are checked against the file
+length before any tensor is allocated. The header contains the SHA-256 of the file, computed with zeros in the field of
+the digest.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ _FORMAT = 2
 _KEY = "pyro_vae"
 _BLANK = "0" * 64
 _DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
-_DIGEST_ENDS_BEFORE = 200  # it follows the first few words of the header
+_DIGEST_ENDS_BEFORE = 200  # bytes: the field of the digest follows the first words of the header
 
 State = dict[str, Any]
 
 
 def save(path: Path, state: State) -> None:
-    """Write a state of tensors and plain values, atomically: a kill leaves the old file or the new one.
+    """Write a state atomically: an interruption leaves either the old file or the new one.
+
+    Args:
+        path: File to write or replace.
+        state: Tensors and plain values, in nested dictionaries, lists and tuples.
 
     Raises:
-        OSError: the folder cannot be written; an existing checkpoint is untouched.
-        TypeError: the state holds something else; likewise.
+        OSError: If the folder cannot be written. An existing checkpoint is unchanged.
+        TypeError: If the state contains a value of another type. An existing checkpoint is unchanged.
     """
     tensors: dict[str, Tensor] = {}
     tree = {"format": _FORMAT, "sha256": _BLANK, "state": _pack(state, tensors)}
@@ -46,43 +51,43 @@ def save(path: Path, state: State) -> None:
 
 
 def load(path: Path) -> State:
-    """Read what `save` wrote, onto the CPU.
+    """Load a state that `save` wrote, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another format, or no checkpoint.
+        CheckpointError: If the file is missing, damaged, in another format version, or not a checkpoint.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             start = file.read(_DIGEST_ENDS_BEFORE) if regular else b""
-            content = start + file.read() if _DIGEST.search(start) else start  # all of it, if it is one
+            content = start + file.read() if _DIGEST.search(start) else start  # read the rest of checkpoints only
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
     except MemoryError as error:
-        raise CheckpointError(f"{path} is larger than the memory.") from error
+        raise CheckpointError(f"{path} does not fit into memory.") from error
     digests = _digest(content)
     if digests is None:
         raise CheckpointError(f"{path} is not a checkpoint.")
     _, written, computed = digests
     if written != computed:
-        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
+        raise CheckpointError(f"{path} is damaged: its digest does not match its content.")
     try:
         size = int.from_bytes(content[:8], "little")
         tree = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
         if (version := tree["format"]) == _FORMAT:
             return _unpack(tree["state"], safetensors.torch.load(content))
-    except Exception as error:  # a digest that is right says nothing about who has made the file
+    except Exception as error:  # a valid digest does not make the file trustworthy: its content may be anything
         raise CheckpointError(f"{path} is not a checkpoint ({type(error).__name__}).") from error
-    raise CheckpointError(f"{path} has format {version}, and this version reads {_FORMAT}; another version wrote it.")
+    raise CheckpointError(f"{path} has format {version}, but this version of pyro_vae reads only format {_FORMAT}.")
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file that may be a pipe, which would wait for its writer."""
+    """Open a file without blocking; opening a named pipe would otherwise wait for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _digest(content: bytes) -> tuple[int, bytes, bytes] | None:
-    """Return where the digest of a file stands, the one written there, and that of its bytes; None without one."""
+    """Return the offset of the digest, the stored digest and the computed one, or None if no digest is stored."""
     match = _DIGEST.search(content, 0, _DIGEST_ENDS_BEFORE)
     if match is None:
         return None
@@ -94,9 +99,9 @@ def _digest(content: bytes) -> tuple[int, bytes, bytes] | None:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return a value as JSON, with the tensors in it by number."""
+    """Convert a value to JSON, and move its tensors to `tensors` under consecutive numbers."""
     if isinstance(value, Tensor):
-        # A clone, since the format has no tensors that share memory, as those of two modules may.
+        # Clone, because safetensors rejects tensors that share storage, such as tied weights.
         tensors[name := str(len(tensors))] = value.detach().cpu().clone().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
@@ -105,7 +110,7 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__: [_pack(entry, tensors) for entry in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"A checkpoint holds tensors and plain values, not {type(value).__name__}.")
+    raise TypeError(f"A checkpoint can contain tensors and plain values, not {type(value).__name__}.")
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

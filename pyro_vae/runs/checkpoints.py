@@ -1,4 +1,4 @@
-r"""The checkpoints of one run: which is the newest good one, and which are kept."""
+r"""The checkpoints of one run: retention, and lookup of the newest valid one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pyro_vae.runs.files import remove_partial_files, strip_folder
 
 _LOG = logging.getLogger("pyro_vae")
 _NAME = re.compile(r"step-(\d+)\.safetensors")
-_KEPT = 2
+_KEPT = 2  # newest checkpoints, in addition to the newest milestone
 
 
 class Checkpoints:
-    """The checkpoints in a folder, one file for each step at which one was written.
+    """The checkpoints in a folder, one file per saved step.
 
     Args:
-        folder: where they are; made by the first `save`.
-        config: what tells this run from others, its configuration; a checkpoint of another run is not loaded. A program
-            path/to/file.py:factory is told by its factory alone, since the file may have been moved.
-        is_milestone: the steps that a run may go back to. What they are depends on nothing that differs from one
-            machine, or one interruption, to another.
+        folder: Folder of the files. The first `save` creates it.
+        config: Configuration of the run, which identifies it: checkpoints of other runs are not loaded. Programs
+            path/to/file.py:factory are compared by their factory only, since the file may have been moved.
+        is_milestone: Function of the step that returns whether a run may roll back to it. To keep rollbacks
+            reproducible, it must not depend on the machine or on interruptions.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Checkpoints:
         self.is_milestone = is_milestone
 
     def paths(self) -> dict[int, Path]:
-        """Return the checkpoints by step, oldest first."""
+        """Return the path of each checkpoint by step, oldest first."""
         matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*"))
         return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
     def save(self, step: int, state: State) -> None:
-        """Write the checkpoint of a step, then remove all but the newest two and the newest milestone.
+        """Save the checkpoint of a step, then remove all except the newest two and the newest milestone.
 
         Raises:
-            OSError: the folder cannot be written; the checkpoints that are there are untouched.
+            OSError: If the folder cannot be written. Existing checkpoints are unchanged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(self.folder)
@@ -59,34 +59,34 @@ class Checkpoints:
             paths[old].unlink()
 
     def _load(self, path: Path, step: int) -> State:
-        """Return the state of a step, unless its file is damaged, or of another step or another run."""
+        """Load the state of a step, or raise CheckpointError if the file is damaged or belongs elsewhere."""
         content = checkpoint.load(path)
-        whole = isinstance(content, dict) and content.keys() == {"run", "step", "state"}
-        if not (whole and isinstance(content["run"], dict) and isinstance(content["state"], dict)):
-            raise CheckpointError(f"{path} is no checkpoint of a run.")
-        # By what they look like: a file may be anybody's, and hold a tensor in the place of a number.
+        has_keys = isinstance(content, dict) and content.keys() == {"run", "step", "state"}
+        if not (has_keys and isinstance(content["run"], dict) and isinstance(content["state"], dict)):
+            raise CheckpointError(f"{path} is not the checkpoint of a run.")
+        # Compare by repr: the file is untrusted, and may contain a tensor instead of a number.
         if repr(content["step"]) != repr(step):
-            named = reprlib.repr(content["step"])
-            raise CheckpointError(f"{path} is the checkpoint of step {named}, under another's name.")
-        saved, own = add_missing_fields(content["run"]), add_missing_fields(self.config)
-        keys = saved.keys() | own.keys()
-        mismatched = sorted(str(key) for key in keys if _comparable(saved, key) != _comparable(own, key))
+            saved_step = reprlib.repr(content["step"])
+            raise CheckpointError(f"{path} contains the checkpoint of step {saved_step}, not of step {step}.")
+        saved, expected = add_missing_fields(content["run"]), add_missing_fields(self.config)
+        keys = saved.keys() | expected.keys()
+        mismatched = sorted(str(key) for key in keys if _comparable(saved, key) != _comparable(expected, key))
         if mismatched:
             value = reprlib.repr(saved.get(mismatched[0]))
-            raise CheckpointError(f"{path} is of another run: its {mismatched[0][:40]} is {value}.")
+            raise CheckpointError(f"{path} belongs to another run: its {mismatched[0][:40]} is {value}.")
         return content["state"]
 
     def newest(self, *, milestone: bool = False) -> tuple[int, State] | None:
-        """Return the step and the state of the newest good checkpoint, with a warning for each that is not.
+        """Load the newest valid checkpoint; log a warning for each newer one that is invalid.
 
         Args:
-            milestone: of the milestones alone.
+            milestone: Whether to consider only milestones.
 
         Returns:
-            None where there are no checkpoints.
+            The step and the state, or None if there are no checkpoints.
 
         Raises:
-            CheckpointError: there are, and none is good; names them all.
+            CheckpointError: If there are checkpoints and none is valid. The message names all of them.
         """
         errors = []
         for step, path in reversed(self.paths().items()):
@@ -98,26 +98,26 @@ class Checkpoints:
                 errors.append(str(error))
                 continue
             for reason in errors:
-                _LOG.warning("%s The checkpoint of step %d is taken instead.", reason, step)
+                _LOG.warning("%s Using the checkpoint of step %d instead.", reason, step)
             return step, state
         if errors:
             raise CheckpointError(f"No checkpoint can be loaded. {' '.join(errors)}")
         return None
 
     def quarantine_after(self, step: int) -> None:
-        """Give later checkpoints, which could not be loaded, names under which nobody looks for them."""
+        """Rename the checkpoints after a step, which could not be loaded, so that they are no longer considered."""
         for later, path in self.paths().items():
             if later > step:
                 path.replace(path.with_name(f"unreadable-{path.name}"))
 
     def delete_after(self, step: int) -> None:
-        """Remove the later checkpoints, of a course that the run has given up."""
+        """Delete the checkpoints after a step to which the run has rolled back."""
         for later, path in self.paths().items():
             if later > step:
                 path.unlink()
 
 
 def _comparable(config: Mapping[str, Any], key: str) -> str:
-    """Return what a value of a run looks like, of a program in a file without the path."""
+    """Return the repr of a field, with the path of a program in a file removed."""
     value = config.get(key)
     return repr(strip_folder(value) if key == "program" and isinstance(value, str) else value)

@@ -1,4 +1,4 @@
-r"""A fit that survives: checkpoints at milestones, by the clock and when it is told to stop, and the way back."""
+r"""Fault-tolerant training: checkpoints at milestones, at time intervals and on request; resumption and rollback."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from pyro_vae.runs.run_folder import RunFolder
 _LOG = logging.getLogger("pyro_vae")
 
 _ROLLBACK_LR_FACTOR = 0.5
-_MILESTONES = 20  # of a run, whose checkpoints it may go back to
+_MILESTONES = 20  # maximum number per run, besides the first step: checkpoints to which it can roll back
 _MAX_ROLLBACKS = 3
 
 
 def fit_in_folder(
     fit: Fit, folder: RunFolder, config: Config, *, every_seconds: float, should_stop: Callable[[], bool]
 ) -> Iterator[Epoch]:
-    """Run a fit in a folder that it has claimed, from its newest checkpoint on if there is one.
+    """Run a fit in its run folder, resuming from the newest checkpoint if there is one.
 
     Args:
-        fit: from its beginning.
-        folder: of the run; metrics.jsonl gets a line for each epoch, once.
-        config: of the run.
-        every_seconds: as in `run_with_checkpoints`.
-        should_stop: as in `run_with_checkpoints`.
+        fit: Fit that has not taken a step.
+        folder: Run folder, created by `RunFolder.create`. Each epoch is one line of its metrics.jsonl.
+        config: Configuration of the run.
+        every_seconds: See `run_with_checkpoints`.
+        should_stop: See `run_with_checkpoints`.
 
     Yields:
-        Each epoch that remains, as `run_with_checkpoints` does, after its line has been written.
+        Each remaining epoch, as `run_with_checkpoints` yields it, after its line has been written.
 
     Raises:
-        CheckpointError: there are checkpoints and none is good.
-        RunFolderError: metrics.jsonl does not hold the epochs before the checkpoint.
-        NonFiniteError, OSError: as `run_with_checkpoints`.
+        CheckpointError: If there are checkpoints and none is valid.
+        RunFolderError: If metrics.jsonl lacks an epoch before the checkpoint.
+        NonFiniteError: See `run_with_checkpoints`.
+        OSError: See `run_with_checkpoints`.
     """
     milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
     checkpoints = Checkpoints(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
@@ -46,13 +47,13 @@ def fit_in_folder(
         step, state = newest
         fit.load_state_dict(state)
         checkpoints.quarantine_after(step)
-    folder.truncate_metrics(fit.epoch)  # a kill may have come between an epoch's line and its checkpoint
+    folder.truncate_metrics(fit.epoch)  # a crash may have left epochs that are newer than the checkpoint
     written = fit.epoch
     max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
     for epoch in run_with_checkpoints(
         fit, checkpoints, every_seconds=every_seconds, should_stop=should_stop, max_rollbacks=max_rollbacks
     ):
-        if epoch.index < written:  # it comes again after a setback
+        if epoch.index < written:  # repeated after a rollback
             folder.truncate_metrics(epoch.index)
         folder.append_epoch(epoch.as_dict())
         written = epoch.index + 1
@@ -62,27 +63,26 @@ def fit_in_folder(
 def run_with_checkpoints(
     fit: Fit, checkpoints: Checkpoints, *, every_seconds: float, should_stop: Callable[[], bool], max_rollbacks: int = 0
 ) -> Iterator[Epoch]:
-    """Run the epochs of a fit that remain, and keep checkpoints of it.
+    """Run the remaining epochs of a fit and save checkpoints.
 
-    One is written after the first step, at the milestones of the history, at the end, when so many seconds have passed
-    since the last, and before stopping. What the caller does with an epoch comes before the checkpoint that follows it,
-    so that no checkpoint is ahead of what the caller has written.
+    A checkpoint is saved after the first step, at milestones, when `every_seconds` have passed since the last one,
+    before stopping, and at the end. An epoch is yielded before its checkpoint is saved, so that a checkpoint is never
+    ahead of the files that the caller writes.
 
     Args:
-        fit: from its beginning, or from what it has loaded.
-        checkpoints: where checkpoints go.
-        every_seconds: between two checkpoints, at most, but for the length of a step.
-        should_stop: asked after each step whether to end there, with a checkpoint.
-        max_rollbacks: how often to go back to the last milestone, with half the learning rate, when a loss or a
-            gradient is not finite. The milestones do not depend on the clock, so that neither does what becomes of the
-            run.
+        fit: Fit to run, new or with a loaded state.
+        checkpoints: Checkpoints of the run.
+        every_seconds: Maximum number of seconds between two checkpoints. A step that is running is finished first.
+        should_stop: Function called after each step. If it returns True, the fit saves a checkpoint and stops.
+        max_rollbacks: Maximum number of rollbacks: after a non-finite loss or gradient, the fit returns to the last
+            milestone and halves the learning rate. Milestones do not depend on time, so rollbacks are reproducible.
 
     Yields:
-        Each epoch; one that comes again after a setback takes the place of what was yielded for it and those after it.
+        Each epoch. An epoch repeated after a rollback replaces the one yielded before, and all later ones.
 
     Raises:
-        NonFiniteError: and no setback is left; its notes name the last good checkpoint. Other errors as of `Fit`.
-        OSError: a checkpoint cannot be written.
+        NonFiniteError: If a loss or gradient is non-finite and no rollback is left. A note names the last checkpoint.
+        OSError: If a checkpoint cannot be written.
     """
     written = time.monotonic()
 
@@ -92,9 +92,9 @@ def run_with_checkpoints(
     while not fit.finished:
         try:
             for epoch in fit.iterate(due):
-                if epoch is not None:
+                if epoch is not None:  # None is yielded between two steps of an epoch if a checkpoint is due
                     yield epoch
-                stopping = should_stop()  # asked once: what comes later waits for the next step
+                stopping = should_stop()  # called once, so that a later request takes effect after the next step
                 if stopping or fit.finished or due() or checkpoints.is_milestone(fit.svi.steps):
                     checkpoints.save(fit.svi.steps, fit.state_dict())
                     written = time.monotonic()
@@ -115,8 +115,8 @@ def _roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError) -> Non
     step, state = newest
     num_rollbacks = fit.rollbacks + 1
     fit.load_state_dict(state)
-    # From the state alone, so that a run killed before its next checkpoint does the same again.
+    # The factor depends on the loaded state only, so that a run that crashes before its next checkpoint repeats it.
     fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (num_rollbacks - fit.rollbacks))
     fit.rollbacks = num_rollbacks
     checkpoints.delete_after(step)
-    _LOG.warning("%s Setback %d: on from step %d, the learning rate halved.", error, num_rollbacks, step)
+    _LOG.warning("%s Rollback %d: resuming from step %d with half the learning rate.", error, num_rollbacks, step)

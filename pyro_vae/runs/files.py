@@ -1,4 +1,4 @@
-r"""Files written whole or not at all."""
+r"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _PARTIAL = ".unfinished-"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to, which takes the place of `path` in one instant once it is whole and on disk.
+    """Yield a temporary path; on exit, sync the file written there and rename it to `path`.
 
-    A kill or a loss of power at any moment leaves the old file or the new one; an exception leaves the old one.
+    A crash or a power failure leaves either the old file or the new one; an exception leaves the old one.
 
     Raises:
-        OSError: the folder cannot be written; `path` is untouched, but for a failure in the very last step, which
-            makes the new name durable.
+        OSError: If the folder cannot be written. `path` is unchanged, unless only the last step failed, the sync of the
+            folder after the rename.
     """
     temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
     try:
         yield temporary
-        _sync(temporary)  # before the name, lest the name outlive the bytes
+        _sync(temporary)  # before the rename, so that `path` never names an incomplete file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -32,24 +32,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def strip_folder(program: str) -> str:
-    """Return what tells a program in a file, path/to/file.py:factory, wherever the file lies: its factory."""
+    """Return ``:factory`` of a program path/to/file.py:factory, and the name of any other program unchanged."""
     return "".join(program.rpartition(":")[1:])
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether a file is one that is being written, or was when a kill came."""
+    """Return whether a file is the temporary file of an atomic write, in progress or interrupted."""
     return path.name.startswith(_PARTIAL)
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a kill has left of files being written; nobody else may be writing to the folder."""
+    """Remove the temporary files of interrupted writes. The caller must be the only writer of the folder."""
     for path in folder.glob(f"{_PARTIAL}*"):
         path.unlink()
 
 
 def _sync(path: Path) -> None:
     try:
-        # A file that is to be synced must be open for writing on Windows, where a folder cannot be opened at all.
+        # Windows syncs only files that are open for writing, and cannot open folders.
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         if path.is_dir():

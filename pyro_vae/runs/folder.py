@@ -1,4 +1,4 @@
-r"""A folder of results, which one process writes to at a time, whole files or none, and nowhere else."""
+r"""A folder of results with an exclusive lock and atomic writes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LOCK = ".lock"
 
 
 class RunFolderError(UserError):
-    """A run folder that cannot be used; says why and what to do."""
+    """Raised if a run folder cannot be used. The message gives the reason and a remedy."""
 
 
 class Folder:
-    """A folder of results; `contents` are the names in it that must not be links, which may lead anywhere.
+    """A folder of results. The entries in `contents` must not be symbolic links, which can point outside the folder.
 
     Args:
-        path: of the folder.
-        figures: the folder in it for figures.
+        path: Path of the folder.
+        figures: Name of the subfolder for figures, or ``.`` for the folder itself.
     """
 
     contents: tuple[str, ...] = (LOCK, "figures")
@@ -46,11 +46,11 @@ class Folder:
         self._lock = filelock.FileLock(path / LOCK)
 
     def lock(self) -> None:
-        """Make the folder where it is not there, and keep others out of it while this object and the process live.
+        """Create the folder if needed and lock it, until `unlock` is called or this object or the process ends.
 
         Raises:
-            RunFolderError: another process is in it, or something in it would lead what is written elsewhere.
-            OSError: it cannot be written.
+            RunFolderError: If another process holds the lock, or an entry is a symbolic link.
+            OSError: If the folder cannot be written.
         """
         self.reject_symlinks()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -59,57 +59,68 @@ class Folder:
         except filelock.Timeout as error:
             raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
         except NotImplementedError:
-            _LOG.warning("%s is on a file system without locks: see to it that one process writes there.", self.path)
+            _LOG.warning("%s is on a file system without locks: make sure that only one process uses it.", self.path)
         for folder in (self.path, self.figures):
             remove_partial_files(folder)
 
     def unlock(self) -> None:
-        """Let others in again."""
+        """Release the lock."""
         self._lock.release()
 
     def reject_symlinks(self) -> None:
-        """Raise RunFolderError if a part of the folder is a link."""
+        """Raise RunFolderError if an entry in `contents` is a symbolic link."""
         for name in self.contents:
             if (self.path / name).is_symlink():
-                raise RunFolderError(f"{self.path / name} is a symbolic link, which is not written through; remove it.")
+                raise RunFolderError(f"{self.path / name} is a symbolic link and is not written through; remove it.")
 
     def write_json(self, name: str, values: Mapping[str, Any] | Sequence[Any]) -> None:
-        """Write a JSON file whole or not at all."""
+        """Write a JSON file atomically. Non-finite numbers raise ValueError."""
         self.write_text(name, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows of the same columns as CSV, whole or not at all."""
+        """Write a CSV file atomically. All rows must have the keys of the first one."""
         with atomic_write(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
 
     def write_scores(self, scores: Scores) -> None:
-        """Write the per-image scores as scores.nc, which ArviZ reads."""
+        """Write the per-image scores to scores.nc, which `arviz.from_netcdf` can open."""
         self.write_per_image("scores", {k: v for k, v in vars(scores).items() if isinstance(v, np.ndarray)})
 
     def write_per_image(self, name: str, values: Mapping[str, np.ndarray], rows: str = "num_particles") -> None:
-        """Write arrays (N,), or (rows, N), as <name>.nc, which ArviZ reads."""
-        # HDF5 does not survive a disk that is full, so that its file comes to this one as bytes.
+        """Write per-image arrays to <name>.nc, which `arviz.from_netcdf` can open.
+
+        Args:
+            name: Name of the file, without its suffix.
+            values: Arrays by name, shape (N,) or (rows, N) for N images.
+            rows: Name of the first of two dimensions.
+        """
+        # HDF5 does not handle a full disk safely: let it write to a temporary folder, then copy the bytes.
         with TemporaryDirectory() as folder, atomic_write(self.path / f"{name}.nc") as temporary:
             write_netcdf(values, Path(folder) / "scores.nc", rows)
             temporary.write_bytes((Path(folder) / "scores.nc").read_bytes())
 
     def save_figure(self, name: str, figure: Figure) -> None:
-        """Write <name>.png among the figures."""
+        """Write a figure to <name>.png in the folder of figures."""
         self.figures.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.figures / f"{name}.png") as temporary:
             figure.savefig(temporary, dpi=130)
 
     def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
-        """Write <name>.gif of frames (height, width) or (height, width, 3), uint8, ten a second, among the figures."""
-        from PIL import Image  # on use: `load_run` needs none
+        """Write an animation of ten frames per second to <name>.gif in the folder of figures.
+
+        Args:
+            name: Name of the file, without its suffix.
+            frames: uint8 arrays, shape (height, width) or (height, width, 3).
+        """
+        from PIL import Image  # imported on use: `load_run` does not need it
 
         first, *rest = (Image.fromarray(frame) for frame in frames)
         with atomic_write(self.figures / f"{name}.gif") as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=100, loop=0)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file whole or not at all."""
+        """Write a text file atomically."""
         with atomic_write(self.path / name) as temporary:
             temporary.write_text(text)

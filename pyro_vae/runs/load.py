@@ -1,6 +1,6 @@
-r"""A run that has been fitted, as it stands in its folder: its program with its weights, and its images.
+r"""Loading of finished runs: the program with its fitted weights, and its images.
 
-No code that a run folder names is run, and nothing is downloaded to a place that it names.
+A run folder is untrusted: code that it names is never executed, and nothing is downloaded unless the caller permits it.
 """
 
 from __future__ import annotations
@@ -27,41 +27,49 @@ from pyro_vae.runs.run_folder import RunFolder
 
 
 def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
-    """Return the configuration of a run that has a checkpoint, with changes.
+    """Return the configuration of a run that has a checkpoint.
+
+    Args:
+        folder: Run folder.
+        changes: Fields of the configuration to replace. For a run of a custom program, ``program`` must be given as
+            path/to/file.py:factory with the current path of the file.
 
     Raises:
-        ValueError: it is no run folder, it has no checkpoint, its configuration cannot be read, or it is of somebody's
-            own program, which `changes` does not name where it lies now.
+        UserError: If the folder is not a run folder or has no checkpoint, if its configuration is invalid, or if
+            `changes` does not give the program of the run as described.
     """
     if not folder.is_run:
-        raise RunFolderError(f"{folder.path} is no run folder: it has no config.json.")
+        raise RunFolderError(f"{folder.path} is not a run folder: it has no config.json.")
     folder.reject_symlinks()
     saved = read_config(folder.config_path)
     if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
         raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
-    is_own = saved.program not in programs.NAMES
-    program = changes.get("program", None if is_own else saved.program)
-    if program is None or (program != saved.program and not (is_own and ":" in program)):
-        hint = ", with the path that the file has here" if is_own else ", and no other program"
-        raise UserError(f"{folder.path} is of --program {saved.program!r}: give that flag{hint}.")
+    is_custom = saved.program not in programs.NAMES
+    program = changes.get("program", None if is_custom else saved.program)
+    if program is None or (program != saved.program and not (is_custom and ":" in program)):
+        hint = "with the current path of the file" if is_custom else "or leave it out"
+        raise UserError(f"{folder.path} was fitted with --program {saved.program!r}; repeat that flag {hint}.")
     names = [spec.rpartition(":")[2] for spec in (saved.program, program)]
     if names[0] != names[1]:
-        raise UserError(f"{folder.path} is of the factory {names[0]!r}, and --program {program} names {names[1]!r}.")
+        raise UserError(
+            f"{folder.path} was fitted with the factory {names[0]!r}, but --program {program} names {names[1]!r}."
+        )
     return replace(saved, **changes).resolve()
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
-    """Build the program of a run as its fit did: under the seed of the run, whichever that of `config` is.
+    """Build the program of a run as its fit did, with the saved random seed even if that of `config` differs.
 
-    What a program draws and keeps in no parameter is the same then. The global streams stay where they are.
+    Random values that a program draws when it is built and does not store as parameters are then the same. The global
+    random state is unchanged.
 
     Args:
-        folder: of the run.
-        config: as `load_config` returns it.
-        images: of the run.
+        folder: Run folder.
+        config: Configuration returned by `load_config`.
+        images: Images of the run.
 
     Returns:
-        As `programs.build`, with the weights that the fit began with.
+        The result of `programs.build`, with the initial weights of the fit.
     """
     seed, before = read_config(folder.config_path).seed, rng_state()
     set_rng_seed(seed)
@@ -72,22 +80,23 @@ def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
 
 
 def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
-    """Build the program of a run and give it the parameters of its newest checkpoint, in a param store of its own.
+    """Build the program of a run and load its newest checkpoint into a separate param store.
 
-    Where the fit averages its weights, they are the averages.
+    If the fit averages its parameters, the averages are loaded.
 
     Args:
-        folder: of the run.
-        config: as `load_config` returns it.
-        download: whether images that are absent are downloaded into their ``data_root``.
+        folder: Run folder.
+        config: Configuration returned by `load_config`.
+        download: Whether to download missing images to ``config.data_root``.
 
     Raises:
-        UserError: the images or the checkpoint are not there, or not good.
+        UserError: If the images are missing or invalid, or all checkpoints were removed.
+        CheckpointError: If there are checkpoints and none is valid.
     """
     images = load_images(config, download=download)
     newest = Checkpoints(folder.checkpoints, folder.config()).newest()
     if newest is None:
-        raise RunFolderError(f"{folder.path} has no checkpoint any more: another process has removed them.")
+        raise RunFolderError(f"{folder.path} has no checkpoint left; another process removed it.")
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
         averaged = newest[1].get("average")
@@ -98,18 +107,19 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
 
 
 def load_run(path: Path | str, *, download: bool = False, **changes: Any) -> Run:
-    """Open a run that has been fitted: its program with its weights, its images and its configuration.
+    """Load a finished run: its program with the fitted weights, its images and its configuration.
 
-    Any number of runs can be open in one process: each has a param store of its own.
+    Several runs can be open in one process, because each has a separate param store.
 
     Args:
-        path: folder of the run.
-        download: whether images that are absent are downloaded into their ``data_root``.
-        **changes: fields of the configuration to change, such as ``device`` or ``data_root``; of a run of your own
-            program, ``program`` says where its file lies now, and its code is run.
+        path: Run folder.
+        download: Whether to download missing images to ``data_root``.
+        **changes: Fields of the configuration to replace, such as ``device`` or ``data_root``. For a run of a custom
+            program, ``program`` must be path/to/file.py:factory with the current path; the file is executed.
 
     Raises:
-        UserError: it is no run folder, or its configuration, images or checkpoint are not there or not good.
+        UserError: If `path` is not a run folder with a checkpoint, or its configuration or images are invalid.
+        CheckpointError: If there are checkpoints and none is valid.
     """
     folder = RunFolder(Path(path))
     return restore(folder, load_config(folder, changes), download=download)

@@ -1,4 +1,4 @@
-r"""Per-image results as netCDF files, which ArviZ reads."""
+r"""Per-image results as netCDF files in the format of ArviZ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
 
 
 def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path, rows: str = "num_particles") -> None:
-    """Write per-image results, {name: (N,) or (rows, N)}, as the constant data of an ArviZ file.
+    """Write per-image results as the ``constant_data`` group of a file for `arviz.from_netcdf`.
 
-    `arviz.from_netcdf(path)` reads it.
+    Args:
+        per_image: Arrays by name, shape (N,) or (rows, N) for N images.
+        path: File to write.
+        rows: Name of the first of two dimensions. The dimension of size N is named ``image``.
     """
-    import arviz  # on use, as in `evaluate.likelihood.diagnostics`
+    import arviz  # imported on use, as in `evaluate.likelihood.diagnostics`
 
     dims = {name: ["image"] if values.ndim == 1 else [rows, "image"] for name, values in per_image.items()}
     groups: Any = {"constant_data": dict(per_image)}
@@ -25,7 +28,7 @@ def write_netcdf(per_image: Mapping[str, np.ndarray], path: Path, rows: str = "n
 
 
 def read_netcdf(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_netcdf` wrote."""
+    """Read the arrays that `write_netcdf` wrote, by name."""
     import arviz
 
     group = arviz.from_netcdf(str(path))["constant_data"]

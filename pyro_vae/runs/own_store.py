@@ -1,7 +1,7 @@
-r"""A program whose parameters live in a Pyro param store of its own.
+r"""Programs with separate Pyro param stores.
 
-Pyro finds parameters by name in one store for the whole process. Of two programs of the same names, the one that runs
-second would be given the values of the first, in silence.
+Pyro looks up parameters by name in one store per process. If two programs use the same names, the second one to run
+would silently use the parameters of the first.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import pyro
 from pyro_vae.trace import Program
 
 Store = Any
-"""The state of a param store, {"params": tensors by name, "constraints": by name}; Pyro does not export its type."""
+"""State of a param store, {"params": {name: tensor}, "constraints": {name: constraint}}; Pyro exports no type."""
 
 
 class IsolatedProgram:
-    """A program, with all its attributes, whose ``model`` and ``guide`` find their parameters in a store of their own.
+    """A program whose ``model`` and ``guide`` use a separate param store. Other attributes are those of the program.
 
     Args:
-        program: an object with ``model`` and ``guide``.
-        store: its parameters, as `pyro.params.param_store.ParamStoreDict.scope` yields them.
+        program: Object with ``model`` and ``guide``.
+        store: Parameters of the program, as yielded by `pyro.params.param_store.ParamStoreDict.scope`.
     """
 
     def __init__(self, program: Any, store: Store) -> None:
         self._program = program
         self._store = store
-        # Kept, not made anew at each use: what is known of a program is known by its identity.
+        # Wrap once, not at each access: compiled graphs and checks are cached by the identity of the callables.
         self.model: Program = update_wrapper(partial(_call, store, program.model), program.model)
         self.guide: Program = update_wrapper(partial(_call, store, program.guide), program.guide)
 
@@ -39,16 +39,16 @@ class IsolatedProgram:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Make the store of the program the store of Pyro, for many calls or to go on training."""
+        """Make the store of the program Pyro's global store, e.g. for many calls or to continue training."""
         with pyro.get_param_store().scope(self._store):
             yield
 
 
 def _call(store: Store, program: Program, *args: Any, **kwargs: Any) -> Any:
     current: Any = pyro.get_param_store()
-    own = store["params"]
-    # In `scope`, and in the copies of it that are read, the tensors are its own: nothing has to change.
-    if all(current._params.get(name) is tensor for name, tensor in own.items()):
+    params = store["params"]
+    # Inside `scope`, and in read-only copies of that store, the global store already holds these tensors.
+    if all(current._params.get(name) is tensor for name, tensor in params.items()):
         return program(*args, **kwargs)
     with current.scope(store):
         return program(*args, **kwargs)

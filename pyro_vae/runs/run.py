@@ -1,4 +1,4 @@
-r"""A program and the images that it is fitted to or scored on, as a configuration says."""
+r"""A run in memory: a configuration, the program that it specifies, and the images to fit or score."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pyro_vae.trace import Batch, Data, Description, describe
 
 
 class LabeledImages(NamedTuple):
-    """Images (N, ...) as the program observes them, beside its other arguments if it has any; and classes (N,)."""
+    """Images (N, ...) as the program observes them, with its other arguments if any, and their classes (N,)."""
 
     x: Data
     classes: np.ndarray
 
     @property
     def pixels(self) -> Tensor:
-        """The images alone."""
+        """The images without other arguments, shape (N, ...)."""
         return Batch.of(self.x).x
 
 
@@ -35,62 +35,63 @@ class Run:
     config: Config
     images: data.Observed
     program: Any
-    """An object with ``model(x)`` and ``guide(x)``."""
+    """Object with ``model(x)`` and ``guide(x)``."""
     description: Description
 
     @property
     def density(self) -> bool:
-        """Whether the images are observed under a density, so that gray levels are made continuous."""
+        """Whether the program observes images under a density, so that gray levels are dequantized."""
         return self.description.observes == "density"
 
     @property
     def execution(self) -> str | None:
-        """How steps run, and whether densities are read by compiled graphs; see `Config.execution`."""
+        """Execution mode of training steps and scoring: ``compiled``, ``recorded`` or None; see `Config.execution`."""
         return self.config.execution(len(self.images.pixels.train))
 
     @property
     def no_density_reason(self) -> str | None:
-        """Why the program has no log weights, or None."""
+        """Why the log weights of the program are undefined, or None if they are defined."""
         return self.description.no_density_reason
 
     @property
     def labels(self) -> data.Labels | None:
-        """What is known of the images."""
+        """Labels of the images, or None."""
         return self.images.pixels.labels
 
     def observed(self, split: str) -> Data:
-        """Return the images of a split (N, *pixels) as the program observes them, the same every time.
+        """Return the images of a split, shape (N, *pixels), as the program observes them. All calls agree.
 
-        A program that takes labels has them beside the images, in a `Batch`.
+        If the program takes labels, the result is a `Batch` of the images and their labels.
         """
         x = self.images.split(split)
         labels = programs.select_labels(self.program, self.images.pixels, split)
         return x if labels is None else Batch(x, labels.to(x.device))
 
     def labeled(self, split: str) -> LabeledImages:
-        """Return the images of a split as the program observes them, with the first of their labels.
+        """Return the images of a split as the program observes them, with the first label of each as its class.
 
         Raises:
-            UserError: they have none.
+            UserError: If the data set has no labels.
         """
         if self.labels is None:
-            raise UserError(f"{self.images.pixels.name} has no labels: choose other --data.")
+            raise UserError(f"{self.images.pixels.name} has no labels; choose labeled data with --data.")
         return LabeledImages(self.observed(split), self.labels.get(self.labels.names[0], split).cpu().numpy())
 
     def batches(self) -> data.Batches:
-        """Return the batches of the fit."""
+        """Return the training batches of the fit."""
         labels = programs.select_labels(self.program, self.images.pixels, "train")
         return self.images.batches(self.config.batch_size, self.config.seed, labels)
 
 
 def prepare(config: Config) -> Run:
-    """Load the images of a configuration, build its program, and find out how that observes them.
+    """Load the images of a configuration, build its program, and determine how the program observes the images.
 
-    Random initial weights come from torch's global stream.
+    Initial weights are drawn from torch's global generator.
 
     Raises:
-        DataError: see `data.load`; or a density of binarized pixels.
-        UserError, RuntimeError: see `programs.build`.
+        DataError: If the images cannot be loaded (see `data.load`), or a density would observe binarized pixels.
+        UserError: See `programs.build`.
+        RuntimeError: See `programs.build`.
     """
     images = load_images(config)
     config = adapt_to_data(config, images.pixels)
@@ -98,14 +99,14 @@ def prepare(config: Config) -> Run:
 
 
 def load_images(config: Config, *, download: bool = True) -> data.Observed:
-    """Load the images of a run, on its device; see `data.storage.place` for training images that are too many for it.
+    """Load the images of a run onto its device; training images may stay on the host, see `data.storage.place`.
 
     Args:
-        config: the run.
-        download: whether a data set that is absent is downloaded into its ``data_root``.
+        config: Configuration of the run.
+        download: Whether to download a missing data set to ``config.data_root``.
 
     Raises:
-        DataError: see `data.load`.
+        DataError: If the images cannot be loaded; see `data.load`.
     """
     images = data.load(
         config.data,
@@ -129,10 +130,10 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
 
 
 def make_run(config: Config, images: data.Observed, program: Any) -> Run:
-    """Find out whether a program observes pixels under a density, and return the run of it.
+    """Return the run of a program, with dequantized images if the program observes them under a density.
 
     Raises:
-        DataError: it does, and the pixels are binarized.
+        DataError: If the program observes binarized pixels under a density.
     """
     description = describe(program.model, program.guide, example(program, images))
     if description.observes == "density":
@@ -141,7 +142,7 @@ def make_run(config: Config, images: data.Observed, program: Any) -> Run:
 
 
 def example(program: Any, images: data.Observed) -> Data:
-    """Return an image as a program may be called with it before it is known how it observes pixels."""
+    """Return a batch of one image for the first call of a program, before it is known how it observes pixels."""
     x = images.example()
     labels = programs.select_labels(program, images.pixels, "train")
     return x if labels is None else Batch(x, labels[:1].to(x.device))

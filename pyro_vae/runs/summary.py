@@ -1,4 +1,4 @@
-r"""summary.json: what is known of a run in numbers, from its fit and from an evaluation."""
+r"""summary.json: the numbers of a run, from its fit and its evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_vae.runs.folder import Folder
 from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run_folder import RunFolder
 
-_NO_METRICS = "metrics.jsonl of the run does not hold it"
+_NO_METRICS = "it is not recorded in metrics.jsonl of the run"
 
 
 def write_summary(
@@ -28,14 +28,14 @@ def write_summary(
     """Write summary.json of a run, or of a later evaluation of it.
 
     Args:
-        folder: where it is written.
-        config: the configuration as JSON values.
-        numbers: of the evaluation, with the reason of each None under "reasons".
-        parameters: number of the fitted parameters.
-        metrics: the lines of the run's metrics.jsonl, from which its epochs and its seconds of training are taken.
+        folder: Folder of the file.
+        config: Configuration as JSON values.
+        numbers: Numbers of the evaluation. The reason for each None is under the key ``reasons``.
+        parameters: Number of fitted parameters.
+        metrics: Epochs in metrics.jsonl of the run, for the number of epochs and the seconds of training.
     """
     seconds: list[Any] = [line.get("seconds") for line in metrics]
-    timed = bool(seconds) and all(isinstance(each, int | float) and math.isfinite(each) for each in seconds)
+    timed = bool(seconds) and all(isinstance(value, int | float) and math.isfinite(value) for value in seconds)
     training = {"epochs": len(metrics) or None, "train_seconds": sum(seconds) if timed else None}
     missing = {name: _NO_METRICS for name, value in training.items() if value is None}
     reasons = {**numbers["reasons"], **missing}
@@ -44,12 +44,12 @@ def write_summary(
 
 
 def read_summary(run: RunFolder) -> dict[str, Any]:
-    """Return what a finished run has written as its summary.json."""
+    """Return the content of summary.json of a finished run."""
     return dict(json.loads((run.path / "summary.json").read_text()))
 
 
 def num_parameters(program: IsolatedProgram) -> int:
-    """Return the number of the fitted parameters of a run; those that go by several names count once."""
+    """Return the number of fitted parameters of a run. Parameters with several names count once."""
     with program.scope():
         tensors = {id(tensor): tensor for tensor in map(unconstrained_param, pyro.get_param_store().keys())}
     return sum(tensor.numel() for tensor in tensors.values())

@@ -1,4 +1,18 @@
-"""How any program is read: draws and per-site log-densities of K particles, without leaving a mark."""
+"""Run any Pyro program for K particles and evaluate the log-density of every site, without side effects.
+
+A *program* is a pair of callables: a model, p(x, z), and a guide, q(z | x). The files, from the bottom up:
+
+    batch, terms, elements              arguments of a call; log-densities of sites; element-wise views of distributions
+    enumeration, discrete, marginals    discrete latents: their values, which are enumerated, and the sums over them
+    plates, shapes                      the data plate, the layouts of particles, and the shapes in each layout
+    modes, isolation, noise, seeds      module modes, side effects, noise outside sample sites, seeds
+    run_result, execution               one run in one layout, and its result
+    layout, layout_comparison           the choice of a layout by comparison with single runs
+    densities                           entry points: sample, score, replay
+    roles, simulation, support          descriptions of programs, simulated data, checks of the data
+    missing, unconstrained              missing pixels; latents as one vector in R^D
+    graphs/, backends                   recorded FX graphs; eager and compiled backends
+"""
 
 from pyro_vae.trace.backends import CompiledBackend, EagerBackend
 from pyro_vae.trace.batch import Batch, Data, Program

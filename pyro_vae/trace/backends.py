@@ -1,4 +1,4 @@
-r"""How programs are drawn from and scored: as Pyro runs them, or by compiled graphs."""
+r"""Backends that sample from and score models and guides: eager Pyro or compiled graphs."""
 
 from __future__ import annotations
 
@@ -18,97 +18,113 @@ _LOG = logging.getLogger("pyro_vae")
 
 
 class EagerBackend:
-    """Reads programs as Pyro runs them; kept from batch to batch, it remembers what has been checked once."""
+    """Run programs in Pyro.
+
+    Reuse one instance for all batches: `checked` holds the keys of checks that a caller needs to run only once.
+    """
 
     def __init__(self) -> None:
         self.checked: set[Any] = set()
 
     def start_batch(self) -> None:
-        """Prepare for a batch of images."""
+        """Prepare for a new batch of images. The eager backend has nothing to do."""
 
     def draw(
         self, guide: Program, batch: Batch, num_samples: int, layout: Layout
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw K particles and score them; see `densities.draw`."""
+        """Sample K particles from a guide and score them. See `densities.draw`."""
         return densities.draw(guide, batch, num_samples, layout)
 
     def log_density(
         self, program: Program, batch: Batch, values: Mapping[str, Tensor], layout: Layout
     ) -> dict[str, Tensor]:
-        """Score a program at given latents; see `densities.log_density`."""
+        """Score a model or guide at given latents. See `densities.log_density`."""
         return densities.log_density(program, batch, values, layout)
 
 
 class CompiledBackend(EagerBackend):
-    """Reads programs by compiled graphs, without gradients; kept from batch to batch, it compiles once.
+    """Run programs as compiled graphs, without gradients.
 
-    What comes in the shapes of a program's first call is compiled. The smaller rest at the end of a loop is not worth a
-    compiler; it is read as it is, and so is what cannot be compiled, with a line of the log. The first call for each
-    batch is made by Pyro as well, and a graph that differs from it is given up.
+    Reuse one instance for all batches, so that it compiles once. Only the shapes of the first call of a model or guide
+    are compiled. Other shapes, such as a smaller last chunk, run eagerly because they do not repay the compilation.
+    Programs that cannot be compiled also run eagerly, and the reason is logged. The first call for every batch runs
+    both the graph and Pyro; if their results differ, the graph is discarded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._graphs: dict[Any, tuple[Graph, Any]] = {}
         self._refused: set[Any] = set()
-        self._compared: set[Any] = set()  # for the present batch
+        self._compared: set[Any] = set()  # keys of graphs already compared on this batch
 
     def start_batch(self) -> None:
-        """Prepare for a batch of images, for which every graph has yet to be compared with its program."""
+        """Prepare for a new batch of images: every graph is compared with its program once more."""
         self._compared.clear()
 
     def draw(
         self, guide: Program, batch: Batch, num_samples: int, layout: Layout
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw K particles and score them; the same noise as without a graph."""
+        """Sample K particles from a guide and score them, with the same noise as the eager backend."""
 
         def draws(batch: Batch, _: list[Tensor]) -> tuple[tuple[list[str], list[str]], Tensors]:
             values, log_q = densities.draw(guide, batch, num_samples, layout)
             return (list(values), list(log_q)), (*values.values(), *log_q.values())
 
-        read = self._read(("draw", guide), draws, guide, batch, [], (num_samples, layout))
-        if read is None:
+        outputs = self._run_graph(("draw", guide), draws, guide, batch, [], (num_samples, layout))
+        if outputs is None:
             return densities.draw(guide, batch, num_samples, layout)
-        (names, sites), tensors = read
+        (names, sites), tensors = outputs
         drawn, log_q = tensors[: len(names)], tensors[len(names) :]
         return dict(zip(names, drawn, strict=True)), dict(zip(sites, log_q, strict=True))
 
     def log_density(
         self, program: Program, batch: Batch, values: Mapping[str, Tensor], layout: Layout
     ) -> dict[str, Tensor]:
-        """Score a program at given latents."""
+        """Score a model or guide at given latents, without gradients."""
         names = list(values)
 
         def scores(batch: Batch, latents: list[Tensor]) -> tuple[list[str], Tensors]:
             sites = densities.log_density(program, batch, dict(zip(names, latents, strict=True)), layout)
             return list(sites), tuple(site.detach() for site in sites.values())
 
-        read = self._read(("score", program), scores, program, batch, list(values.values()), (names, layout))
-        if read is None:
+        outputs = self._run_graph(("score", program), scores, program, batch, list(values.values()), (names, layout))
+        if outputs is None:
             return densities.log_density(program, batch, values, layout)
-        return dict(zip(*read, strict=True))
+        return dict(zip(*outputs, strict=True))
 
-    def _read(
+    def _run_graph(
         self, key: Any, function: Any, program: Program, batch: Batch, latents: list[Tensor], frozen: Any
     ) -> tuple[Any, Any] | None:
-        """Call the graph of a function of a batch and latents, or return None where it is not to be compiled."""
+        """Run the graph of a function of a batch and latents.
+
+        Args:
+            key: Identity of the graph: the operation and the callable.
+            function: Function of (batch, latents) to record. It returns static Python values and tensors.
+            program: Model or guide that the function calls.
+            batch: Arguments of the program.
+            latents: Values of the latents, each (K, B, ...).
+            frozen: Hashable or comparable Python values that the graph holds fixed, such as the number of samples.
+
+        Returns:
+            (static values, tensors), or None if the call has to run eagerly.
+        """
         if key in self._refused:
             return None
         try:
-            tensors, build, rest = batch.flatten()
+            tensors, build, static = batch.flatten()
         except TypeError:
             self._refuse(key, "an argument of the program is neither a tensor nor hashable")
             return None
         num_tensors = len(tensors)
-        form = (frozen, rest, [(tensor.shape, tensor.dtype) for tensor in (*tensors, *latents)])
-        if key not in self._graphs:  # a graph looks around its program once, and not at every chunk
+        signature = (frozen, static, [(tensor.shape, tensor.dtype) for tensor in (*tensors, *latents)])
+        if key not in self._graphs:  # one graph for all chunks: it inspects the program's surroundings only once
 
-            def of_tensors(*inputs: Tensor) -> Any:
+            def call_with_tensors(*inputs: Tensor) -> Any:
                 return function(build(list(inputs[:num_tensors])), list(inputs[num_tensors:]))
 
-            self._graphs[key] = Graph(of_tensors, program, *batch.non_tensors()), form
-        graph, compiled = self._graphs[key]
-        if form != compiled:
+            self._graphs[key] = Graph(call_with_tensors, program, *batch.non_tensors()), signature
+        graph, compiled_signature = self._graphs[key]
+        if signature != compiled_signature:
             return None
         try:
             if key in self._compared:
@@ -121,4 +137,4 @@ class CompiledBackend(EagerBackend):
 
     def _refuse(self, key: Any, reason: str) -> None:
         self._refused.add(key)
-        _LOG.warning("Densities are not compiled: %s. Pyro runs the program every time.", reason)
+        _LOG.warning("Densities are not compiled: %s. Falling back to eager Pyro.", reason)

@@ -1,4 +1,4 @@
-r"""What a program is called with: any arguments, of which some have one row for each image."""
+r"""Arguments of a model or guide, some of which hold one row per image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Program: TypeAlias = Callable[..., Any]
 
 
 class Batch:
-    """The arguments of one call of a program, ``program(*args, **kwargs)``.
+    """Arguments of one call of a model or guide, ``program(*args, **kwargs)``.
 
-    The first tensor among them is `x`, and B, its first size, is the number of images. Every tensor whose first size is
-    B, also inside lists, tuples and dictionaries, holds one row for each image: these are split, chosen and repeated
-    together. Everything else is passed on as it is.
+    The first tensor among the arguments is `x`; its first dimension is the batch size B. Every tensor whose first
+    dimension has size B, including those inside lists, tuples and dictionaries, holds one row per image. Such tensors
+    are split, indexed and repeated together. All other arguments are passed on unchanged.
 
     Args:
-        *args: positional arguments of the program.
-        **kwargs: keyword arguments of the program.
+        *args: Positional arguments of the model or guide.
+        **kwargs: Keyword arguments of the model or guide.
 
     Raises:
-        ValueError: no argument is a tensor with a first dimension.
+        ValueError: No argument is a tensor with at least one dimension.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,19 +36,21 @@ class Batch:
             tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
             first = next(tensors, None)
         if first is None:
-            raise UserError("No argument of the program is a tensor (B, ...): pass the batch of data as an argument.")
+            raise UserError(
+                "No argument of the program is a tensor of shape (B, ...): pass the batch of data as an argument."
+            )
         self.x: Tensor = first
 
     @staticmethod
     def of(batch: Data) -> Batch:
-        """Return a batch of what a caller gives: a batch, a tensor x, or a tuple or list of positional arguments."""
+        """Convert a tensor x, or a tuple or list of positional arguments, to a `Batch`; return a `Batch` unchanged."""
         if isinstance(batch, Batch):
             return batch
         return Batch(*batch) if isinstance(batch, (tuple, list)) else Batch(batch)
 
     @staticmethod
     def from_call(*args: Any, **kwargs: Any) -> Batch:
-        """Return the batch of a call: its arguments, or the one `Batch` that it was given."""
+        """Return the arguments of a call as a `Batch`; a `Batch` passed as the only argument is returned unchanged."""
         return args[0] if len(args) == 1 and isinstance(args[0], Batch) else Batch(*args, **kwargs)
 
     def __len__(self) -> int:
@@ -59,74 +61,78 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """The device of x."""
+        """Device of `x`."""
         return self.x.device
 
     def call(self, program: Program) -> Any:
-        """Call a program with these arguments."""
+        """Call a model or guide with these arguments."""
         return program(*self.args, **self.kwargs)
 
     def map_rows(self, fn: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with a change made to every tensor that has a row for each image."""
+        """Return a copy of the batch with `fn` applied to every tensor that holds one row per image."""
         if not self.kwargs and len(self.args) == 1 and self.args[0] is self.x:
             return Batch(fn(self.x))
         size = len(self)
 
-        def changed(leaf: Any) -> Any:
+        def map_leaf(leaf: Any) -> Any:
             return fn(leaf) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else leaf
 
-        args, kwargs = pytree.tree_map(changed, (self.args, self.kwargs))
+        args, kwargs = pytree.tree_map(map_leaf, (self.args, self.kwargs))
         return Batch(*args, **kwargs)
 
     def replace_x(self, x: Tensor) -> Batch:
-        """Return the batch with other images in the place of x."""
+        """Return a copy of the batch with `x` replaced."""
         args, kwargs = pytree.tree_map(lambda leaf: x if leaf is self.x else leaf, (self.args, self.kwargs))
         return Batch(*args, **kwargs)
 
     def __getitem__(self, rows: Any) -> Batch:
-        """Return some of the images, by a slice or a tensor of indices."""
+        """Return a batch of the selected images. `rows` is a slice or a tensor of indices."""
         return self.map_rows(lambda leaf: leaf[rows])
 
     def repeat(self, num: int) -> Batch:
-        """Return the images repeated as a whole, (number * B, ...)."""
+        """Return the batch repeated `num` times, (num * B, ...), with the images of each copy adjacent."""
         return self.map_rows(lambda leaf: leaf.repeat(num, *[1] * (leaf.dim() - 1)))
 
     def expand(self, num: int) -> Batch:
-        """Return the first image as a batch of so many, a view."""
+        """Return a batch of `num` copies of the first image, as views."""
         return self.map_rows(lambda leaf: leaf[:1].expand(num, *leaf.shape[1:]))
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Yield the images in batches of a size, of which the last may be smaller."""
+        """Yield batches of at most `size` images."""
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def non_tensors(self) -> list[Any]:
-        """Return the arguments that are no tensors, such as an object of settings."""
+        """Return the arguments that are not tensors, e.g. an object with settings."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if not isinstance(leaf, Tensor)]
 
     def flatten(self) -> tuple[list[Tensor], Callable[[list[Tensor]], Batch], Any]:
-        """Return the tensors, a function that builds the batch of others in their places, and all else, hashable.
+        """Split the arguments into tensors and everything else.
+
+        Returns:
+            (tensors, build, static): the tensor arguments; a function that builds a batch from as many other tensors;
+            and the structure of the arguments with the non-tensor ones, hashable.
 
         Raises:
-            TypeError: an argument is neither a tensor nor hashable.
+            TypeError: An argument is neither a tensor nor hashable.
         """
-        if len(self.args) == 1 and self.args[0] is self.x and not self.kwargs:  # the usual one, at every step
-            return [self.x], _alone, None
+        if len(self.args) == 1 and self.args[0] is self.x and not self.kwargs:  # fast path of every step
+            return [self.x], _build_single, None
         leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
         indices = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         others = tuple((index, leaf) for index, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
         hash(others)
 
         def build(tensors: list[Tensor]) -> Batch:
-            filled = list(leaves)
+            new_leaves = list(leaves)
             for index, tensor in zip(indices, tensors, strict=True):
-                filled[index] = tensor
-            args, kwargs = pytree.tree_unflatten(filled, structure)
+                new_leaves[index] = tensor
+            args, kwargs = pytree.tree_unflatten(new_leaves, structure)
             return Batch(*args, **kwargs)
 
         return [leaves[index] for index in indices], build, (structure, others)
 
 
-def _alone(tensors: list[Tensor]) -> Batch:
+def _build_single(tensors: list[Tensor]) -> Batch:
     return Batch(*tensors)
 
 

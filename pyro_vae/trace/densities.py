@@ -1,7 +1,7 @@
-r"""Draws and per-site log-densities of K particles, read from any Pyro program.
+r"""Sample K particles from any Pyro program and evaluate the log-density of every site.
 
-A program is a callable of a batch of B images, most of whose sample sites stand in one data plate of that size.
-Reading K particles means running it for values of shape (K, B, ...) and collecting, for every site s,
+Models and guides are callables of a batch of B images. Most of their sample sites are inside one data plate of size B.
+Running K particles means running the callable for values of shape (K, B, ...) and collecting, for every site s,
 
     log p_s(value_s | parents)    (K, B), float64, in nats, unscaled.
 """
@@ -32,17 +32,17 @@ def trace_particles(
     values: Values | None = None,
     layout: Layout | None = None,
 ) -> ParticleTrace:
-    """Run a program for K particles.
+    """Run a model or guide for K particles.
 
     Args:
-        program: a model or a guide.
-        batch: what it is called with: x (B, ...), a tuple of arguments, or a `Batch`.
-        num_samples: K.
-        values: latents held at given values, {site: (K, B, ...)}; the others are sampled.
-        layout: how, where `choose_layout` has been asked before.
+        program: Model or guide.
+        batch: Arguments of the program: x, shape (B, ...), a tuple of arguments, or a `Batch`.
+        num_samples: Number of particles, K.
+        values: Values at which latents are held, {site: (K, B, ...)}. Other latents are sampled.
+        layout: Layout from an earlier `choose_layout`. None chooses one.
 
     Raises:
-        ValueError: a value has no site in the program, or no plate has the size of the batch.
+        ValueError: A value has no matching site in the program, or no plate has the size of the batch.
     """
     batch = Batch.of(batch)
     if layout is None or num_samples == 1:
@@ -53,25 +53,25 @@ def trace_particles(
 def replay_at(
     program: Program, batch: Data, values: Mapping[str, Tensor], layout: Layout | None = None
 ) -> ParticleTrace:
-    """Run a program at given values of its latents, {site: (K, B, ...)}; K = 1 where it has none.
+    """Run a model or guide with its latents held at given values, {site: (K, B, ...)}. Without latents, K = 1.
 
-    Discrete ones without a value are summed out.
+    Discrete latents without a value are summed out.
 
     Raises:
-        ValueError: a latent site has no value and cannot be summed out, or as `trace_particles`.
+        ValueError: A latent site has no value and cannot be summed out; or see `trace_particles`.
     """
     batch = Batch.of(batch)
     if layout is not None and layout.summed:
-        return _complete(trace_summed(program, batch, values, layout), values)
+        return _require_values(trace_summed(program, batch, values, layout), values)
     num_samples = next(iter(values.values())).shape[0] if values else 1
     result = trace_particles(program, batch, num_samples, values, layout)
     if set(result.latents) <= set(values):
-        return _complete(result, values)
+        return _require_values(result, values)
     summed = find_summed_sites(result, values)
-    two = {name: value[:1].expand(2, *value.shape[1:]) for name, value in values.items()}
-    layout = choose_layout(program, batch, 2, two, result.frame.data)
-    layout = choose_summed_layout(program, batch, two, layout, summed)
-    return _complete(trace_summed(program, batch, values, layout), values)
+    pair = {name: value[:1].expand(2, *value.shape[1:]) for name, value in values.items()}  # to compare layouts
+    layout = choose_layout(program, batch, 2, pair, result.frame.data)
+    layout = choose_summed_layout(program, batch, pair, layout, summed)
+    return _require_values(trace_summed(program, batch, values, layout), values)
 
 
 def trace_model_and_guide(
@@ -82,18 +82,22 @@ def trace_model_and_guide(
     layouts: Layouts | None = None,
     noise: tuple[SharedNoise, SharedNoise] | None = None,
 ) -> tuple[ParticleTrace, ParticleTrace]:
-    """Run a guide for K particles and the model at the values it has drawn; return (model, guide).
+    """Run a guide for K particles and the model at the values that the guide sampled.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        batch: what they are called with.
-        num_samples: K.
-        layouts: how, where `choose_layouts` has been asked before.
-        noise: keeps the noise of the model and that of the guide beside their sites, for `replay`.
+        model: Model, p(x, z).
+        guide: Guide, q(z | x).
+        batch: Arguments of both.
+        num_samples: Number of particles, K.
+        layouts: Layouts from an earlier `choose_layouts`. None chooses them.
+        noise: Two recorders, for the model and for the guide. They keep the noise that each draws outside its sample
+            sites (e.g. dropout), for `replay`.
+
+    Returns:
+        (run of the model, run of the guide).
 
     Raises:
-        ValueError: model and guide do not have the same latent sites, or as `trace_particles`.
+        ValueError: The model and the guide do not have the same latent sites; or see `trace_particles`.
     """
     batch = Batch.of(batch)
     keep_p, keep_q = (nullcontext if part is None else part.keep for part in noise or (None, None))
@@ -111,11 +115,14 @@ def trace_model_and_guide(
             p = _trace_model(model, batch, q, layouts.model)
     if missing := sorted(name for name in q.latents if name not in p.sites):
         raise UserError(f"The program has no latent site {missing[0]!r}; it has {p.latents}.")
-    return _complete(p, q.latents), q
+    return _require_values(p, q.latents), q
 
 
 def trace_guide(guide: Program, batch: Batch, num_samples: int, layout: Layout) -> ParticleTrace:
-    """Run a guide for K particles, at each of the S joint values of what it enumerates: S * K particles, K inside S."""
+    """Run a guide for K particles at each of the S joint values of the sites that it enumerates.
+
+    K varies fastest among the S * K particles.
+    """
     if not layout.enumerated:
         return trace_in_layout(guide, batch, num_samples, layout, {})
     given = expand_over_states(layout.enumerated, {}, num_samples, batch.x)
@@ -125,7 +132,11 @@ def trace_guide(guide: Program, batch: Batch, num_samples: int, layout: Layout) 
 
 
 def _trace_model(model: Program, batch: Batch, q: ParticleTrace, layout: Layout) -> ParticleTrace:
-    """Run a model at what a guide has drawn: at its very tensors where the layouts agree, not at views of them."""
+    """Run a model at the values that a guide sampled.
+
+    If both layouts match, the model receives the guide's tensors themselves rather than views of them. Gradients then
+    accumulate in the order of stock Pyro and are bit-identical to its gradients.
+    """
     if layout.summed:
         return trace_summed(model, batch, q.values, layout, q.subsamples())
     if not q.latents:
@@ -138,17 +149,17 @@ def _trace_model(model: Program, batch: Batch, q: ParticleTrace, layout: Layout)
 def draw(
     guide: Program, batch: Data, num_samples: int, layout: Layout | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw K particles from a guide.
+    """Sample K particles from a guide and score them.
 
     Args:
-        guide: a program of latent sites, q(z|x).
-        batch: what it is called with.
-        num_samples: K.
-        layout: as in `trace_particles`.
+        guide: Guide, q(z | x).
+        batch: Arguments of the guide.
+        num_samples: Number of particles, K.
+        layout: See `trace_particles`.
 
     Returns:
-        ({latent site: value (K, B, ...)}, {site: log q (K, B)}), log q in nats and float64; it may have auxiliary
-        sites more. With a layout that enumerates sites, they are S * K particles.
+        ({latent site: value (K, B, ...)}, {site: log q (K, B)}), with log q in nats, float64. The second dictionary
+        also includes auxiliary sites. If the layout enumerates sites, the leading dimension is S * K.
     """
     if layout is not None and layout.enumerated:
         result = trace_guide(guide, Batch.of(batch), num_samples, layout)
@@ -160,19 +171,19 @@ def draw(
 def log_density(
     program: Program, batch: Data, values: Mapping[str, Tensor], layout: Layout | None = None
 ) -> dict[str, Tensor]:
-    """Score a program at given latents, observed sites included.
+    """Evaluate the log-density of every site, including observed ones, at given latents.
 
     Args:
-        program: a model, or a guide that is to be scored at values it has not drawn.
-        batch: what it is called with.
-        values: {latent site: (K, B, ...)}, every latent site of the program. Without latents K is 1.
-        layout: as in `trace_particles`.
+        program: Model, or a guide to be scored at values that it did not sample.
+        batch: Arguments of the program.
+        values: Values of all latent sites, {site: (K, B, ...)}. Without latents, K = 1.
+        layout: See `trace_particles`.
 
     Returns:
-        {site: log-density (K, B)} in nats, float64, differentiable in the values and the parameters.
+        {site: log-density (K, B)} in nats, float64, differentiable with respect to the values and the parameters.
 
     Raises:
-        ValueError: as `replay_at`.
+        ValueError: See `replay_at`.
     """
     return replay_at(program, batch, values, layout).log_probs()
 
@@ -180,21 +191,30 @@ def log_density(
 def replay(
     program: Program, batch: Batch, values: Values, first: ParticleTrace, noise: SharedNoise | None
 ) -> ParticleTrace:
-    """Run a program again at given values of its latents, in the layout and under the noise of its first run."""
+    """Run a model or guide again at given latents, in the layout of its first run.
+
+    Args:
+        program: Model or guide.
+        batch: Arguments of the program.
+        values: Values of its latents, {site: (K, B, ...)}.
+        first: First run, whose layout and plate subsamples are reused.
+        noise: Noise recorded in the first run and replayed here. None draws new noise.
+    """
     with nullcontext() if noise is None else noise.give():
         if first.summed:
             again = trace_summed(program, batch, values, first.layout, first.subsamples())
         else:
             again = trace_in_layout(program, batch, first.num_samples, first.layout, values, first.subsamples())
-    return _complete(again, values)
+    return _require_values(again, values)
 
 
-def _complete(result: ParticleTrace, values: Collection[str]) -> ParticleTrace:
+def _require_values(result: ParticleTrace, values: Collection[str]) -> ParticleTrace:
+    """Return the run. Raise if a latent has no given value or was computed from an auxiliary site."""
     if values and (auxiliary := sorted(set(result.drawn) - set(result.latents))):
         raise UserError(
-            f"The guide draws its latents through the auxiliary site {auxiliary[0]!r}: it has no density at values "
-            "that it has not drawn."
+            f"The guide draws its latents through the auxiliary site {auxiliary[0]!r}: its density cannot "
+            "be evaluated at given values."
         )
-    if free := sorted(set(result.latents) - set(values)):
-        raise UserError(f"Latent site {free[0]!r} of the program has no value: the guide does not sample it.")
+    if missing := sorted(set(result.latents) - set(values)):
+        raise UserError(f"Latent site {missing[0]!r} of the program has no value: the guide does not sample it.")
     return result

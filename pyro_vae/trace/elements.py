@@ -1,4 +1,4 @@
-r"""What a distribution says of single elements: pixels, latent units."""
+r"""Element-wise views of distributions, an element being e.g. a pixel or a latent unit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.distributions import Independent
 
 
 def unwrap(distribution: Any) -> tuple[Any, list[Tensor]]:
-    """Return the distribution of one element, stripped of `to_event`, `mask` and `expand`, and the masks.
+    """Strip `to_event`, `mask` and `expand` from a distribution; return that of single elements and the masks.
 
-    A mask has the batch dimensions of what it masks; it comes back with one for each element beside them.
+    A mask has the batch shape of the distribution to which it was applied. It is returned with trailing singleton
+    dimensions, so that it broadcasts against the batch shape of the elements.
     """
     masks = []
     while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
@@ -25,7 +26,7 @@ def unwrap(distribution: Any) -> tuple[Any, list[Tensor]]:
 
 
 def get_support(distribution: Any) -> Any:
-    """Return the support of a distribution; one that states none (a zuko flow) is taken as real."""
+    """Return the support of a distribution, or `real` if it defines none (as zuko flows do not)."""
     try:
         return distribution.support
     except NotImplementedError:
@@ -33,12 +34,12 @@ def get_support(distribution: Any) -> Any:
 
 
 def elementwise_support(support: Any) -> Any:
-    """Return the support of single elements where that of an event is a product of theirs."""
+    """Return the support of single elements if that of an event is their product, else `support` itself."""
     return elementwise_support(support.base_constraint) if isinstance(support, constraints.independent) else support
 
 
 def component_support(support: Any) -> Any:
-    """Return the support of a mixture's components for that of the mixture, which does not say what it is."""
+    """Replace a mixture's support, which `biject_to` does not handle, by the support of its components."""
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
         return component_support(support.base_constraint)
     if isinstance(support, constraints.independent):
@@ -47,5 +48,5 @@ def component_support(support: Any) -> Any:
 
 
 def is_normalized(distribution: Any) -> bool:
-    """Whether a distribution is one: a loss in its place says ``normalized = False``."""
+    """Return whether a distribution is normalized. Losses set ``normalized = False``."""
     return bool(getattr(distribution, "normalized", True))

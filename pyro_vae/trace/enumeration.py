@@ -1,7 +1,7 @@
-r"""Sites of finite support, and the particles at which their joint values are run.
+r"""Sites with finite support, and the particles at which their joint values are evaluated.
 
-A latent c with a finite support is run at each of its S joint values, beside the K particles of z, as S * K particles
-of the model, K inside S. `marginals` sums over them, and `discrete` finds the latents of a run that are treated so.
+A discrete latent c with S joint values is evaluated at each of them for each of the K particles of z: S * K particles
+of the model, with K varying fastest. `marginals` sums over them; `discrete` finds the latents of a run to enumerate.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from torch.distributions import Bernoulli, Binomial, Categorical, OneHotCategori
 from pyro_vae.errors import UserError
 from pyro_vae.trace.elements import unwrap
 
-MAX_STATES = 1024  # joint values that are run
-_FINITE = (Bernoulli, BetaBinomial, Binomial, Categorical, OneHotCategorical)  # with their subclasses
+MAX_STATES = 1024  # joint values per image
+_FINITE = (Bernoulli, BetaBinomial, Binomial, Categorical, OneHotCategorical)  # including subclasses
 
 
 class FiniteSite(NamedTuple):
-    """A site that is summed out: its name, and the values of an element, as plain numbers, which compare and hash.
+    """A site to enumerate. All fields are plain Python values, so that sites can be compared and hashed.
 
-    `event` is the shape of an element's value, `shape` that of the values of one image.
+    Attributes:
+        name: Name of the site.
+        element_values: Support of one element, flattened.
+        event: Event shape of one element, e.g. (C,) for a one-hot vector.
+        shape: Shape of the value for one image.
+        dtype: Data type of the values.
     """
 
     name: str
@@ -36,36 +41,37 @@ class FiniteSite(NamedTuple):
 
     @property
     def num_elements(self) -> int:
-        """How many elements an image has."""
+        """Number of elements per image."""
         return math.prod(self.shape) // max(1, math.prod(self.event))
 
     @property
     def size(self) -> int:
-        """The number of values of one image."""
+        """Number of joint values per image, `num_element_values ** num_elements`."""
         return self.num_element_values**self.num_elements
 
     @property
     def num_element_values(self) -> int:
-        """The number of values of one element."""
+        """Number of values of one element."""
         return len(self.element_values) // max(1, math.prod(self.event))
 
     def values(self, device: torch.device) -> Tensor:
-        """Return every value of one image, (size, *shape)."""
-        num_element_values = torch.tensor(self.element_values, dtype=self.dtype, device=device).view(
+        """Return all joint values of one image, (size, *shape)."""
+        element_table = torch.tensor(self.element_values, dtype=self.dtype, device=device).view(
             self.num_element_values, *self.event
         )
-        digits = torch.arange(self.size, device=device).unsqueeze(1)
+        # Digit e of the index, in base `num_element_values`, selects the value of element e.
+        index = torch.arange(self.size, device=device).unsqueeze(1)
         powers = self.num_element_values ** torch.arange(self.num_elements, device=device)
-        return num_element_values[digits // powers % self.num_element_values].reshape(self.size, *self.shape)
+        return element_table[index // powers % self.num_element_values].reshape(self.size, *self.shape)
 
 
 def make_finite_site(name: str, distribution: Any, value: Tensor) -> FiniteSite | None:
-    """Return a site that can be summed out, or None where its support is not finite.
+    """Describe a site for enumeration, or return None if its support is not finite.
 
     Args:
-        name: of the site.
-        distribution: of the site.
-        value: of the site, (K, B, ...).
+        name: Name of the site.
+        distribution: Distribution of the site.
+        value: Value of the site, (K, B, ...).
     """
     support = support_values(distribution)
     if support is None:
@@ -75,18 +81,18 @@ def make_finite_site(name: str, distribution: Any, value: Tensor) -> FiniteSite 
 
 
 def count_states(sites: Iterable[FiniteSite]) -> int:
-    """Return the number of joint values, S.
+    """Return the number of joint values of the sites, S.
 
     Raises:
-        ValueError: there are more than `MAX_STATES`.
+        ValueError: S exceeds `MAX_STATES`.
     """
     sites = list(sites)
     count = math.prod(site.size for site in sites)
     if count > MAX_STATES:
         names = " and ".join(repr(site.name) for site in sites)
         raise UserError(
-            f"{names} would be summed out, with {count} joint values for each image and at most {MAX_STATES} allowed: "
-            "draw some of them in the guide."
+            f"Summing out {names} takes {count} joint values per image; at most {MAX_STATES} are allowed: sample some "
+            "of them in the guide."
         )
     return count
 
@@ -94,7 +100,17 @@ def count_states(sites: Iterable[FiniteSite]) -> int:
 def expand_over_states(
     sites: Collection[FiniteSite], values: Mapping[str, Tensor], num_samples: int, x: Tensor
 ) -> dict[str, Tensor]:
-    """Return latents (K, B, ...) beside every joint value of the others, {site: (S * K, B, ...)}, K inside S."""
+    """Combine given latents with every joint value of the enumerated sites.
+
+    Args:
+        sites: The enumerated sites, with S joint values.
+        values: Given latents, {site: (K, B, ...)}.
+        num_samples: Number of particles, K.
+        x: Batch, (B, ...), for its size and device.
+
+    Returns:
+        {site: (S * K, B, ...)} for the given and the enumerated sites, with K varying fastest.
+    """
     states = count_states(sites)
     expanded = {name: value.repeat(states, *[1] * (value.dim() - 1)) for name, value in values.items()}
     for name, value in joint_values(sites, x.device).items():
@@ -103,7 +119,7 @@ def expand_over_states(
 
 
 def joint_values(sites: Collection[FiniteSite], device: torch.device) -> dict[str, Tensor]:
-    """Return every joint value of some sites, {site: (S, 1, 1, ...)}."""
+    """Return all joint values of the sites, {site: (S, 1, 1, ...)}, with the last site varying fastest."""
     states = inner = count_states(sites)
     values_by_site = {}
     for site in sites:
@@ -114,7 +130,7 @@ def joint_values(sites: Collection[FiniteSite], device: torch.device) -> dict[st
 
 
 def support_values(distribution: Any) -> Tensor | None:
-    """Return the values of an element, or None where they are not finite or differ from image to image."""
+    """Return the support of one element, or None if it is not finite or differs between batch elements."""
     base = unwrap(distribution)[0]
     if not isinstance(base, _FINITE):
         return None

@@ -1,4 +1,7 @@
-r"""One run of a program for K particles, in any of the layouts of `plates`, which give the same numbers."""
+r"""Run a model or guide once for K particles, in any of the layouts of `plates`.
+
+All layouts give the same values and densities; they differ in speed and in the programs that support them.
+"""
 
 from __future__ import annotations
 
@@ -44,42 +47,45 @@ def trace_in_layout(
     *,
     guess: bool = False,
 ) -> ParticleTrace:
-    """Run a program in one layout.
+    """Run a model or guide in one layout.
 
     Args:
-        program: a model or a guide.
-        batch: what it is called with.
-        num_samples: K.
-        layout: how; its data plate is looked up where it has none.
-        given: values of latents, {site: (K, B, ...)}, in the layout of states as `shapes.from_particles` takes them.
-        native: values in the very tensors of a run of the same layout, subsamples of plates included.
-        guess: whether the program may have no data plate, as a guide of global latents alone; the model has it then.
+        program: Model or guide.
+        batch: Arguments of the program.
+        num_samples: Number of particles, K.
+        layout: Layout of the particles. If it has no data plate, the plate is determined from the run.
+        given: Values of latents, {site: (K, B, ...)}. See `shapes.from_particles` for the layout ``states``.
+        native: Values from an earlier run in the same layout, used without conversion. They may include the subsamples
+            of plates.
+        guess: Whether to accept a program without an unambiguous data plate, e.g. a guide with only global latents. The
+            model then determines the plate.
 
     Raises:
-        ValueError: a value has no latent site in the program, or a site does not stand in the data plate.
+        ValueError: A value has no matching latent site, or a site is not inside the data plate.
     """
     if layout.kind == "singly":
         parts = [{name: value[k : k + 1] for name, value in given.items()} for k in range(num_samples)]
         runs = []
         for part in parts:
             run = trace_in_layout(program, batch, 1, layout._replace(kind="plain"), part, native)
-            for site in run.sites.values():  # at once, since a flow without an inverse knows its last draw alone
+            # Score now: a flow without an inverse can score only its most recent sample, from its cache.
+            for site in run.sites.values():
                 site["log_prob"] = log_prob(site)  # type: ignore[index]
             runs.append(run)
         return ParticleTrace(tuple(run.traces[0] for run in runs), runs[0].frame, layout, runs[0].held)
     rows = layout.kind == "rows"
     states = count_states(layout.summed) if layout.kind == "states" else 1
-    called = batch.repeat(num_samples) if rows else batch
-    held = _Held(given, native or {}, layout, num_samples, batch.x)
-    with _SampleSites() as tracer, held, _explained(called.x):
-        if layout.kind in ("particles", "states"):
+    run_batch = batch.repeat(num_samples) if rows else batch
+    held = _HoldValues(given, native or {}, layout, num_samples, batch.x)
+    with _SampleSites() as tracer, held, _explain_dtype_error(run_batch.x):
+        if layout.kind in ("particles", "states"):  # joint values of ``states`` broadcast without a plate
             with pyro.plate(PARTICLES, num_samples // states, dim=layout.particle_dim):
-                called.call(program)
+                run_batch.call(program)
         else:
-            called.call(program)
+            run_batch.call(program)
     trace = tracer.trace
     sites = proper_sites(trace)
-    data = layout.data or find_data_plate(sites.values(), called.x, guess=guess)
+    data = layout.data or find_data_plate(sites.values(), run_batch.x, guess=guess)
     frame = Frame(layout.kind, layout.particle_dim, num_samples, len(batch), data, states)
     _check_latents(sites, given, frame)
     return ParticleTrace((trace,), frame, layout._replace(data=data), frozenset(held.used))
@@ -88,9 +94,19 @@ def trace_in_layout(
 def trace_plain_pair(
     model: Program, guide: Program, batch: Batch, keep: tuple[Keep, Keep] = (nullcontext(), nullcontext())
 ) -> tuple[ParticleTrace, ParticleTrace]:
-    """Run a guide for one particle and the model at its very tensors, as stock Pyro does; return (model, guide).
+    """Run a guide for one particle and the model at its tensors, as stock Pyro does.
 
-    Gradients then add up in the order of stock Pyro, and come out with its bits.
+    The model receives the guide's tensors themselves, so that gradients accumulate in the order of stock Pyro and are
+    bit-identical to its gradients.
+
+    Args:
+        model: Model, p(x, z).
+        guide: Guide, q(z | x).
+        batch: Arguments of both.
+        keep: Contexts for the run of the model and for that of the guide, e.g. `SharedNoise.keep`.
+
+    Returns:
+        (run of the model, run of the guide).
     """
     with keep[1]:
         q = trace_in_layout(guide, batch, 1, Layout("plain"), {}, guess=True)
@@ -102,27 +118,35 @@ def trace_plain_pair(
 def trace_summed(
     program: Program, batch: Batch, values: Values, layout: Layout, subsamples: Values | None = None
 ) -> ParticleTrace:
-    """Run a program at given latents {site: (K, B, ...)} and at every joint value of those that its layout sums out.
+    """Run a model or guide at given latents and at every joint value of the sites that its layout sums out.
+
+    Args:
+        program: Model or guide.
+        batch: Arguments of the program.
+        values: Values of the other latents, {site: (K, B, ...)}.
+        layout: Layout with the sites to sum out, `summed`.
+        subsamples: Subsamples of plates from an earlier run.
 
     Returns:
-        A run of S * K particles, K inside S.
+        A run of S * K particles, with K varying fastest.
     """
     num_samples = next(iter(values.values())).shape[0] if values else 1
     if layout.kind == "states":
-        everywhere = {**values, **joint_values(layout.summed, batch.device)}
+        all_values = {**values, **joint_values(layout.summed, batch.device)}
     else:
-        everywhere = expand_over_states(layout.summed, values, num_samples, batch.x)
-    of_images = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
-    native = {} if layout.kind == "rows" else of_images  # which of a program that takes rows are all of the batch
+        all_values = expand_over_states(layout.summed, values, num_samples, batch.x)
+    plate_subsamples = {name: value for name, value in (subsamples or {}).items() if name != PARTICLES}
+    # Programs with mini-batch plates do not run as rows here (see `choose_layouts`): there is no subsample to reuse.
+    native = {} if layout.kind == "rows" else plate_subsamples
     num_runs = num_samples * count_states(layout.summed)
-    result = trace_in_layout(program, batch, num_runs, layout, everywhere, native)
+    result = trace_in_layout(program, batch, num_runs, layout, all_values, native)
     check_sizes(result)
     return result
 
 
 @contextmanager
-def _explained(x: Tensor) -> Iterator[None]:
-    """Say of an error of torch about types that x has another one than the program."""
+def _explain_dtype_error(x: Tensor) -> Iterator[None]:
+    """Replace a dtype error of torch by a message that names the dtypes of x and of the program."""
     try:
         yield
     except RuntimeError as error:
@@ -130,7 +154,7 @@ def _explained(x: Tensor) -> Iterator[None]:
         if "type" not in str(error) or not x.is_floating_point() or x.dtype == default:
             raise
         raise UserError(
-            f"x is {x.dtype} and the program computes in {default}: convert it, x.to({default}) ({error})."
+            f"x is {x.dtype} and the program computes in {default}: convert it with x.to({default}) ({error})."
         ) from error
 
 
@@ -144,8 +168,11 @@ def _check_latents(sites: Mapping[str, Site], given: Values, frame: Frame) -> No
             raise UserError(data_plate_message(site, frame.rows))
 
 
-class _Held(Messenger):
-    """Holds latents at given values, brought into the layout of the run; plates choose no subsample of their own."""
+class _HoldValues(Messenger):
+    """Hold latents at given values, converted to the layout of the run.
+
+    Native values, including the subsamples of plates, are used without conversion.
+    """
 
     def __init__(self, given: Values, native: Values, layout: Layout, num_samples: int, x: Tensor) -> None:
         super().__init__()
@@ -171,14 +198,14 @@ class _Held(Messenger):
 
 
 def _only_plate(site: Site, x: Tensor) -> DataPlate:
-    """Guess the data plate from one latent site, where a program is scored of which nothing is known yet."""
+    """Guess the data plate from one latent site, for the first run of a program with given values."""
     if not any(plate.size in (len(x), -1) for plate in get_plates(site)):
-        return DataPlate("", 0, len(x))  # shared by all images
+        return DataPlate("", 0, len(x))  # no data plate: shared by all images
     return find_data_plate([site], x)
 
 
 class _SampleSites(TraceMessenger):
-    """Records sample sites alone: a program names its parameters anew at every run, and there may be many."""
+    """Record only sample sites. Param sites are registered again at every run, and there may be many."""
 
     def _pyro_post_param(self, msg: Message) -> None:
         pass

@@ -1,4 +1,4 @@
-r"""Reading a program without leaving a mark on it."""
+r"""Evaluate programs without side effects on modules, the param store and random generators."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pyro_vae.trace.seeds import derive_seed
 
 @contextmanager
 def fork_rng(x: Tensor) -> Iterator[None]:
-    """Restore the random streams of the CPU, of the device of x, of Python and of NumPy on leaving."""
-    streams = random.getstate(), np.random.get_state()
+    """Restore the generators of torch (on the CPU and the device of x), Python and NumPy on exit."""
+    states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             yield
     finally:
-        random.setstate(streams[0])
-        np.random.set_state(streams[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @contextmanager
 def seed_rng(x: Tensor, seed: int | None) -> Iterator[None]:
-    """Fork the random streams and seed those of torch on the CPU and on the device of x; None takes fresh entropy."""
+    """Fork all generators as `fork_rng` does, and seed those of torch. None uses a random seed."""
     with fork_rng(x):
-        # Not torch.manual_seed, which would also seed the CUDA devices whose streams are not restored.
+        # Not torch.manual_seed: it also seeds the CUDA devices whose generators are not restored.
         generator = torch.default_generator
         seed = generator.seed() if seed is None else seed
         generator.manual_seed(seed)
@@ -44,8 +44,8 @@ def seed_rng(x: Tensor, seed: int | None) -> Iterator[None]:
         yield
 
 
-class _KeptFlags(Messenger):
-    """Gives tensors that programs hand to `pyro.param`, which makes them require gradients, their own flags back."""
+class _RestoreRequiresGrad(Messenger):
+    """Restore `requires_grad` of tensors passed to `pyro.param`, which sets the flag in place."""
 
     def __enter__(self) -> Any:
         self.flags: dict[int, tuple[Tensor, bool]] = {}
@@ -64,21 +64,21 @@ class _KeptFlags(Messenger):
 
 
 def stored_ids() -> dict[str, int]:
-    """Return the identity of the tensor that is trained under each name of the param store."""
+    """Return {name: id} of the unconstrained tensors in the param store, which are those trained."""
     store: Any = pyro.get_param_store()
     return {name: id(tensor) for name, tensor in store._params.items()}
 
 
 @contextmanager
 def isolated_param_store() -> Iterator[None]:
-    """Give the param store back as it is now: parameters that appear inside are not in it."""
+    """Restore the current state of the param store on exit. Parameters created inside are dropped."""
     store = pyro.get_param_store()
     try:
         with store.scope(store.get_state()):
             yield
     finally:
-        # `get_state` takes from every tensor the reference to its unconstrained one; looking it up puts it back, for
-        # a driver that holds what it has captured.
+        # `get_state` deletes the attribute `unconstrained` of every parameter. A lookup restores it, which an SVI
+        # driver needs for the parameters that it has captured.
         for name in list(store):
             store[name]
 
@@ -87,22 +87,24 @@ def isolated_param_store() -> Iterator[None]:
 def read_only(
     *programs: Program, x: Data, seed: int | None = None, purpose: str = "", validate: bool = True
 ) -> Iterator[None]:
-    """Read programs: no parameter, module mode, param store entry or random stream of torch changes.
+    """Evaluate programs without side effects.
 
-    The param store is scoped to a copy of its present state: an empty scope would score a program that
-    uses `pyro.param` as if it were untrained.
+    Module modes, buffers and plain Python attributes, the param store, `requires_grad` flags and the generators of
+    torch, Python and NumPy are restored on exit. Inside, the param store starts from its current state. With an empty
+    store, a program that uses `pyro.param` would be evaluated as if untrained.
 
     Args:
-        programs: models and guides that are read inside the context.
-        x: a batch on the device where they run.
-        seed: seed of the draws inside; ``None`` takes fresh entropy.
-        purpose: what the draws are for. Draws of two purposes share no noise, whatever the seeds.
-        validate: ``False`` switches off Pyro's validation, which would check every draw and every density again.
+        *programs: Models and guides that run inside the context.
+        x: Batch on the device where they run.
+        seed: Random seed of the draws inside. None uses a random one.
+        purpose: Purpose of the draws, which is hashed into the seed: draws for different purposes share no noise, even
+            for equal seeds.
+        validate: False disables Pyro's validation, which would repeat argument checks at every sample and density.
     """
     with ExitStack() as stack:
         stack.enter_context(seed_rng(Batch.of(x).x, derive_seed(seed, purpose)))
         stack.enter_context(isolated_param_store())
-        stack.enter_context(_KeptFlags())
+        stack.enter_context(_RestoreRequiresGrad())
         stack.enter_context(evaluation_mode(*programs))
         if not validate:
             stack.enter_context(pyro.validation_enabled(False))

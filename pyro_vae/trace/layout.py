@@ -1,13 +1,17 @@
-r"""Which layout a program takes: found by comparing numbers, at the values and on the data at hand.
+r"""Choose how K particles of a program are run, by comparing densities at the current parameters and data.
 
-A net that cannot take leading dimensions (``view(x.shape[0], ...)``, ``unflatten``, ``BatchNorm2d``) raises under a
-particle plate, and one that mixes them (``softmax(1)``) is silently wrong there. A program that is closed over the
-labels of its batch cannot be run on repeated rows. One particle at a time is what every program supports: so a few
-particles are read singly, and the first of particles and rows that has the same densities is taken. Where neither can
-be run, or neither has the same densities, K particles are K runs.
+    particles    (K, B, D)      a particle plate to the left of the data plate
+    rows         (K*B, D)       the batch repeated K times
+    singly       K x (B, D)     K separate runs
 
-Nothing is remembered here, since weights move: a gate that starts at zero hides what its inputs go through. Who reads
-the same program many times passes the layout along.
+A network that does not support leading dimensions (``view(x.shape[0], ...)``, ``unflatten``, ``BatchNorm2d``) raises
+under a particle plate. A network that mixes them (``softmax(1)``) silently computes wrong densities there. A program
+with the labels of its batch in a closure cannot run on repeated rows. Every program supports single runs. Therefore two
+particles are run singly, as a reference, and the first of particles and rows that reproduces their densities is chosen.
+If neither runs or neither reproduces them, K particles take K runs.
+
+The choice is not cached here, because parameters change: a gate that is initialized to zero hides the inputs behind it.
+Callers that run the same program many times pass the layout on.
 """
 
 from __future__ import annotations
@@ -35,63 +39,64 @@ from pyro_vae.trace.shapes import plate_nesting
 
 
 class Layouts(NamedTuple):
-    """Those of a model and of its guide."""
+    """Layouts of a model and of its guide."""
 
     model: Layout
     guide: Layout
 
     @property
     def repeat(self) -> bool:
-        """Whether particles are repeated at the values of what is summed out or enumerated."""
+        """Whether particles are repeated at the values of summed-out or enumerated sites."""
         return bool(self.model.summed or self.guide.enumerated)
 
 
 def choose_layout(
     program: Program, batch: Batch, num_samples: int, values: Values | None = None, data: DataPlate | None = None
 ) -> Layout:
-    """Choose how K particles of a program are run; one particle is run as it is.
+    """Choose the layout for K particles of a model or guide. One particle is always run plainly.
 
     Args:
-        program: a model or a guide.
-        batch: what it is called with.
-        num_samples: K.
-        values: its latents, {site: (K, B, ...)}, where they are given and not sampled.
-        data: the plate of the images, where it is known.
+        program: Model or guide.
+        batch: Arguments of the program.
+        num_samples: Number of particles, K.
+        values: Values of its latents, {site: (K, B, ...)}. None samples them.
+        data: Data plate, if known.
 
     Raises:
-        ValueError: one particle of the program cannot be read; as `trace_in_layout`.
+        ValueError: The program cannot be run for one particle. See `trace_in_layout`.
     """
     if num_samples == 1:
         return Layout("plain", data)
     noise = SharedNoise()
     with comparison_context(batch, program):
         parts = [{name: z[k : k + 1] for name, z in (values or {}).items()} for k in range(NUM_COMPARED)]
-        first = trace_in_layout(program, batch, 1, Layout("plain", data), parts[0])  # may set up what is made once
+        # The first run may create lazy state; only the noise of the second one counts.
+        first = trace_in_layout(program, batch, 1, Layout("plain", data), parts[0])
         with noise.keep():
             second = trace_in_layout(program, batch, 1, Layout("plain", data), parts[1])
-    return _suitable(program, batch, [first, second], noise)
+    return _layout_from_runs(program, batch, [first, second], noise)
 
 
-def _suitable(program: Program, batch: Batch, runs: list[ParticleTrace], noise: SharedNoise) -> Layout:
-    """Return the layout of many particles.
+def _layout_from_runs(program: Program, batch: Batch, runs: list[ParticleTrace], noise: SharedNoise) -> Layout:
+    """Return the layout for many particles.
 
     Args:
-        program: a model or a guide.
-        batch: what it is called with.
-        runs: two plain runs of it.
-        noise: what the second has drawn beside its sites.
+        program: Model or guide.
+        batch: Arguments of the program.
+        runs: Two plain runs of the program.
+        noise: Noise that the second run drew outside its sample sites.
     """
     first = runs[0]
     data, nesting = first.frame.data, plate_nesting(first.sites.values())
-    # Layouts are compared at given values. Left to draw for themselves, they would draw different values from the same
-    # noise, and their densities would differ whether the layout is right or wrong. The values are draws of the program
-    # and not zeros, say, since a net may mix particles only where these differ.
+    # Layouts are compared at held values. If each sampled for itself, the same noise would yield different values, and
+    # the densities would differ whether or not the layout is correct. The values are samples of the program rather
+    # than, say, zeros, because mixing may be invisible between equal particles.
     held = {name: torch.cat([run.get_values([name])[name] for run in runs]) for name in first.drawn}
     if not held:
         return Layout("plain", data)
     layouts = [Layout(kind, data, nesting) for kind in ("particles", "rows", "singly")]
-    if noise:  # which particles would share
-        return with_reason(program, layouts[-1], "it draws noise beside its sites")
+    if noise:  # other layouts may draw it only once for all particles
+        return with_reason(program, layouts[-1], "it draws noise outside its sample sites")
     with comparison_context(batch, program):
         return choose_agreeing_layout(program, batch, layouts, held)
 
@@ -105,16 +110,18 @@ def choose_layouts(
     one_layout: bool = False,
     as_trained: bool = False,
 ) -> Layouts:
-    """Choose how K particles are drawn from a guide and scored by a model, which names the plate of the images.
+    """Choose the layouts for sampling K particles from a guide and scoring them under a model.
+
+    The plate of the images is determined from the model.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        batch: what they are called with.
-        num_samples: K.
-        one_layout: whether both must be run alike; then both are run as the slower one has to be.
-        as_trained: whether they will be run in the modes in which their modules are: a BatchNorm that trains takes the
-            statistics of one particle at a time, as in stock Pyro.
+        model: Model, p(x, z).
+        guide: Guide, q(z | x).
+        batch: Arguments of both.
+        num_samples: Number of particles, K.
+        one_layout: Whether both must use the same layout, which is then the slower of the two.
+        as_trained: Whether the programs will run in the current modes of their modules. A BatchNorm in training mode
+            then normalizes one particle at a time, as in stock Pyro.
     """
     noise = SharedNoise(), SharedNoise()
     with comparison_context(batch, model, guide) as kept:
@@ -124,36 +131,38 @@ def choose_layouts(
             return Layouts(Layout("plain"), Layout("plain"))
         pairs.append(trace_plain_pair(model, guide, batch, (noise[0].keep(), noise[1].keep())))
     values = {name: torch.cat([q.values[name] for _, q in pairs]) for name in pairs[0][1].latents}
-    data, names = (run.frame.data for run in pairs[0])
+    data, guide_data = (run.frame.data for run in pairs[0])
     sites = [site for run in pairs[0] for site in run.sites.values()]
     nesting, plates = plate_nesting(sites), [plate for site in sites for plate in get_plates(site)]
-    if as_trained and any(isinstance(module, _BatchNorm) and was.training for module, was in kept.items()):
-        single = Layout("singly", data, nesting, "its batch statistics are those of one particle")
+    if as_trained and any(isinstance(module, _BatchNorm) and state.training for module, state in kept.items()):
+        single = Layout("singly", data, nesting, "its batch statistics are computed for each particle")
         return Layouts(
             with_reason(model, single._replace(summed=summed), single.reason),
-            with_reason(guide, single._replace(data=names, enumerated=enumerated), single.reason),
+            with_reason(guide, single._replace(data=guide_data, enumerated=enumerated), single.reason),
         )
-    of_model, of_guide = Layout("plain", data), Layout("plain", names)
+    model_layout, guide_layout = Layout("plain", data), Layout("plain", guide_data)
     if values or summed:
-        of_model = _suitable(model, batch, [p for p, _ in pairs], noise[0])
+        model_layout = _layout_from_runs(model, batch, [p for p, _ in pairs], noise[0])
     if enumerated or num_samples > 1:
-        of_guide = _suitable(guide, batch, [q for _, q in pairs], noise[1])
-    of_guide = of_guide._replace(enumerated=enumerated)
-    # What a plate draws of a data set is one draw for both programs, in one layout.
+        guide_layout = _layout_from_runs(guide, batch, [q for _, q in pairs], noise[1])
+    guide_layout = guide_layout._replace(enumerated=enumerated)
+    # A mini-batch plate draws one subsample for both model and guide, so that both need the same layout.
     subsampled = any(plate.full_size not in (None, plate.size) for plate in plates)
-    if summed and subsampled and of_model.kind == "rows":
-        of_model = of_model._replace(kind="singly")  # where each run takes the draw as it is
-    if (one_layout or subsampled) and of_model.kind != of_guide.kind != "plain" and values:
-        of_model, of_guide = _in_one_layout(model, guide, batch, values, of_model, of_guide)
-    of_model, of_guide = of_model._replace(nesting=nesting), of_guide._replace(nesting=nesting)
-    return Layouts(choose_summed_layout(model, batch, values, of_model, summed) if summed else of_model, of_guide)
+    if summed and subsampled and model_layout.kind == "rows":
+        model_layout = model_layout._replace(kind="singly")  # every run reuses the subsample unchanged
+    if (one_layout or subsampled) and model_layout.kind != guide_layout.kind != "plain" and values:
+        model_layout, guide_layout = _in_one_layout(model, guide, batch, values, model_layout, guide_layout)
+    model_layout, guide_layout = model_layout._replace(nesting=nesting), guide_layout._replace(nesting=nesting)
+    return Layouts(
+        choose_summed_layout(model, batch, values, model_layout, summed) if summed else model_layout, guide_layout
+    )
 
 
 def _in_one_layout(
-    model: Program, guide: Program, batch: Batch, values: Values, of_model: Layout, of_guide: Layout
+    model: Program, guide: Program, batch: Batch, values: Values, model_layout: Layout, guide_layout: Layout
 ) -> tuple[Layout, Layout]:
-    """Return the two layouts with the kind of the slower one, or singly where that does not suit both."""
-    slower = max(of_model.kind, of_guide.kind, key=("particles", "rows", "singly").index)
-    # Rows that one of them takes need not suit the other, which has been found to take particles.
-    slower = "singly" if slower == "rows" and not rows_agree(model, guide, batch, values, of_guide) else slower
-    return of_model._replace(kind=slower), of_guide._replace(kind=slower)
+    """Return both layouts with the kind of the slower one, or ``singly`` if that does not suit both."""
+    slower = max(model_layout.kind, guide_layout.kind, key=("particles", "rows", "singly").index)
+    # If rows suit one of them, the other, which supports particles, may still not support rows.
+    slower = "singly" if slower == "rows" and not rows_agree(model, guide, batch, values, guide_layout) else slower
+    return model_layout._replace(kind=slower), guide_layout._replace(kind=slower)

@@ -1,12 +1,7 @@
-r"""Layouts held against single runs: by their densities, at the same values and on the same noise.
+r"""Compare layouts with single runs, by their densities at the same values and on the same noise.
 
-A layout is right where it gives the numbers of one particle at a time,
-
-    particles    (K, B, D)    a particle plate to the left of that of the images
-    rows         (K*B, D)     the images repeated in one larger batch
-    singly       K times (B, D)
-
-A net that raises in a layout cannot take it; one that mixes particles gives other densities there.
+A layout is correct if it reproduces the densities of one particle at a time, up to rounding. A network that raises in a
+layout does not support it; a network that mixes particles there changes the densities. See `layout` for the layouts.
 """
 
 from __future__ import annotations
@@ -33,12 +28,16 @@ from pyro_vae.trace.run_result import Values
 from pyro_vae.trace.shapes import to_particles
 
 _LOG = logging.getLogger("pyro_vae")
-NUM_COMPARED = 2  # particles
+NUM_COMPARED = 2  # particles; mixing shows as soon as two of them differ
 
 
 @contextmanager
 def comparison_context(batch: Batch, *programs: Program) -> Iterator[Any]:
-    """Run programs in evaluation mode, without leaving a mark."""
+    """Run programs in evaluation mode, without gradients, validation or side effects.
+
+    Yields:
+        The modules that were switched to evaluation mode, with their earlier states.
+    """
     with (
         torch.no_grad(),
         fork_rng(batch.x),
@@ -50,20 +49,28 @@ def comparison_context(batch: Batch, *programs: Program) -> Iterator[Any]:
 
 
 def choose_agreeing_layout(program: Program, batch: Batch, layouts: list[Layout], held: Values) -> Layout:
-    """Return the first layout that has the densities of single runs at given values."""
+    """Return the first layout that reproduces the densities of single runs at given values.
+
+    Args:
+        program: Model or guide.
+        batch: Arguments of the program.
+        layouts: Candidates in order of preference. The last one is the fallback and is not compared.
+        held: Values of the sampled sites, {site: (2, B, ...)}, for two particles.
+    """
     reason = None
     try:
         singles = [
-            _numbers(program, batch, 1, layouts[0], {n: z[k : k + 1] for n, z in held.items()}) for k in range(2)
+            _comparable_quantities(program, batch, 1, layouts[0], {n: z[k : k + 1] for n, z in held.items()})
+            for k in range(2)
         ]
-        expected = {name: torch.cat([part[name] for part in singles]) for name in singles[0]}
-    except Exception as error:  # noqa: BLE001 -- a flow without an inverse, for one: nothing can be compared
-        return with_reason(program, layouts[-1], _in_short(error))
+        expected = {name: torch.cat([single[name] for single in singles]) for name in singles[0]}
+    except Exception as error:  # noqa: BLE001 -- nothing to compare with, e.g. a flow without an inverse
+        return with_reason(program, layouts[-1], _error_name(error))
     for layout in layouts[:-1]:
         try:
-            densities = _numbers(program, batch, NUM_COMPARED, layout, held)
-        except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
-            reason = reason or _in_short(error)
+            densities = _comparable_quantities(program, batch, NUM_COMPARED, layout, held)
+        except Exception as error:  # noqa: BLE001 -- third-party networks may raise anything
+            reason = reason or _error_name(error)
             continue
         if all(_agree(densities[name], expected[name]) for name in expected):
             return with_reason(program, layout, reason)
@@ -71,8 +78,13 @@ def choose_agreeing_layout(program: Program, batch: Batch, layouts: list[Layout]
     return with_reason(program, layouts[-1], reason)
 
 
-def _numbers(program: Program, batch: Batch, num_samples: int, layout: Layout, held: Values) -> dict[str, Tensor]:
-    """Return what the layouts must agree on: the densities, and where a `Delta` lies; always on the same noise."""
+def _comparable_quantities(
+    program: Program, batch: Batch, num_samples: int, layout: Layout, held: Values
+) -> dict[str, Tensor]:
+    """Return the quantities on which all layouts must agree, computed on the same noise.
+
+    These are the densities and loss terms of all sites, except that a `Delta` is compared by its location.
+    """
     if num_samples == 1:
         layout = layout._replace(kind="plain")
     with seed_rng(batch.x, 0):
@@ -80,19 +92,19 @@ def _numbers(program: Program, batch: Batch, num_samples: int, layout: Layout, h
     terms = run.terms()
     numbers = {name: value for name, value in (terms.densities | terms.losses).items() if name not in run.deltas}
     for name in run.deltas:
-        numbers[name] = run.join(name, lambda site: to_particles(_place(site), site, run.frame))
+        numbers[name] = run.join(name, lambda site: to_particles(_delta_location(site), site, run.frame))
     return numbers
 
 
-def _place(site: Mapping[str, object]) -> Tensor:
-    """Return where a `Delta` lies, in the shape of its value."""
+def _delta_location(site: Mapping[str, object]) -> Tensor:
+    """Return the location of a `Delta` in the shape of its value."""
     value: Tensor = site["value"]  # type: ignore[assignment]
     location: Tensor = unwrap(site["fn"])[0].v
     return location.reshape(value.shape) if location.numel() == value.numel() else location.expand(value.shape)
 
 
 def _agree(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same but for rounding in the precision of the default dtype."""
+    """Return whether two tensors are equal up to rounding errors in the default dtype."""
     eps = torch.finfo(torch.get_default_dtype()).eps
     return actual.shape == expected.shape and torch.allclose(
         actual.double(), expected.double(), rtol=100 * eps, atol=1e4 * eps, equal_nan=True
@@ -102,16 +114,17 @@ def _agree(actual: Tensor, expected: Tensor) -> bool:
 def choose_summed_layout(
     program: Program, batch: Batch, values: Values, layout: Layout, summed: tuple[FiniteSite, ...]
 ) -> Layout:
-    """Return the layout that sums out some sites, their values in a dimension of their own where the program takes it.
+    """Return the layout in which sites are summed out.
 
-    What does not depend on them, often the decoder, is then computed once.
+    If the program supports it, their values are in a separate dimension to the left of the particles. Computations that
+    do not depend on them, often the decoder, then run once instead of S times. Otherwise particles are repeated.
 
     Args:
-        program: a model.
-        batch: what it is called with.
-        values: its other latents, {site: (K, B, ...)}, at which the layouts are compared.
-        layout: how it is run for many particles.
-        summed: the sites.
+        program: Model.
+        batch: Arguments of the model.
+        values: Values of its other latents, {site: (K, B, ...)}, at which the layouts are compared.
+        layout: Layout of the model for many particles.
+        summed: The sites to sum out.
     """
     repeated = layout._replace(summed=summed)
     if layout.kind != "particles":
@@ -123,15 +136,15 @@ def choose_summed_layout(
                 expected = trace_summed(program, batch, values, repeated).terms().densities
             with seed_rng(batch.x, 0):
                 densities = trace_summed(program, batch, values, by_states).terms().densities
-        except Exception as error:  # noqa: BLE001 -- a net may fail in any way that its author has not thought of
-            _in_short(error)
+        except Exception as error:  # noqa: BLE001 -- third-party networks may raise anything
+            _error_name(error)  # raises if out of memory
             return repeated
     same = densities.keys() == expected.keys() and all(_agree(densities[name], expected[name]) for name in expected)
     return by_states if same else repeated
 
 
 def rows_agree(model: Program, guide: Program, batch: Batch, values: Values, layout: Layout) -> bool:
-    """Whether both programs have the densities of single runs as rows."""
+    """Return whether both programs reproduce the densities of single runs as rows."""
     rows = layout._replace(kind="rows")
     single = layout._replace(kind="singly")
     with comparison_context(batch, model, guide):
@@ -141,21 +154,22 @@ def rows_agree(model: Program, guide: Program, batch: Batch, values: Values, lay
 
 
 def with_reason(program: Program, layout: Layout, reason: str | None) -> Layout:
-    """Return a layout with the reason why it is not particles, and log that reason."""
+    """Return a layout with the reason why it is not ``particles``, and log that reason."""
     if layout.kind != "particles":
-        how = "as repeated rows" if layout.kind == "rows" else "one at a time"
+        manner = "as repeated rows" if layout.kind == "rows" else "one at a time"
         name = getattr(program, "__qualname__", repr(program))
-        _say(f"{name} does not take particles ({reason}): they are read {how}.")
+        _log_once(f"{name} does not support a particle dimension ({reason}): particles are run {manner}.")
     return layout._replace(reason=reason)
 
 
 @cache
-def _say(line: str) -> None:
-    """Log a line once: layouts are chosen again and again."""
-    _LOG.info(line)
+def _log_once(message: str) -> None:
+    """Log a message once per process, since layouts are chosen repeatedly."""
+    _LOG.info(message)
 
 
-def _in_short(error: Exception) -> str:
+def _error_name(error: Exception) -> str:
+    """Return the name of an error's class. Errors for lack of memory are raised again."""
     if is_out_of_memory(error):
         raise error
     return type(error).__name__

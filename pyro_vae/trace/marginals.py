@@ -1,13 +1,17 @@
-r"""Discrete latents, summed out exactly.
+r"""Sum out discrete latents exactly.
 
-With the model run at each of the S joint values of a discrete latent c, beside the K particles of z,
+With the model evaluated at each of the S joint values of a discrete latent c, for each of the K particles of z,
 
     log p(x, z) = log sum_c p(x, z, c),    (K, B), in nats, float64.
 
-The terms of single sites are those of the summed-out program, log p(z_1), log p(z_2 | z_1), log p(x | z), ..., latents
-first: each is the difference of two such sums, so that they add up to the whole.
+The terms of single sites are those of the summed-out program, log p(z_1), log p(z_2 | z_1), ..., log p(x | z), with
+latents first. Each is the difference of two such sums,
 
-A guide that enumerates y (``infer={"enumerate": "parallel"}``) draws z at each of its values, as S * K particles, and
+    log p(s_i | s_1, ..., s_{i-1}) = log sum_c p(s_1, ..., s_i, c) - log sum_c p(s_1, ..., s_{i-1}, c),
+
+so that they add up to the total.
+
+A guide that enumerates y (``infer={"enumerate": "parallel"}``) samples z at each value of y, as S * K particles, and
 
     log w = log sum_y p(x, z_y, y) / q(z_y | x, y),    ELBO = E sum_y q(y|x) log [p(x, z_y, y) / q(z_y, y | x)].
 """
@@ -29,28 +33,31 @@ from pyro_vae.trace.terms import Terms, is_unit
 
 
 def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collection[FiniteSite]) -> dict[str, Tensor]:
-    """Return the terms of the summed-out program.
+    """Return the log-densities of the summed-out program.
 
     Args:
-        terms: log-densities of the sites (S * K, B), in the order in which the model draws them.
-        latents: its latent sites, those that are summed out included.
-        sites: those that are.
+        terms: Log-densities of the sites, each (S * K, B), in the order in which the model samples them.
+        latents: Names of its latent sites, including those summed out.
+        sites: The sites to sum out.
 
     Returns:
-        {site: log-density (K, B)} of all others: of a latent given the latents before it, of an observed site given the
-        latents and the observed sites before it.
+        {site: log-density (K, B)} of all other sites: of a latent given the preceding latents, of an observed site
+        given the latents and the preceding observed sites.
     """
     sizes = {site.name: site.size for site in sites}
     states = math.prod(sizes.values())
     marginals: dict[str, Tensor] = {}
     joint = before = torch.zeros((), dtype=torch.float64)
-    unseen = math.log(states)  # each value of sites yet to come counts once in the sum
-    for name in sorted(terms, key=lambda name: name not in latents):  # stable
+    # The joint does not include discrete sites that come later, but is repeated at each of their values. The sum over
+    # states then counts it once per value: subtract the log of their number.
+    log_pending = math.log(states)
+    for name in sorted(terms, key=lambda name: name not in latents):  # stable sort
         joint = joint + terms[name].unflatten(0, (states, -1))
         if name in sizes:
-            unseen -= math.log(sizes[name])
+            log_pending -= math.log(sizes[name])
             continue
-        marginal = joint.logsumexp(0) - unseen
+        marginal = joint.logsumexp(0) - log_pending
+        # Below a prefix of probability 0 the difference would be -inf - (-inf) = NaN.
         impossible = torch.as_tensor(before == -torch.inf, device=marginal.device)
         marginals[name] = torch.where(impossible, -torch.inf, marginal - before)
         before = marginal
@@ -60,38 +67,38 @@ def sum_out(terms: Mapping[str, Tensor], latents: Collection[str], sites: Collec
 def sum_out_terms(
     terms: Terms, scales: Iterable[Any], latents: Collection[str], sites: Collection[FiniteSite]
 ) -> Terms:
-    """Return the terms of the summed-out program, times the scale that its sites have in common.
+    """Return the terms of the summed-out program, weighted by the scale that all its sites share.
 
     Args:
-        terms: of the sites, each (S * K, B), in the order in which the model draws them.
-        scales: of these sites.
-        latents: as in `sum_out`.
-        sites: as in `sum_out`.
+        terms: Terms of the sites, each (S * K, B), in the order in which the model samples them.
+        scales: Scales of these sites.
+        latents: See `sum_out`.
+        sites: See `sum_out`.
 
     Raises:
-        ValueError: scales or factors, of which no sum makes a density.
+        ValueError: There are loss terms or different scales, for which the sum is not a density.
     """
     first = next(iter(sites)).name
     if terms.losses:
         raise UserError(
-            f"Site {first!r} is summed out, and {next(iter(terms.losses))!r} is no density that could be: draw "
-            f"{first!r} in the guide."
+            f"Site {first!r} is summed out, but {next(iter(terms.losses))!r} is not a density: sample {first!r} in the "
+            "guide."
         )
     common, *others = scales
     if any(scale is not common and (isinstance(scale, Tensor) or scale != common) for scale in others):
         raise UserError(
-            f"Site {first!r} is summed out of sites with different scales: give all the same, or draw it in the guide."
+            f"Site {first!r} is summed out of sites with different scales: use one scale or sample it in the guide."
         )
     densities = sum_out(terms.densities, latents, sites)
     if is_unit(common):
         return Terms(densities, dict(densities), {})
     if isinstance(common, Tensor) and common.numel() > 1:
-        raise UserError(f"Site {first!r} is summed out, and its scale has a number for each image: use one number.")
+        raise UserError(f"Site {first!r} is summed out, but its scale differs between images: use a single number.")
     return Terms(densities, {name: density * common for name, density in densities.items()}, {})
 
 
 def mask_as_uniform(term: Tensor, site: Site, finite_site: FiniteSite) -> Tensor:
-    """Return the log-density of a summed site, uniform over its values where it is masked: the sum is 1 there, too."""
+    """Return the log-density of a summed site, uniform where the site is masked: it still sums to 1."""
     if site["mask"] is None:
         return term
     size = finite_site.num_element_values ** (

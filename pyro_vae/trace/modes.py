@@ -1,4 +1,4 @@
-r"""The modules behind a program, and the modes in which they run."""
+r"""Find the modules behind a program, and run them in evaluation mode without changing their state."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _EMPTY_CELL = CellType()
 
 
 def bound_instance(program: Program) -> Any:
-    """Return the object a bound method belongs to, or the callable itself, seen through wrappers."""
+    """Return the owner of a bound method, or the callable itself, after following `__wrapped__`."""
     inner = inspect.unwrap(program)
     return getattr(inner, "__self__", inner)
 
 
 def find_modules(program: Program) -> list[nn.Module]:
-    """Return the outermost modules behind a program, in the order they are found.
+    """Return the outermost modules behind a model or guide, in the order of discovery.
 
-    They are looked for in the owner of a bound method and its attributes, in the arguments of a
-    `functools.partial`, and in the closure and the globals that a function names.
+    The search covers the owner of a bound method and its attributes, the arguments of a `functools.partial`, and the
+    closure of a function and the modules among the globals that it names.
     """
     modules: dict[int, nn.Module] = {}
     _collect(program, modules, set(), depth=4)
@@ -37,43 +37,43 @@ def find_modules(program: Program) -> list[nn.Module]:
     return [root for key, root in modules.items() if key not in inner]
 
 
-# The walk of `graphs.slots`, which watches numbers, is another one on purpose. It follows every reference, which takes
-# milliseconds, and skips what belongs to a library. This one runs at every reading: it goes no further than four
-# references, through a library's objects as well, and stops at modules. Their order is that of a checkpoint, so that
-# with the order of the other walk a checkpoint of several modules would no longer load.
-def _collect(obj: Any, modules: dict[int, nn.Module], seen: set[int], depth: int) -> None:
-    if id(obj) in seen or depth < 0:
+# This traversal deliberately differs from that of `graphs.slots`, which watches Python values. That one follows every
+# reference, takes milliseconds, and skips library objects. This one runs at every evaluation: it follows at most four
+# references, including those of library objects, and stops at modules. Its order is the order of modules in a
+# checkpoint; in the order of the other traversal, checkpoints of several modules would no longer load.
+def _collect(obj: Any, modules: dict[int, nn.Module], visited: set[int], depth: int) -> None:
+    if id(obj) in visited or depth < 0:
         return
-    seen.add(id(obj))
-    inside: Iterable[Any] = ()
+    visited.add(id(obj))
+    children: Iterable[Any] = ()
     if isinstance(obj, nn.Module):
         modules[id(obj)] = obj
     elif isinstance(obj, partial):
-        inside = (obj.func, *obj.args, *obj.keywords.values())
+        children = (obj.func, *obj.args, *obj.keywords.values())
     elif isinstance(obj, MethodType):
-        inside = (obj.__self__, obj.__func__)
+        children = (obj.__self__, obj.__func__)
     elif isinstance(obj, FunctionType):
         cells = (cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL)
         named = (obj.__globals__.get(name) for name in obj.__code__.co_names)
-        inside = (*cells, *(value for value in named if isinstance(value, nn.Module)))
+        children = (*cells, *(value for value in named if isinstance(value, nn.Module)))
     elif isinstance(obj, Mapping):
-        inside = obj.values()
+        children = obj.values()
     elif isinstance(obj, (list, tuple)):
-        inside = obj
+        children = obj
     elif not isinstance(obj, (type, ModuleType, Tensor)):
-        inside = getattr(obj, "__dict__", {}).values()
-    for part in inside:
-        _collect(part, modules, seen, depth - 1)
+        children = getattr(obj, "__dict__", {}).values()
+    for part in children:
+        _collect(part, modules, visited, depth - 1)
 
 
 class ModuleRecorder:
-    """Collects the modules that run inside the context, in their order, whatever holds them.
+    """Record the modules that run inside the context, in the order of their first calls.
 
-    A walk of references misses a module behind two handlers, in a global dictionary or in a helper function; a hook
-    on all modules does not.
+    A traversal of references misses modules behind two handlers, in a global dictionary or in a helper function. A
+    global forward hook finds them all.
 
     Args:
-        on_first: called with each module before it runs for the first time.
+        on_first: Function called with each module before it runs for the first time.
     """
 
     def __init__(self, on_first: Callable[[nn.Module], None] | None = None) -> None:
@@ -81,40 +81,44 @@ class ModuleRecorder:
         self.found: dict[nn.Module, None] = {}
 
     def __enter__(self) -> ModuleRecorder:
-        # The hook is no part of a module that torch compiles. Not said by a decorator: that would import the compiler
-        # with this module, and doubles the time that the package takes to import.
-        self._handle = register_module_forward_pre_hook(torch.compiler.disable(self._note))
+        # Keep the hook out of modules that torch compiles. A decorator would do the same but import the compiler along
+        # with this file, which doubles the import time of the package.
+        self._handle = register_module_forward_pre_hook(torch.compiler.disable(self._record))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._handle.remove()
 
-    def _note(self, module: nn.Module, _: Any) -> None:
-        if module not in self.found and not isinstance(module, GraphModule):  # a record is no part of a program
+    def _record(self, module: nn.Module, _: Any) -> None:
+        if module not in self.found and not isinstance(module, GraphModule):  # not a recorded graph
             self.found[module] = None
             if self.on_first is not None:
                 self.on_first(module)
 
     def outermost(self, known: Iterable[nn.Module] = ()) -> list[nn.Module]:
-        """Return the modules known and those found that are no part of another, in this order."""
-        every = list(dict.fromkeys([*known, *self.found]))
-        inner = {part for root in every for part in root.modules() if part is not root}
-        return [root for root in every if root not in inner]
+        """Return the known and then the recorded modules, without submodules of any of them."""
+        candidates = list(dict.fromkeys([*known, *self.found]))
+        inner = {part for root in candidates for part in root.modules() if part is not root}
+        return [root for root in candidates if root not in inner]
 
 
 @contextmanager
-def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
-    """Switch every module behind the programs, or that runs inside, to ``eval()``; each is as it was after.
+def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _ModuleState]]:
+    """Switch all modules behind the programs, and all that run inside, to ``eval()``; restore their states on exit.
 
-    Yields the modules switched, with what they were.
+    Args:
+        *programs: Models and guides.
+
+    Yields:
+        The modules that were switched, with their earlier states. The dictionary grows as further modules run.
     """
-    kept: dict[nn.Module, _Kept] = {}
-    owners = [_Numbers(bound_instance(program)) for program in programs]
+    kept: dict[nn.Module, _ModuleState] = {}
+    owners = [_PythonState(bound_instance(program)) for program in programs]
 
     def switch(root: nn.Module) -> None:
         for part in root.modules():
             if part not in kept:
-                kept[part] = _Kept(part)
+                kept[part] = _ModuleState(part)
                 part.training = False
 
     try:
@@ -128,8 +132,11 @@ def evaluation_mode(*programs: Program) -> Iterator[dict[nn.Module, _Kept]]:
             state.restore()
 
 
-class _Numbers:
-    """The numbers of an object in Python, and its generators, as they were."""
+class _PythonState:
+    """Snapshot of an object's attributes of plain Python types, and of the states of its torch generators.
+
+    For a callable that is not a module, nothing is saved.
+    """
 
     def __init__(self, obj: Any) -> None:
         self.table: dict[str, Any] = vars(obj) if hasattr(obj, "__dict__") and not callable(obj) else {}
@@ -141,7 +148,7 @@ class _Numbers:
         self.generators = [(generator, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
-        for name in self.table.keys() - self.names:  # a counter that shadows one of the class
+        for name in self.table.keys() - self.names:  # e.g. a counter that now shadows a class attribute
             if isinstance(self.table[name], (bool, int, float, str)):
                 del self.table[name]
         self.table.update(self.numbers)
@@ -149,8 +156,8 @@ class _Numbers:
             generator.set_state(state)
 
 
-class _Kept(_Numbers):
-    """A module as it was: its mode, its numbers in Python, and its buffers, which a forward pass may move."""
+class _ModuleState(_PythonState):
+    """Snapshot of a module: mode, plain Python attributes and buffers, which a forward pass may update."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -160,6 +167,6 @@ class _Kept(_Numbers):
     def restore(self) -> None:
         super().restore()
         with torch.no_grad():
-            for buffer, before in self.buffers:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+            for buffer, saved in self.buffers:
+                if not torch.equal(buffer, saved):
+                    buffer.copy_(saved)

@@ -1,9 +1,9 @@
-r"""The noise of a program beside its sites (dropout, for one), the same when the program is run again.
+r"""Share the noise that a program draws outside its sample sites (e.g. dropout) between several runs.
 
-An objective that scores a guide a second time at the z that it has drawn means the same guide: under a fresh dropout
-mask it would be another one, and the score that ought to cancel would not. So the random operations of the first run
-are kept in their order, those of the sites' own draws left out, and the second run is given their results. That works
-on operations of tensors, and so in a recorded step as well.
+An objective that scores a guide a second time, at the z that it sampled, needs the same guide: with a fresh dropout
+mask it would be a different distribution, and terms that must cancel would not. The first run therefore records the
+results of its random tensor operations in order, except those that sample sites draw, and later runs receive these
+results. Because this works on tensor operations, it also works in recorded steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RANDOM = torch.Tag.nondeterministic_seeded
 
 
 class SharedNoise:
-    """Keeps the noise of a first run, `keep`, for further runs, `give`."""
+    """Record the noise of a first run (`keep`) and replay it in further runs (`give`)."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Any, Any]] = []
@@ -35,22 +35,24 @@ class SharedNoise:
 
     @contextmanager
     def keep(self) -> Iterator[None]:
-        """Keep the results of random operations that are not the draws of sample sites, and no earlier ones."""
+        """Record the results of random operations other than the draws of sample sites. Clear earlier ones."""
         self._kept.clear()
-        with _Keep(self._kept) as mode, _Draws(mode):
+        with _RecordNoise(self._kept) as mode, _MarkSampling(mode):
             yield
 
     @contextmanager
     def give(self) -> Iterator[None]:
-        """Give them again, in their order; without any there is nothing to do."""
+        """Replay the recorded results in order. If nothing was recorded, do nothing."""
         if not self._kept:
             yield
             return
-        with _Give(self._kept):
+        with _ReplayNoise(self._kept):
             yield
 
 
-class _Keep(TorchDispatchMode):
+class _RecordNoise(TorchDispatchMode):
+    """Append the result of every random operation to `kept`, except while a site is being sampled."""
+
     def __init__(self, kept: list[tuple[Any, Any]]) -> None:
         super().__init__()
         self.kept, self.drawing = kept, False
@@ -60,15 +62,15 @@ class _Keep(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if _RANDOM in func.tags and not self.drawing:
-            # A copy: dropout goes on to scale its mask in place.
+            # Clone: dropout subsequently scales its mask in place.
             self.kept.append((func, pytree.tree_map_only(Tensor, torch.clone, result)))
         return result
 
 
-class _Draws(Messenger):
-    """Says when a sample site draws."""
+class _MarkSampling(Messenger):
+    """Set `drawing` while a sample site draws its value."""
 
-    def __init__(self, mode: _Keep) -> None:
+    def __init__(self, mode: _RecordNoise) -> None:
         super().__init__()
         self.mode = mode
 
@@ -79,7 +81,9 @@ class _Draws(Messenger):
         self.mode.drawing = False
 
 
-class _Give(TorchDispatchMode):
+class _ReplayNoise(TorchDispatchMode):
+    """Return recorded results from random operations; the operations must occur in the recorded order."""
+
     def __init__(self, kept: list[tuple[Any, Any]]) -> None:
         super().__init__()
         self.left = list(kept)
@@ -90,7 +94,7 @@ class _Give(TorchDispatchMode):
         if _RANDOM not in func.tags:
             return func(*args, **(kwargs or {}))
         if not self.left or self.left[0][0] is not func:
-            raise UserError("A program draws other noise when it is run again: it cannot be scored a second time.")
+            raise UserError("A program draws different noise when it is run again: it cannot be scored a second time.")
         result = self.left.pop(0)[1]
         if func._schema.is_mutable:
             return args[0].copy_(result)

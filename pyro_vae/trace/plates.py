@@ -1,7 +1,7 @@
-r"""Which plate holds the images, and how the particles of a program are laid out around it.
+r"""Find the plate that holds the images, and define the layouts of particles around it.
 
-The plate of the images is the one that the observed sites share, whatever its name, dimension or size. A site outside
-of it is shared by all images. `shapes` says what the layouts make of a site's values.
+The data plate is the one that all observed sites share, whatever its name, dimension or size. Sites outside it are
+shared by all images. See `shapes` for the shapes of values in each layout.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ Site = Mapping[str, Any]
 
 
 class DataPlate(NamedTuple):
-    """The plate of the images: its name, its dimension, and the number of images in the whole data set.
+    """The plate of the images.
 
-    A guide may give it `aliases`, names of its own.
+    Attributes:
+        name: Name of the plate in the model. Empty if there is none.
+        dim: Its dimension, negative.
+        full_size: Number of images in the whole data set.
+        aliases: Names that the guide uses for the same plate.
     """
 
     name: str
@@ -33,13 +37,18 @@ class DataPlate(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How K particles of a program are run.
+    """How K particles of a model or guide are run.
 
-    `kind` is one of ``plain`` (one run of one particle), ``particles``, ``rows``, ``singly`` (K plain runs) and
-    ``states`` (particles, with the values of what is summed out in one more dimension to their left);
-    `nesting` the number of plates around a site, at most; `reason` says why the program is not run as particles;
-    `summed` are latents that the guide does not draw, `enumerated` those that it enumerates: at their joint values the
-    particles are repeated.
+    Attributes:
+        kind: ``plain`` (one run of one particle), ``particles`` (a particle plate), ``rows`` (repeated rows),
+            ``singly`` (K plain runs), or ``states`` (``particles`` with the values of summed-out sites in one more
+            dimension to the left).
+        data: Data plate, or None if not yet determined.
+        nesting: Number of dimensions that the plates of the program occupy.
+        reason: Reason why the kind is not ``particles``, if any.
+        summed: Latents that the guide does not sample. Particles are repeated at their joint values, which are summed
+            out.
+        enumerated: Latents that the guide enumerates. Particles are repeated at their joint values.
     """
 
     kind: str
@@ -51,23 +60,32 @@ class Layout(NamedTuple):
 
     @property
     def particle_dim(self) -> int:
-        """The dimension of the particle plate, to the left of all others."""
+        """Dimension of the particle plate, to the left of all others."""
         return -self.nesting - 1
 
 
 class Frame(NamedTuple):
-    """How one run is laid out: the layout of its tensors, K (or S * K), B, and the plate of the images."""
+    """The dimensions of one run.
+
+    Attributes:
+        kind: Kind of its `Layout`.
+        particle_dim: Dimension of the particle plate.
+        num_samples: Number of particles: K, or S * K with S joint values of summed-out or enumerated sites.
+        batch_size: Number of images, B.
+        data: Data plate.
+        states: Number of joint values that have a separate dimension, in the kind ``states``. Else 1.
+    """
 
     kind: str
     particle_dim: int
     num_samples: int
     batch_size: int
     data: DataPlate
-    states: int = 1  # values in a dimension of their own, that of ``states``
+    states: int = 1
 
     @property
     def leading(self) -> list[int]:
-        """Dimensions to the left of the plates: that of the values of what is summed out, and that of the particles."""
+        """Dimensions to the left of the plates: of the joint values (``states``) and of the particles."""
         if self.kind == "states":
             return [self.particle_dim - 1, self.particle_dim]
         return [self.particle_dim] if self.kind == "particles" else []
@@ -79,23 +97,23 @@ class Frame(NamedTuple):
 
 
 def get_plates(site: Site) -> list[Any]:
-    """Return the vectorized plates around a site, that of the particles left out."""
+    """Return the vectorized plates around a site, except the particle plate."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
 
 
 def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) -> DataPlate:
-    """Find the plate of the images: the one that the observed sites share, or the latent ones where none is observed.
+    """Find the data plate: the plate shared by the observed sites, or by the latent ones if none is observed.
 
-    Several plates may have the size of the batch, as one of pixels or time steps inside that of the images. Then it is
-    the one whose rows hold the elements of the rows of x.
+    Several plates may have the size of the batch, e.g. one of pixels or time steps inside that of the images. In that
+    case the data plate is the one whose rows hold the elements of the rows of x.
 
     Args:
-        sites: of a program.
-        x: (B, ...), what the program is called with.
-        guess: whether a program may have none, or several of that size, since another one decides.
+        sites: Sample sites of a model or guide.
+        x: First tensor argument of the program, (B, ...).
+        guess: Whether to accept no plate or several plates of that size, because another program determines it.
 
     Raises:
-        ValueError: no plate has the size of the batch, or several have it and nothing tells them apart.
+        ValueError: No plate has the size of the batch, or several have it and are indistinguishable.
     """
     size = len(x)
     proper = [site for site in sites if not isinstance(site["fn"], Unit)]
@@ -106,11 +124,11 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
     if len(names) > 1:
         names = [name for name in names if any(_holds_rows(site, name, x) for site in observed)] or names
     if not anchors or (guess and not names):
-        return DataPlate("", 0, size)  # a dimension that no plate has: all is shared
+        return DataPlate("", 0, size)  # dim 0 belongs to no plate: every site is shared
     if len(names) > 1 and not guess:
         raise UserError(
-            f"The plates {' and '.join(map(repr, names))} both have the size of the batch, {size}, and nothing tells "
-            "which of them holds the images: use another batch size."
+            f"The plates {' and '.join(map(repr, names))} both have the size of the batch, {size}, and it is "
+            "ambiguous which of them holds the images: use another batch size."
         )
     if not names:
         raise UserError(_no_data_plate(anchors, size))
@@ -119,14 +137,20 @@ def find_data_plate(sites: Iterable[Site], x: Tensor, *, guess: bool = False) ->
 
 
 def _names(sites: list[Site], size: int, *, every: bool) -> list[str]:
-    """Return the names of the plates of a size, or of no size, around every one or any of the sites."""
+    """Return the names of the plates with a given size, or without a size.
+
+    Args:
+        sites: Sample sites.
+        size: Size of the plates.
+        every: Whether a plate must be around all sites rather than around any of them.
+    """
     names_of_sites = [[frame.name for frame in get_plates(site) if frame.size in (size, -1)] for site in sites]
     names = list(dict.fromkeys(name for site_names in names_of_sites for name in site_names))
     return [name for name in names if not every or all(name in site_names for site_names in names_of_sites)]
 
 
 def _holds_rows(site: Site, name: str, x: Tensor) -> bool:
-    """Whether the rows of a site along a plate hold the elements of the rows of x, in any order."""
+    """Return whether the rows of a site along a plate hold the elements of the rows of x, in any order."""
     value, dims = site["value"], [plate.dim for plate in get_plates(site) if plate.name == name]
     axis = value.dim() - site["fn"].event_dim + dims[0] if dims else -1
     if axis < 0 or value.numel() != x.numel() or value.shape[axis] != len(x):
@@ -139,33 +163,39 @@ def _no_data_plate(anchors: list[Site], size: int) -> str:
     for frame in (frame for site in anchors for frame in get_plates(site)):
         if frame.full_size == size and frame.size != size:
             return (
-                f"Plate {frame.name!r} draws {frame.size} of the {size} rows of x by itself: pass batches instead, and "
-                "write subsample_size=len(x) in the plate."
+                f"Plate {frame.name!r} draws {frame.size} of the {size} rows of x by itself: pass mini-batches "
+                "instead and set subsample_size=len(x) in the plate."
             )
     return data_plate_message(anchors[0], size)
 
 
 def data_plate_message(site: Site, size: int) -> str:
-    """Return the message about a site that does not stand in the data plate."""
+    """Return the error message for a site that is not inside the data plate."""
     plates = ", ".join(f"{f.name!r} of size {f.size} at dim {f.dim}" for f in get_plates(site)) or "none"
     return (
-        f"Site {site['name']!r} must stand in one data plate of size {size}, found {plates}: write "
-        "`with pyro.plate('data', x.shape[0])` around it."
+        f"Site {site['name']!r} must be inside one data plate of size {size}, found {plates}: put it inside "
+        "`with pyro.plate('data', x.shape[0])`."
     )
 
 
 def in_data_plate(site: Site, frame: Frame) -> bool:
-    """Whether a site has a row for each image; one that has not is shared by all of them.
+    """Return whether a site is inside the data plate, i.e. has one row per image and is not shared by all images.
 
-    The plate counts, not its size: a global latent may have a plate that is as long as the batch.
+    The plate decides, not its size: a global latent may be inside a different plate of the size of the batch.
     """
     return any(plate.name == frame.data.name or plate.name in frame.data.aliases for plate in get_plates(site))
 
 
 def add_guide_names(model: Frame, of_model: Mapping[str, Site], of_guide: Mapping[str, Site]) -> DataPlate:
-    """Return the data plate of a model with the names that its guide has for it.
+    """Return the data plate of a model with the guide's names for it as aliases.
 
-    They are those of the plates, in its dimension, around latents that stand in the data plate in the model.
+    An alias is the name of a plate of the guide that has the dimension of the data plate and is around a latent that
+    the model has inside the data plate.
+
+    Args:
+        model: Frame of the run of the model.
+        of_model: Sample sites of the model.
+        of_guide: Sample sites of the guide.
     """
     data = model.data
     names = [

@@ -1,4 +1,4 @@
-r"""What a program is, found out once: its sites and their roles, its plates, what it observes, and what it lacks."""
+r"""Describe a program from one run: the roles of its sites, its plates, its observations and missing densities."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from pyro_vae.trace.simulation import find_image_site
 
 
 class SiteInfo(NamedTuple):
-    """A sample site: its role, the class of its elements' distribution, its plates from outside in, its event shape.
+    """A sample site.
 
-    Roles are ``latent``, ``observed``, ``summed out`` (a discrete latent that the guide does not draw), ``auxiliary``
-    (drawn by the guide alone), ``unobserved`` (what an `obs_mask` leaves out, drawn by the model alone) and ``loss``: a
-    `pyro.factor`, what a guide observes, or an observation whose distribution says that it is not normalized.
+    Attributes:
+        role: ``latent``; ``observed``; ``summed out`` (discrete and not sampled by the guide); ``auxiliary`` (sampled
+            only by the guide); ``unobserved`` (left out by an `obs_mask`, sampled only by the model); or ``loss`` (a
+            `pyro.factor`, a site that the guide observes, or an observation under an unnormalized distribution).
+        kind: Class name of the distribution of its elements.
+        plates: Names of the plates around it, outermost first.
+        event_shape: Its event shape.
     """
 
     role: str
@@ -36,20 +40,20 @@ class SiteInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a model and its guide from one run of both.
+    """Properties of a model and its guide, found from one run of both.
 
     Args:
-        model: its sites by name.
-        guide: its sites by name.
-        data_plate: name of the plate of the images.
-        observes: ``density`` where x is observed under a density over the reals, ``loss`` where under a loss that is no
-            distribution, ``probability`` otherwise; where no site holds x as it is, every observed site counts.
-        no_density_reason: why there are no log weights, log p(x, z) - log q(z|x), or None where there are.
-        no_latent_density: whether that is because of a latent, so that there is no rate either.
-        deterministic: whether every particle of the guide is the same.
-        shared: sites outside the data plate, latent or observed: an image has no log weight of its own then.
-        losses: sites that are terms of the loss and no densities.
-        image: the observed site that holds x as it is, where `describe` has found one.
+        model: Sites of the model by name.
+        guide: Sites of the guide by name.
+        data_plate: Name of the data plate.
+        observes: ``density`` if x is observed under a density over the reals, ``loss`` if under an unnormalized loss,
+            else ``probability``. If no single site holds x unchanged, all observed sites count.
+        no_density_reason: Reason why log p(x, z) - log q(z | x) is undefined, or None if it is defined.
+        no_latent_density: Whether the reason is a latent, so that the rate is undefined, too.
+        deterministic: Whether all particles of the guide are equal.
+        shared: Latent or observed sites outside the data plate. If there are any, single images have no log weight.
+        losses: Sites that are loss terms rather than densities.
+        image: Observed site that holds x unchanged, if `describe` found one.
     """
 
     model: dict[str, SiteInfo]
@@ -65,27 +69,27 @@ class Description:
 
     @property
     def not_per_image_reason(self) -> str | None:
-        """Why an image has no log weight of its own though the batch may have one, or None."""
+        """Reason why single images have no log weight although the batch may have one, or None."""
         if not self.shared:
             return None
         return (
-            f"Site {self.shared[0]!r} stands outside the data plate {self.data_plate!r} and is shared by all images, "
-            "none of which has a log weight of its own then: put sites of single images into one plate object, or take "
-            'the weight of the whole batch, log_weights(..., shared="sampled").'
+            f"Site {self.shared[0]!r} is outside the data plate {self.data_plate!r} and shared by all images, so that "
+            "single images have no log weights: put sites of single images into one plate object, or compute the "
+            'weights of the whole batch with log_weights(..., shared="sampled").'
         )
 
 
 def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) -> Description:
-    """Describe a model and its guide by one run of both, which leaves no mark.
+    """Describe a model and its guide from one run of both, without side effects.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        batch: what they are called with.
-        seed: of the draws.
+        model: Model, p(x, z).
+        guide: Guide, q(z | x).
+        batch: Arguments of both.
+        seed: Random seed of the run. None uses a random one.
 
     Raises:
-        ValueError: as `trace_model_and_guide`.
+        ValueError: See `trace_model_and_guide`.
     """
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="describe"):
         p, q = trace_model_and_guide(model, guide, batch, 1)
@@ -98,17 +102,20 @@ def describe(model: Program, guide: Program, batch: Data, seed: int | None = 0) 
 
 
 def require_per_image(model: Program, guide: Program, batch: Data) -> None:
-    """Refuse a program of which one image has no numbers of its own.
-
-    Raises:
-        ValueError: names the site that all images share.
-    """
+    """Raise ValueError if a site is shared by all images, so that single images have no log weights."""
     if reason := describe(model, guide, batch).not_per_image_reason:
         raise UserError(reason)
 
 
 def describe_traces(guide: Program, batch: Data, p: ParticleTrace, q: ParticleTrace) -> Description:
-    """Describe a program by a run of its model and one of its guide, for a batch."""
+    """Describe a program from given runs.
+
+    Args:
+        guide: Guide, which may be run once more to detect point masses.
+        batch: Arguments of the guide.
+        p: Run of the model.
+        q: Run of the guide.
+    """
     point_masses = _point_masses(guide, batch, q)
     no_density_reason = _latent_density_reason(p, q, point_masses)
     loss = _unnormalized_reason(p)
@@ -128,15 +135,15 @@ def describe_traces(guide: Program, batch: Data, p: ParticleTrace, q: ParticleTr
 
 
 def _observed_outside(p: ParticleTrace) -> list[str]:
-    """Return the observed sites outside the data plate, among them those of a second plate of its size.
+    """Return the observed sites outside the data plate, including those in a second plate of the same size.
 
-    Nothing says whose rows such a plate holds, so that an image is given no part of them.
+    The rows of such a plate cannot be assigned to images.
     """
     return [name for name in p.observed if not in_data_plate(p.sites[name], p.frame)]
 
 
 def _observes(p: ParticleTrace, names: list[str]) -> str:
-    """Say what some of the observed sites of a model are."""
+    """Classify observed sites of a model as ``density``, ``probability`` or ``loss``. See `Description`."""
     pixels = [unwrap(p.observed[name][0])[0] for name in names]
     if any(is_normalized(pixel) and not component_support(get_support(pixel)).is_discrete for pixel in pixels):
         return "density"
@@ -144,16 +151,11 @@ def _observes(p: ParticleTrace, names: list[str]) -> str:
 
 
 def _point_masses(guide: Program, batch: Data, q: ParticleTrace) -> tuple[str, ...]:
-    """Return the latents of a guide that are point masses: a `Delta` without a density of its own.
+    """Return the latents of a guide that are point masses: instances of `Delta` without a density.
 
-    A `Delta` with a ``log_density`` holds what has been drawn before, and the density of that. One without holds a draw
-    too where it is made of auxiliary sites, which have the density (as in Pyro's AutoContinuous guides): then it moves
-    from draw to draw.
-
-    Args:
-        guide: program of q(z|x).
-        batch: what it is called with.
-        q: a run of the guide.
+    A `Delta` with a ``log_density`` carries a sample and its log-density. A `Delta` without one also carries a sample
+    if it is computed from auxiliary sites, which have the density (e.g. in Pyro's AutoContinuous guides). Its value
+    then differs between two runs, so that the guide is run once more to decide.
     """
     bare = tuple(name for name, delta in q.deltas.items() if not delta.log_density.any())
     if not bare or len(q.drawn) == len(q.latents):
@@ -182,17 +184,17 @@ def _info(run: ParticleTrace, name: str, *, guide: bool) -> SiteInfo:
 def _latent_density_reason(p: ParticleTrace, q: ParticleTrace, point_masses: tuple[str, ...]) -> str | None:
     if point_masses:
         return f"the posterior of {point_masses[0]!r} is a point mass, which has no density"
-    moved = [name for name, delta in q.deltas.items() if not delta.log_density.any()]
+    bare = [name for name, delta in q.deltas.items() if not delta.log_density.any()]
     auxiliary = [name for name in q.drawn if name not in q.latents]
-    if moved and auxiliary and len(moved) == len(q.latents):
-        drawn, used = (sum(event_size(q.sites[name]) for name in names) for names in (auxiliary, moved))
-        if drawn != used:
-            return f"{drawn} auxiliary draws make {used} latents, of which {moved[0]!r} then has no density"
+    if bare and auxiliary and len(bare) == len(q.latents):
+        num_drawn, num_used = (sum(event_size(q.sites[name]) for name in names) for names in (auxiliary, bare))
+        if num_drawn != num_used:
+            return f"{num_drawn} auxiliary values determine {num_used} latent values: {bare[0]!r} has no density"
     for name in q.latents:
         if name in p.sites and isinstance(unwrap(p.sites[name]["fn"])[0], ImproperUniform):
-            return f"the prior of {name!r} is improper, no distribution"
+            return f"the prior of {name!r} is improper, not a distribution"
         if name in p.sites and name not in q.deltas and _is_discrete(p, name) != _is_discrete(q, name):
-            return f"{name!r} has a probability in one program and a density in the other, as that of a relaxation"
+            return f"{name!r} is discrete in one of model and guide and continuous in the other, as a relaxation is"
     return None
 
 
@@ -203,13 +205,14 @@ def _is_discrete(run: ParticleTrace, name: str) -> bool:
 def _unnormalized_reason(p: ParticleTrace) -> str | None:
     for name, (distribution, _) in p.observed.items():
         if not is_normalized(unwrap(distribution)[0]):
-            return f"the loss of {name!r} is not normalized, and no log-likelihood"
+            return f"the loss of {name!r} is not normalized, hence not a log-likelihood"
     for name, site in p.sites.items():
         for plate in get_plates(site):
             if plate.name != p.frame.data.name and plate.full_size not in (None, plate.size):
                 return (
-                    f"plate {plate.name!r} draws {plate.size} of {plate.full_size} at site {name!r}: a part of log p(x)"
+                    f"plate {plate.name!r} subsamples {plate.size} of {plate.full_size} at site {name!r}: only "
+                    "a part of log p(x) is evaluated"
                 )
         if isinstance(site["fn"], Unit):
-            return f"the factor {name!r} of the model is not normalized, and no log-likelihood"
+            return f"the factor {name!r} of the model is not normalized, hence not a log-likelihood"
     return None

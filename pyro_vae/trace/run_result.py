@@ -1,4 +1,4 @@
-r"""What one run of a program leaves: its sites, their values and their log-densities."""
+r"""Result of one run of a model or guide: its sites, their values and their log-densities."""
 
 from __future__ import annotations
 
@@ -26,46 +26,49 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ParticleTrace:
-    """A run of a program for K particles of B images: one trace, or one for each particle where read singly."""
+    """A run of a model or guide for K particles of B images.
+
+    The layout ``singly`` has one trace per particle; other layouts have a single trace.
+    """
 
     traces: tuple[poutine.Trace, ...]
-    frame: Frame  # of each trace
+    frame: Frame  # dimensions of each trace
     layout: Layout
-    held: frozenset[str] = frozenset()  # latents at given values
+    held: frozenset[str] = frozenset()  # names of the latents held at given values
 
     @property
     def num_samples(self) -> int:
-        """K, each of which is run at every value of what is summed out."""
+        """Number of particles, K, not counting the values of summed-out sites."""
         return len(self.traces) * self.frame.num_samples // count_states(self.layout.summed)
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Number of images, B."""
         return self.frame.batch_size
 
     @cached_property
     def sites(self) -> dict[str, Site]:
-        """The sample sites proper, of the first trace: no plate's subsample and no `pyro.deterministic`."""
+        """Sample sites of the first trace, without subsamples of plates and `pyro.deterministic`."""
         return proper_sites(self.traces[0])
 
     @cached_property
     def latents(self) -> list[str]:
-        """Names of the latent sites: drawn, neither auxiliary nor the unobserved half of an `obs_mask`."""
+        """Names of the sampled sites, except auxiliary ones and the unobserved part of an `obs_mask`."""
         return [name for name in self.drawn if not self.sites[name]["infer"].get("is_auxiliary")]
 
     @property
     def summed(self) -> list[str]:
-        """Names of the latents that are summed out, and stand at every one of their values."""
+        """Names of the latents that are summed out. They hold all of their values."""
         return [site.name for site in self.layout.summed]
 
     @property
     def enumerated(self) -> list[str]:
-        """Names of the latents that a guide enumerates."""
+        """Names of the latents that the guide enumerates."""
         return [site.name for site in self.layout.enumerated]
 
     @cached_property
     def drawn(self) -> list[str]:
-        """Names of the sites that are drawn, auxiliary ones included."""
+        """Names of the sampled sites, including auxiliary ones."""
         return [
             name
             for name, site in self.sites.items()
@@ -74,28 +77,28 @@ class ParticleTrace:
 
     @property
     def shared(self) -> list[str]:
-        """Names of the drawn sites that stand outside the data plate."""
+        """Names of the sampled sites outside the data plate."""
         return [name for name in self.drawn if not in_data_plate(self.sites[name], self.frame)]
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The values of the latent sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
+        """Values of the latents, {site: (K, B, ...)}, or (K, ...) for a site shared by all images."""
         return self.get_values(self.latents)
 
     def get_values(self, names: list[str]) -> dict[str, Tensor]:
-        """Return the values of some sites: {site: (K, B, ...)}, (K, ...) of a shared one."""
+        """Return values of the named sites, {site: (K, B, ...)}, or (K, ...) for a shared site."""
         values = {name: self.join(name, lambda site: to_particles(site["value"], site, self.frame)) for name in names}
         return {name: value[: self.num_samples] for name, value in values.items()} if self.summed else values
 
     @property
     def deltas(self) -> dict[str, Delta]:
-        """The latent sites that are a `Delta`: {site: distribution of its elements}."""
+        """Latents with a `Delta` distribution, {site: distribution of its elements}."""
         elements = {name: unwrap(self.sites[name]["fn"])[0] for name in self.latents}
         return {name: delta for name, delta in elements.items() if isinstance(delta, Delta)}
 
     @property
     def observed(self) -> dict[str, tuple[Any, Tensor]]:
-        """The observed sites, of the first trace: {site: (distribution, data)}; a `pyro.factor` observes nothing."""
+        """Observed sites of the first trace, {site: (distribution, data)}, without `pyro.factor`."""
         return {
             name: (site["fn"], site["value"])
             for name, site in self.sites.items()
@@ -103,29 +106,32 @@ class ParticleTrace:
         }
 
     def subsamples(self) -> dict[str, Tensor]:
-        """Return what the plates have chosen, which another run of the same step takes as well."""
+        """Return the subsamples that the plates drew, for other runs of the same step."""
         nodes: dict[str, Any] = self.traces[0].nodes
         return {n: node["value"] for n, node in nodes.items() if node["type"] == "sample" and site_is_subsample(node)}
 
     def native_values(self) -> dict[str, Tensor]:
-        """Return the tensors of the latents as they are in the trace, with the subsamples."""
+        """Return the latents' tensors in the layout of the trace, together with the subsamples."""
         return self.subsamples() | {name: self.sites[name]["value"] for name in self.latents}
 
     def with_plate_of(self, model: ParticleTrace) -> ParticleTrace:
-        """Return the run of a guide with the plate of the images that a run of its model has found."""
+        """Return this run of a guide with the data plate found in a run of its model."""
         data = add_guide_names(model.frame, model.sites, self.sites)
         return ParticleTrace(self.traces, self.frame._replace(data=data), self.layout._replace(data=data), self.held)
 
     def is_factor(self, name: str) -> bool:
-        """Whether a site is a `pyro.factor`."""
+        """Return whether a site is a `pyro.factor`."""
         return isinstance(self.sites[name]["fn"], Unit)
 
     def is_loss(self, name: str, *, guide: bool) -> bool:
-        """Whether a site is a term of the loss and no density: a factor, or what a guide observes."""
+        """Return whether a site is a loss term, not a density: a factor, or an observation in a guide."""
         return self.is_factor(name) or (guide and bool(self.sites[name]["is_observed"]))
 
     def terms(self, *, guide: bool = False) -> Terms:
-        """Score every site once. Masks count, and the scales count in what is weighed alone."""
+        """Score every site once and sum out discrete latents. In a guide, observations are loss terms.
+
+        Masks apply to all terms, scales only to the weighted terms and the losses.
+        """
         terms = self._terms(guide)
         if not self.summed:
             return terms
@@ -133,14 +139,14 @@ class ParticleTrace:
         return sum_out_terms(terms, scales, [*self.latents, *self.summed], self.layout.summed)
 
     def state_terms(self) -> dict[str, Tensor]:
-        """Return {site: log-density (S * K, B)}, nothing summed out."""
+        """Return {site: log-density (S * K, B)} before summing out."""
         return self._terms(guide=False).densities
 
     def _terms(self, guide: bool) -> Terms:
         terms = Terms({}, {}, {})
         for name, site in self.sites.items():
             if self._is_unobserved(name):
-                continue  # drawn from the model itself: its density cancels
+                continue  # sampled from the model itself: its density cancels
             plain = [scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in self.in_each_trace(name)]
             if name in self.summed:
                 finite_site = next(finite for finite in self.layout.summed if finite.name == name)
@@ -149,11 +155,11 @@ class ParticleTrace:
                     for term, s in zip(plain, self.in_each_trace(name), strict=True)
                 ]
             if is_unit(site["scale"]):
-                density = weighted = self._spread(name, plain)
+                density = weighted = self._to_images(name, plain)
             else:
-                # In the precision of the network, as in stock Pyro: so gradients come out with its bits.
+                # Scale in the precision of the network, as stock Pyro does, for bit-identical gradients.
                 scaled = [term * s["scale"] for term, s in zip(plain, self.in_each_trace(name), strict=True)]
-                density, weighted = self._spread(name, plain), self._spread(name, scaled)
+                density, weighted = self._to_images(name, plain), self._to_images(name, scaled)
             if self.is_loss(name, guide=guide):
                 terms.losses[name] = weighted
             else:
@@ -161,38 +167,41 @@ class ParticleTrace:
         return terms
 
     def log_probs(self) -> dict[str, Tensor]:
-        """Return {site: log-density (K, B)} in nats, float64, without scales; factors are left out."""
+        """Return {site: log-density (K, B)} in nats, float64, without scales and without factors."""
         densities = self.state_terms()
         if not self.summed:
             return densities
         return sum_out(densities, [*self.latents, *self.summed], self.layout.summed)
 
     def per_image(self, name: str, fn: Callable[[Site], Tensor], extra: int = 0) -> Tensor:
-        """Return a quantity of a site, a function of it of its batch shape and `extra` dimensions: (K, B, *extra)."""
+        """Return a quantity of a site per image, (K, B, ...).
+
+        `fn` computes it from the site, in the batch shape of the site followed by `extra` dimensions.
+        """
         return self.join(name, lambda site: per_image(fn(site), site, self.frame, extra))
 
     def _is_unobserved(self, name: str) -> bool:
-        """Whether a site is what an `obs_mask` leaves out, and the model alone draws."""
+        """Return whether a site is the part of an `obs_mask` that only the model samples."""
         stem = name.removesuffix("_unobserved")
         if stem == name or name in self.held or f"{stem}_observed" not in self.sites:
             return False
-        whole: Any = self.traces[0].nodes.get(stem, {})
-        return bool(whole.get("infer", {}).get("_deterministic"))
+        masked_site: Any = self.traces[0].nodes.get(stem, {})
+        return bool(masked_site.get("infer", {}).get("_deterministic"))
 
     def in_each_trace(self, name: str) -> list[Site]:
         """Return a site of every trace."""
         return [trace.nodes[name] for trace in self.traces]
 
     def join(self, name: str, fn: Callable[[Site], Tensor]) -> Tensor:
-        """Return a function of a site, of every trace, joined over particles."""
+        """Apply a function to a site of every trace, and concatenate the results over particles."""
         parts = [fn(site) for site in self.in_each_trace(name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _spread(self, name: str, terms: list[Tensor]) -> Tensor:
-        """Return terms of a site, of each trace, as (K, B), float64; what all images share is divided among them."""
+    def _to_images(self, name: str, terms: list[Tensor]) -> Tensor:
+        """Convert terms of a site (one per trace) to (K, B), float64, dividing shared terms equally among images."""
         parts = []
         for term, site in zip(terms, self.in_each_trace(name), strict=True):
-            # Pyro's improper prior scores on the CPU, wherever its values are.
+            # Pyro's ImproperUniform.log_prob is always on the CPU.
             part = per_image(term.to(site["value"].device, torch.float64), site, self.frame)
             if part.dim() == 1:
                 part = (part / self.batch_size).unsqueeze(1).expand(-1, self.batch_size)
@@ -201,7 +210,7 @@ class ParticleTrace:
 
 
 def proper_sites(trace: poutine.Trace) -> dict[str, Site]:
-    """Return the sample sites of a trace that have a density or a factor."""
+    """Return the sample sites of a trace that have a density or a factor, {name: site}."""
     nodes: dict[str, Any] = trace.nodes
     return {
         name: site

@@ -1,7 +1,7 @@
-r"""One seed, split by purpose: no two kinds of draws share their noise.
+r"""Derive separate seeds for different purposes from one seed, so that draws for two purposes share no noise.
 
-Seeded alike, the noise of p(x|z) would be that of z, and a user's data, drawn after ``torch.manual_seed(0)``, would be
-the first draws of an instrument called with ``seed=0``.
+With a single seed, the noise of p(x | z) would equal that of z, and user data sampled after ``torch.manual_seed(0)``
+would equal the first samples of an instrument called with ``seed=0``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _SALT = b"pyro_vae draws"
 
 
 def derive_seed(seed: int | None, *purpose: str | int) -> int | None:
-    """Return the seed of one purpose, a hash of the seed and of what the draws are for; None stays None."""
+    """Return a 63-bit seed for one purpose, a hash of the seed and the purpose. None stays None."""
     if seed is None:
         return None
     words = "/".join(map(str, (seed, *purpose))).encode()
-    # 63 bits: torch's generators take a signed number.
+    # 63 bits: generators of torch take signed 64-bit integers.
     return int.from_bytes(hashlib.blake2b(words, key=_SALT, digest_size=8).digest(), "big") >> 1
 
 

@@ -1,14 +1,15 @@
-r"""How a site's batch dimensions map to (K, B, ...).
+r"""Convert the values and densities of a site from the layout of a run to (K, B, ...), and back.
 
-A value of a site has the shape (plates..., event...), where each plate has a dimension of its own, counted from the
-right. Read as particles there is one more plate to the left of all others:
+The value of a site has shape (plates..., event...), where every plate has its own dimension, counted from the right. In
+the layout ``particles`` there is one more plate to the left of all others:
 
-    plain        (T, B, D)        one run: T steps of time inside the data plate, B images, D of the event
+    plain        (T, B, D)        one run: B images, T time steps in a plate inside the data plate, event size D
     rows         (T, K*B, D)      the particles as rows of one larger batch
-    particles    (K, T, B, D)     the particles in a plate of their own
-    states       (S, K, T, B, D)  the values of what is summed out to their left, at sites that depend on them
+    particles    (K, T, B, D)     the particles in a separate plate
+    states       (S, K, T, B, D)  the values of summed-out sites to their left, for sites that depend on them
 
-Callers see (K, B, T, D) whatever the layout. A site outside the data plate is shared by all images: (K, ...).
+The converted shape is (K, B, T, D) in all layouts, or (K, ...) for a site outside the data plate, which all images
+share.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from pyro_vae.trace.plates import Frame, Site, get_plates, in_data_plate
 
 
 def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tensor:
-    """Sum a quantity of a site over the plates inside the data plate.
+    """Sum a quantity of a site over all plates except the data plate and the particle plate.
 
     Args:
-        tensor: of the batch shape of the site, followed by `extra` dimensions.
-        site: where it comes from.
-        frame: how the run was laid out.
-        extra: dimensions that stay, at the right.
+        tensor: Quantity, of the batch shape of the site followed by `extra` dimensions.
+        site: The site.
+        frame: Dimensions of the run.
+        extra: Number of additional dimensions on the right, which are kept.
 
     Returns:
         (K, B, *extra), or (K, *extra) for a site that all images share.
 
     Raises:
-        ValueError: the shape is not that of the plates around the site.
+        ValueError: The batch shape does not match the plates around the site.
     """
     plates = get_plates(site)
     batch = tensor.dim() - extra
@@ -46,6 +47,7 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
         if kept[-1] < 0 or tensor.shape[kept[-1]] != frame.rows:
             raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     known = {*kept, *(batch + plate.dim for plate in plates)}
+    # A larger dimension without a plate around the site cannot be assigned to images.
     if any(tensor.shape[axis] > 1 for axis in range(batch) if axis not in known):
         raise UserError(_wrong_shape(site, tensor.shape[:batch], frame))
     if summed := [axis for axis in range(batch) if axis not in kept]:
@@ -58,10 +60,17 @@ def per_image(tensor: Tensor, site: Site, frame: Frame, extra: int = 0) -> Tenso
 
 
 def _expand_over_states(tensor: Tensor, leading: int, local: bool, frame: Frame) -> Tensor:
-    """Return what may depend on the states, (S, K, B, ...) or (K, B, ...), as (S * K, B, ...); B where it is local."""
+    """Expand a tensor that may depend on the joint values to (S * K, B, ...).
+
+    Args:
+        tensor: Tensor with `leading` of the dimensions S and K, followed by B if it is local.
+        leading: Number of leading dimensions.
+        local: Whether the tensor has one row per image.
+        frame: Dimensions of the run.
+    """
     whole = frame.states, frame.num_samples // frame.states
     rest = list(tensor.shape[leading:])
-    if local:  # perhaps a value that is the same for all images
+    if local:  # of size 1 if all images have the same value
         rest[0] = frame.batch_size
     return tensor.expand(*whole, *rest).flatten(0, 1)
 
@@ -72,13 +81,13 @@ def _wrong_shape(site: Site, shape: Any, frame: Frame) -> str:
         dims[frame.particle_dim] = frame.num_samples
     allowed = tuple(dims.get(dim, 1) for dim in range(min(dims, default=0), 0))
     return (
-        f"The log-densities of site {site['name']!r} have shape {tuple(shape)}, and its plates are {allowed}: "
-        "dimensions outside of the plates belong to the event, so write .to_event(n); each image needs its own row."
+        f"The log-densities of site {site['name']!r} have shape {tuple(shape)}, but its plates have shape {allowed}: "
+        "declare other dimensions as event dimensions with .to_event(n); every image needs its own row."
     )
 
 
 def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
-    """Return a value of a site as (K, B, other plates..., event...), or (K, ...) where all images share it."""
+    """Convert the value of a site to (K, B, other plates..., event...), or (K, ...) if all images share it."""
     event = site["fn"].event_dim
     dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
@@ -87,6 +96,7 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
     kept = leading + dims
     if local and batch + frame.data.dim < 0:
         raise UserError(_wrong_shape(site, value.shape[:batch], frame))
+    # Drop the singleton dimensions of plates that are not around this site.
     if gaps := [axis for axis in range(batch) if axis - batch not in kept and value.shape[axis] == 1]:
         value = value.squeeze(gaps)
     first = len(leading)
@@ -100,36 +110,40 @@ def to_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
 
 
 def from_particles(value: Tensor, site: Site, frame: Frame) -> Tensor:
-    """Return the value of a site from what `to_particles` gives: its inverse.
+    """Convert a value to the layout of a run, the inverse of `to_particles`.
 
-    Of ``states`` it takes what does not depend on them, (K, B, ...), or does, (S, 1, 1, ...).
+    Args:
+        value: (K, B, ...), or (K, ...) if all images share it. In the layout ``states`` it may also depend on the joint
+            values, as (S, 1, 1, ...).
+        site: The site that takes the value.
+        frame: Dimensions of the run.
     """
     own_dims = sorted(plate.dim for plate in get_plates(site))
     local = in_data_plate(site, frame)
     if frame.kind == "rows":
         if not local:
-            raise UserError(f"Site {site['name']!r} is shared by all images, and rows have no shared particles.")
+            raise UserError(f"Site {site['name']!r} is shared by all images, which repeated rows do not support.")
         value = value.flatten(0, 1)
     elif frame.kind == "plain":
         value = value[0]
     leading = frame.leading
-    if frame.kind == "states":
+    if frame.kind == "states":  # a value that does not depend on the joint values has one leading dimension fewer
         leading = leading[len(own_dims) + site["fn"].event_dim + len(leading) - value.dim() :]
     first = len(leading)
     if local and (index := first + own_dims.index(frame.data.dim)) != first:
         value = value.movedim(first, index)
     dims = leading + own_dims
-    for dim in range(min(dims, default=0), 0):  # a dimension of size 1 for each plate that is not around this site
+    for dim in range(min(dims, default=0), 0):  # singletons for plates not around this site
         if dim not in dims:
             value = value.unsqueeze(value.dim() - site["fn"].event_dim + dim + 1)
     return value
 
 
 def plate_nesting(sites: Iterable[Site]) -> int:
-    """Return how far to the left the plates of a program reach, at least 1."""
+    """Return the number of dimensions that the plates of a program occupy, at least 1."""
     return max((-plate.dim for site in sites for plate in get_plates(site)), default=1) or 1
 
 
 def event_size(site: Site) -> int:
-    """Return how many numbers a site has for each row."""
+    """Return the number of elements in the event of a site."""
     return math.prod(site["fn"].event_shape)

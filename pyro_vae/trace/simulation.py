@@ -1,4 +1,4 @@
-r"""Draws of x from a model, and which of its observed sites hold which elements of x."""
+r"""Simulate x from a model, and determine which observed sites hold which elements of x."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.run_result import ParticleTrace, Values
 from pyro_vae.trace.terms import log_prob
 
-_EXACT = 2**24  # whole numbers that float32 tells apart
+_EXACT = 2**24  # float32 represents all smaller integers exactly
 
 
 def find_x_elements(model: Program, batch: Data, values: Values | None = None) -> dict[str, Tensor]:
-    """Find the observed sites that hold elements of x, unchanged, by running the model on x = 0, 1, 2, ....
+    """Find the observed sites that hold elements of x unchanged, by running the model on x = 0, 1, 2, ....
 
     Args:
-        model: a program that observes x, flattened, in parts or transposed, perhaps beside other data.
-        batch: what it is called with; only the shape of x counts.
-        values: its latents, {site: (K, B, ...)}, of which the first particle is taken; None samples them.
+        model: Model that observes x flattened, in parts or transposed, possibly along with other data.
+        batch: Arguments of the model. Only the shape, dtype and device of x matter.
+        values: Values of its latents, {site: (K, B, ...)}, of which the first particle is used. None samples them.
 
     Returns:
-        {site: the flat index into x (B, ...) of each element of the site's value}; empty where the model cannot be run
-        on such an x, or observes something else than its elements.
+        {site: flat index into x, (B, ...), of each element of the value of the site}. Empty if the model cannot be run
+        on such an x or observes other values than its elements.
     """
     batch = Batch.of(batch)
     size, num_images = max(1, batch.x[0].numel()), len(batch)
     given = {name: value[:1] for name, value in (values or {}).items()}
     if num_images * size < _EXACT:
-        return _whole_numbers(model, batch, torch.arange(num_images * size), given)
-    # Of many images the element of an image and the number of the image, one after the other.
-    pixels = _whole_numbers(model, batch, torch.arange(size).repeat(num_images), given)
-    images = _whole_numbers(model, batch, torch.arange(num_images).repeat_interleave(size), given)
+        return _observed_indices(model, batch, torch.arange(num_images * size), given)
+    # Large batches need two runs: one for the element within an image, one for the index of the image.
+    pixels = _observed_indices(model, batch, torch.arange(size).repeat(num_images), given)
+    images = _observed_indices(model, batch, torch.arange(num_images).repeat_interleave(size), given)
     return {name: pixels[name] + size * images[name] for name in pixels if name in images}
 
 
-def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values) -> dict[str, Tensor]:
-    """Return the observed sites that hold nothing but the numbers of which x is made.
+def _observed_indices(model: Program, batch: Batch, numbers: Tensor, given: Values) -> dict[str, Tensor]:
+    """Return the values of the observed sites that hold only elements of an x made of given integers.
 
-    They are held by the same numbers in the opposite order, too: labels beside x are whole numbers as well.
+    The model is run a second time with the integers in reverse order, because labels passed along with x are integers,
+    too.
     """
     numbers = numbers.reshape(batch.x.shape).to(batch.x.device)
     last = int(numbers.max())
@@ -72,7 +73,7 @@ def _whole_numbers(model: Program, batch: Batch, numbers: Tensor, given: Values)
 
 
 def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[str, Tensor]:
-    """Return what a model observes of x; empty where it cannot be run on it."""
+    """Return the data that a model observes if called with x. Empty if it cannot be run on x."""
     with torch.no_grad(), fork_rng(x), pyro.validation_enabled(False):
         try:
             observed = trace_in_layout(model, batch.replace_x(x), 1, Layout("plain"), given).observed
@@ -84,44 +85,52 @@ def _observed(model: Program, batch: Batch, x: Tensor, given: Values) -> dict[st
 
 
 def find_image_site(model: Program, batch: Data, values: Values | None = None) -> tuple[str, Tensor]:
-    """Return the one observed site that holds every element of x, and its `find_x_elements`.
+    """Return the name of the observed site that holds every element of x exactly once, and its `find_x_elements`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no such site.
     """
     batch = Batch.of(batch)
     for name, index in find_x_elements(model, batch, values).items():
         if index.numel() == batch.x.numel() and index.unique().numel() == index.numel():
             return name, index
     raise UserError(
-        f"The program observes no site with the elements of x, {tuple(batch.x.shape)}, as they are: there is no image "
-        "to show."
+        f"The program observes no site with the elements of x, {tuple(batch.x.shape)}, unchanged: there is no image to "
+        "show."
     )
 
 
 def to_images(quantity: Tensor, index: Tensor, template: Tensor) -> Tensor:
-    """Bring a quantity of the elements of a site into the shape of x: (B, ...), by the site's `find_x_elements`."""
+    """Reshape a quantity per element of a site to the shape of x.
+
+    Args:
+        quantity: One value per element of the site, broadcastable to the shape of `index`.
+        index: The site's entry in `find_x_elements`.
+        template: Tensor of the shape of x, (B, ...).
+    """
     images = torch.empty(template.numel(), dtype=quantity.dtype, device=quantity.device)
     images[index.flatten()] = quantity.expand(index.shape).flatten()
     return images.reshape(template.shape)
 
 
 def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
-    """Draw images from a model, with the latents behind them: an exact draw of the posterior of each.
+    """Sample images and their latents from a model.
 
-    Every observed site of elements of x is drawn, and x put together of them. What else the model observes, labels for
-    one, is held as it is given.
+    The latents of an image are an exact sample from its posterior, since both come from the joint distribution. All
+    observed sites that hold elements of x are sampled, and x is assembled from them. Other observed data, e.g. labels,
+    keep their given values.
 
     Args:
-        model: program of p(x, z) whose observed sites hold the elements of x, each once.
-        template: batch of which x is replaced.
+        model: Model, p(x, z), whose observed sites hold every element of x exactly once.
+        template: Batch whose x is replaced.
 
     Returns:
-        (x (B, ...) simulated, in a `Batch` with the other arguments where there are some; {latent site: (1, B, ...)}).
+        (data, latents): the simulated x, shape (B, ...), inside a `Batch` with the other arguments unless `template` is
+        a tensor; and the latents by site, each (1, B, ...).
 
     Raises:
-        ValueError: an element of x is not observed, or twice; the distribution of one depends on x itself; or other
-            observed data depend on the latents, so that these would not be a draw of the posterior.
+        ValueError: An element of x is not observed or is observed twice; the distribution of one depends on x itself;
+            or other observed data depend on the latents, which would then not be samples from the posterior.
     """
     is_tensor = isinstance(template, Tensor)
     template = Batch.of(template)
@@ -129,11 +138,11 @@ def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
     held = torch.cat([index.flatten() for index in index_of.values()]) if index_of else torch.empty(0)
     if not held.numel() == held.unique().numel() == template.x.numel():
         raise UserError(
-            "The observed sites of the model do not hold each element of its argument x once, as it is: no image can "
+            "The observed sites of the model do not hold each element of its argument x once, unchanged: no image can "
             "be simulated."
         )
     with torch.no_grad():
-        with _Drawn(index_of) as drawn:
+        with _SampleObserved(index_of) as drawn:
             result = trace_particles(model, template)
         flat = torch.empty_like(template.x).flatten()
         for name, index in index_of.items():
@@ -152,29 +161,38 @@ def simulate(model: Program, template: Data) -> tuple[Data, dict[str, Tensor]]:
 def _check_simulated(
     model: Program, batch: Batch, first: ParticleTrace, again: ParticleTrace, drawn: dict[str, Tensor]
 ) -> None:
-    """Refuse images that are no draw of the model: what was drawn must be what the model says of the images."""
+    """Raise if simulated images are not samples from the model.
+
+    Args:
+        model: Model, p(x, z).
+        batch: Batch with the simulated x.
+        first: The run that sampled x and its latents.
+        again: A second run, at the simulated x and the same latents. It must observe the sampled values under the same
+            distributions.
+        drawn: The sampled values of the observed sites.
+    """
     for name, value in drawn.items():
         if not torch.equal(again.observed[name][1].to(value), value):
-            raise UserError(f"Site {name!r} does not observe x as it is: no image can be simulated.")
+            raise UserError(f"Site {name!r} does not observe x unchanged: no image can be simulated.")
         before, after = (log_prob({**run.sites[name], "value": value}) for run in (first, again))
         if not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
             raise UserError(f"The distribution of site {name!r} depends on x itself: no image can be simulated.")
     other_sites = [name for name in again.observed if name not in drawn]
     if other_sites and again.latents:
-        fresh = trace_particles(model, batch)
+        resampled = trace_particles(model, batch)
         for name in other_sites:
             before, after = (
-                scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (fresh.sites[name], again.sites[name])
+                scale_and_mask(log_prob(s), 1.0, s["mask"]) for s in (resampled.sites[name], again.sites[name])
             )
             if not torch.allclose(before, after):
                 raise UserError(
-                    f"Site {name!r} observes data that depend on the latents, and stays as it is: what would be "
-                    "simulated is no draw of the posterior."
+                    f"Site {name!r} observes given data whose distribution depends on the latents: simulated latents "
+                    "would not be samples from the posterior."
                 )
 
 
-class _Drawn(Messenger):
-    """Draws what some observed sites observe."""
+class _SampleObserved(Messenger):
+    """Sample the values of some observed sites."""
 
     def __init__(self, names: Any) -> None:
         super().__init__()

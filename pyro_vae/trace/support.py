@@ -1,4 +1,4 @@
-r"""The domain of data and latents, read off the supports of what a program observes and draws."""
+r"""Check data and latents against the supports of the distributions at their sites."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ from pyro_vae.trace.run_result import ParticleTrace, Values
 
 
 def check_trace_support(result: ParticleTrace) -> None:
-    """Refuse data that an observed site cannot have produced, such as gray pixels under a Bernoulli.
+    """Raise if data are outside the support of an observed site, e.g. gray pixels under a Bernoulli.
 
     Raises:
-        ValueError: names the site, a value that lies outside, and the distribution.
+        ValueError: Names the site, a value outside the support, and the distribution.
     """
     for name, (distribution, value) in result.observed.items():
-        # The support of an image counts only as a whole; that of one pixel says which value it was.
+        # Check every pixel rather than the whole image, so that the error can name the offending value.
         pixel, masks = unwrap(distribution)
         masks = [*masks, *_site_masks(result, name, pixel)]
-        whole = get_support(pixel)
-        single = elementwise_support(whole)
-        inside = single.check(value)
+        support = get_support(pixel)
+        element_support = elementwise_support(support)
+        inside = element_support.check(value)
         for mask in masks:
-            inside = inside | ~mask[(..., *[None] * (whole.event_dim - single.event_dim))].to(value.device)
+            inside = inside | ~mask[(..., *[None] * (support.event_dim - element_support.event_dim))].to(value.device)
         if not inside.all():
             first = value.expand(*inside.shape, *value.shape[inside.dim() :])[~inside].flatten()[0].item()
             raise UserError(
                 f"Site {name!r} observes {first:.6g}, outside the support of its {type(pixel).__name__}: "
-                "binarize the images or choose a likelihood of their domain."
+                "binarize the images or choose a likelihood with a suitable support."
             )
 
 
 def find_outside_prior(p: ParticleTrace, values: Values) -> tuple[Tensor, str]:
-    """Say which particles a guide has drawn outside the support of the prior, where few densities say that they are 0.
+    """Find the particles that a guide sampled outside the support of the prior.
+
+    An explicit check is needed because the log-densities of few distributions are -inf outside their support.
 
     Args:
-        p: a run of the model, whose supports count.
-        values: what the guide has drawn, {site: (K, B, ...)}.
+        p: Run of the model, whose sites define the supports.
+        values: Values that the guide sampled, {site: (K, B, ...)}.
 
     Returns:
-        Whether each particle lies outside (K, B), and the name of a site of which it does.
+        (outside, name): whether each particle is outside, (K, B), or a scalar False if none is; and the name of a site
+        where one is outside, or an empty string.
     """
-    outside, where = torch.zeros((), dtype=torch.bool), ""
+    outside, site_name = torch.zeros((), dtype=torch.bool), ""
     for name, value in values.items():
         try:
             inside = get_support(p.sites[name]["fn"]).check(value)
-        except (NotImplementedError, RuntimeError):  # a support that says nothing, or moves with other latents
+        except (NotImplementedError, RuntimeError):  # undefined, or dependent on other latents
             continue
-        if inside.shape[:2] != value.shape[:2] or len(get_plates(p.sites[name])) > 1:  # bounds of each step of time
+        if inside.shape[:2] != value.shape[:2] or len(get_plates(p.sites[name])) > 1:  # e.g. bounds per time step
             continue
         if not inside.all():
             outside = outside.to(inside.device) | ~inside.reshape(*value.shape[:2], -1).all(-1)
-            where = name
-    return outside, where
+            site_name = name
+    return outside, site_name
 
 
 def _site_masks(result: ParticleTrace, name: str, pixel: object) -> list[Tensor]:
-    """Return the mask of `poutine.mask` or `obs_mask` at a site, with the dimensions of its elements."""
+    """Return the mask of `poutine.mask` or `obs_mask` at a site, broadcastable to its elements."""
     site = result.sites[name]
     if site["mask"] is None:
         return []
@@ -71,10 +74,10 @@ def _site_masks(result: ParticleTrace, name: str, pixel: object) -> list[Tensor]
 
 
 def check_support(model: Program, guide: Program, batch: Data) -> None:
-    """Refuse a program that cannot have produced a batch, before anything is trained on it.
+    """Raise if a model cannot have produced a batch, to be called before training.
 
     Raises:
-        ValueError: as `check_trace_support`.
+        ValueError: See `check_trace_support`.
     """
     with torch.no_grad(), read_only(model, guide, x=batch, seed=0, validate=False):
         check_trace_support(trace_model_and_guide(model, guide, batch, 1)[0])

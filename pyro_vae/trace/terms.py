@@ -1,4 +1,4 @@
-r"""The log-density of one site, and the terms of all sites of a run."""
+r"""Log-density of one site, and the terms of all sites of a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from pyro_vae.trace.plates import Site
 class Terms(NamedTuple):
     """Log-densities of the sites of a run, {site: (K, B)} in nats, float64.
 
-    `densities` are unscaled; `weighted` are the same times the scales of `poutine.scale` and of mini-batch plates; both
-    leave out `losses`: factors, and what a guide observes, which are no densities of anything drawn. These are scaled.
+    Attributes:
+        densities: Log-densities without scales.
+        weighted: Log-densities multiplied by the scales of `poutine.scale` and of mini-batch plates.
+        losses: Scaled terms that are not densities of a sampled or observed value: factors, and observations in a
+            guide.
     """
 
     densities: dict[str, Tensor]
@@ -24,25 +27,25 @@ class Terms(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Whether a density has a scale."""
+        """Whether a density has a scale other than 1."""
         return any(self.weighted[name] is not density for name, density in self.densities.items())
 
 
 def is_unit(scale: Any) -> bool:
-    """Whether a scale is the number 1; a tensor is taken for another one, since reading it would wait for a device."""
+    """Return whether a scale is the number 1. A tensor never is: comparing it would synchronize with its device."""
     return not isinstance(scale, Tensor) and bool(scale == 1)
 
 
 def log_prob(site: Site) -> Tensor:
-    """Return the log-density of a site at its value, of its batch shape.
+    """Return the log-density of a site at its value, of the batch shape of the site.
 
     Raises:
-        ValueError: the value would be broadcast against the event of its distribution, which adds up what is no part
-            of it: images of the whole batch, for one.
+        ValueError: The value would be broadcast against the event shape of its distribution, which would add up values
+            that do not belong to the event, e.g. the images of a batch.
     """
     if "log_prob" in site:
-        known: Tensor = site["log_prob"]
-        return known
+        cached: Tensor = site["log_prob"]
+        return cached
     fn, value = site["fn"], site["value"]
     event = tuple(fn.event_shape)
     if not isinstance(fn, Unit) and event and tuple(value.shape[-len(event) :]) != event:

@@ -1,4 +1,4 @@
-"""Every test of this room leaves the folders of modules as they were."""
+"""Fixtures for the tests of `config/`: each test restores `sys.path`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no folder of a test stay among those of modules."""
+    """Restore `sys.path` and the import caches after the test."""
     monkeypatch.setattr(sys, "path", list(sys.path))

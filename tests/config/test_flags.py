@@ -1,4 +1,4 @@
-"""The flags of a run: values that are refused, and defaults that depend on the data set and the machine."""
+"""Flags of a run: rejected values, and defaults that depend on the data set and the machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_values_out_of_range_name_the_flag(field: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("field", COUNTS)
-def test_the_least_count_is_accepted(field: str) -> None:
+def test_minimum_count_is_accepted(field: str) -> None:
     assert getattr(Config(**{field: 1}), field) == 1
 
 
@@ -51,8 +51,8 @@ def test_the_least_count_is_accepted(field: str) -> None:
         ("net", ["mlp"]),
         ("objective", ["elbo", "iwae"]),
         ("optimizer", ["adam", "adamax"]),
-        # The flag parser holds these three to their choices; a saved file and a program come without it, and
-        # an unknown binarization would pass for one that fixes no test images.
+        # The flag parser restricts these three to their choices. Saved files and programs bypass it, and an unknown
+        # binarization would be treated as one that does not fix the test images.
         ("binarize", ["dynamic", "fixed", "threshold", "none"]),
         ("schedule", ["constant", "cosine", "burda"]),
         ("on_nonfinite", ["stop", "rollback"]),
@@ -78,13 +78,13 @@ def test_unknown_names_list_the_choices(field: str, choices: list[str]) -> None:
         ("shapes", 100, 1000),
     ],
 )
-def test_resolved_fills_in_what_the_data_set_decides(name: str, epochs: int, num_samples: int) -> None:
+def test_resolved_fills_in_defaults_of_the_data_set(name: str, epochs: int, num_samples: int) -> None:
     settings = Config(data=name).resolve()
     assert (settings.epochs, settings.num_samples) == (epochs, num_samples)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_resolved_keeps_what_was_asked_for(name: str) -> None:
+def test_resolved_keeps_explicit_values(name: str) -> None:
     settings = Config(data=name, epochs=2, num_samples=3, seed=4, device="cpu", compile="on")
     assert settings.resolve() == settings
 
@@ -92,7 +92,7 @@ def test_resolved_keeps_what_was_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "num_images", "graph"),
     [
-        ({}, 1285, "recorded"),  # 300 epochs of 13 steps: over before a compiler is done
+        ({}, 1285, "recorded"),  # 300 epochs of 13 steps: finished before compilation would be
         ({"batch_size": 20}, 1285, "compiled"),
         ({"epochs": 18}, 55_000, "recorded"),  # 9,900 steps
         ({"epochs": 19}, 55_000, "compiled"),
@@ -102,7 +102,7 @@ def test_resolved_keeps_what_was_asked_for(name: str) -> None:
         ({"epochs": 100, "compile": "off"}, 55_000, None),
     ],
 )
-def test_a_run_is_compiled_by_its_number_of_steps(
+def test_number_of_steps_decides_whether_a_run_is_compiled(
     changes: dict[str, Any], num_images: int, graph: str, tmp_path: Path
 ) -> None:
     settings = Config(device="cpu", **changes).resolve()
@@ -110,19 +110,19 @@ def test_a_run_is_compiled_by_its_number_of_steps(
     assert read_config(saved(tmp_path / "config.json", settings.to_json())).execution(num_images) == graph
 
 
-def test_tf32_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices"):
+def test_tf32_is_rejected_on_cpu() -> None:
+    with pytest.raises(ValueError, match="--precision tf32 requires a CUDA device"):
         Config(precision="tf32", device="cpu").resolve()
 
 
 @pytest.mark.parametrize(("there", "taken"), [(True, "cuda"), (False, "cpu")])
-def test_auto_takes_cuda_where_it_is(there: bool, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_selects_cuda_if_available(there: bool, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert Config().resolve().device == taken
     assert Config(device="cpu").resolve().device == "cpu"
 
 
-def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda: no CUDA device"):
         Config(device="cuda").resolve()

@@ -1,4 +1,4 @@
-"""Programs in files: run as Python runs a file, or refused in one line."""
+"""Programs in files: executed as Python executes a script, or rejected with a one-line error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = "from __future__ import annotations\n"
 
 @pytest.fixture
 def build() -> Callable[..., Any]:
-    """Return what builds the program of a file."""
+    """Return a function that builds the program defined in a file."""
     images = load_images(Config(train_images=10, test_images=2, device="cpu")).pixels
     return lambda path: programs.build(Config(program=f"{path}:factory", device="cpu"), images)
 
@@ -34,8 +34,8 @@ def registered(path: Path) -> list[str]:
     return [name for name, module in sys.modules.items() if getattr(module, "__file__", None) == str(path)]
 
 
-def test_a_file_with_a_dataclass_of_later_annotations_runs(tmp_path: Path, build: Callable[..., Any]) -> None:
-    """Dataclasses, annotations and pickles look the module up by its name."""
+def test_file_with_postponed_annotations_and_a_dataclass_runs(tmp_path: Path, build: Callable[..., Any]) -> None:
+    """Dataclasses, annotations and pickle look the module up by its name."""
     path = tmp_path / "program.py"
     sizes = "from dataclasses import dataclass\n@dataclass\nclass Sizes:\n    latent: int = 4\nSIZES = Sizes()\n"
     path.write_text(HEAD + NET + sizes)
@@ -49,8 +49,8 @@ def test_a_file_with_a_dataclass_of_later_annotations_runs(tmp_path: Path, build
     assert registered(path) == [name]
 
 
-def test_two_files_of_one_name_are_two_modules(tmp_path: Path, build: Callable[..., Any]) -> None:
-    """Neither takes the name of an installed one."""
+def test_files_with_the_same_name_become_separate_modules(tmp_path: Path, build: Callable[..., Any]) -> None:
+    """Neither replaces an installed module with that name."""
     built = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -61,7 +61,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path, build: Callable[.
     assert all(getattr(sys.modules[each.__module__], "Net") is each for each in built)  # noqa: B009
 
 
-def test_a_file_that_fails_leaves_no_module(tmp_path: Path, build: Callable[..., Any]) -> None:
+def test_failed_file_leaves_no_module_behind(tmp_path: Path, build: Callable[..., Any]) -> None:
     path = tmp_path / "program.py"
     path.write_text(NET + "\n1 / 0\n")
     with pytest.raises(ZeroDivisionError) as caught:
@@ -89,8 +89,8 @@ def test_a_file_that_fails_leaves_no_module(tmp_path: Path, build: Callable[...,
         ),
     ],
 )
-def test_a_file_imports_what_lies_beside_it(code: str, value: str, tmp_path: Path, build: Callable[..., Any]) -> None:
-    """At its head or in its functions, also through a link to it, of which Python looks where it leads."""
+def test_file_imports_its_neighbors(code: str, value: str, tmp_path: Path, build: Callable[..., Any]) -> None:
+    """At the top level or inside functions, also if the file is a symbolic link, which Python resolves first."""
     (tmp_path / "real" / "nets").mkdir(parents=True)
     (tmp_path / "real" / "neighbour.py").write_text("X = 'beside'")
     (tmp_path / "real" / "nets" / "__init__.py").write_text("from nets.deeper import X")
@@ -103,8 +103,8 @@ def test_a_file_imports_what_lies_beside_it(code: str, value: str, tmp_path: Pat
     assert sys.path.count(sys.path[0]) == 1
 
 
-def test_modules_of_one_name_beside_two_files_are_told_apart(tmp_path: Path, build: Callable[..., Any]) -> None:
-    """Each time, in whatever order the files are run; a submodule, too."""
+def test_neighbors_with_the_same_name_are_not_confused(tmp_path: Path, build: Callable[..., Any]) -> None:
+    """Submodules included, in whatever order the files are run."""
     for name in ("a", "b"):
         (tmp_path / name / "nets").mkdir(parents=True)
         (tmp_path / name / "nets" / "deeper.py").write_text(f"X = {name!r}")
@@ -112,7 +112,7 @@ def test_modules_of_one_name_beside_two_files_are_told_apart(tmp_path: Path, bui
     assert [build(tmp_path / name / "program.py").found for name in "abba"] == list("abba")
 
 
-def test_what_a_module_beside_it_draws_is_of_the_seed(tmp_path: Path, build: Callable[..., Any]) -> None:
+def test_draws_at_import_follow_the_seed(tmp_path: Path, build: Callable[..., Any]) -> None:
     (tmp_path / "orders.py").write_text("import torch\nORDER = torch.randperm(1000)\n")
     (tmp_path / "program.py").write_text(NET + "import orders\nNet.found = orders.ORDER\n")
     drawn = []
@@ -124,10 +124,10 @@ def test_what_a_module_beside_it_draws_is_of_the_seed(tmp_path: Path, build: Cal
     assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))
 
 
-def test_modules_that_python_finds_without_the_file_are_run_once(
+def test_modules_already_importable_are_imported_once(
     tmp_path: Path, build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of a notebook's own folder, and of the package itself."""
+    """E.g. those in the working directory of a notebook, and those of the package itself."""
     (tmp_path / "shared_by_all.py").write_text("X = []")
     (tmp_path / "program.py").write_text(NET + "import shared_by_all\nNet.found = shared_by_all.X\n")
     monkeypatch.chdir(tmp_path)
@@ -140,8 +140,8 @@ def test_modules_that_python_finds_without_the_file_are_run_once(
 
 @pytest.mark.parametrize("error", ["ValueError('negative scale')", "FileNotFoundError('weights.pt')"])
 @pytest.mark.parametrize("place", ["\nraise {}\n", "\ndef factory(c, i):\n    raise {}\n"])
-def test_an_error_of_its_own_code_keeps_its_traceback(error: str, place: str, tmp_path: Path) -> None:
-    """Of the kinds that the scripts make one line of where they are ours."""
+def test_error_in_the_file_keeps_its_traceback(error: str, place: str, tmp_path: Path) -> None:
+    """Errors of a type that the scripts would otherwise reduce to one line."""
     path = tmp_path / "program.py"
     path.write_text(NET + place.format(error))
     with pytest.raises(RuntimeError) as caught:
@@ -158,14 +158,14 @@ def test_an_error_of_its_own_code_keeps_its_traceback(error: str, place: str, tm
     [
         ("pixelcn", ["Unknown program 'pixelcn'", "pixelcnn", "path/to/file.py:factory"]),
         ("{folder}/net.py", ["Unknown program", "path/to/file.py:factory"]),
-        ("{folder}:factory", ["no Python file '{folder}' to read"]),
-        ("{folder}/notes.txt:factory", ["no Python file '{folder}/notes.txt' to read"]),
-        ("x" * 5000 + ":factory", ["no Python file 'xxx"]),
+        ("{folder}:factory", ["no readable Python file '{folder}'"]),
+        ("{folder}/notes.txt:factory", ["no readable Python file '{folder}/notes.txt'"]),
+        ("x" * 5000 + ":factory", ["no readable Python file 'xxx"]),
         ("{folder}/net.py:", ["net.py defines no function ''"]),
         ("{folder}/net.py:torch", ["net.py defines no function 'torch'"]),
     ],
 )
-def test_what_names_no_factory_is_refused_in_one_line(
+def test_invalid_factory_is_rejected_with_one_line(
     program: str, words: Sequence[str], tmp_path: Path, refused: Refused
 ) -> None:
     (tmp_path / "net.py").write_text(NET)

@@ -1,4 +1,4 @@
-"""Runs of programs in files: scored and resumed wherever the files lie now, and built as their fit did."""
+"""Runs whose program is in a file: evaluated and resumed after the file has moved, and built as in their fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyro_vae.runs import Checkpoints, RunFolder, RunFolderError, load, load_ima
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of a program in a file, beside it; both may be copied, and neither changed."""
+    """Return a run next to the file of its program; tests may copy both but modify neither."""
     folder = tmp_path_factory.mktemp("fitted")
     (folder / "net.py").write_text(NET)
     done = inside("fit", *TINY, "--seed", 5, "--program", f"{folder / 'net.py'}:factory", "--out", folder / "run")
@@ -34,21 +34,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moved(run: Path, tmp_path: Path) -> Path:
-    """Return a copy of the run beside a copy of its program, under another name."""
+    """Return a copy of the run next to a renamed copy of the file of its program."""
     shutil.copytree(run, tmp_path / "run")
     shutil.copy(run.with_name("net.py"), tmp_path / "renamed.py")
     return tmp_path / "run"
 
 
-def begun(path: Path) -> Any:
-    """Return the program of a file as the fit of `run` built it."""
+def built_by_fit(path: Path) -> Any:
+    """Return the program of a file, built as the fit of `run` built it."""
     torch.set_default_dtype(torch.float32)
     pyro.set_rng_seed(5)
     settings = Config(seed=5, device="cpu", program=f"{path}:factory")
     return programs.build(settings, load_images(settings).pixels)
 
 
-def test_a_run_is_scored_with_its_program_where_it_lies_now(run: Path, moved: Path) -> None:
+def test_run_is_scored_after_its_program_file_moved(run: Path, moved: Path) -> None:
     expected = json.loads((run / "summary.json").read_text())
     done = inside("evaluate", moved, "--program", f"{moved.with_name('renamed.py')}:factory")
     assert done.returncode == 0, done.stderr
@@ -60,14 +60,14 @@ def test_a_run_is_scored_with_its_program_where_it_lies_now(run: Path, moved: Pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], ["give that flag", "net.py:factory"]),
-        (["--program", "vae"], ["give that flag", "net.py:factory"]),
-        (["--program", "{here}/renamed.py"], ["give that flag", "net.py:factory"]),
+        ([], ["repeat that flag", "net.py:factory"]),
+        (["--program", "vae"], ["repeat that flag", "net.py:factory"]),
+        (["--program", "{here}/renamed.py"], ["repeat that flag", "net.py:factory"]),
         (["--program", "{here}/renamed.py:other"], ["'factory'", "'other'"]),
-        (["--program", "{here}/net.py:factory"], ["no Python file '{here}/net.py' to read"]),
+        (["--program", "{here}/net.py:factory"], ["no readable Python file '{here}/net.py'"]),
     ],
 )
-def test_a_run_is_scored_with_no_other_program(
+def test_run_is_not_scored_with_another_program(
     flags: Sequence[str], words: Sequence[str], moved: Path, refused: Refused
 ) -> None:
     flags, words = ([each.format(here=moved.parent) for each in some] for some in (flags, words))
@@ -75,22 +75,22 @@ def test_a_run_is_scored_with_no_other_program(
     assert not (moved / "evaluation").exists()
 
 
-def test_a_run_of_ours_is_scored_with_no_program_in_a_file(tmp_path: Path) -> None:
+def test_run_of_a_built_in_program_is_not_scored_with_a_program_file(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create(Config().to_json())
     (folder.checkpoints / "step-000000001.safetensors").touch()
     for program in ("net.py:factory", "net.py:vae", "pixelcnn"):
-        with pytest.raises(ValueError, match="is of --program 'vae': give that flag, and no other"):
+        with pytest.raises(ValueError, match="was fitted with --program 'vae'; repeat that flag or"):
             load.load_config(folder, {"program": program})
     assert load.load_config(folder, {"program": "vae"}) == load.load_config(folder, {})
 
 
-def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: Path, refused: Refused) -> None:
-    """From its newest checkpoint, and on to the same numbers; also when it is moved again."""
+def test_run_is_resumed_after_its_program_file_moved(run: Path, moved: Path, refused: Refused) -> None:
+    """It continues from its newest checkpoint to the same numbers, also after a second move."""
     (moved / "summary.json").unlink()
     lines = (moved / "metrics.jsonl").read_text()
     flags = [*TINY, "--seed", 5, "--out", moved, "--resume", "--program"]
-    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "was started with another program")
+    refused(command("fit", *flags, f"{moved.with_name('renamed.py')}:other"), "different values of program")
     done = inside("fit", *flags, f"{moved.with_name('renamed.py')}:factory")
     assert done.returncode == 0, done.stderr
     assert (moved / "metrics.jsonl").read_text() == lines  # no epoch was fitted again
@@ -102,31 +102,31 @@ def test_a_run_is_resumed_with_its_program_where_it_lies_now(run: Path, moved: P
     assert "nothing to resume" in again.stdout
 
 
-def test_a_checkpoint_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> None:
+def test_checkpoint_matches_the_factory_and_not_the_path(tmp_path: Path) -> None:
     run = {"seed": 0, "program": "it's/here.py:factory"}
     Checkpoints(tmp_path, run).save(3, {"number": 3})
     for place in ("there.py:factory", "C:\\there.py:factory", run["program"]):
         assert Checkpoints(tmp_path, {**run, "program": place}).newest() == (3, {"number": 3})
     for program in ("here.py:other", "factory", "vae", None, 3):
-        with pytest.raises(CheckpointError, match=r"of another run: its program is \"it's/here\.py:factory\""):
+        with pytest.raises(CheckpointError, match=r"belongs to another run: its program is \"it's/here\.py:factory\""):
             Checkpoints(tmp_path, {**run, "program": program}).newest()
 
 
-def test_a_run_folder_is_of_a_factory_wherever_its_file_lies(tmp_path: Path) -> None:
+def test_run_folder_matches_the_factory_and_not_the_path(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create({"seed": 0, "program": "here.py:factory"})
     folder.check_config_matches({"seed": 0, "program": "elsewhere/there.py:factory"})
     for program in ("here.py:other", "factory", "vae"):
-        with pytest.raises(RunFolderError, match="another program;"):
+        with pytest.raises(RunFolderError, match="values of program;"):
             folder.check_config_matches({"seed": 0, "program": program})
-    with pytest.raises(RunFolderError, match="another seed;"):
+    with pytest.raises(RunFolderError, match="values of seed;"):
         folder.check_config_matches({"seed": 1, "program": "there.py:factory"})
 
 
 @pytest.mark.parametrize("changes", [{}, {"seed": 1}, {"seed": 1, "num_samples": 3}])
-def test_a_fitted_program_is_built_under_the_seed_of_its_run(changes: dict[str, Any], run: Path) -> None:
-    """With all that it drew and keeps in no parameter, whatever the seed of the draws; the streams stay."""
-    first, folder = begun(run.with_name("net.py")), RunFolder(run)
+def test_fitted_program_is_built_with_the_seed_of_its_run(changes: dict[str, Any], run: Path) -> None:
+    """Including values drawn at construction that are not parameters, whatever the evaluation's seed."""
+    first, folder = built_by_fit(run.with_name("net.py")), RunFolder(run)
     settings = load.load_config(folder, {"program": f"{run.with_name('net.py')}:factory", "device": "cpu", **changes})
     pyro.set_rng_seed(8)
     expected = float(torch.rand(())), np.random.rand()
@@ -141,10 +141,8 @@ def test_a_fitted_program_is_built_under_the_seed_of_its_run(changes: dict[str, 
     assert torch.equal(untrained.decoder.weight, first.decoder.weight)
 
 
-def test_the_seed_of_an_evaluation_is_that_of_its_draws(
-    run: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other draws from the same program, and a probe of the weights that the fit began with."""
+def test_evaluation_seed_changes_only_the_draws(run: Path, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draws differ; the program and the initial weights that `probe` compares with do not."""
     probed: dict[str, Any] = {}
 
     def probe(program: Any, untrained: Any, *rest: object) -> Result:
@@ -170,14 +168,12 @@ def test_the_seed_of_an_evaluation_is_that_of_its_draws(
     assert found["log_likelihood"] != expected["log_likelihood"]
     assert found["log_likelihood"] == pytest.approx(expected["log_likelihood"], abs=0.5)
     assert probed["untrained"].drawn == probed["program"].drawn
-    assert torch.equal(probed["untrained"].encoder.weight, begun(run.with_name("net.py")).encoder.weight)
+    assert torch.equal(probed["untrained"].encoder.weight, built_by_fit(run.with_name("net.py")).encoder.weight)
 
 
 @pytest.mark.parametrize("seed", [[], ["--seed", "1"]])
-def test_samples_are_of_the_program_of_the_run(
-    seed: Sequence[str], moved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pictures of `sample.py` are of the permutation that was fitted."""
+def test_samples_use_the_program_of_the_run(seed: Sequence[str], moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of `sample.py` show the pixel permutation that was fitted."""
     drawn = []
     for name in ("prior", "reconstructions", "latents", "completions"):
         monkeypatch.setattr(
@@ -185,4 +181,4 @@ def test_samples_are_of_the_program_of_the_run(
         )
     done = inside("sample", moved, "--program", f"{moved.with_name('renamed.py')}:factory", *seed)
     assert done.returncode == 0, done.stderr
-    assert [program.drawn for program in drawn] == [begun(moved.with_name("renamed.py")).drawn] * 4
+    assert [program.drawn for program in drawn] == [built_by_fit(moved.with_name("renamed.py")).drawn] * 4

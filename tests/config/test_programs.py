@@ -1,4 +1,4 @@
-"""What is built from flags: objectives, programs, and the images that they are of."""
+"""Objects built from flags: objectives, programs and the images that they are fitted to."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ from pyro_vae.runs import load_images
         ("wae-mmd", {"beta": 0.5}),
     ],
 )
-def test_a_flag_that_the_objective_does_not_read_is_refused(objective: str, unread: dict[str, float]) -> None:
+def test_flag_without_effect_on_the_objective_is_rejected(objective: str, unread: dict[str, float]) -> None:
     (name,) = unread
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is of --objective .*, not of {objective}"):
+    with pytest.raises(
+        ValueError, match=f"--{name.replace('_', '-')} applies only to --objective .*, not to {objective}"
+    ):
         programs.build_objective(Config(objective=objective, **unread), 100)
 
 
 @pytest.mark.parametrize(
     ("net", "unread", "says"),
     [
-        ("linear", {"depth": 3}, r"--depth is of --net mlp and .* and resnet, not of linear"),
-        ("linear", {"width": 8}, r"--width is of --net conv and resnet, not of linear; .* --hidden-dim"),
-        *((net, {"width": 8}, f"not of {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
+        ("linear", {"depth": 3}, r"--depth applies only to --net mlp and .* and resnet, not to linear"),
+        ("linear", {"width": 8}, r"--width applies only to --net conv and resnet, not to linear; .* --hidden-dim"),
+        *((net, {"width": 8}, f"not to {net}; .* --hidden-dim") for net in ("mlp", "relu", "gated", "funnel")),
     ],
 )
-def test_a_flag_that_the_networks_do_not_read_is_refused(net: str, unread: dict[str, int], says: str) -> None:
+def test_flag_without_effect_on_the_networks_is_rejected(net: str, unread: dict[str, int], says: str) -> None:
     settings, images = small(net=net, **unread)
     with pytest.raises(ValueError, match=says) as caught:
         programs.build(settings, images)
@@ -53,7 +55,7 @@ def test_a_flag_that_the_networks_do_not_read_is_refused(net: str, unread: dict[
 
 
 @pytest.mark.parametrize("flags", [{"depth": 2}, {"width": 32}])
-def test_a_program_of_ones_own_may_read_any_flag_of_networks(flags: dict[str, int]) -> None:
+def test_custom_program_may_use_any_network_flag(flags: dict[str, int]) -> None:
     programs.check_flags(Config(program="my.py:factory", net="linear", **flags))
 
 
@@ -71,8 +73,8 @@ def test_a_program_of_ones_own_may_read_any_flag_of_networks(flags: dict[str, in
         ("resnet", {"depth": 3}, 32),
     ],
 )
-def test_networks_are_as_deep_and_as_wide_as_asked_for(net: str, flags: dict[str, int], layers: int) -> None:
-    """Counted by their weights, of both networks; a residual block has two, and a gated layer."""
+def test_networks_have_the_requested_depth_and_width(net: str, flags: dict[str, int], layers: int) -> None:
+    """Measured by the number of weights in both networks: residual blocks and gated layers have two weights."""
     settings, images = small(net=net, **flags)
     vae = programs.build(settings, images)
     weights = [p for name, p in vae.named_parameters() if name.endswith("weight")]
@@ -88,18 +90,18 @@ def small(**changes: Any) -> tuple[Config, data.Images]:
     return settings, load_images(settings).pixels
 
 
-def test_the_bernoulli_decoder_starts_at_the_mean_image() -> None:
+def test_bernoulli_decoder_starts_at_the_mean_image() -> None:
     settings, images = small(binarize="fixed")
     vae = programs.build(settings, images)
     mean = images.train.numpy().reshape(len(images.train), -1).mean(0) / 255
-    mean = np.clip(mean, 1e-3, 1 - 1e-3)  # corners are always black
+    mean = np.clip(mean, 1e-3, 1 - 1e-3)  # the corners are black in every image
     assert isinstance(vae.likelihood, likelihoods.Bernoulli)
     bias = vae.likelihood.bias.detach().flatten().numpy()
     np.testing.assert_allclose(bias, np.log(mean / (1 - mean)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_the_same_seed_gives_the_same_parameters(likelihood: str) -> None:
+def test_same_seed_gives_the_same_parameters(likelihood: str) -> None:
     settings, images = small(likelihood=likelihood, prior="mixture", binarize="none")
 
     def parameters(seed: int) -> dict[str, torch.Tensor]:
@@ -109,11 +111,11 @@ def test_the_same_seed_gives_the_same_parameters(likelihood: str) -> None:
     first, second, other = parameters(3), parameters(3), parameters(4)
     assert all(torch.equal(first[name], second[name]) for name in first)
     weights = [name for name in first if name.endswith("weight")]
-    assert len(weights) == 6  # three layers each way
+    assert len(weights) == 6  # three layers in each network
     assert not any(torch.equal(first[name], other[name]) for name in weights)
 
 
-def test_load_images_takes_the_first_and_binarizes() -> None:
+def test_load_images_takes_the_first_images_and_binarizes() -> None:
     settings, images = small(binarize="threshold", train_images=20, test_images=10)
     grey = data.load("digits", settings.data_root)
     assert torch.equal(images.train, 255 * (grey.train[:20] >= 128).byte())

@@ -1,4 +1,4 @@
-"""The configuration of a run in a file: read as it was saved, or refused in one line."""
+"""Saved configurations: read back as they were written, or rejected with a one-line error."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ OTHER = Config(
 
 
 @pytest.mark.parametrize("settings", [Config(), OTHER, OTHER.resolve()], ids=["default", "other", "resolved"])
-def test_a_configuration_survives_the_file(settings: Config, tmp_path: Path) -> None:
+def test_configuration_round_trips_through_a_file(settings: Config, tmp_path: Path) -> None:
     assert read_config(saved(tmp_path / "config.json", settings.to_json())) == settings
 
 
-def test_the_other_configuration_differs_in_every_field() -> None:
-    # So that the round trip above sees each of them.
+def test_changed_configuration_differs_in_every_field() -> None:
+    # Guards the round trip above, which would otherwise miss a field.
     same = [field.name for field in fields(Config) if getattr(OTHER, field.name) == getattr(Config(), field.name)]
     assert same == []
 
 
-def test_a_run_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) -> None:
+def test_missing_fields_of_an_earlier_version_get_their_defaults(tmp_path: Path) -> None:
     added = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
     values = {name: value for name, value in Config(prior="vamp").to_json().items() if name not in added}
     assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")
@@ -82,19 +82,19 @@ def test_unknown_keys_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["latent_dim", "learning_rate"])
-def test_values_out_of_range_are_refused_in_a_file_too(field: str, tmp_path: Path) -> None:
+def test_values_out_of_range_are_rejected_in_a_file(field: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), field: 0})
     with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} is 0"):
         read_config(path)
 
 
-def test_a_file_that_is_not_an_object(tmp_path: Path) -> None:
+def test_file_without_a_json_object_is_rejected(tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", ["latent_dim", 3])
     with pytest.raises(ValueError, match=re.escape(f"{path} is not a configuration")):
         read_config(path)
 
 
-def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
+def test_missing_data_root_is_named(tmp_path: Path) -> None:
     values = Config().to_json()
     del values["data_root"]
     path = saved(tmp_path / "config.json", values)
@@ -106,7 +106,7 @@ def test_a_file_without_its_data_root_names_it(tmp_path: Path) -> None:
     ("field", "value"),
     [("latent_dim", "fifty"), ("learning_rate", "fast"), ("data_root", 3), ("prior", ["standard"])],
 )
-def test_values_of_another_type_are_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
+def test_values_of_the_wrong_type_are_named(field: str, value: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), field: value})
     with pytest.raises(ValueError, match=f"{field}|{field.replace('_', '-')}"):
         read_config(path)
@@ -119,7 +119,7 @@ def with_seed(value: str) -> str:
     return GOOD.replace('"seed": 0', f'"seed": {value}')
 
 
-# What stands in the file, and what the message must say.
+# Name: (content of the file, expected part of the message).
 NO_CONFIGURATION: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "it is not JSON (Expecting value: line 1"),
     "binary": (bytes(range(256)), "it is not JSON ("),
@@ -130,15 +130,15 @@ NO_CONFIGURATION: dict[str, tuple[str | bytes, str]] = {
     "deep and closed": ("[" * 100_000 + "]" * 100_000, "while decoding a JSON"),
     "deep objects": ('{"a":' * 100_000, "while decoding a JSON"),
     "a deep value": (with_seed("[" * 300 + "]" * 300), "seed is [[[[[[[...]]]]]]]"),
-    "NaN": (with_seed("NaN"), "NaN is no number of JSON"),
-    "infinity": (with_seed("-Infinity"), "-Infinity is no number of JSON"),
+    "NaN": (with_seed("NaN"), "NaN is not valid JSON"),
+    "infinity": (with_seed("-Infinity"), "-Infinity is not valid JSON"),
     "a float beyond floats": (GOOD.replace('"beta": 1.0', '"beta": 1e400'), "--beta is inf"),
     "10,000 digits": (with_seed("9" * 10_000), "Exceeds the limit (4300 digits)"),
     "4,000 digits": (with_seed("9" * 4_000), "seed is 9999"),
     "4,000 digits and a sign": (with_seed("-" + "9" * 4_000), "seed is -999"),
     "4,000 digits of a float": (GOOD.replace('"beta": 1.0', '"beta": ' + "9" * 4_000), "beta is 9999"),
     "more than 64 bits": (with_seed(str(2**63)), "seed is 9223372036854775808"),
-    "a key twice": (GOOD[:-1] + ', "seed": 1}', "'seed' is there 2 times"),
+    "a key twice": (GOOD[:-1] + ', "seed": 1}', "'seed' occurs 2 times"),
     "null": ("null", "unknown or missing NoneType"),
     "a number": ("3", "unknown or missing int"),
     "text": ('"seed"', "unknown or missing str"),
@@ -156,7 +156,7 @@ NO_CONFIGURATION: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", NO_CONFIGURATION)
-def test_a_file_that_is_no_configuration_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_malformed_configuration_is_rejected_with_one_line(kind: str, tmp_path: Path) -> None:
     content, says = NO_CONFIGURATION[kind]
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -168,7 +168,7 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(kind: str, tmp_p
     assert len(message) < 400 + len(str(path))
 
 
-def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     for length in range(len(GOOD)):
         path.write_text(GOOD[:length])
@@ -177,7 +177,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
         assert one_line(caught.value).startswith(str(path))
 
 
-def test_bytes_changed_anywhere_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+def test_corrupted_file_is_read_or_rejected_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     rng = np.random.default_rng(0)
     refused = []
@@ -190,10 +190,10 @@ def test_bytes_changed_anywhere_are_read_or_refused_in_one_line(tmp_path: Path) 
         except ValueError as error:
             refused.append(error)
     assert all(one_line(error).startswith(str(path)) for error in refused)
-    assert len(refused) > 250  # most letters are of names
+    assert len(refused) > 250  # most letters are part of keys
 
 
-def test_a_folder_and_nothing_are_no_configuration(tmp_path: Path) -> None:
+def test_folder_and_missing_file_are_not_configurations(tmp_path: Path) -> None:
     for path, says in ((tmp_path, "Is a directory"), (tmp_path / "config.json", "No such file")):
         with pytest.raises(ValueError, match=says) as caught:
             read_config(path)
@@ -201,7 +201,7 @@ def test_a_folder_and_nothing_are_no_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_what_editors_make_of_a_file_is_read(encoding: str, tmp_path: Path) -> None:
+def test_file_saved_by_an_editor_is_read(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     settings = Config(data_root=Path("données"))
     path.write_bytes(json.dumps(settings.to_json(), ensure_ascii=False, indent=4).encode(encoding))

@@ -1,4 +1,4 @@
-"""What a configuration leaves to the data: the likelihood and the binarization, for each kind of data."""
+"""Settings adapted to the data: likelihood and binarization for each kind of data."""
 
 from __future__ import annotations
 
@@ -47,35 +47,35 @@ def of_kind(kind: str) -> data.Collection:
         ("counts", {"likelihood": "gaussian"}, ("gaussian", "none")),
     ],
 )
-def test_what_is_left_to_the_data(kind: str, flags: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_unset_flags_are_adapted_to_the_data(kind: str, flags: dict[str, Any], expected: tuple[str, str]) -> None:
     settings = adapt_to_data(Config(**{"data": "./mine", **flags}), of_kind(kind))
     assert (settings.likelihood, settings.binarize) == expected
-    assert adapt_to_data(settings, of_kind(kind)) == settings  # decided once
+    assert adapt_to_data(settings, of_kind(kind)) == settings  # adapting twice changes nothing
     programs.check_flags(settings)
 
 
 @pytest.mark.parametrize(
     ("kind", "flags", "says"),
     [
-        ("real", {"likelihood": "bernoulli"}, "--likelihood bernoulli does not read real data; --likelihood may be"),
+        ("real", {"likelihood": "bernoulli"}, "--likelihood bernoulli does not support real data; --likelihood may be"),
         ("real", {"likelihood": "poisson"}, "gaussian, isotropic-gaussian"),
         ("counts", {"likelihood": "logistic-mixture"}, "negative-binomial, poisson"),
-        ("color", {"likelihood": "negative-binomial"}, "does not read color data"),
-        ("real", {"program": "pixelvae"}, "--program pixelvae does not read real data"),
-        ("counts", {"program": "pixelcnn"}, "--program pixelcnn does not read counts data"),
+        ("color", {"likelihood": "negative-binomial"}, "does not support color data"),
+        ("real", {"program": "pixelvae"}, "--program pixelvae does not support real data"),
+        ("counts", {"program": "pixelcnn"}, "--program pixelcnn does not support counts data"),
     ],
 )
-def test_what_does_not_go_together_is_refused(kind: str, flags: dict[str, Any], says: str) -> None:
+def test_incompatible_data_and_flags_are_rejected(kind: str, flags: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as caught:
         adapt_to_data(Config(data="./mine", **flags), of_kind(kind))
     assert says in one_line(caught.value)
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS_OF)
-def test_every_likelihood_of_a_kind_scores_it(kind: str) -> None:
-    """Each gives a finite density to data of the kind that it is said to read."""
+def test_every_likelihood_listed_for_a_kind_scores_it(kind: str) -> None:
+    """The log-densities are finite."""
     for name in LIKELIHOODS_OF[kind]:
-        if (kind, name) == ("color", "pixelcnn"):  # which says that it reads no colors
+        if (kind, name) == ("color", "pixelcnn"):  # which rejects color images
             continue
         images = of_kind(kind)
         settings = adapt_to_data(

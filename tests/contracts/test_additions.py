@@ -1,4 +1,4 @@
-"""What an addition costs, from outside the package: a class and a row. An instrument's is in test_evaluate."""
+"""Extending the package from outside: a class and a table row each. test_evaluate.py has the same for instruments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.host
 
 
 class Scaled(pv.ELBO):
-    """The ELBO times a factor, an option that only this objective reads."""
+    """The ELBO times a factor, an option that only this objective has."""
 
     def __init__(self, num_particles: int = 1, factor: float = 1.0) -> None:
         super().__init__(num_particles)
@@ -30,7 +30,7 @@ class Scaled(pv.ELBO):
 
 
 def squares(root: Path, download: bool) -> pv.data.Images:
-    """Forty images of a white square on black, of four sizes in turn."""
+    """Forty images of a white square on black, in four sizes."""
     images = torch.zeros(40, 6, 6, dtype=torch.uint8)
     for index, image in enumerate(images):
         image[: 2 + index % 4, : 2 + index % 4] = 255
@@ -43,8 +43,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Config:
     return Config(data="squares", device="cpu", latent_dim=2, hidden_dim=8, batch_size=20)
 
 
-def test_a_data_set_is_a_function_and_a_row(tiny: Config) -> None:
-    """Its row decides the defaults of a fit, and a program built for it observes its pixels."""
+def test_data_set_is_a_function_and_a_row(tiny: Config) -> None:
+    """The row sets the defaults of a fit, and a program built for the data set observes its pixels."""
     settings = tiny.resolve()
     assert (settings.epochs, settings.num_samples) == (7, 11)
     run = pv.runs.prepare(settings)
@@ -53,16 +53,16 @@ def test_a_data_set_is_a_function_and_a_row(tiny: Config) -> None:
     assert (scores.elbo <= scores.log_likelihood).all()
 
 
-def test_an_objective_with_an_option_is_a_class_and_two_rows(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the option is the flag --beta, which the objective reads under its own name; others refuse the flag."""
+def test_objective_with_an_option_is_a_class_and_two_rows(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The option is the flag --beta, passed under the argument's own name; other objectives reject the flag."""
     monkeypatch.setitem(components.OBJECTIVES, "scaled", Scaled)
     monkeypatch.setitem(components.OBJECTIVE_FLAGS, "beta", "factor")
     objective = programs.build_objective(Config(objective="scaled", beta=3.0), 100)
     assert isinstance(objective, Scaled)
     assert objective.factor == 3.0
-    with pytest.raises(UserError, match="--beta is of --objective scaled, not of elbo"):
+    with pytest.raises(UserError, match="--beta applies only to --objective scaled, not to elbo"):
         programs.check_flags(Config(objective="elbo", beta=3.0))
-    with pytest.raises(UserError, match="--free-bits is of --objective free-bits, not of scaled"):
+    with pytest.raises(UserError, match="--free-bits applies only to --objective free-bits, not to scaled"):
         programs.check_flags(Config(objective="scaled", free_bits=3.0))
 
 
@@ -92,27 +92,25 @@ def test_components_are_classes_and_rows(tiny: Config, monkeypatch: pytest.Monke
     assert [type(part) for part in (program.prior, program.likelihood, program.posterior)] == [Cauchy, Halved, Wide]
 
 
-def test_a_program_is_a_function_whose_arguments_are_the_flags_that_it_reads(
-    tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_program_is_a_function_whose_arguments_are_its_flags(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fixed_prior(latent_dim: int, posterior: catalog.Builder, likelihood: catalog.Builder) -> nn.Module:
         return pv.VAE(pv.priors.StudentT(latent_dim), likelihood(latent_dim), posterior(latent_dim))
 
     monkeypatch.setitem(catalog.PROGRAMS, "fixed-prior", fixed_prior)
     monkeypatch.setitem(presets.PRESETS, "blurred", {"program": "fixed-prior", "likelihood": "gaussian"})
     monkeypatch.setattr(programs, "NAMES", (*programs.NAMES, "fixed-prior", "blurred"))
-    with pytest.raises(UserError, match="--program fixed-prior does not read --prior"):
+    with pytest.raises(UserError, match="--prior has no effect with --program fixed-prior"):
         programs.check_flags(Config(program="fixed-prior", prior="mixture"))
-    with pytest.raises(UserError, match="--program blurred does not read --likelihood"):
+    with pytest.raises(UserError, match="--likelihood has no effect with --program blurred"):
         programs.check_flags(Config(program="blurred", likelihood="categorical"))
     run = pv.runs.prepare(Config(**{**vars(tiny), "program": "blurred", "binarize": "none"}).resolve())
     assert isinstance(run.program.prior, pv.priors.StudentT)
-    assert run.density  # found out from the program, and its pixels are dequantized
+    assert run.density  # inferred from the program; its pixels are dequantized
 
 
 @pytest.mark.parametrize("objective", ["elbo", "wae-mmd"])
-def test_an_autoencoder_is_a_vae_with_other_components(objective: str, tiny: Config) -> None:
-    """To the bit, and with a prior where the objective matches the codes to one."""
+def test_autoencoder_equals_a_vae_with_matching_components(objective: str, tiny: Config) -> None:
+    """Bit-identical, with a prior if the objective matches the codes to one."""
     chosen = {"posterior": "point-mass", "prior": "standard" if objective == "wae-mmd" else "flat"}
     runs = []
     for fields in ({"program": "autoencoder"}, chosen):
@@ -136,5 +134,5 @@ def test_an_autoencoder_is_a_vae_with_other_components(objective: str, tiny: Con
         ({"program": "somewhere/mine.py:factory"}, "digits-mine-factory-standard-elbo"),
     ],
 )
-def test_a_run_is_named_after_what_its_program_reads(fields: dict[str, object], name: str) -> None:
+def test_run_is_named_after_the_flags_of_its_program(fields: dict[str, object], name: str) -> None:
     assert programs.run_name(Config(**fields)) == name

@@ -1,4 +1,4 @@
-"""Programs of other people: called with any arguments."""
+"""Third-party programs: any call signature."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_vae.trace import Batch, draw, log_density
 
 
 class Conditional(nn.Module):
-    """Labels beside x, by position, by name, or in a list with a number."""
+    """A VAE given labels, passed by position, by name, or in a list with a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_any_arguments_train_as_in_stock_pyro(number: int, graph: str | None) ->
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_batch_is_split_repeated_and_scored_with_all_that_has_its_rows(number: int) -> None:
+def test_batch_splits_repeats_and_scores_all_tensors_with_its_rows(number: int) -> None:
     args, kwargs = batches()[number]
     program, batch = Conditional(), Batch(*args, **kwargs)
     values, _ = draw(program.guide, batch, 3)
@@ -88,7 +88,7 @@ def test_a_batch_is_split_repeated_and_scored_with_all_that_has_its_rows(number:
     assert score(program.model, program.guide, batch, 20, seed=0).num_images == 8
 
 
-def test_a_data_loader_of_images_and_labels_is_fitted() -> None:
+def test_data_loader_of_images_and_labels_is_fitted() -> None:
     x, y = binary(40, 6), torch.eye(3)[torch.arange(40) % 3]
     program = Conditional()
     svi = SVI(program.model, program.guide, adam(), ELBO(), execution="recorded")
@@ -100,7 +100,7 @@ def test_a_data_loader_of_images_and_labels_is_fitted() -> None:
         Fit(svi, iter(loader), epochs=1)
 
 
-def test_an_x_in_another_precision_is_named() -> None:
+def test_mismatched_precision_of_x_is_named() -> None:
     program = Small().float()
     with pytest.raises(ValueError, match=r"x is torch\.\w+ and the program computes in"):
         score(
@@ -108,7 +108,7 @@ def test_an_x_in_another_precision_is_named() -> None:
         )
 
 
-def test_a_vocabulary_as_long_as_the_batch_is_no_batch() -> None:
+def test_table_as_long_as_the_batch_is_not_split() -> None:
     program, table = LinearGaussian(2), torch.randn(4, 7)
 
     def model(x: Tensor, table: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Programs of other people: latents of all images, layouts, and the modules that run."""
+"""Third-party programs: latents shared by all images, layouts, and the modules that are run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pyro_vae.trace import Batch, choose_layout, describe, draw, log_density
 
 
 class Offsets:
-    """x = z + w with z ~ N(0, 1) of each row and w ~ N(0, 1) of all, in a plate as long as the batch or in none.
+    """x = z + w with z ~ N(0, 1) for each row and a shared w ~ N(0, 1), in a plate as long as the batch or in none.
 
-    x is N(0, 2 I + 1 1'), so that log p(x_1, ..., x_B) is known; the guide is wide enough.
+    x is N(0, 2 I + 1 1'), so that log p(x_1, ..., x_B) is known; the guide is wider than the posterior.
     """
 
     def __init__(self, plate: bool) -> None:
@@ -32,7 +32,7 @@ class Offsets:
     def w(self, size: int, loc: Tensor, scale: float) -> Tensor:
         if not self.plate:
             return pyro.sample("w", dist.Normal(loc, scale))
-        with pyro.plate("others", size):  # as many as images, and none of them belongs to one
+        with pyro.plate("others", size):  # as many as images, but unrelated to them
             return pyro.sample("w", dist.Normal(loc, scale)).sum(-1, keepdim=True) / math.sqrt(size)
 
     def model(self, x: Tensor) -> None:
@@ -48,13 +48,13 @@ class Offsets:
 
 
 @pytest.mark.parametrize("plate", [False, True])
-def test_latents_of_all_images_have_a_joint_weight(plate: bool) -> None:
-    """Against the closed form, 4 s.e. of the estimate: false alarms 6e-5. An image alone has no weight."""
+def test_shared_latents_have_a_joint_weight(plate: bool) -> None:
+    """Compared with the closed form at 4 s.e. of the estimate: false alarms 6e-5. Single images have no weight."""
     program, x = Offsets(plate), torch.randn(4)
     description = describe(program.model, program.guide, x)
     assert description.shared == ("w",)
     assert description.data_plate == "data"
-    with pytest.raises(ValueError, match="Site 'w' stands outside the data plate 'data'"):
+    with pytest.raises(ValueError, match="Site 'w' is outside the data plate 'data'"):
         score(program.model, program.guide, x, 10)
     log_w = log_weights(program.model, program.guide, x, 20_000, seed=0, shared="sampled")
     assert log_w.shape == (20_000,)
@@ -65,8 +65,8 @@ def test_latents_of_all_images_have_a_joint_weight(plate: bool) -> None:
     assert float(log_w.logsumexp(0) - math.log(len(log_w)) - truth) == pytest.approx(0, abs=4 * error)
 
 
-def test_a_program_of_one_batch_is_read_one_particle_at_a_time() -> None:
-    """Labels of the batch in its closure, and a softmax over what would be the images of a particle."""
+def test_program_bound_to_one_batch_runs_one_particle_at_a_time() -> None:
+    """Labels of the batch are in its closure, and its softmax over dim 1 would mix images in the shape (K, B, D)."""
     program, labels = Small(), torch.randn(5, 1)
 
     def model(x: Tensor) -> None:
@@ -85,8 +85,8 @@ def test_a_program_of_one_batch_is_read_one_particle_at_a_time() -> None:
         assert objective.loss(model, program.guide, x).isfinite()
 
 
-def test_noise_beside_the_sites_is_not_shared_by_particles() -> None:
-    """A guide that draws by itself and hands its draw over: K particles are K draws."""
+def test_noise_drawn_outside_sites_differs_between_particles() -> None:
+    """A guide that calls `rsample` itself and passes the value in a `Delta`: K particles need K draws."""
 
     def guide(x: Tensor) -> None:
         q = dist.Normal(x, 1.0).to_event(1)
@@ -101,7 +101,7 @@ def test_noise_beside_the_sites_is_not_shared_by_particles() -> None:
     )
 
 
-def test_a_look_at_a_fresh_guide_leaves_it_to_be_trained() -> None:
+def test_scoring_a_new_autoguide_does_not_prevent_training() -> None:
     program, x = Small(), binary(8, 6)
     guide = AutoNormal(program.model)
     score(program.model, guide, x, 20, seed=0)
@@ -125,7 +125,7 @@ def program_evidence(program: Small, x: Tensor) -> Tensor:
     return (log_x + log_z).logsumexp(1) + 2 * math.log(axis[1] - axis[0])
 
 
-def test_modules_are_those_that_run_whatever_holds_them() -> None:
+def test_modules_inside_containers_are_found() -> None:
     nets = {"enc": nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))}
     program = Small()
 
@@ -155,7 +155,7 @@ def test_modules_are_those_that_run_whatever_holds_them() -> None:
     assert any("1.running_mean" in key for table in svi.state_dict()["modules"] for key in table)
 
 
-def test_a_tensor_given_to_param_keeps_its_flag() -> None:
+def test_scoring_keeps_requires_grad_of_a_tensor_given_to_param() -> None:
     program, start = Small(), torch.zeros(6)
 
     def model(x: Tensor) -> None:

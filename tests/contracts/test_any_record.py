@@ -1,4 +1,4 @@
-"""Records of anybody's programs: whatever a program reads or changes, a recorded step trains as Pyro does."""
+"""Recorded steps of third-party programs train as in Pyro, whatever state the program reads or modifies."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("kind", "change"), CHANGES)
-def test_a_recorded_step_follows_whatever_the_program_reads(kind: type[Small], change: Any) -> None:
+def test_recorded_step_follows_changing_state(kind: type[Small], change: Any) -> None:
     losses = []
     for graph in (None, "recorded"):
         pyro.clear_param_store()
@@ -93,7 +93,7 @@ def test_a_recorded_step_follows_whatever_the_program_reads(kind: type[Small], c
 
 
 @pytest.mark.parametrize(("kind", "change"), [case for case in CHANGES if case[0] is not ByArray])
-def test_a_kept_reader_follows_whatever_the_program_reads(kind: type[Small], change: Any) -> None:
+def test_reused_reader_follows_changing_state(kind: type[Small], change: Any) -> None:
     program, backend = kind(), CompiledBackend()
     reader_of_records = pytest.MonkeyPatch()
     with reader_of_records.context() as patch:
@@ -106,8 +106,8 @@ def test_a_kept_reader_follows_whatever_the_program_reads(kind: type[Small], cha
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-def test_what_no_watch_sees_is_found_by_the_comparison(caplog: pytest.LogCaptureFixture) -> None:
-    """A number in a C buffer changes between steps; the record is given up at its next comparison, on call 4."""
+def test_unwatched_state_is_caught_by_the_comparison(caplog: pytest.LogCaptureFixture) -> None:
+    """A number in a C buffer changes between steps: the record is dropped at its next comparison, call 4."""
     hidden = np.zeros(1)
     losses = []
     for graph in (None, "recorded"):
@@ -126,11 +126,11 @@ def test_what_no_watch_sees_is_found_by_the_comparison(caplog: pytest.LogCapture
             taken.append(float(svi.step(binary(5, 6))))
         losses.append(taken)
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
-    assert "other numbers than its record" in caplog.text
+    assert "the program and its graph give different results" in caplog.text
 
 
 class Bounds:
-    """State in every place that Python has for it."""
+    """State in each of the places where Python can keep it."""
 
     __slots__ = ("shift",)
 
@@ -182,8 +182,8 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_record_is_made_anew_wherever_a_number_changes(name: str) -> None:
-    """The change comes at step 9, long before the comparison at the sixteenth call."""
+def test_changed_number_causes_a_new_record(name: str) -> None:
+    """The number changes at step 9, well before the comparison at call 16."""
     read, write = PLACES[name]
     losses = []
     for graph in (None, "recorded"):
@@ -201,7 +201,7 @@ def test_a_record_is_made_anew_wherever_a_number_changes(name: str) -> None:
 
 
 class Averaged(Small):
-    """Keeps an average of its codes, in an attribute or a buffer, and counts its calls."""
+    """A program that averages its codes, in an attribute or a buffer, and counts its calls."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -220,8 +220,8 @@ class Averaged(Small):
 
 
 @pytest.mark.parametrize("how", ["in place", "rebound", "counted", "listed"])
-def test_state_of_a_program_moves_as_under_stock_pyro(how: str) -> None:
-    """By recording, comparing, looking and scoring it is left as it was."""
+def test_program_state_evolves_as_in_stock_pyro(how: str) -> None:
+    """Recording, comparing, describing and scoring do not change it."""
     losses = []
     for graph in (None, "recorded"):
         pyro.clear_param_store()
@@ -240,8 +240,8 @@ def test_state_of_a_program_moves_as_under_stock_pyro(how: str) -> None:
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 @pytest.mark.parametrize("change", ["set", "clear"])
-def test_a_store_that_is_replaced_trains_on(change: str, graph: str | None) -> None:
-    """As in stock Pyro, whose optimizer is of the tensor and starts anew with another one."""
+def test_replaced_param_store_trains_as_in_stock_pyro(change: str, graph: str | None) -> None:
+    """A new tensor gets new optimizer state, since Pyro's optimizers are keyed by tensor."""
 
     def model(x: Tensor) -> None:
         m = pyro.param("m", torch.tensor(0.0))
@@ -272,8 +272,8 @@ def test_a_store_that_is_replaced_trains_on(change: str, graph: str | None) -> N
     assert ends[1] == pytest.approx(ends[0], rel=1e-9)
 
 
-def test_layouts_are_those_of_the_form_of_a_call() -> None:
-    """A branch that mixes particles, taken from the 64th use on, by an argument and by an attribute."""
+def test_layouts_are_chosen_per_call_signature() -> None:
+    """A branch that mixes particles is enabled by an argument after 64 uses."""
     program = Small()
 
     def model(x: Tensor, mix: bool = False) -> None:
@@ -294,7 +294,7 @@ def test_layouts_are_those_of_the_form_of_a_call() -> None:
     assert [fact.layouts.model.kind for fact in objective.fact_cache.facts.values()] == ["particles", "rows"]
 
 
-def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
+def test_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
     program, calls = Small(), []
     program.dec.weight.register_hook(lambda gradient: calls.append(1))
     svi = SVI(program.model, program.guide, adam(), ELBO(), execution="recorded")
@@ -306,7 +306,7 @@ def test_a_gradient_hook_is_called_at_every_step(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(("graph", "loss"), [("record", ELBO()), ("recorded", Trace_ELBO())])
-def test_a_graph_without_effect_is_refused(graph: str, loss: Any) -> None:
+def test_unsupported_execution_is_rejected(graph: str, loss: Any) -> None:
     program = Small()
     with pytest.raises(ValueError, match="execution"):
         SVI(program.model, program.guide, adam(), loss, execution=graph)

@@ -1,4 +1,4 @@
-"""Programs of other people: where there is no number, one line says why."""
+"""Third-party programs without a valid result: the error or `reason` is one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyro_vae.evaluate import AISConfig, ais
 from pyro_vae.trace import trace_particles
 
 
-def test_a_value_that_would_be_broadcast_against_its_event_is_refused() -> None:
-    """One image of (4, 4) under an event of (1, 4, 4) would add up all images of the batch."""
+def test_value_that_would_broadcast_against_its_event_is_rejected() -> None:
+    """One image of (4, 4) under an event of (1, 4, 4) would sum over all images of the batch."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -37,7 +37,7 @@ def test_a_value_that_would_be_broadcast_against_its_event_is_refused() -> None:
                 call(binary(6, 4, 4))
 
 
-def test_two_plates_of_one_size_that_nothing_tells_apart_are_refused() -> None:
+def test_two_indistinguishable_plates_of_the_batch_size_are_rejected() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("a", 3, dim=-1), pyro.plate("b", 3, dim=-2):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -47,7 +47,7 @@ def test_two_plates_of_one_size_that_nothing_tells_apart_are_refused() -> None:
         trace_particles(model, torch.zeros(3, 3))
 
 
-def test_a_plate_that_subsamples_x_by_itself_is_refused() -> None:
+def test_plate_that_subsamples_x_is_rejected() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), subsample_size=2) as rows:
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[rows])
@@ -56,7 +56,7 @@ def test_a_plate_that_subsamples_x_by_itself_is_refused() -> None:
         ELBO().loss(model, lambda x: None, torch.zeros(6))
 
 
-def test_a_draw_outside_the_prior_has_no_weight_and_a_reason() -> None:
+def test_draw_outside_the_support_of_the_prior_gives_a_reason() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Exponential(1.0))
@@ -71,7 +71,7 @@ def test_a_draw_outside_the_prior_has_no_weight_and_a_reason() -> None:
     assert np.isnan(found.log_likelihood).all()
 
 
-def test_a_score_of_an_image_by_those_beside_it_is_refused() -> None:
+def test_score_that_depends_on_other_images_is_rejected() -> None:
     program = Small()
     norm = nn.BatchNorm1d(6, track_running_stats=False)
 
@@ -80,12 +80,12 @@ def test_a_score_of_an_image_by_those_beside_it_is_refused() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=norm(program.dec(z))).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match="scores an image at site 'x' by the images beside it"):
+    with pytest.raises(ValueError, match="log-density of an image at site 'x' depends on the other images"):
         score(model, program.guide, binary(5, 6), 10, seed=0)
 
 
-def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() -> None:
-    """Dirichlet-multinomial: log p(x) in closed form. Guide and prior put much mass near the corners."""
+def test_float32_underflow_at_the_edge_of_the_support_is_rejected() -> None:
+    """Dirichlet-multinomial, where guide and prior put much of their mass near the corners."""
     alpha = torch.tensor([0.05, 0.3, 1.0, 0.05])
     x = torch.tensor([[10.0, 0, 0, 0], [0, 4, 6, 0], [0, 0, 10, 0], [1, 2, 3, 4]])
 
@@ -107,7 +107,7 @@ def test_an_edge_that_float32_does_not_hold_is_refused_and_float64_is_right() ->
         ais(*programs(torch.float32), AISConfig(32, 50, 3), seed=0)
 
 
-def test_a_guide_of_other_noise_at_every_call_is_no_start_of_a_path() -> None:
+def test_guide_with_new_noise_at_every_call_cannot_start_annealing() -> None:
     program = LinearGaussian(2)
     x = program.simulate(4)
 

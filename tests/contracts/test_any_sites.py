@@ -1,4 +1,4 @@
-"""Programs of other people: sites in any plates, masked, auxiliary or in parts."""
+"""Third-party programs: sites in any plates, masked, auxiliary or split."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pyro_vae.evaluate import ais, bdmc, log_weight_terms, posterior_means
 from pyro_vae.trace import draw, log_density, simulate
 
 
-def test_what_an_obs_mask_leaves_out_is_drawn_from_the_model() -> None:
-    """The weight of an unobserved image is log p(z) - log q(z); the others' is as ever."""
+def test_images_hidden_by_obs_mask_are_drawn_from_the_model() -> None:
+    """The weight of a hidden image is log p(z) - log q(z); the other weights are unchanged."""
     program, seen = Small(), torch.tensor([True, False, True, False])
 
     def model(how: str) -> Any:
@@ -41,7 +41,7 @@ def test_what_an_obs_mask_leaves_out_is_drawn_from_the_model() -> None:
     torch.testing.assert_close(log_weights(model("obs_mask"), program.guide, x, 20, seed=0), expected)
 
 
-def test_an_auxiliary_site_carries_the_density_of_what_it_is_split_into() -> None:
+def test_auxiliary_site_carries_the_density_of_its_parts() -> None:
     """The exact posterior of (a, b) given x ~ N(a + b, 1), drawn jointly: every weight is log N(x; 0, 3)."""
     covariance = torch.tensor([[2.0, -1.0], [-1.0, 2.0]]) / 3
 
@@ -65,8 +65,8 @@ def test_an_auxiliary_site_carries_the_density_of_what_it_is_split_into() -> Non
         ais(model, guide, x, SHORT)
 
 
-def test_pixels_and_halves_are_sites_of_their_own() -> None:
-    """A decoder observed whole, in a plate of pixels, and in halves: the same weights, and the same bounds."""
+def test_observed_pixels_may_be_split_into_several_sites() -> None:
+    """A decoder observed at one site, in a plate of pixels, and in halves: equal weights and bounds."""
     program, x = BernoulliDecoder(2), binary(5, 6)
 
     def pixels(x: Tensor) -> None:
@@ -94,8 +94,8 @@ def test_pixels_and_halves_are_sites_of_their_own() -> None:
         assert abs(gap.mean() - other.mean()) < 4 * spread  # false alarms 6e-5
 
 
-def test_latents_in_a_plate_of_time_are_read_with_the_images_first() -> None:
-    """Two steps of time to the left of the images: every layout gives (K, B, T, ...), and the same weights."""
+def test_time_plate_left_of_the_images_gives_the_same_weights() -> None:
+    """Two time steps in the plate left of the images: every layout returns (K, B, T, ...) and equal weights."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -128,8 +128,8 @@ def test_latents_in_a_plate_of_time_are_read_with_the_images_first() -> None:
     assert ((log_w.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 3e-6
 
 
-def test_observations_in_two_plates_of_the_size_of_the_batch_are_no_images() -> None:
-    """Nothing says that the rows of one belong to those of the other; the batch has a joint weight all the same."""
+def test_second_plate_of_the_batch_size_is_not_the_data_plate() -> None:
+    """Nothing relates the rows of the two plates; only the batch as a whole has a weight."""
     program, y, x = LinearGaussian(2), torch.randn(4), LinearGaussian(2).simulate(4)
 
     def model(x: Tensor) -> None:
@@ -137,14 +137,14 @@ def test_observations_in_two_plates_of_the_size_of_the_batch_are_no_images() -> 
         with pyro.plate("again", 4):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    with pytest.raises(ValueError, match="Site 'y' stands outside the data plate 'data'"):
+    with pytest.raises(ValueError, match="Site 'y' is outside the data plate 'data'"):
         score(model, program.guide, x, 5)
     found = log_weights(model, program.guide, x, 5, seed=0, shared="sampled")
     expected = program.log_evidence(x).sum() + dist.Normal(0.0, 1.0).log_prob(y).sum()
     torch.testing.assert_close(found, expected.expand(5))
 
 
-def test_an_obs_mask_whose_rest_the_guide_draws_counts_on_both_sides() -> None:
+def test_obs_mask_with_a_guide_for_the_hidden_images() -> None:
     seen = torch.tensor([True, False, True, False])
 
     def model(x: Tensor) -> None:
@@ -171,7 +171,7 @@ def test_an_obs_mask_whose_rest_the_guide_draws_counts_on_both_sides() -> None:
     assert ((found.logsumexp(0) - math.log(len(w)) - truth).abs() < 5 * error).all()  # false alarms 2e-6
 
 
-def test_means_of_latents_with_a_plate_to_the_left_belong_to_their_images() -> None:
+def test_posterior_means_with_a_plate_left_of_the_images() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("time", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(x.T, 1e-9))
@@ -180,7 +180,7 @@ def test_means_of_latents_with_a_plate_to_the_left_belong_to_their_images() -> N
     torch.testing.assert_close(posterior_means(guide, x, seed=0), x.double())
 
 
-def test_a_part_of_the_pixels_drawn_by_a_plate_is_no_likelihood() -> None:
+def test_subsampled_pixels_are_not_a_likelihood() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -191,11 +191,11 @@ def test_a_part_of_the_pixels_drawn_by_a_plate_is_no_likelihood() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
 
-    assert "plate 'pixels' draws 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
+    assert "plate 'pixels' subsamples 2 of 10" in score(model, guide, torch.randn(3, 10), 20, seed=0).reason
 
 
-def test_batch_statistics_in_training_are_those_of_one_particle() -> None:
-    """As many images as features, where three dimensions would pass for two; the statistics are as in stock Pyro."""
+def test_batch_statistics_in_training_are_per_particle() -> None:
+    """There are as many images as features, so that BatchNorm1d would accept (K, B, D); the loss matches stock Pyro."""
     norm = nn.BatchNorm1d(4, momentum=0.0)
     program = LinearGaussian(4)
 
@@ -213,7 +213,7 @@ def test_batch_statistics_in_training_are_those_of_one_particle() -> None:
     assert abs(float(ours.mean() - stock.mean())) < 5 * error  # false alarms 6e-7
 
 
-def test_a_guide_may_call_the_plate_of_the_images_by_another_name() -> None:
+def test_guide_may_name_the_data_plate_differently() -> None:
     program, x = LinearGaussian(2), LinearGaussian(2).simulate(4)
 
     def guide(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Programs of other people: the terms of their losses and weights."""
+"""Third-party programs: the terms of their losses and weights."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Dropped(nn.Module):
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
 @pytest.mark.parametrize("objective", [STL, DReG])
-def test_a_second_score_is_under_the_same_dropout(objective: Any, graph: str | None) -> None:
-    """The mean gradient of 20,000 rows, whose standard deviation is below 4: within 5 s.e., false alarms 6e-7."""
+def test_estimator_scores_again_with_the_same_dropout_mask(objective: Any, graph: str | None) -> None:
+    """Mean gradient over 20,000 rows, whose standard deviation is below 4: within 5 s.e., false alarms 6e-7."""
     program, x = Dropped(), torch.ones(20_000)
     svi = SVI(program.model, program.guide, Optim(torch.optim.SGD, {"lr": 1.0 / len(x)}), objective(1), execution=graph)
     for _ in range(2):
@@ -65,7 +65,7 @@ def with_factor(program: Small, size: float, *, in_guide: bool) -> tuple[Any, An
     return (program.model, guide) if in_guide else (model, program.guide)
 
 
-def test_a_factor_of_the_guide_is_a_loss_and_no_density() -> None:
+def test_factor_in_the_guide_is_a_loss_and_not_a_density() -> None:
     program, x = Small(), binary(8, 6)
     programs = with_factor(program, -5.0, in_guide=True)
     torch.testing.assert_close(
@@ -82,15 +82,18 @@ def test_a_factor_of_the_guide_is_a_loss_and_no_density() -> None:
     assert describe(*programs, x).losses == ("loss",)
 
 
-def test_a_factor_of_the_model_leaves_no_log_weight() -> None:
+def test_factor_in_the_model_makes_log_weights_nan() -> None:
     programs, x = with_factor(Small(), -5.0, in_guide=False), binary(8, 6)
     found = score(*programs, x, 30, seed=0)
     assert "factor 'loss'" in found.reason
     assert np.isnan(found.log_likelihood).all()
 
 
-def test_masks_count_in_the_analytic_divergence() -> None:
-    """Rows that are masked out cost nothing: KL(N(1, 0.5^2) || N(0, 1)) of the others, in three dimensions."""
+def test_masks_apply_to_the_analytic_divergence() -> None:
+    """Masked rows cost nothing: KL(N(1, 0.5^2)
+
+    N(0, 1)) of the remaining rows, in three dimensions.
+    """
     seen = torch.tensor([True, False, True, True])
 
     def model(x: Tensor) -> None:
@@ -110,7 +113,7 @@ def test_masks_count_in_the_analytic_divergence() -> None:
 
 @pytest.mark.parametrize("rows", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_analytic_divergence_of_programs_that_take_rows(rows: tuple[bool, bool], size: int) -> None:
+def test_analytic_divergence_in_the_row_layout(rows: tuple[bool, bool], size: int) -> None:
     w = torch.randn(2, 3)
 
     def guide(x: Tensor) -> None:
@@ -130,8 +133,8 @@ def test_the_analytic_divergence_of_programs_that_take_rows(rows: tuple[bool, bo
     torch.testing.assert_close(MeanFieldELBO(4).bounds(model, guide, x)[0], expected)
 
 
-def test_draws_of_x_given_z_share_no_noise_with_z() -> None:
-    """Nor does the draw of a user after `manual_seed(0)`: correlations of 4,000 pairs below 5 / sqrt(4000)."""
+def test_noise_of_x_given_z_is_independent_of_z() -> None:
+    """And of a user's draw after `manual_seed(0)`: correlations of 4,000 pairs are below 5 / sqrt(4000)."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -147,7 +150,7 @@ def test_draws_of_x_given_z_share_no_noise_with_z() -> None:
         assert abs(float((a * b).mean())) < 5 / math.sqrt(4000)
 
 
-def test_tied_weights_train_by_a_record_and_are_restored() -> None:
+def test_tied_weights_train_recorded_and_are_restored() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()

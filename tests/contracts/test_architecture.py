@@ -1,4 +1,4 @@
-"""The layering, held by walking the syntax trees."""
+"""The layering of the package, checked on the syntax trees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ PACKAGE = ROOT / "pyro_vae"
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.py"))
 
-# Each room and what of ours it may import, besides itself, errors, memory and text; the longest matching prefix counts.
+# Each room and the rooms that it may import besides itself, errors, memory and text; the longest matching prefix
+# counts.
 ALLOWED = {
     "pyro_vae/__init__.py": {
         "pyro_vae.config",
@@ -44,7 +45,7 @@ ALLOWED = {
     "pyro_vae/cli.py": set(),
     "pyro_vae/text.py": set(),
 }
-# Libraries that stay in their rooms.
+# Libraries that only certain rooms may import.
 HOMES = {
     "arviz": ("pyro_vae/evaluate/likelihood/diagnostics.py", "pyro_vae/runs/netcdf.py", "pyro_vae/report/curves.py"),
     "arviz_stats": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
@@ -62,7 +63,7 @@ HOMES = {
 
 
 def imports(source: str) -> Iterator[str]:
-    """Yield every imported name, in full: `from a import b` is a.b."""
+    """Yield the full name of every import: `from a import b` yields a.b."""
     for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -81,7 +82,7 @@ def tree_of(source: str) -> ast.Module:
 
 
 def calls(source: str) -> set[str]:
-    """Return the names of all functions that are called."""
+    """Return the names of all functions called in a module."""
     return {ast.unparse(node.func) for node in ast.walk(tree_of(source)) if isinstance(node, ast.Call)}
 
 
@@ -97,7 +98,7 @@ def may_import(source: str, name: str) -> bool:
     return not within(name, "scripts") and all(source.startswith(places) for places in homes)
 
 
-def test_a_room_imports_only_what_it_may() -> None:
+def test_rooms_import_only_allowed_rooms() -> None:
     found = [(source, name) for source in SOURCES for name in imports(source)]
     assert len(found) > 1000
     assert [(source, name) for source, name in found if not may_import(source, name)] == []
@@ -110,14 +111,14 @@ def test_library_code_neither_prints_nor_seeds() -> None:
     assert {s: calls(s) & unwanted for s in SOURCES if s not in allowed and calls(s) & unwanted} == {}
 
 
-# What reads pickles or runs text; `--program` runs the file that its user names, and nothing else does.
+# Functions that unpickle or execute text. Only `--program` executes a file, the one that its user names.
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "np.load", "torch.jit.load", "yaml.load"}
 RUNS_A_FILE = {"pyro_vae/config/program_files.py"}
 
 
 def unsafe(source: str) -> list[str]:
-    """Return what a file has that reads pickles or runs text."""
+    """Return the calls and imports in a file that unpickle data or execute text."""
     found = [name for name in imports(source) if name.split(".")[0] in UNSAFE_MODULES]
     found += [n.arg for n in ast.walk(tree_of(source)) if isinstance(n, ast.keyword) and n.arg == "weights_only"]
     found += calls(source) & UNSAFE_CALLS
@@ -127,18 +128,18 @@ def unsafe(source: str) -> list[str]:
     return found
 
 
-def test_nothing_reads_pickles_or_runs_text() -> None:
+def test_nothing_unpickles_or_executes_text() -> None:
     assert {source: unsafe(source) for source in SOURCES + SCRIPTS if unsafe(source)} == {}
 
 
-def test_the_prior_is_named_in_one_line_of_the_program() -> None:
+def test_prior_is_named_in_one_line_of_the_program() -> None:
     text = (PACKAGE / "model" / "vae.py").read_text()
     assert [line.strip() for line in text.splitlines() if "self.prior(" in line] == [
         'z = pyro.sample("z", self.prior())'
     ]
 
 
-def test_every_public_name_is_documented() -> None:
+def test_public_names_have_docstrings() -> None:
     for source in SOURCES + SCRIPTS:
         assert ast.get_docstring(tree_of(source)), source
         for node in ast.walk(tree_of(source)):

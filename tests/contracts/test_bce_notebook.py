@@ -1,4 +1,4 @@
-"""The VAE of introductions, 784-512-256-2 on grey pixels: loss and gradients as they are written by hand."""
+"""The VAE of introductory notebooks, 784-512-256-2 on gray pixels: loss and gradients match a handwritten version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = Config(
 
 
 def program() -> tuple[VAE, Tensor]:
-    """Build it for random images of 28x28, and move its biases from 0."""
+    """Build the program for random 28x28 images and move its biases away from 0."""
     pixels = torch.randint(0, 256, (40, 28, 28), dtype=torch.uint8)
     vae = programs.build(SETTINGS, data.Images("random", pixels, pixels, pixels))
     vae = vae.to(torch.get_default_device())
@@ -38,11 +38,11 @@ def program() -> tuple[VAE, Tensor]:
 
 
 def by_hand(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
-    """BCE + KLD of images x (B, 28, 28) with noise eps (..., B, 2), each summed over its last dimension: (..., B)."""
+    """Return BCE + KLD, each summed over its last dimension, for images (B, 28, 28) and noise (..., B, 2)."""
     first, second, heads = vae.posterior.net[1]
     h = relu(linear(x.flatten(1), first[0].weight, first[0].bias))
     h = relu(linear(h, second[0].weight, second[0].bias))
-    # The notebook has a head for the log of the variance, twice what ours is of.
+    # The notebook predicts the log variance, twice our log scale.
     mu, log_var = linear(h, heads.weight[:2], heads.bias[:2]), linear(h, 2 * heads.weight[2:], 2 * heads.bias[2:])
     z = mu + (0.5 * log_var).exp() * eps
     first, second, last = vae.likelihood.net[0]
@@ -54,7 +54,7 @@ def by_hand(vae: VAE, x: Tensor, eps: Tensor) -> Tensor:
     return bce - 0.5 * (1 + log_var - mu.pow(2) - log_var.exp()).sum(-1)
 
 
-def test_the_layers_are_those_of_the_notebook() -> None:
+def test_layers_have_the_sizes_of_the_notebook() -> None:
     """784-512-256-(2, 2) and 2-256-512-784, weights and biases."""
     vae, _ = program()
     shapes = sorted(tuple(p.shape) for p in vae.parameters() if p.dim() == 2)
@@ -62,10 +62,10 @@ def test_the_layers_are_those_of_the_notebook() -> None:
     assert sum(p.numel() for p in vae.parameters()) == 1_068_820
 
 
-def test_loss_and_gradients_are_those_of_the_notebook() -> None:
+def test_loss_and_gradients_match_the_notebook() -> None:
     vae, x = program()
     objective = programs.build_objective(SETTINGS, 40)
-    objective.loss(vae.model, vae.guide, x)  # the layout has been probed
+    objective.loss(vae.model, vae.guide, x)  # the layout is probed on the first call
     pyro.set_rng_seed(1)
     found = objective.differentiable_loss(vae.model, vae.guide, x)
     pyro.set_rng_seed(1)
@@ -76,8 +76,8 @@ def test_loss_and_gradients_are_those_of_the_notebook() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * float(theirs.abs().max()))
 
 
-def test_the_elbo_objective_has_the_same_expectation() -> None:
-    """Independent noise, 4 s.e., false alarms 6e-5; so have rate and distortion, and an ELBO there is not."""
+def test_elbo_objective_has_the_same_expectation() -> None:
+    """Independent noise, 4 s.e., false alarms 6e-5. Rate and distortion agree too; there is no ELBO."""
     vae, x = program()
     with torch.no_grad():
         theirs = by_hand(vae, x, torch.randn(1000, 4, 2)).sum(1)
@@ -89,4 +89,4 @@ def test_the_elbo_objective_has_the_same_expectation() -> None:
     scores = score(vae.model, vae.guide, x, 1000, seed=0)
     assert (scores.rate + scores.distortion).sum() == pytest.approx(theirs.mean().item(), abs=4 * error)
     assert particles.elbo.isnan().all()
-    assert scores.reason == "the loss of 'x' is not normalized, and no log-likelihood"
+    assert scores.reason == "the loss of 'x' is not normalized, hence not a log-likelihood"

@@ -1,4 +1,4 @@
-"""What runs outside the test suite: the stages of .ci/run, the workflow, the hooks, and the metadata of the package."""
+"""Checks outside the test suite: the stages of .ci/run, the workflow, the hooks and the package metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(line) for line in PROJECT["dependencies"]]
 STAGES = set(re.findall(r"^stage_(\w+)\(\)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
-# Instead of python3: a virtual environment whose commands only write down how they were called.
+# Stands for python3: creates a virtual environment whose commands only log their arguments.
 PYTHON3 = """#!/bin/sh
 if [ "$1" != -m ]; then exec {python} "$@"; fi
 mkdir -p "$3/bin"
@@ -56,8 +56,8 @@ def run_stage(stage: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("lint", ["ruff check .", "ruff format --check .", "mypy"]),
     ],
 )
-def test_a_stage_installs_and_runs_its_commands(stage: str, commands: list[str], tmp_path: Path) -> None:
-    """And only the stage of the lowest versions constrains what is installed."""
+def test_stage_installs_and_runs_its_commands(stage: str, commands: list[str], tmp_path: Path) -> None:
+    """Only the stage of the lowest versions installs with constraints."""
     result = run_stage(stage, tmp_path)
     assert result.returncode == 0, result.stderr
     called = re.findall(r"^called: (.*)$", result.stdout, re.MULTILINE)
@@ -67,13 +67,13 @@ def test_a_stage_installs_and_runs_its_commands(stage: str, commands: list[str],
     assert constraints == (lowest if stage == "lowest" else set())
 
 
-def test_an_unknown_stage_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_stage_is_rejected_and_known_ones_listed(tmp_path: Path) -> None:
     result = run_stage("nonsense", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert set(re.findall(r"\w+", result.stderr.partition("[")[2])) == STAGES
 
 
-def test_the_workflow_runs_stages_that_exist() -> None:
+def test_workflow_runs_existing_stages() -> None:
     workflow = parsed(".github/workflows/ci.yml")
     stages = {}
     for name, job in workflow["jobs"].items():
@@ -84,11 +84,11 @@ def test_the_workflow_runs_stages_that_exist() -> None:
     assert set(stages.values()) <= STAGES
     assert workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
     assert [name for name, job in workflow["jobs"].items() if "schedule" in job.get("if", "")] == ["slow"]
-    (schedule,) = workflow[True]["schedule"]  # YAML 1.1 has `on` for true
+    (schedule,) = workflow[True]["schedule"]  # YAML 1.1 parses `on` as true
     assert re.fullmatch(r"\d+ \d+ \* \* \d", schedule["cron"])  # weekly
 
 
-def test_the_hooks_download_nothing_and_run_what_the_stages_do() -> None:
+def test_hooks_are_local_and_match_the_stages() -> None:
     (local,) = parsed(".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     assert {hook["language"] for hook in local["hooks"]} == {"system"}
@@ -99,7 +99,7 @@ def test_the_hooks_download_nothing_and_run_what_the_stages_do() -> None:
     assert (ROOT / readme.removeprefix("python -m pytest ")).is_file()
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_citation_has_the_current_version() -> None:
     citation = parsed(".github/CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
     assert str(citation["version"]) == pv.__version__ == PROJECT["version"]
@@ -112,7 +112,7 @@ def test_the_citation_is_of_this_version() -> None:
         assert citation[ours] == PROJECT[theirs]
 
 
-def test_what_is_imported_is_declared_and_here_in_a_supported_version() -> None:
+def test_imports_are_declared_and_installed_in_supported_versions() -> None:
     declared = {canonicalize_name(each.name) for each in NEEDED}
     optional = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["data"]}
     sources = [path for folder in ("pyro_vae", "scripts") for path in (ROOT / folder).rglob("*.py")]
@@ -126,7 +126,7 @@ def test_what_is_imported_is_declared_and_here_in_a_supported_version() -> None:
     foreign = imported - set(sys.stdlib_module_names) - ours
     assert len(foreign) > 10
     distributions = packages_distributions()
-    of_others = {"arviz_stats"}  # of ArviZ 1.x
+    of_others = {"arviz_stats"}  # ArviZ 1.x
     undeclared = {
         name
         for name in foreign - of_others

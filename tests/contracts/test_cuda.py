@@ -1,4 +1,4 @@
-"""On a CUDA device: resumed to the bit, and the same wherever the images lie. Skipped where there is none."""
+"""On a CUDA device: bit-identical resumption and streaming. Skipped without a device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _deterministic(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> obj
 
 
 @pytest.mark.parametrize("graph", [None, "recorded", "compiled"])
-def test_a_run_interrupted_at_some_steps_ends_with_the_same_bits(graph: str | None, tmp_path: Path) -> None:
+def test_interrupted_run_ends_bit_identical(graph: str | None, tmp_path: Path) -> None:
     whole = new_fit("mixture", graph, 0, "cuda")
     epochs = []
     for epoch in whole.iterate(lambda: True):
@@ -46,26 +46,26 @@ def test_a_run_interrupted_at_some_steps_ends_with_the_same_bits(graph: str | No
 
 
 @pytest.mark.parametrize(("here", "there"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_a_checkpoint_of_one_device_is_read_on_another(here: str, there: str, tmp_path: Path) -> None:
-    """And the fit goes on there; the ELBO of each image is the same within the noise, which devices draw anew."""
+def test_checkpoint_loads_on_another_device(here: str, there: str, tmp_path: Path) -> None:
+    """The fit continues there; the ELBO of each image agrees within the noise, which differs between devices."""
     fits = [new_fit("standard", None, 0, device) for device in (here, there)]
     next(iter(fits[0]))
     checkpoint.save(tmp_path / "state", fits[0].state_dict())
     fits[1].load_state_dict(checkpoint.load(tmp_path / "state"))
-    next(iter(fits[1]))  # and it goes on
+    next(iter(fits[1]))  # the fit continues
     fits[1].load_state_dict(checkpoint.load(tmp_path / "state"))
     found = []
     for fit in fits:
         with fit.scope():
             x = fit.valid
             found.append(log_weights(fit.svi.model, fit.svi.guide, x, 4000, seed=0).cpu())
-    # Means over 4,000 draws, of seven images; false alarms 4e-6.
+    # Means over 4,000 draws for seven images; false alarms 4e-6.
     means, variances = ([f(w) for w in found] for f in (lambda w: w.mean(0), lambda w: w.var(0) / 4000))
     assert ((means[0] - means[1]).abs() < 5 * (variances[0] + variances[1]).sqrt()).all()
 
 
 @pytest.mark.parametrize("graph", [None, "compiled"])
-def test_images_that_stay_on_the_host_train_the_same_bits(graph: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_on_the_host_train_bit_identical(graph: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = []
     for free in (2**40, 0):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))

@@ -1,4 +1,4 @@
-"""Programs of other people through the scripts: flattened, given labels, in other units; or refused before training."""
+"""Third-party programs through the scripts: flattened, given labels, in other units, or rejected before training."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def figures(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["flat", "labelled"])
-def test_a_program_of_a_tutorial_goes_through_every_script(name: str, programs: Path, tmp_path: Path) -> None:
+def test_tutorial_program_runs_through_every_script(name: str, programs: Path, tmp_path: Path) -> None:
     run, own = tmp_path / "run", ("--program", f"{programs}:{name}")
     summary = fitted(programs, name, run)
     assert -64 < summary["elbo"] < summary["log_likelihood"] < 0
@@ -143,13 +143,13 @@ def test_a_program_of_a_tutorial_goes_through_every_script(name: str, programs: 
     assert {"prior", "reconstructions", "traversals", "interpolations", "completions"} <= figures(run / "samples")
 
 
-def test_labels_are_worth_what_they_tell(programs: Path, tmp_path: Path) -> None:
-    """After a short training the class saves a nat and more, of the log 10 that it can."""
+def test_labels_raise_the_log_likelihood(programs: Path, tmp_path: Path) -> None:
+    """After a short training by more than 1 nat; log 10 is the most that a label is worth."""
     flags = ("--epochs", 40, "--learning-rate", 0.01, "--train-images", 1200, "--test-images", 200)
     without, given = (fitted(programs, name, tmp_path / name, *flags) for name in ("flat", "labelled"))
     assert given["log_likelihood"] > without["log_likelihood"] + 1
     probed = inside("evaluate", tmp_path / "labelled", "--program", f"{programs}:labelled", "--probe")
-    assert "the program is given the labels" in probed.stdout
+    assert "the program takes the labels as an argument" in probed.stdout
 
 
 def test_prior_samples_have_a_row_for_each_class() -> None:
@@ -160,26 +160,26 @@ def test_prior_samples_have_a_row_for_each_class() -> None:
     assert len(class_rows(x, 3)) == 9
 
 
-def test_a_real_number_beside_pixels_leaves_these_binarized(programs: Path, tmp_path: Path) -> None:
+def test_extra_real_input_leaves_pixels_binarized(programs: Path, tmp_path: Path) -> None:
     numbers = fitted(programs, "measured", tmp_path / "run")
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["density"] is False
     assert numbers["bits_per_dim"] is None
-    assert "more than x" in numbers["reasons"]["bits_per_dim"]
+    assert "observed sites besides x" in numbers["reasons"]["bits_per_dim"]
     assert 0 < numbers["squared_error"] < 64
 
 
-def test_numbers_of_another_unit_are_null_with_their_reason(programs: Path, tmp_path: Path) -> None:
+def test_metrics_of_rescaled_pixels_are_null_with_a_reason(programs: Path, tmp_path: Path) -> None:
     numbers = fitted(programs, "scaled", tmp_path / "run", "--binarize", "none")
     assert math.isfinite(numbers["log_likelihood"])
     assert numbers["bits_per_dim"] is numbers["squared_error"] is None
-    assert all("in a unit of its own" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
+    assert all("its unit is not that of x" in numbers["reasons"][name] for name in ("bits_per_dim", "squared_error"))
     assert figures(tmp_path / "run" / "figures") == {"learning_curve", "bounds", "khat"}
 
 
-def test_what_cannot_be_scored_is_refused_before_it_is_trained(
+def test_program_that_cannot_be_scored_is_rejected_before_training(
     programs: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     call = command("fit", *TINY, "--program", f"{programs}:shared", "--out", tmp_path / "run")
-    refused(call, "Site 'shift' stands outside the data plate")
+    refused(call, "Site 'shift' is outside the data plate")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What `import pyro_vae` gives, and what it does not cost."""
+"""The public names of `import pyro_vae`, and what it does not import."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ NAMES = (
     ),
     *("posterior_probs", "load_run"),
 )
-# Each takes longer to import than the whole of the package beside Pyro.
+# Each takes longer to import than the rest of the package once Pyro is imported.
 HEAVY = {"arviz", "xarray", "pandas", "sklearn", "matplotlib", "PIL", "torchvision", "scipy", "h5py", "torch._dynamo"}
 EVERY_MODULE = [module.name for module in pkgutil.walk_packages(pv.__path__, "pyro_vae.")]
 
 
-def test_the_modules_and_the_names() -> None:
+def test_public_modules_and_names() -> None:
     assert sorted(pv.__all__) == sorted([*MODULES, *NAMES])
     assert set(pv.__all__) <= set(dir(pv))
     for name, path in MODULES.items():
@@ -74,8 +74,8 @@ def test_the_modules_and_the_names() -> None:
 
 
 @pytest.mark.parametrize("room", [pv.priors, pv.likelihoods, pv.posteriors, pv.nets])
-def test_every_component_of_a_table_is_found_by_its_class(room: object) -> None:
-    """What the flags name is found at the front door, aside from what needs images or channels beside its arguments."""
+def test_every_table_component_is_exported_by_its_class(room: object) -> None:
+    """Except those that are built from images or channels in addition to their arguments."""
     from pyro_vae.config import components
 
     tables = {
@@ -90,20 +90,20 @@ def test_every_component_of_a_table_is_found_by_its_class(room: object) -> None:
             assert getattr(room, built.__name__) is built
 
 
-def test_one_version() -> None:
+def test_version_is_consistent() -> None:
     root = Path(__file__).parents[2]
     assert pv.__version__ == version("pyro_vae")
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"] == pv.__version__
 
 
-def test_the_annotations_are_for_those_who_import_it() -> None:
+def test_package_ships_type_annotations() -> None:
     root = Path(__file__).parents[2]
     packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert packages["package-data"] == {"pyro_vae": ["py.typed"]}
     assert (root / "pyro_vae" / "py.typed").is_file()
 
 
-def test_what_takes_long_to_import_is_imported_on_use() -> None:
+def test_slow_imports_are_deferred() -> None:
     code = """
 import json, sys
 import pyro
@@ -116,8 +116,8 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 @pytest.mark.parametrize("name", EVERY_MODULE)
-def test_no_name_hides_a_module(name: str) -> None:
-    """`import a.b.c as m` takes the attribute c of a.b, which may be no function of that name."""
+def test_no_name_shadows_a_module(name: str) -> None:
+    """`import a.b.c as m` binds the attribute c of a.b, which must not be a function with that name."""
     module = importlib.import_module(name)
     package, _, last = name.rpartition(".")
     assert getattr(sys.modules[package], last) is module

@@ -1,4 +1,4 @@
-"""The ELBO written out by hand, by Pyro's estimators and by ours; log p(x) against Pyro's bound, image by image."""
+"""The ELBO written by hand, by Pyro's estimators and by ours; log p(x) against Pyro's bound, image by image."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pyro_vae.model import VAE
 
 
 def by_hand(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Write out minus the ELBO of N(loc, scale^2), N(0, 1) and Bernoulli pixels for latents (K, B, D).
+    """Return minus the ELBO of N(loc, scale^2), N(0, 1) and Bernoulli pixels for latents (K, B, D), written by hand.
 
     Returns:
         The sum over images and mean over particles with log q - log p(z) sampled, and with the KL divergence.
     """
     q = vae.posterior(x).base_dist
     loc, scale = q.loc, q.scale
-    z = loc + scale * ((z - loc) / scale).detach()  # the noise is given, and z moves with loc and scale
+    z = loc + scale * ((z - loc) / scale).detach()  # the noise is fixed, so that z depends on loc and scale
     logits = vae.likelihood(z).base_dist.logits
     log_likelihood = (x * logits - softplus(logits)).sum((-1, -2))
     log_prior = (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -41,12 +41,12 @@ def by_hand(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("ours", "pyros", "analytic"), [(ELBO, Trace_ELBO, False), (MeanFieldELBO, TraceMeanField_ELBO, True)]
 )
-def test_the_elbo_and_its_gradient_are_those_written_by_hand(
+def test_elbo_and_gradient_match_the_handwritten_formula(
     ours: type[ELBO], pyros: type[Trace_ELBO], analytic: bool, num_particles: int
 ) -> None:
-    """On the same z, to 1e-10: ours, Pyro's, and the formula, with the KL sampled and in closed form."""
+    """Ours, Pyro's and the formula for the same z, with sampled and analytic KL, to 1e-10."""
     vae, x = small_vae(), images(7)
-    ours(num_particles).loss(vae.model, vae.guide, x)  # the layout has been probed
+    ours(num_particles).loss(vae.model, vae.guide, x)  # the layout is probed on the first call
     pyro.set_rng_seed(1)
     with pyro.plate("particles", num_particles, dim=-2):
         z = poutine.trace(vae.guide).get_trace(x).nodes["z"]["value"].view(num_particles, 7, 2).detach()
@@ -65,7 +65,7 @@ def test_the_elbo_and_its_gradient_are_those_written_by_hand(
 
 
 class Joint(LinearGaussian):
-    """The same program with all images in one event, as where no plate says that they are independent."""
+    """The same program with all images in one event, as without a plate that declares them independent."""
 
     def model(self, x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), self.latent_dim), 1.0).to_event(2))
@@ -77,11 +77,11 @@ class Joint(LinearGaussian):
         pyro.sample("z", posterior.to_event(1))
 
 
-def test_log_likelihood_is_pyros_bound_image_by_image_and_not_that_of_the_batch() -> None:
+def test_log_likelihood_is_pyros_bound_per_image_and_not_per_batch() -> None:
     """300 repeats of 20 images, K = 20, each comparison at 4 s.e.: false alarms 2e-4 in all.
 
-    One weight for the whole batch, the product of its images', gives the bound of a program without a plate. It is
-    lower, here by 12.5 nats, and the more, the larger the batch.
+    With one weight for the whole batch, the product of the images' weights, the bound is that of a program without a
+    plate. It is lower by 12.5 nats here, and the difference grows with the batch.
     """
     single, joint = (kind(2, variance_ratio=4.0) for kind in (LinearGaussian, Joint))
     x = single.simulate(20)

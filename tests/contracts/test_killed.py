@@ -1,4 +1,4 @@
-"""Scripts killed for real: however often, the run ends with the bits of one that was left alone."""
+"""Scripts ended by signals: the resumed run ends bit-identical to an uninterrupted one, however often it was ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.bits import assert_same, untimed
-from helpers.calls import command, hearing, inside
+from helpers.calls import command, inside, with_default_sigint
 
 from pyro_vae.runs import Checkpoints, RunFolder
 
@@ -25,8 +25,8 @@ FLAGS = ["--train-images", "300", "--test-images", "20", "--num-samples", "50", 
 
 
 def start(epochs: int, folder: Path, life: int, *flags: object) -> subprocess.Popen[str]:
-    """Start a fit in a process of its own, with its own seed of Python's hashes."""
-    call = hearing(command("fit", *FLAGS, "--epochs", epochs, "--out", folder, "--resume", *flags))
+    """Start a fit in a separate process with its own PYTHONHASHSEED."""
+    call = with_default_sigint(command("fit", *FLAGS, "--epochs", epochs, "--out", folder, "--resume", *flags))
     environment = {**os.environ, "PYTHONHASHSEED": str(life)}
     return subprocess.Popen(
         call,
@@ -38,7 +38,7 @@ def start(epochs: int, folder: Path, life: int, *flags: object) -> subprocess.Po
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """Return the state at the end, the epochs and the summary, without what a clock has measured."""
+    """Return the final state, the epochs and the summary, without measured times."""
     run = RunFolder(folder)
     step, state = Checkpoints(run.checkpoints, run.config()).newest()
     assert step == state["svi"]["steps"] == max(Checkpoints(run.checkpoints, run.config()).paths())
@@ -52,13 +52,13 @@ def newest(folder: Path) -> int:
 
 
 def interrupted(epochs: int, folder: Path, signals: list[int], *flags: object) -> None:
-    """Run to the end through signals, each at a random moment after the process has begun to train."""
+    """Run to the end through signals, each sent at a random moment after training has begun."""
     moments = random.Random(0)
     for life, number in enumerate(signals):
         begun = newest(folder)
         process = start(epochs, folder, life, *flags)
         deadline = time.monotonic() + 120
-        # One in five comes at any time at all, while the process is starting for the most part.
+        # One signal in five comes at any time, mostly while the process is still importing.
         while newest(folder) == begun and process.poll() is None and life % 5 != 4:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -66,14 +66,14 @@ def interrupted(epochs: int, folder: Path, signals: list[int], *flags: object) -
         process.send_signal(number)
         if number != signal.SIGKILL:
             time.sleep(moments.uniform(0.0, 0.2))
-            process.send_signal(number)  # twice in a row
+            process.send_signal(number)  # two signals in quick succession
         _, errors = process.communicate(timeout=120)
         ended = -number if number == signal.SIGKILL else 128 + number
-        # A shell calls both 128 + number; while the script's imports run, nobody but Python hears a signal.
+        # A shell reports both as 128 + number. During the imports of the script only Python's handler is installed.
         assert process.returncode in ({-number, 128 + number} if newest(folder) == begun else {ended}), errors
         if number != signal.SIGKILL and newest(folder) > begun:
             assert errors == "stopped; continue with --resume\n"
-            assert newest(folder) >= STEPS_OF_AN_EPOCH * len(RunFolder(folder).metrics())  # none is ahead of it
+            assert newest(folder) >= STEPS_OF_AN_EPOCH * len(RunFolder(folder).metrics())  # never behind the epochs
     process = start(epochs, folder, 1 + len(signals), *flags)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -92,17 +92,15 @@ def check(epochs: int, folder: Path, signals: list[int], *flags: object) -> None
 @pytest.mark.parametrize(
     ("kills", "epochs"), [pytest.param(1, 40, marks=pytest.mark.slow), pytest.param(25, 1200, marks=pytest.mark.slow)]
 )
-def test_a_run_that_is_killed_ends_with_the_same_bits(
+def test_killed_run_ends_bit_identical(
     kills: int, epochs: int, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     check(epochs, tmp_path, [signal.SIGKILL] * kills, "--checkpoint-seconds", 0)
-    promised(f"a run killed {kills} x by SIGKILL: the same bits at the end, and each epoch once")
+    promised(f"a run killed {kills} x by SIGKILL and resumed ends bit-identical, with each epoch once")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_by_signals_ends_with_the_same_bits(
-    tmp_path: Path, promised: Callable[[str], None]
-) -> None:
-    """Without checkpoints by the clock: those that are there, but for the milestones, are of the signals."""
+def test_run_stopped_by_signals_ends_bit_identical(tmp_path: Path, promised: Callable[[str], None]) -> None:
+    """Periodic checkpoints are off: except for milestones, every checkpoint was written because of a signal."""
     check(1200, tmp_path, [signal.SIGINT, signal.SIGTERM] * 5, "--checkpoint-seconds", 3600)
-    promised("a run stopped 10 times by SIGINT and SIGTERM, each sent twice: exit 130 or 143, the same bits at the end")
+    promised("a run stopped 10 x by SIGINT and SIGTERM, each sent twice: exit status 130 or 143, ends bit-identical")

@@ -1,4 +1,4 @@
-"""A dozen bugs made by hand: each turns a test red."""
+"""Mutation testing: each of twelve handwritten bugs makes a test fail."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.mutations import MUTATIONS, ROOT, Mutation, red
+from helpers.mutations import MUTATIONS, ROOT, Mutation, failing_tests
 
 pytestmark = pytest.mark.host
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_mutation_target_exists(mutation: Mutation) -> None:
-    """Found by the default run, which does not run the bugs themselves."""
+    """Part of the default suite, which does not run the mutations themselves."""
     source = (ROOT / mutation.file).read_text()
     ast.parse(mutation.applied(source))
     with pytest.raises(ValueError, match=r"lost its place: .* holds 0 times, not once, .* Update it"):
@@ -28,11 +28,11 @@ def test_mutation_target_exists(mutation: Mutation) -> None:
 @pytest.mark.slow
 def test_suite_is_green_without_mutations(tmp_path: Path) -> None:
     assert len(MUTATIONS) == 12
-    assert red(tmp_path) == []
+    assert failing_tests(tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_bug_turns_a_test_red(mutation: Mutation, tmp_path: Path, promised: Callable[[str], None]) -> None:
-    assert red(tmp_path, mutation) != []
-    promised("a hand-made bug turned a test red")
+def test_mutation_makes_a_test_fail(mutation: Mutation, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    assert failing_tests(tmp_path, mutation) != []
+    promised("a handwritten bug makes a test fail")

@@ -1,4 +1,4 @@
-"""Loading runs no code: what pickles would do does not happen, and a run folder cannot ask for it."""
+"""Loading executes no code: pickled payloads do not run, and a run folder cannot cause them to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.host
 
 
 class Call:
-    """Calls a function when it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -73,14 +73,14 @@ def test_no_payload_is_executed(writer: str, tmp_path: Path, promised: Callable[
         WRITERS[writer](payload(str(canary)), path)
         with pytest.raises(CheckpointError, match="not a checkpoint"):
             Checkpoints(folder, {}).newest()
-        # torch.load reads a file by its name, and no pickle from one named .safetensors: under another it would.
+        # torch.load chooses the format by file extension and unpickles no .safetensors file; hence the second name.
         other = path.with_name("checkpoint.pt")
         shutil.copyfile(path, other)
         with pytest.raises(CheckpointError, match="not a checkpoint"):
             checkpoint.load(other)
         assert not canary.exists(), name
         content = path.read_bytes()
-        with suppress(Exception):  # what comes after the call
+        with suppress(Exception):  # errors after the call do not matter
             pickle.loads(content) if writer == "pickle" else torch.load(io.BytesIO(content), weights_only=False)
-        assert canary.exists(), name  # the payload is live: a loader that trusts the file runs it
-    promised(f"0 of {len(PAYLOADS)} payloads of {writer} executed")
+        assert canary.exists(), name  # the payload works: a loader that trusts the file executes it
+    promised(f"0 of {len(PAYLOADS)} payloads written by {writer} are executed")

@@ -1,4 +1,4 @@
-"""What users of Pyro publish trains here as by stock Pyro, and is scored as stock handlers score it."""
+"""Programs like those that users of Pyro publish train as in stock Pyro, and are scored as by stock handlers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stock(program: Public) -> pyro.infer.SVI:
 
 
 def trained(program: Public, svi: pyro.infer.SVI, steps: int = 5) -> tuple[list[float], dict[str, Tensor]]:
-    """Take steps; return the losses and all that they have changed, statistics of the modules included."""
+    """Take steps; return the losses and everything that they changed, including the buffers of the modules."""
     pyro.set_rng_seed(1)
     batches = [program.batches[step % len(program.batches)] for step in range(steps)]
     losses = [float(svi.step(*args, **kwargs)) for args, kwargs in batches]
@@ -47,7 +47,7 @@ def trained(program: Public, svi: pyro.infer.SVI, steps: int = 5) -> tuple[list[
 
 @pytest.mark.parametrize("graph", [None, "recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FACTORIES)
-def test_it_trains_as_by_stock_pyro(name: str, graph: str | None) -> None:
+def test_program_trains_as_in_stock_pyro(name: str, graph: str | None) -> None:
     program = fresh(name)
     expected_losses, expected = trained(program, stock(program))
     program = fresh(name)
@@ -62,15 +62,15 @@ def test_it_trains_as_by_stock_pyro(name: str, graph: str | None) -> None:
 
 
 def reference(program: Public, batch: Batch, num_samples: int, *, joint: bool) -> Tensor:
-    """Return log p - log q of the draws of seed 0 by stock handlers, one particle at a time: (K, B), or (K,) if joint.
+    """Return log p - log q for the draws of seed 0 by stock handlers, one particle at a time: (K, B), or (K,) if joint.
 
-    A site of two plates, (T, B) in Pyro, is drawn as (K, B, T). A `Delta` is what it follows from.
+    A site in two plates, (T, B) in Pyro, is drawn as (K, B, T). `Delta` sites are recomputed from the other draws.
     """
     args, kwargs = batch.args, batch.kwargs
     size = len((*args, *kwargs.values())[0])
     with torch.no_grad(), read_only(program.model, program.guide, x=batch, seed=0, validate=False):
         guided = trace_particles(program.guide, batch, num_samples)
-        values = guided.get_values(guided.drawn)  # of auxiliary sites as well
+        values = guided.get_values(guided.drawn)  # includes auxiliary sites
     for module in modules(program):
         module.eval()
 
@@ -85,11 +85,15 @@ def reference(program: Public, batch: Batch, num_samples: int, *, joint: bool) -
     with torch.no_grad():
         for k in range(num_samples):
             native = sites(poutine.trace(program.guide).get_trace(*args, **kwargs))
-            drawn = {s: like(values[s][k], site) for s, site in native.items() if not isinstance(base(site), Delta)}
+            drawn = {
+                s: in_native_shape(values[s][k], site)
+                for s, site in native.items()
+                if not isinstance(base(site), Delta)
+            }
             q = poutine.trace(poutine.condition(program.guide, drawn)).get_trace(*args, **kwargs)
             at = {s: site["value"] for s, site in sites(q).items() if not site["infer"].get("is_auxiliary")}
             for s in at.keys() & values.keys():
-                torch.testing.assert_close(at[s], like(values[s][k], native[s]))
+                torch.testing.assert_close(at[s], in_native_shape(values[s][k], native[s]))
             p = poutine.trace(poutine.condition(program.model, at)).get_trace(*args, **kwargs)
             rows.append(density(p) - density(q))
     return torch.stack(rows)
@@ -107,14 +111,14 @@ def base(site: dict[str, Any]) -> Any:
     return fn
 
 
-def like(value: Tensor, site: dict[str, Any]) -> Tensor:
+def in_native_shape(value: Tensor, site: dict[str, Any]) -> Tensor:
     plates = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     return (value.transpose(0, 1) if len(plates) == 2 else value).reshape(site["value"].shape)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_it_is_scored_as_by_stock_handlers(name: str) -> None:
-    """After some steps, in evaluation mode, without scales: of an annealed step, and of a subsample."""
+def test_program_is_scored_as_by_stock_handlers(name: str) -> None:
+    """After some training, in evaluation mode, without scales: those of an annealed step or a subsample are ignored."""
     program = fresh(name)
     trained(program, stock(program))
     double = torch.get_default_dtype() == torch.float64
@@ -131,7 +135,7 @@ def test_it_is_scored_as_by_stock_handlers(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORIES)
-def test_compiled_graphs_score_it_alike_from_chunk_to_chunk_and_batch_to_batch(name: str) -> None:
+def test_compiled_scores_agree_across_chunks_and_batches(name: str) -> None:
     program, backend = fresh(name), CompiledBackend()
     trained(program, stock(program))
     double = torch.get_default_dtype() == torch.float64
@@ -144,7 +148,7 @@ def test_compiled_graphs_score_it_alike_from_chunk_to_chunk_and_batch_to_batch(n
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_what_all_data_share_is_no_latent_of_one(name: str) -> None:
+def test_latent_shared_by_the_data_set_is_rejected_by_scores(name: str) -> None:
     program = fresh(name)
     (args, kwargs), *_ = program.batches
     for measure in (score, log_weights):
@@ -152,7 +156,7 @@ def test_what_all_data_share_is_no_latent_of_one(name: str) -> None:
             measure(program.model, program.guide, Batch(*args, **kwargs), 3, seed=0)
 
 
-def test_a_batch_is_a_tensor_or_a_tuple_or_all_that_a_program_is_called_with() -> None:
+def test_batch_may_be_a_tensor_a_tuple_or_a_batch() -> None:
     program, pair = tutorial(), FACTORIES["conditional"]()
     (((x,), _), *_), (((image, y), _), *_) = program.batches, pair.batches
     of = {"num_samples": 3, "seed": 0}

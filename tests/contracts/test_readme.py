@@ -1,4 +1,4 @@
-"""The documentation: its examples run, its commands are understood, and what it links to and names exists."""
+"""The documentation: its examples run, its commands parse, and its links, flags and files exist."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pyro_vae.infer import mmd
 LIBRARY, OWN_PROGRAM, PATCHES = python_of("README.md")
 (MATCH,) = python_of(".github/RESULTS.md")
 (FACTORY,) = python_of("scripts/README.md")
-# Blocks that need nothing beside them.
+# Self-contained blocks.
 OTHERS = [(name, code) for name in DOCUMENTS for code in python_of(name)]
 OTHERS = [(name, code) for name, code in OTHERS if code not in (LIBRARY, OWN_PROGRAM, PATCHES, MATCH, FACTORY)]
 SCRIPTS = ("fit", "evaluate", "sample", "compare", "benchmark")
@@ -54,7 +54,7 @@ def lines_of(code: str, folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_the_library_example(tmp_path: Path) -> None:
+def test_library_example(tmp_path: Path) -> None:
     lines = lines_of(LIBRARY, tmp_path)
     last = re.fullmatch(
         r"log p\(x\) (\S+) \+- \S+ nats \(ELBO (\S+), K = 1000, 256 images\); k-hat > 0.67 for (\d+) of 256", lines[-1]
@@ -62,12 +62,12 @@ def test_the_library_example(tmp_path: Path) -> None:
     assert last is not None, lines[-1]
     log_likelihood, elbo, bad = map(float, last.groups())
     assert len(lines) == 31
-    assert float(lines[0].removeprefix("epoch 0: ELBO ").split()[0]) < elbo < log_likelihood < -20  # trained: a bound
+    assert float(lines[0].removeprefix("epoch 0: ELBO ").split()[0]) < elbo < log_likelihood < -20  # it was trained
     assert 0 <= bad <= 256
 
 
-def test_the_patches_of_photographs(tmp_path: Path) -> None:
-    """Each lies in its split's part of the photograph, so that no test patch overlaps a training patch."""
+def test_patches_of_photographs_example(tmp_path: Path) -> None:
+    """Each patch comes from its split's part of the photograph, so that test and training patches do not overlap."""
     lines_of(PATCHES, tmp_path)
     for name, photograph in zip(["china", "flower"], load_sample_images().images, strict=True):
         for split, part, number in [("train", photograph[:, 214:], 2250), ("test", photograph[:, :214], 250)]:
@@ -81,8 +81,8 @@ def test_the_patches_of_photographs(tmp_path: Path) -> None:
                 assert (places[starts] == patch).all((1, 2, 3)).any()
 
 
-def test_the_program_of_ones_own(tmp_path: Path) -> None:
-    """It learns the three means: 64 pixels of their labels alone cost less than 64 log 2, 44.4 nats."""
+def test_own_program_example(tmp_path: Path) -> None:
+    """It learns the three means: its ELBO beats that of pixels at 1/2, -64 log 2 = -44.4 nats."""
     lines = lines_of(OWN_PROGRAM, tmp_path)
     elbo, log_likelihood = map(float, lines[-1].split())
     assert len(lines) == 21
@@ -91,29 +91,29 @@ def test_the_program_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), OTHERS, ids=[name for name, _ in OTHERS])
-def test_every_other_block_runs(name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_blocks_run(name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(code, {"__name__": "example"})
 
 
-def test_the_match_of_codes_and_prior(
+def test_code_matching_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table's commands write the runs that the example opens; a match costs distortion and lowers MMD."""
+    """The table's commands write the runs that the example opens; matching increases distortion and lowers MMD."""
     monkeypatch.chdir(tmp_path)
     for objective in ("elbo", "wae-mmd"):
         call = ["--program", "autoencoder", "--latent-dim", "8", "--objective", objective, *TINY, "--epochs", "10"]
         assert inside("fit", *call).returncode == 0
     torch.set_default_dtype(torch.float32)
-    exec(MATCH.replace("5000", "1000"), {"__name__": "example"})  # draws, whose pairs take seconds
+    exec(MATCH.replace("5000", "1000"), {"__name__": "example"})  # draws; all pairs of 5000 take seconds
     (first, plain), (second, matched) = (line.split() for line in capsys.readouterr().out.splitlines())
     assert (first, second) == ("elbo", "standard-wae-mmd")
     assert float(plain) > 1.5 * float(matched)
-    assert abs(float(mmd(torch.randn(256, 8), torch.randn(1000, 8)))) < 0.02  # of draws from the prior, near 0
+    assert abs(float(mmd(torch.randn(256, 8), torch.randn(1000, 8)))) < 0.02  # draws from the prior itself: MMD near 0
 
 
-def test_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file is fitted. With orthogonal columns W and its exact posterior, each weight is N(x; b, W W' + s^2 I)."""
+def test_factory_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is fitted. For orthogonal columns W and the exact posterior, each weight is N(x; b, W W' + s^2 I)."""
     (tmp_path / "ppca.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
     ((_, call),) = [(name, call) for name, call in commands_of("scripts/README.md") if "ppca.py:factory" in call]
@@ -140,17 +140,15 @@ def test_the_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def arguments_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Return the arguments of each script by its name."""
+    """Yield the `Arguments` class of each script by name."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield {name: importlib.import_module(name).Arguments for name in SCRIPTS}
-    for name in (*SCRIPTS, "baselines", "timing"):
+    for name in (*SCRIPTS, "baselines", "contenders", "measurements", "timing"):
         del sys.modules[name]
 
 
-def test_every_command_is_understood(
-    arguments_of: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the parser of its script, and for a fit by the check that its program reads what is set."""
+def test_every_command_parses(arguments_of: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its script's parser; for fit.py also by the check that the program has every flag that is set."""
     monkeypatch.chdir(tmp_path)
     calls = [(name, call) for document in DOCUMENTS for name, call in commands_of(document)]
     assert len(calls) > 40
@@ -158,7 +156,7 @@ def test_every_command_is_understood(
         if call == ["--help"]:
             continue
         if "--data" in call and (data := call[call.index("--data") + 1]) not in pv.data.DATASETS:
-            Path(data).touch()  # data of one's own must be there
+            Path(data).touch()  # the user's own data must exist
         try:
             parsed = tyro.cli(arguments_of[name], args=call, config=(tyro.conf.FlagCreatePairsOff,))
         except SystemExit:
@@ -182,8 +180,8 @@ def test_every_link_resolves() -> None:
     assert {path for _, path, _ in links if path.suffix == ".png"} == set((ROOT / ".github").glob("*.png"))
 
 
-def test_every_file_that_is_named_exists() -> None:
-    """Under the root, or beside the document."""
+def test_every_named_file_exists() -> None:
+    """Relative to the root, or to the document."""
     pattern = r"(tests|contracts|pyro_vae|scripts)/[\w/]+\.\w+"
     named = {(name, span) for name in DOCUMENTS for span in spans_of(name) if re.fullmatch(pattern, span)}
     assert len(named) > 10
@@ -191,5 +189,5 @@ def test_every_file_that_is_named_exists() -> None:
     assert {(name, file) for name, file in missing if not ((ROOT / name).parent / file).is_file()} == set()
 
 
-def test_the_readme_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len(text_of("README.md").splitlines()) <= 280

@@ -1,4 +1,4 @@
-"""A run that was interrupted at any step ends with the bits of one that was not."""
+"""A run interrupted at any step and resumed ends bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def interrupted(
     anew: bool = False,
     **options: Any,
 ) -> int:
-    """Run once through, with a checkpoint of each step; then from some of them to the end. Return how many agree.
+    """Run once with a checkpoint at each step, resume from every `every`-th; return the number of resumed runs.
 
-    A graph takes seconds to make, and is kept from one to the next but where it is to be made anew.
+    Recording or compiling takes seconds, so the fit that owns the graph is reused, unless `anew`.
     """
     whole = new_fit(program, graph, seed=0, epochs=epochs, **options)
     seen, steps = [], []
@@ -65,7 +65,7 @@ CASES = [
     for program in ("standard", "mixture", "vamp", "params")
     for dtype in (torch.float32, torch.float64)
 ]
-# The default run has each way and each program, though not with each other, and half the epochs.
+# The default suite covers each execution and each program, not all pairs, with half the epochs.
 CASES += [
     pytest.param(graph, program, dtype, EPOCHS // 2)
     for graph, program, dtype, *_ in (case.values for case in CASES)
@@ -74,19 +74,17 @@ CASES += [
 
 
 @pytest.mark.parametrize(("graph", "program", "dtype", "epochs"), CASES)
-def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
+def test_run_interrupted_at_any_step_ends_bit_identical(
     graph: str | None, program: str, dtype: torch.dtype, epochs: int, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     torch.set_default_dtype(dtype)
     number = interrupted(program, graph, tmp_path, epochs)
     how = graph or "run by Pyro"
-    promised(
-        f"{number} of {epochs * STEPS_OF_EPOCH} steps, {how}, as the point of interruption: the same bits at the end"
-    )
+    promised(f"interrupted at {number} of {epochs * STEPS_OF_EPOCH} steps, {how}: each resumed run ends bit-identical")
 
 
 @pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
-def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_path: Path) -> None:
+def test_run_with_a_rebuilt_graph_ends_bit_identical(graph: str, tmp_path: Path) -> None:
     assert interrupted("vamp", graph, tmp_path, every=13, anew=True) == 4
 
 
@@ -99,15 +97,13 @@ def test_a_run_whose_graph_is_made_anew_ends_with_the_same_bits(graph: str, tmp_
         pytest.param("compiled", "adamax", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_averages_its_weights_ends_with_the_same_bits(
-    graph: str | None, optimizer: str, tmp_path: Path
-) -> None:
+def test_run_with_averaged_weights_ends_bit_identical(graph: str | None, optimizer: str, tmp_path: Path) -> None:
     assert interrupted("params", graph, tmp_path, 2, optimizer=optimizer, ema=0.6) == 2 * STEPS_OF_EPOCH
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_every_stream_goes_on_from_where_it_stood(before: int, tmp_path: Path) -> None:
-    """Also after one normal draw, of which Python and NumPy make two at a time and keep the second."""
+def test_random_streams_resume_where_they_stopped(before: int, tmp_path: Path) -> None:
+    """Also after one normal draw: Python and NumPy draw normals in pairs and keep the second."""
 
     def draws(number: int) -> list[tuple[float, ...]]:
         return [
@@ -144,26 +140,26 @@ def without(state: dict[str, Any], *path: str) -> dict[str, Any]:
         ("made_with",),
     ],
 )
-def test_a_state_that_is_not_whole_is_refused_in_one_line(path: tuple[str, ...]) -> None:
+def test_incomplete_state_is_rejected_with_one_line(path: tuple[str, ...]) -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     again = new_fit("standard", None, seed=0)
-    with pytest.raises(ValueError, match="not that of a fit") as caught:
+    with pytest.raises(ValueError, match="valid state of a fit") as caught:
         again.load_state_dict(without(fit.state_dict(), *path))
     assert "\n" not in str(caught.value)
 
 
-def test_moments_of_other_shapes_never_reach_a_fused_optimizer() -> None:
+def test_moments_of_another_shape_never_reach_a_fused_optimizer() -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     state = fit.state_dict()
     state["svi"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
-    with pytest.raises(ValueError, match=r"the moments of .* have another shape"):
+    with pytest.raises(ValueError, match=r"moments of .* have another shape"):
         new_fit("standard", None, seed=0).load_state_dict(state)
 
 
 @pytest.mark.parametrize("moment", [torch.tensor(0.0), torch.zeros(2)])
-def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
+def test_broadcastable_moments_never_reach_a_fused_optimizer(moment: Tensor) -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     state = fit.state_dict()
@@ -172,14 +168,14 @@ def test_moments_without_a_shape_do_not_reach_it_either(moment: Tensor) -> None:
         new_fit("standard", None, seed=0).load_state_dict(state)
 
 
-def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
+def test_moments_with_wrong_indices_never_reach_a_fused_optimizer() -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     state = fit.state_dict()
     optimizer = state["svi"]["optimizer"]
     optimizer["state"] = {1000 + place: moments for place, moments in optimizer["state"].items()}
     optimizer["param_groups"][0]["params"] = list(optimizer["state"])
-    with pytest.raises(ValueError, match="it has other parameters"):
+    with pytest.raises(ValueError, match="its parameters differ"):
         new_fit("standard", None, seed=0).load_state_dict(state)
 
 
@@ -197,7 +193,7 @@ def test_moments_under_other_numbers_do_not_reach_it_either() -> None:
         (("best", "epoch"), None),
     ],
 )
-def test_numbers_that_are_none_are_refused(path: tuple[str, ...], value: Any) -> None:
+def test_invalid_values_in_a_state_are_rejected(path: tuple[str, ...], value: Any) -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     state = inner = untimed(fit.state_dict())
@@ -205,13 +201,13 @@ def test_numbers_that_are_none_are_refused(path: tuple[str, ...], value: Any) ->
         inner[key] = dict(inner[key])
         inner = inner[key]
     inner[path[-1]] = value
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 -- of what is wrong with it, in one line
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the messages differ; each is one line
         new_fit("standard", None, seed=0).load_state_dict(state)
     assert "\n" not in str(caught.value)
 
 
-def test_a_fit_that_was_finished_is_read_as_it_was(tmp_path: Path) -> None:
-    """Parameters of `pyro.param` are in the store as soon as the state is loaded."""
+def test_state_of_a_finished_fit_loads(tmp_path: Path) -> None:
+    """Values of `pyro.param` are in the store as soon as the state is loaded."""
     fit = new_fit("params", None, seed=0)
     list(fit)
     expected, state = pyro.param("rate").item(), fit.state_dict()
@@ -222,15 +218,17 @@ def test_a_fit_that_was_finished_is_read_as_it_was(tmp_path: Path) -> None:
     assert pyro.param("rate").item() == expected != 1.5
 
 
-def test_a_state_made_with_other_versions_or_threads_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_versions_or_threads_cause_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     fit = new_fit("standard", None, seed=0)
     next(fit.iterate(lambda: True))
     state = fit.state_dict() | {"made_with": {"torch": "2.0.0", "threads": torch.get_num_threads()}}
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         new_fit("standard", None, seed=0).load_state_dict(state)
-    assert caplog.messages == [f"The state is of torch 2.0.0, here is {torch.__version__}: the last bits may differ."]
+    assert caplog.messages == [
+        f"The state was saved with torch 2.0.0, this process has {torch.__version__}: the last bits may differ."
+    ]
 
 
-def test_there_is_no_state_before_the_first_step() -> None:
+def test_no_state_before_the_first_step() -> None:
     with pytest.raises(ValueError, match="no state before its first step"):
         new_fit("standard", None, seed=0).state_dict()

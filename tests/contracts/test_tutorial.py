@@ -1,4 +1,4 @@
-"""Somebody else's program: a VAE in the manner of Pyro's tutorial, measured by everything here with no change to it."""
+"""A third-party program, a VAE like that of Pyro's tutorial, evaluated by every measure without modification."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def program() -> TutorialVAE:
     with torch.no_grad():
         for p in vae.decoder.parameters():
             p.add_(0.5 * torch.randn_like(p))
-        vae.encoder.fc22.bias.fill_(0.2)  # a guide that is wide enough for a few thousand samples
+        vae.encoder.fc22.bias.fill_(0.2)  # a guide wide enough for a few thousand samples
     return vae
 
 
 def by_hand(vae: TutorialVAE, x: Tensor, num_samples: int) -> Tensor:
-    """log (1/K) sum_k p(x, z_k) / q(z_k|x), without Pyro."""
+    """Return log (1/K) sum_k p(x, z_k) / q(z_k|x), computed without Pyro."""
     with torch.no_grad():
         h = softplus(vae.encoder.fc1(x.reshape(-1, PIXELS)))
         loc, log_scale = vae.encoder.fc21(h), vae.encoder.fc22(h)
@@ -92,7 +92,7 @@ def by_hand(vae: TutorialVAE, x: Tensor, num_samples: int) -> Tensor:
     return log_w.logsumexp(0) - math.log(num_samples)
 
 
-def test_a_tutorial_program_is_measured_as_it_is() -> None:
+def test_tutorial_program_is_evaluated_unmodified() -> None:
     vae, x = program(), torch.bernoulli(torch.full((30, 4, 3), 0.5))
     truth = by_hand(vae, x, 50_000).cpu().numpy()
     scores = score(vae.model, vae.guide, x, 10_000, seed=0)
@@ -112,7 +112,7 @@ def test_a_tutorial_program_is_measured_as_it_is() -> None:
 
 
 def test_missing_pixels_of_a_tutorial_program() -> None:
-    """It flattens its images, so that gaps are given in that shape; without any, nothing changes."""
+    """It flattens its images, so gaps are given in the flattened shape. Without gaps the weights are unchanged."""
     vae, x = program(), torch.bernoulli(torch.full((5, PIXELS), 0.5))
     whole = log_weights(vae.model, vae.guide, x, 20_000, seed=0).logsumexp(0) - math.log(20_000)
     found = impute(vae.model, vae.guide, x, AISConfig(200, 50, 3), fill_value=torch.zeros(PIXELS), seed=0)

@@ -1,4 +1,4 @@
-"""Looking does not disturb: whatever is asked of a program while it trains, the run ends with the same bits."""
+"""Evaluating a program while it trains does not change training: the run ends bit-identical."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scores(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 
 def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
-    if fit.svi.steps % 8 == 1:  # it takes a second
+    if fit.svi.steps % 8 == 1:  # takes about a second
         x, settings = Fixed().valid[:4], AISConfig(2, 4, 2)
         measure_ais(vae, x, settings, 0)
         holes = x.clone()
@@ -43,7 +43,7 @@ def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 
 def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
-    if fit.svi.steps % 8 == 1:  # so do they
+    if fit.svi.steps % 8 == 1:  # takes about a second
         found, _ = measure_scores(vae, Fixed().valid, 30, density=False, seed=0)
         write_scores(folder, vae, Fixed().valid, found, seed=0)
         folder.save_figure("bounds", curves.bounds({"a": found}))
@@ -69,7 +69,7 @@ def probes(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 
 
 def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train a program with dropout and batch statistics, and look after each step; return its state at the end."""
+    """Train a program with dropout and batch statistics, call `look` after each step; return state and epochs."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     vae = small_vae()
@@ -86,8 +86,8 @@ def run(look: Look, graph: str | None, folder: Path) -> tuple[dict[str, Any], li
 
 
 @cache
-def undisturbed(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train without a look."""
+def trained_without_evaluation(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train without evaluation."""
     with TemporaryDirectory() as folder:
         return run(lambda vae, fit, folder: None, graph, Path(folder) / "plain")
 
@@ -97,8 +97,8 @@ def undisturbed(graph: str | None) -> tuple[dict[str, Any], list[dict[str, Any]]
 def test_evaluation_does_not_change_training(
     look: Look, graph: str | None, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
-    plain = undisturbed(graph)
+    plain = trained_without_evaluation(graph)
     seen = run(look, graph, tmp_path / "seen")
     assert_same(seen[0], plain[0])
     assert seen[1] == plain[1]
-    promised("a way of looking at a program after each of its steps: the same bits at the end")
+    promised("evaluation after each training step: the run ends bit-identical")

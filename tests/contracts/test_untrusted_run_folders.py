@@ -1,4 +1,4 @@
-"""Run folders from somebody else: what their config.json says is read, and nothing outside the folder is written."""
+"""Untrusted run folders: config.json is validated, and nothing outside the folder is written or executed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Refused = Callable[..., None]
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return the folders into which downloads are attempted; none succeeds."""
+    """Return the list of folders into which a download was attempted; every download fails."""
     asked: list[Path] = []
 
     def note(*args: object, download_root: str, **kwargs: object) -> None:
@@ -33,8 +33,8 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def stranger(tmp_path: Path) -> Callable[..., Path]:
-    """Return what makes a run folder with settings of somebody else's, up to a checkpoint that is none."""
+def untrusted_run(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that creates a run folder with the given settings and an invalid checkpoint."""
 
     def make(content: str | None = None, **changes: Any) -> Path:
         folder = RunFolder(tmp_path / "run")
@@ -52,51 +52,55 @@ def outside(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
-def test_nothing_is_downloaded_into_a_folder_that_a_run_names(
-    name: str, stranger: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
+def test_nothing_is_downloaded_into_a_folder_named_by_a_run(
+    name: str, untrusted_run: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
-    run = stranger(data=name, data_root=elsewhere)
+    run = untrusted_run(data=name, data_root=elsewhere)
     refused(command("evaluate", run), f"{elsewhere}", "has no train-images-idx3-ubyte", "--data-root")
     assert downloads == []
     assert outside(tmp_path) == []
 
 
-def test_what_is_there_half_is_not_completed(
-    stranger: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
+def test_partial_data_set_is_not_completed(
+    untrusted_run: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
 ) -> None:
     raw = tmp_path / "elsewhere" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"):
         (raw / name).write_bytes(b"mine")
     before = outside(tmp_path)
-    refused(command("evaluate", stranger(data="mnist", data_root=raw.parents[1])), f"{raw} has no t10k-labels-idx1")
+    refused(
+        command("evaluate", untrusted_run(data="mnist", data_root=raw.parents[1])), f"{raw} has no t10k-labels-idx1"
+    )
     assert downloads == []
     assert outside(tmp_path) == before
     assert (raw / "t10k-images-idx3-ubyte").read_bytes() == b"mine"
 
 
-def test_a_folder_that_the_user_names_may_be_downloaded_into(
-    stranger: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
+def test_download_into_a_folder_named_by_the_user(
+    untrusted_run: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
 ) -> None:
-    run = stranger(data="mnist", data_root=tmp_path / "elsewhere")
+    run = untrusted_run(data="mnist", data_root=tmp_path / "elsewhere")
     refused(command("evaluate", run, "--data-root", tmp_path / "here"), "downloading failed", "no network")
     assert set(downloads) == {tmp_path / "here" / "MNIST" / "raw"}
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_embedded_digits_need_no_folder(
-    stranger: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
+def test_bundled_digits_need_no_folder(
+    untrusted_run: Callable[..., Path], tmp_path: Path, downloads: list[Path], refused: Refused
 ) -> None:
-    refused(command("evaluate", stranger(data_root=tmp_path / "elsewhere")), "No checkpoint can be loaded")
+    refused(command("evaluate", untrusted_run(data_root=tmp_path / "elsewhere")), "No checkpoint can be loaded")
     assert downloads == []
     assert outside(tmp_path) == []
 
 
-def test_no_program_that_a_run_names_is_run(stranger: Callable[..., Path], tmp_path: Path, refused: Refused) -> None:
+def test_program_named_by_a_run_is_not_executed(
+    untrusted_run: Callable[..., Path], tmp_path: Path, refused: Refused
+) -> None:
     code = tmp_path / "code.py"
     code.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n")
-    refused(command("evaluate", stranger(program=f"{code}:factory")), "give that flag")
+    refused(command("evaluate", untrusted_run(program=f"{code}:factory")), "repeat that flag")
     assert outside(tmp_path) == ["code.py"]
 
 
@@ -112,22 +116,22 @@ def test_no_program_that_a_run_names_is_run(stranger: Callable[..., Path], tmp_p
         (json.dumps({**Config().to_json(), "data": "mnist", "data_root": "x" * 4000}), "--data-root"),
     ],
 )
-def test_a_configuration_from_anybody_is_refused_in_one_line(
-    content: str, says: str, stranger: Callable[..., Path], downloads: list[Path], refused: Refused
+def test_untrusted_configuration_is_rejected_with_one_line(
+    content: str, says: str, untrusted_run: Callable[..., Path], downloads: list[Path], refused: Refused
 ) -> None:
-    refused(command("evaluate", stranger(content)), says)
+    refused(command("evaluate", untrusted_run(content)), says)
     assert downloads == []
 
 
-def test_names_that_no_folder_has(tmp_path: Path, refused: Refused) -> None:
+def test_overlong_folder_name_is_rejected(tmp_path: Path, refused: Refused) -> None:
     refused(command("evaluate", tmp_path / ("x" * 300)), "no config.json")
 
 
 @pytest.mark.parametrize("name", ["evaluation", "checkpoints"])
-def test_nothing_is_written_through_a_link_of_theirs(
-    name: str, stranger: Callable[..., Path], tmp_path: Path, refused: Refused
+def test_nothing_is_written_through_a_link(
+    name: str, untrusted_run: Callable[..., Path], tmp_path: Path, refused: Refused
 ) -> None:
-    run = stranger()
+    run = untrusted_run()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     if (run / name).exists():

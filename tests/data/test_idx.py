@@ -1,4 +1,4 @@
-"""Files in MNIST's format: read with the right values, or refused in one line that names the file and the rule."""
+"""Files in MNIST's format: read correctly, or rejected with one line that names the file and the rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helpers.calls import one_line
 from pyro_vae import data
 from pyro_vae.data import DataError
 
-SIZES = {"train": 5001, "t10k": 2}  # the least that leaves a training image, and one to spare
+SIZES = {"train": 5001, "t10k": 2}  # the minimum that leaves a training image, and one more
 NAMES = [f"{part}-{kind}-ubyte" for part in SIZES for kind in ("images-idx3", "labels-idx1")]
 
 
@@ -32,7 +32,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def idx(values: np.ndarray, order: str = ">") -> bytes:
-    """Magic number 2051 for images and 2049 for labels, sizes and values, big-endian."""
+    """Return magic number (2051 for images, 2049 for labels), sizes and values, big-endian."""
     magic = 2048 + values.ndim
     return struct.pack(f"{order}{1 + values.ndim}I", magic, *values.shape) + values.astype(np.uint8).tobytes()
 
@@ -56,7 +56,7 @@ def becomes(content: bytes) -> Callable[[bytes, int], bytes]:
 
 
 IMAGES, LABELS = "images-idx3", "labels-idx1"
-# The kind of file, what becomes of its bytes (given the number of its images), and what the message must say.
+# Name: (kind of file, change of its bytes given the number of its images, expected part of the message).
 DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
     "empty images": (IMAGES, becomes(b""), "begins with nothing instead of 00000803"),
     "empty labels": (LABELS, becomes(b""), "begins with nothing instead of 00000801"),
@@ -66,8 +66,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
     "last byte of labels lost": (LABELS, lambda good, size: good[:-1], "{less} bytes instead of {all}"),
     "a byte more of images": (IMAGES, lambda good, size: good + b"\n", "{more} bytes instead of {all}"),
     "a byte more of labels": (LABELS, lambda good, size: good + b"\n", "{more} bytes instead of {all}"),
-    "truncated header": (IMAGES, lambda good, size: good[:10], "ends within its header"),
-    "truncated header of labels": (LABELS, lambda good, size: good[:4], "ends within its header"),
+    "truncated header": (IMAGES, lambda good, size: good[:10], "is truncated in its header"),
+    "truncated header of labels": (LABELS, lambda good, size: good[:4], "is truncated in its header"),
     "header alone": (IMAGES, lambda good, size: good[:16], "16 bytes instead of {all}"),
     "content alone": (IMAGES, lambda good, size: good[16:], "begins with 00000000 instead"),
     "images with the magic number of labels": (IMAGES, magic(2049), "begins with 00000801 instead"),
@@ -91,8 +91,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
         f"bytes instead of {16 + (2**32 - 1) * 784}",
     ),
     "a shape beyond 64 bits": (IMAGES, lambda good, size: good[:4] + b"\xff" * 12, f"of {16 + (2**32 - 1) ** 3}"),
-    "no images": (IMAGES, lambda good, size: idx(np.zeros((0, 28, 28))), "holds 0 images, too few"),
-    "no labels": (LABELS, lambda good, size: idx(np.zeros(0)), "holds 0 labels of {size} images"),
+    "no images": (IMAGES, lambda good, size: idx(np.zeros((0, 28, 28))), "holds 0 images, but at least"),
+    "no labels": (LABELS, lambda good, size: idx(np.zeros(0)), "holds 0 labels for {size} images"),
     "no pixels": (IMAGES, lambda good, size: idx(np.zeros((size, 0, 0))), "of shape (0, 0), not (28, 28)"),
     "32 x 32 images": (IMAGES, lambda good, size: idx(np.zeros((size, 32, 32))), "shape (32, 32), not (28, 28)"),
     "the number of images last": (
@@ -100,8 +100,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
         lambda good, size: idx(np.zeros((28, 28, size))),
         "of shape (28, {size})",
     ),
-    "fewer labels than images": (LABELS, lambda good, size: idx(np.zeros(size - 1)), "holds {fewer} labels of {size}"),
-    "more labels than images": (LABELS, lambda good, size: idx(np.zeros(size + 1)), "labels of {size} images"),
+    "fewer labels than images": (LABELS, lambda good, size: idx(np.zeros(size - 1)), "holds {fewer} labels for {size}"),
+    "more labels than images": (LABELS, lambda good, size: idx(np.zeros(size + 1)), "labels for {size} images"),
     "label 77": (LABELS, lambda good, size: idx(np.full(size, 77)), "a label 77, not 0 to 9"),
     "labels from 9 to 18": (LABELS, lambda good, size: idx(np.arange(size) % 10 + 9), "a label 1"),
     "an HTML page": (IMAGES, becomes(b"<!DOCTYPE html>\n<html>\n404\n</html>\n"), "begins with 3c21444f instead"),
@@ -118,8 +118,8 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes, int], bytes], str]] = {
 }
 
 
-def test_sound_files_are_read(tmp_path: Path) -> None:
-    # So that each refusal below is for its damage, and files that are there are not downloaded.
+def test_valid_files_are_read(tmp_path: Path) -> None:
+    # Shows that each rejection below is due to the damage, and that existing files are not downloaded.
     write_mnist(tmp_path)
     images = data.load("mnist", tmp_path)
     assert images.train[:, 0, 0].tolist() == [0]
@@ -127,7 +127,7 @@ def test_sound_files_are_read(tmp_path: Path) -> None:
     assert images.test[:, 0, 27].tolist() == [0, 1]
 
 
-def test_damaged_files_are_refused_in_one_line(tmp_path: Path, promised: Callable[[str], None]) -> None:
+def test_damaged_files_are_rejected_with_one_line(tmp_path: Path, promised: Callable[[str], None]) -> None:
     raw = write_mnist(tmp_path)
     for damage, (kind, change, says) in DAMAGE.items():
         for part, size in SIZES.items():
@@ -140,28 +140,28 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, promised: Callabl
             message = one_line(caught.value)
             sizes = {"all": len(good), "half": len(good) // 2, "less": len(good) - 1, "more": len(good) + 1}
             assert says.format(size=size, fewer=size - 1, **sizes) in message, (damage, message)
-            assert message.startswith(str(raw / part)), (damage, message)  # labels or images, where they disagree
+            assert message.startswith(str(raw / part)), (damage, message)  # either file, if they disagree
             assert "--data-root" in message, (damage, message)
     assert len(data.load("mnist", tmp_path).test) == SIZES["t10k"]
-    promised(f"{len(DAMAGE)} kinds of bad file refused in one line, in each of {len(SIZES)} splits")
+    promised(f"{len(DAMAGE)} kinds of bad file are rejected with one line, in each of {len(SIZES)} splits")
 
 
-def test_too_few_training_images(tmp_path: Path) -> None:
+def test_too_few_training_images_are_rejected(tmp_path: Path) -> None:
     raw = write_mnist(tmp_path)
-    (raw / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5000, 28, 28))))  # validation takes them all
+    (raw / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5000, 28, 28))))  # all used for validation
     (raw / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(5000)))
     with pytest.raises(DataError) as caught:
         data.load("mnist", tmp_path)
-    expected = f"{raw / 'train-images-idx3-ubyte'} holds 5000 images, too few: 5001 are the least"
+    expected = f"{raw / 'train-images-idx3-ubyte'} holds 5000 images, but at least 5001 are required"
     assert expected in one_line(caught.value)
 
 
-# What is absent
+# Missing files
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("instead", ["nothing", "truncated gz", "folder", "dangling link", "other name"])
-def test_a_file_that_is_absent_without_network(name: str, instead: str, tmp_path: Path) -> None:
+def test_missing_file_is_reported_without_a_network(name: str, instead: str, tmp_path: Path) -> None:
     raw = write_mnist(tmp_path)
     content = (raw / name).read_bytes()
     (raw / name).unlink()
@@ -172,8 +172,8 @@ def test_a_file_that_is_absent_without_network(name: str, instead: str, tmp_path
     elif instead == "dangling link":
         (raw / name).symlink_to("nowhere")
     elif instead == "other name":
-        (raw / name.replace("-idx", ".idx")).write_bytes(content)  # as some archives have them
-    for download, says in ((True, "downloading failed"), (False, "name the folder of your data sets by")):
+        (raw / name.replace("-idx", ".idx")).write_bytes(content)  # as named in some archives
+    for download, says in ((True, "downloading failed"), (False, "to the folder of your data sets")):
         with pytest.raises(DataError) as caught:
             data.load("mnist", tmp_path, download=download)
         message = one_line(caught.value)
@@ -185,19 +185,19 @@ def test_a_file_that_is_absent_without_network(name: str, instead: str, tmp_path
 @pytest.mark.parametrize(
     ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
 )
-def test_a_data_set_that_is_absent_without_network(name: str, folder: str, tmp_path: Path) -> None:
+def test_missing_data_set_is_reported_without_a_network(name: str, folder: str, tmp_path: Path) -> None:
     for download in (False, True):
         with pytest.raises(DataError) as caught:
             data.load(name, tmp_path, download=download)
         message = one_line(caught.value)
         assert str(tmp_path / folder / "raw") in message
         assert "--data-root" in message
-        assert any(tmp_path.iterdir()) == download  # not even a folder is made
+        assert any(tmp_path.iterdir()) == download  # without download, no folder is created
 
 
 @pytest.mark.parametrize("download", [True, False])
 @pytest.mark.parametrize("below", ["", "x" * 300, "\0", "\ud800"])
-def test_root_that_cannot_be_a_folder(below: str, download: bool, tmp_path: Path) -> None:
+def test_root_that_cannot_be_a_folder_is_rejected(below: str, download: bool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError) as caught:
         data.load("mnist", tmp_path / "file" / below, download=download)
@@ -206,7 +206,7 @@ def test_root_that_cannot_be_a_folder(below: str, download: bool, tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_files_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_mnist(tmp_path)
 
     def refuse(*args: object) -> None:
@@ -218,11 +218,11 @@ def test_files_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"{raw / NAMES[0]} cannot be read (Permission denied)" in one_line(caught.value)
 
 
-# What is MNIST, and what is not
+# Whether files are those of MNIST
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("kmnist", "KMNIST")])
-def test_other_numbers_of_images_are_used_with_one_line(
+def test_other_numbers_of_images_are_used_with_one_warning(
     name: str, folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = write_mnist(tmp_path)
@@ -234,24 +234,24 @@ def test_other_numbers_of_images_are_used_with_one_line(
     assert record.getMessage() == f"{where} is not {folder}: it holds 5001 training and 2 test images."
 
 
-def test_another_data_set_of_the_same_sizes_is_not_mnist(tmp_path: Path) -> None:
+def test_another_data_set_of_the_same_size_is_not_mnist(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, size in (("train", 60_000), ("t10k", 10_000)):
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(size) % 10))
-        with (raw / f"{part}-images-idx3-ubyte").open("wb") as file:  # black, and no weight on the disk
+        with (raw / f"{part}-images-idx3-ubyte").open("wb") as file:  # black images, a sparse file
             file.write(struct.pack(">4I", 2051, size, 28, 28))
             file.truncate(16 + size * 784)
     with pytest.raises(DataError) as caught:
         data.load("mnist", tmp_path)
     message = one_line(caught.value)
-    assert message.startswith(f"{raw / 'train-images-idx3-ubyte'} is not MNIST's: its SHA-256 is ")
+    assert message.startswith(f"{raw / 'train-images-idx3-ubyte'} is not the original MNIST file: its SHA-256 is ")
     assert "--data-root" in message
     raw.parent.rename(tmp_path / "FashionMNIST")
-    assert len(data.load("fashion-mnist", tmp_path).train) == 55_000  # whose digests are not held
+    assert len(data.load("fashion-mnist", tmp_path).train) == 55_000  # its digests are not stored
 
 
-def test_mnist_is_known(mnist_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mnist_is_recognized(mnist_root: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = data.load("mnist", mnist_root, download=False)
     assert [len(images.train), len(images.valid), len(images.test)] == [55_000, 5_000, 10_000]
     assert not caplog.records
@@ -259,11 +259,11 @@ def test_mnist_is_known(mnist_root: Path, caplog: pytest.LogCaptureFixture) -> N
     assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 
-FLIPS = 25  # in each file
+FLIPS = 25  # per file
 
 
-def test_a_flipped_bit_is_not_mnist(mnist_root: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
-    """Bits at random places of each file, the first of them in its header."""
+def test_flipped_bit_in_mnist_is_detected(mnist_root: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    """Bits at random positions of each file, the first one in its header."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -281,18 +281,18 @@ def test_a_flipped_bit_is_not_mnist(mnist_root: Path, tmp_path: Path, promised: 
             content[place] ^= 1 << rng.integers(8)
             with pytest.raises(DataError) as caught:
                 data.load("mnist", tmp_path)
-            # A header that gives another size may belong to images as well as to labels.
+            # A wrong size in a header may be reported for the images or for the labels.
             assert str(raw / damaged.split("-")[0]) in one_line(caught.value)
             refused += 1
             content[place] = np.fromfile(mnist_root / "MNIST" / "raw" / damaged, np.uint8, 1, offset=int(place))[0]
             del content
         data.load("mnist", tmp_path)
-    promised(f"{refused} of {FLIPS * len(NAMES)} flipped bits in MNIST's files refused")
+    promised(f"{refused} of {FLIPS * len(NAMES)} flipped bits in MNIST's files are detected")
     assert refused == FLIPS * len(NAMES)
 
 
-def test_what_is_read_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torchvision prefers tensors in a folder beside the files, of which no digest is known."""
+def test_only_verified_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision would prefer tensors in a sibling folder, whose digests are unknown."""
     write_mnist(tmp_path)
     processed = tmp_path / "MNIST" / "processed"
     processed.mkdir()

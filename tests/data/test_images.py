@@ -1,4 +1,4 @@
-"""Arrays that people hand over: read with the right values, or refused in one line."""
+"""Arrays passed by users: read correctly, or rejected with one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-# How an array may lie in memory; what it says is the same.
+# Memory layouts of the same array.
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray | list]] = {
     "backwards": lambda array: array[::-1].copy()[::-1],
     "mirrored": lambda array: array[..., ::-1].copy()[..., ::-1],
@@ -48,14 +48,14 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray | list]] = {
 
 @pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "f8"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_arrays_are_read_however_they_lie_in_memory(layout: str, dtype: str) -> None:
+def test_arrays_are_read_in_any_memory_layout(layout: str, dtype: str) -> None:
     array = LEVELS if dtype == "u1" else GREY.astype(dtype)
     before = array.copy()
     np.testing.assert_array_equal(to_uint8(LAYOUTS[layout](array)).numpy(), LEVELS)
     np.testing.assert_array_equal(array, before)
 
 
-def test_tensors_that_are_not_contiguous_are_read() -> None:
+def test_noncontiguous_tensors_are_read() -> None:
     grey = torch.as_tensor(GREY)
     np.testing.assert_array_equal(to_uint8(grey.transpose(0, 2)).numpy(), LEVELS.T)
     np.testing.assert_array_equal(to_uint8(grey[1::2]).numpy(), LEVELS[1::2])
@@ -67,7 +67,7 @@ def holding(value: float) -> np.ndarray:
     return array
 
 
-# What is handed over, and what the message must say.
+# Name: (argument, expected part of the message).
 BAD: dict[str, tuple[object, str]] = {
     "NaN": (holding(np.nan), "image 1 holds nan"),
     "infinity": (holding(np.inf), "image 1 holds inf"),
@@ -98,7 +98,7 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
-def test_bad_arrays_are_refused_in_one_line(promised: Callable[[str], None]) -> None:
+def test_bad_arrays_are_rejected_with_one_line(promised: Callable[[str], None]) -> None:
     for kind, (array, says) in BAD.items():
         with pytest.raises(DataError) as caught:
             to_uint8(array, "faces")  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_bad_arrays_are_refused_in_one_line(promised: Callable[[str], None]) -> 
         assert message.startswith("faces: "), (kind, message)
         assert says in message, (kind, message)
         assert len(message) < 120, (kind, message)
-    promised(f"{len(BAD)} kinds of bad array refused in one line")
+    promised(f"{len(BAD)} kinds of bad array are rejected with one line")
 
 
 GOOD_SPLIT = torch.zeros(4, 8, 8, dtype=torch.uint8)
@@ -128,7 +128,7 @@ def images_with(split: str, bad: object) -> Images:
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_bad_splits_are_refused_in_one_line(split: str) -> None:
+def test_bad_splits_are_rejected_with_one_line(split: str) -> None:
     for kind, (bad, says) in BAD_SPLITS.items():
         with pytest.raises(DataError) as caught:
             images_with(split, bad)
@@ -137,27 +137,27 @@ def test_bad_splits_are_refused_in_one_line(split: str) -> None:
         assert says.format(split=split) in message, (kind, message)
 
 
-# As bytes of 0 and 1, binarized images would be read as images 255 times too dark, without a word.
+# As bytes, binarized images of 0 and 1 would silently be read as images 255 times too dark.
 @pytest.mark.parametrize(("white", "refused"), [(1, True), (2, False), (255, False), (0, False)])
-def test_binarized_pixels_of_0_and_1_are_refused(white: int, refused: bool) -> None:
+def test_binarized_pixels_of_0_and_1_are_rejected(white: int, refused: bool) -> None:
     def images() -> Tensor:
         return images_with("train", white * (torch.arange(4 * 64).view(4, 8, 8) % 2).byte()).train
 
     if not refused:
         assert images().max() == white
         return
-    with pytest.raises(DataError, match="no training image has a pixel above 1; pixels go from 0 to 255"):
+    with pytest.raises(DataError, match="no training image has a pixel above 1; expected values from 0 to 255"):
         images()
 
 
 @pytest.mark.parametrize("binarize", ["dynamic", "fixed"])
-def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
+def test_one_time_binarization_does_not_depend_on_the_chunk_size(
     binarize: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gray = torch.randint(0, 256, (50, 8, 9), dtype=torch.uint8)
     images = Images("noise", gray, gray, gray)
     seen = []
-    for pixels in (2**22, 100, 7 * 72):  # all images at once; one, and seven at a time
+    for pixels in (2**22, 100, 7 * 72):  # all images at once, then one and seven at a time
         monkeypatch.setattr("pyro_vae.memory._PART", pixels)
         observed = images.observed(binarize)
         seen.append([observed.pixels.train, *(observed.split(name) for name in ("valid", "test"))])
@@ -168,7 +168,7 @@ def test_what_is_drawn_once_does_not_depend_on_the_parts_it_is_drawn_in(
     assert torch.equal(seen[0][-1], 255 * (gray >= 128).byte())
 
 
-def test_one_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vae.memory._PART", 100)
     dark = torch.ones(9, 8, 8, dtype=torch.uint8)
     with pytest.raises(DataError, match="no training image has a pixel above 1"):
@@ -187,7 +187,7 @@ def test_one_bright_pixel_in_the_last_image_is_found(monkeypatch: pytest.MonkeyP
         ((4, 5, 4), "4 x 5 x 4 8-bit"),
     ],
 )
-def test_one_line_says_what_images_are(shape: tuple[int, ...], says: str) -> None:
+def test_str_describes_the_images_in_one_line(shape: tuple[int, ...], says: str) -> None:
     pixels = torch.randint(0, 256, (9, *shape), dtype=torch.uint8)
     assert (
         str(Images("mine", pixels, pixels[:2], pixels[:3])) == f"mine: 9 train, 2 valid, 3 test images of {says} pixels"

@@ -1,4 +1,4 @@
-"""Data larger than the memory: splits in temporary files, training images that stay on the host."""
+"""Data larger than memory: splits in temporary files, training images that stay on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_vae.runs import Run, prepare
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every tensor is large, and the temporary directory is empty."""
+    """Treat every tensor as large, and return the empty temporary directory."""
     monkeypatch.setattr(storage, "_LARGE", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
@@ -46,7 +46,7 @@ def test_large_splits_are_the_same_in_a_temporary_file(
     splits = [images.observed("fixed").split("train"), images.observed("none").with_dequantization().split("test")]
     if not full and (maps := Path("/proc/self/maps")).exists():
         assert len(re.findall(re.escape(str(temporary)) + r"/pyro_vae-\S+ \(deleted\)", maps.read_text())) >= 2
-    assert not list(temporary.iterdir())  # no file is left behind, however the process ends
+    assert not list(temporary.iterdir())  # unlinked while open, so that no file remains however the process ends
     monkeypatch.setattr(storage, "_LARGE", 2**28)
     assert torch.equal(splits[0], images.observed("fixed").split("train"))
     assert torch.equal(splits[1], images.observed("none").with_dequantization().split("test"))
@@ -64,8 +64,8 @@ def streamed(run: Run) -> StreamedBatches:
     ("program", "graph"),
     [({}, None), ({}, "recorded"), ({"program": "m2", "labels": 20}, None), ({"program": "cvae"}, "recorded")],
 )
-def test_streamed_batches_train_the_same_bits(program: dict[str, object], graph: str | None) -> None:
-    """Whether the images of a batch are gathered inside the step or before it, labeled, partly labeled or not."""
+def test_streamed_batches_train_bit_identical(program: dict[str, object], graph: str | None) -> None:
+    """Whether batches are gathered inside or before the step, for labeled, partly labeled and unlabeled images."""
     ends = []
     for stream in (False, True):
         pyro.set_rng_seed(0)
@@ -79,7 +79,7 @@ def test_streamed_batches_train_the_same_bits(program: dict[str, object], graph:
         batches: Batches = streamed(run) if stream else run.batches()
         fit = Fit(svi, batches, 2, valid=run.observed("valid"), patience=2)
         epochs, state = records(list(fit)), svi.state_dict()
-        del state["recorded_sizes"]  # those of indices, or those of pixels and labels
+        del state["recorded_sizes"]  # sizes of indices, or of pixels and labels
         ends.append((epochs, state))
     assert ends[0][0] == ends[1][0]
     assert_same(ends[0][1], ends[1][1])

@@ -1,4 +1,4 @@
-"""Whether a density over R^D integrates to one, and whether samples follow it."""
+"""Checks that a density over R^D integrates to one, and that samples follow it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def proposal(dim: int) -> dist.Distribution:
-    """Wider than what is tested, with heavier tails than all but Student's t itself."""
+    """Return a proposal wider than the tested densities, with tails heavier than all except Student's t."""
     return dist.StudentT(3.0, torch.zeros(dim), 2.0).to_event(1)
 
 
 def integral(density: Any, dim: int) -> float:
-    """Integrate on a grid in one or two dimensions; a substitution z = sinh(u) reaches heavy tails."""
+    """Integrate on a grid in one or two dimensions; the substitution z = sinh(u) covers heavy tails."""
     axis = torch.linspace(-7, 7, 401 if dim == 2 else 20_001)
     grid = torch.cartesian_prod(*[axis] * dim).view(-1, dim)
     with torch.no_grad():
@@ -26,7 +26,7 @@ def integral(density: Any, dim: int) -> float:
 
 
 def assert_integrates_to_one_by_monte_carlo(density: Any, dim: int) -> None:
-    """Importance sampling of a wider proposal, 4 s.e.: false alarms 6e-5."""
+    """Importance sampling with a wider proposal, 4 s.e.: false alarms 6e-5."""
     wide = proposal(dim)
     z = wide.sample((100_000,))
     with torch.no_grad():
@@ -35,10 +35,9 @@ def assert_integrates_to_one_by_monte_carlo(density: Any, dim: int) -> None:
 
 
 def assert_samples_follow(density: Any, z: Tensor) -> None:
-    """Samples (S, 2) against importance resampling of a wider proposal.
+    """Compare samples (S, 2) with importance resampling from a wider proposal.
 
-    First and second moments and the cross moment at 4 s.e. (3e-4 in all); Kolmogorov-Smirnov on the log-density,
-    at a level of 1e-4.
+    First, second and cross moments at 4 s.e. (3e-4 in all); Kolmogorov-Smirnov on the log-density, at a level of 1e-4.
     """
     wide = proposal(2)
     with torch.no_grad():
@@ -48,7 +47,7 @@ def assert_samples_follow(density: Any, z: Tensor) -> None:
         resampled = other[torch.multinomial(ratio, 5_000, replacement=True)]
         resampled_log_prob = density.log_prob(resampled)
     features = [lambda v: v[:, 0], lambda v: v[:, 1], lambda v: v[:, 0] * v[:, 1]]
-    # Bounded features, so that the tails of Student's t have moments of all orders.
+    # Bounded features, so that all their moments exist under Student's t.
     features += [lambda v: v[:, 0].tanh() ** 2, lambda v: v[:, 1].tanh() ** 2]
     for feature in features:
         found, expected = feature(z.tanh()), ratio * feature(other.tanh())

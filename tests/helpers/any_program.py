@@ -1,4 +1,4 @@
-"""Small programs that the tests of anybody's programs begin with."""
+"""Small programs on which the tests of third-party programs are based."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def binary(*shape: int) -> Tensor:
 
 
 class Small(nn.Module):
-    """A VAE of 6 binary pixels and 2 latents, whose parts the tests replace."""
+    """A VAE of 6 binary pixels and 2 latents, parts of which the tests replace."""
 
     def __init__(self, inputs: int = 6, codes: int = 2) -> None:
         super().__init__()

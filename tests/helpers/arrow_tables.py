@@ -1,4 +1,4 @@
-"""Tables of images in the layout that Hugging Face's `datasets` writes, made of pyarrow alone."""
+"""Tables of images in the layout of Hugging Face's `datasets`, written with pyarrow only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def image_files(images: Sequence[np.ndarray]) -> pa.Array:
-    """Return a column of image files, as the feature Image has them."""
+    """Return a column of image files in the layout of the feature `Image`."""
     return pa.array([{"bytes": png(image), "path": f"{n}.png"} for n, image in enumerate(images)], FILES)
 
 
@@ -31,7 +31,7 @@ def write_stream(path: Path, table: pa.Table, rows_per_batch: int = 7) -> None:
 
 
 def save(folder: Path, table: pa.Table, shards: int = 1) -> None:
-    """Write what `Dataset.save_to_disk` writes."""
+    """Write the files of `Dataset.save_to_disk`."""
     folder.mkdir(parents=True)
     names = [f"data-{n:05}-of-{shards:05}.arrow" for n in range(shards)]
     for n, name in enumerate(names):
@@ -43,7 +43,7 @@ def save(folder: Path, table: pa.Table, shards: int = 1) -> None:
 
 
 def save_splits(folder: Path, **tables: pa.Table) -> None:
-    """Write what `DatasetDict.save_to_disk` writes."""
+    """Write the files of `DatasetDict.save_to_disk`."""
     for name, table in tables.items():
         save(folder / name, table)
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(tables)}))

@@ -1,4 +1,4 @@
-"""States and records compared to the last bit."""
+"""Bit-exact comparison of states and records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def assert_same(new: Any, old: Any) -> None:
-    """Compare to the last bit, type by type: 1, 1.0 and True are not the same."""
+    """Assert that two states are bit-identical, including types: 1, 1.0 and True differ."""
     assert type(new) is type(old)
     if isinstance(old, dict):
         assert list(new) == list(old)
@@ -20,7 +20,7 @@ def assert_same(new: Any, old: Any) -> None:
             assert_same(a, b)
     elif isinstance(old, Tensor):
         assert new.dtype == old.dtype
-        assert new.numpy().tobytes() == old.numpy().tobytes()  # -0.0 is not 0.0
+        assert new.numpy().tobytes() == old.numpy().tobytes()  # -0.0 differs from 0.0
         assert new.shape == old.shape
     else:
         assert repr(new) == repr(old)

@@ -1,4 +1,4 @@
-"""Calls of the scripts, as their users type them."""
+"""Calls of the scripts as typed by their users."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import pyro
 import torch
 
 ROOT = Path(__file__).parents[2]
+DEVICE = "cpu"  # set by conftest.py from --device: auto would select a CUDA device for tests on the host
 TINY = ["--train-images", "300", "--test-images", "20", "--epochs", "3", "--num-samples", "100", "--hidden-dim", "20"]
 
 MORE = ["--epochs", "100", "--learning-rate", "0.01"]
 
 
 def command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    """Return a call of a script on the device under test, unless the arguments name another one."""
+    device = () if "--device" in arguments else ("--device", DEVICE)
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments), *device]
 
 
 def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -29,19 +32,19 @@ def script(name: str, *arguments: object, cwd: Path | None = None) -> subprocess
 
 def one_line(error: BaseException) -> str:
     message = str(error)
-    assert message.isprintable(), message  # no line feed among others
+    assert message.isprintable(), message  # no line breaks
     return message
 
 
 def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script as `script` does, but in this process, an import of torch less."""
+    """Run a script like `script`, but in this process, which saves an import of torch."""
     call = command(name, *arguments)
     out, errors, before = io.StringIO(), io.StringIO(), (sys.argv, torch.get_default_dtype(), sys.path)
     sys.argv = call[1:]
     sys.path = [str(ROOT / "scripts"), *sys.path]  # where a script finds its neighbors
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
-    gc.collect()  # a folder of an earlier run in this process, which would still be locked
+    gc.collect()  # releases the lock of run folders from earlier calls in this process
     status: object = 0
     try:
         with redirect_stdout(out), redirect_stderr(errors):
@@ -54,13 +57,13 @@ def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(call, int(str(status or 0)), out.getvalue(), errors.getvalue())
 
 
-class Inside:
-    """In the place of `subprocess.Popen` in scripts that start others, which then run in this process."""
+class PopenInProcess:
+    """A replacement of `subprocess.Popen` for scripts that start other scripts, which runs them in this process."""
 
     def __init__(self, call: list[str], **kwargs: object) -> None:
         self.status = inside(Path(call[1]).stem, *call[2:]).returncode
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> PopenInProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -70,7 +73,7 @@ class Inside:
         return self.status
 
 
-def hearing(call: list[str]) -> list[str]:
-    """Return a call that hears SIGINT, which what is started from a test run in the background would not."""
+def with_default_sigint(call: list[str]) -> list[str]:
+    """Return a call with the default SIGINT handler, which processes started by a background job would ignore."""
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     return [sys.executable, "-c", code, *call]

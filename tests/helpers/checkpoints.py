@@ -1,4 +1,4 @@
-"""A state with everything in it that a checkpoint can hold."""
+"""A state with a value of every type that a checkpoint can hold."""
 
 from __future__ import annotations
 

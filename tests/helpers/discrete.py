@@ -1,4 +1,4 @@
-"""A mixture with its class as a site, beside the same mixture in closed form."""
+"""A mixture with its class as a site, and the same mixture in closed form."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 def no_latents(x: Tensor) -> None:
-    """Draw nothing."""
+    """Empty guide."""
 
 
 class Mixture(nn.Module):
-    """A VAE with a mixture as its likelihood, by an explicit class or in closed form."""
+    """A VAE with a mixture as its likelihood, with an explicit class or in closed form."""
 
     def __init__(self, explicit: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The documentation as text: its code, its commands, its links and the flags that it names."""
+"""The documentation as text: its code blocks, commands, links and flags."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def text_of(name: str) -> str:
 
 
 def python_of(name: str) -> list[str]:
-    """Return the python blocks of a document."""
+    """Return the Python blocks of a document."""
     return re.findall(r"^```python\n(.*?)^```$", text_of(name), re.DOTALL | re.MULTILINE)
 
 
 def spans_of(name: str) -> list[str]:
-    """Return what stands between backticks in the prose of a document."""
+    """Return the text between backticks in the prose of a document."""
     return re.findall(r"`([^`\n]+)`", _FENCED.sub("", text_of(name)))
 
 
 def commands_of(name: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the script and the arguments of each command line, which a backslash continues on the next line."""
+    """Yield the script and the arguments of each command line; a backslash continues a command on the next line."""
     for script, words in re.findall(r"python scripts/(\w+)\.py([^`\n]*)", re.sub(r"\\\n", " ", text_of(name))):
         yield script, shlex.split(words)
 
 
 def links_of(name: str) -> Iterator[tuple[Path, str]]:
-    """Yield the file and the heading, perhaps empty, of each link and image to a file of the repository."""
+    """Yield file and heading (may be empty) of each link or image that points into the repository."""
     for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", _FENCED.sub("", text_of(name))):
         if not target.startswith("http"):
             path, _, heading = target.partition("#")
@@ -49,13 +49,13 @@ def links_of(name: str) -> Iterator[tuple[Path, str]]:
 
 
 def headings_of(path: Path) -> set[str]:
-    """Return the headings of a document, as links name them."""
+    """Return the anchors of the headings of a document."""
     titles = re.findall(r"^#+ (.*)$", _FENCED.sub("", path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def flags_of(arguments: Any) -> Iterator[str]:
-    """Yield the flags of the arguments of a script, and of the dataclasses among them."""
+    """Yield the flags of a dataclass of arguments, including nested dataclasses."""
     kinds = get_type_hints(arguments)
     for field in fields(arguments):
         if is_dataclass(kinds[field.name]):

@@ -1,4 +1,4 @@
-"""A fit of the small VAE on images that are binarized anew in each epoch."""
+"""A fit of the small VAE to images that are binarized in each epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EPOCHS, BATCHES, SIZE = 6, 4, 8
 
 
 class Fixed:
-    """The same 32 images in a new order each epoch, binarized anew from the global stream."""
+    """The same 32 images in a new order each epoch, binarized again with the global generator."""
 
     num_images = BATCHES * SIZE
 
@@ -35,7 +35,7 @@ class Fixed:
 
 
 class Inverted(Fixed):
-    """From epoch 3 on the images are inverted, so that the validation ELBO falls."""
+    """Images that are inverted from epoch 3 on, so that the validation ELBO falls."""
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
         self.epoch = epoch

@@ -1,4 +1,4 @@
-"""The types of the fixtures `refused` and `promised`."""
+"""Types of the fixtures `refused` and `promised`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Twelve bugs made by hand: is there one that no test notices?
+"""Mutation testing: twelve handwritten bugs, each of which must make a test fail.
+
+Run it with
 
     PYTHONPATH=. python tests/helpers/mutations.py
 
-puts each into a copy of the repository of its own, and names the test that turned red there.
+Each bug is applied to a separate copy of the repository; the output names the test that failed there.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pyro_vae", "tests", "scripts", "pyproject.toml")
-_LIMIT = 300.0  # seconds: a bug that never ends has turned nothing red
+_LIMIT = 300.0  # seconds: a bug that runs forever has not made a test fail
 
-# What runs in the copy. It says at the end which package has been tested: another one may be installed.
+# Executed in the copy. It prints which package was tested, since another one may be installed.
 _CHILD = """
 import sys
 import pytest
@@ -34,7 +36,7 @@ sys.exit(status)
 
 @dataclass(frozen=True)
 class Mutation:
-    """A bug: `old`, which stands once in `file`, becomes `new`; one of `tests`, of behaviour, must notice."""
+    """A bug: `old`, which occurs once in `file`, becomes `new`. One of `tests`, which test behavior, must fail."""
 
     name: str
     file: str
@@ -43,7 +45,7 @@ class Mutation:
     tests: tuple[str, ...]
 
     def applied(self, source: str) -> str:
-        """Return the source with the bug in it."""
+        """Return the source with the bug applied."""
         if (times := source.count(self.old)) != 1:
             raise ValueError(
                 f"The bug {self.name!r} has lost its place: {self.file} holds {times} times, not once, {self.old!r}. "
@@ -58,63 +60,63 @@ MUTATIONS = (
         "pyro_vae/evaluate/likelihood/weights.py",
         "return self.log_likelihood + self.log_prior - self.log_posterior",
         "return self.log_likelihood + self.log_prior",
-        ("tests/evaluate/likelihood/test_weights.py::test_the_exact_posterior_gives_log_evidence_in_every_weight",),
+        ("tests/evaluate/likelihood/test_weights.py::test_exact_posterior_gives_log_evidence_in_every_weight",),
     ),
     Mutation(
         "IWAE of k particles is divided by K",
         "pyro_vae/evaluate/likelihood/bounds.py",
         "return groups.logsumexp(1) - math.log(k)",
         "return groups.logsumexp(1) - math.log(len(log_w))",
-        ("tests/evaluate/likelihood/test_scores.py::test_groups_of_k_by_hand",),
+        ("tests/evaluate/likelihood/test_scores.py::test_iwae_groups_by_hand",),
     ),
     Mutation(
         "one bound for the whole batch instead of one for each image",
         "pyro_vae/infer/objectives/bounds.py",
         "return _log_mean(particles.log_w)",
         "return _log_mean(particles.log_w.sum(-1, keepdim=True))",
-        ("tests/infer/objectives/test_bounds.py::test_iwae_is_the_renyi_bound_of_order_zero",),
+        ("tests/infer/objectives/test_bounds.py::test_iwae_equals_the_renyi_bound_of_order_zero",),
     ),
     Mutation(
         "k-hat is that of 1/w",
         "pyro_vae/evaluate/likelihood/diagnostics.py",
         "_fit(np.maximum(column - largest, -_LARGEST_RATIO))",
         "_fit(-np.maximum(column - largest, -_LARGEST_RATIO))",
-        ("tests/evaluate/likelihood/test_diagnostics.py::test_both_lines_of_arviz_and_pyro_find_the_same_khat",),
+        ("tests/evaluate/likelihood/test_diagnostics.py::test_both_versions_of_arviz_and_pyro_give_the_same_khat",),
     ),
     Mutation(
         "the units of a posterior are no event",
         "pyro_vae/model/posteriors.py",
         "return dist.Normal(loc, log_scale.exp()).to_event(1)",
         "return dist.Normal(loc, log_scale.exp())",
-        ("tests/model/test_vae.py::test_the_rate_of_a_mean_field_posterior_is_its_analytic_kl",),
+        ("tests/model/test_vae.py::test_mean_field_rate_is_the_analytic_kl",),
     ),
     Mutation(
         "p(z) is N(0, 1) whatever the prior",
         "pyro_vae/model/vae.py",
         'pyro.sample("z", self.prior())',
         'pyro.sample("z", pyro.distributions.Normal(x.new_zeros(self.prior().event_shape), 1.0).to_event(1))',
-        ("tests/model/test_vae.py::test_the_prior_stands_in_one_line_of_the_program",),
+        ("tests/model/test_vae.py::test_prior_is_in_one_line_of_the_program",),
     ),
     Mutation(
         "the mean of log weights instead of the log of their mean",
         "pyro_vae/infer/objectives/bounds.py",
         "return log_values.logsumexp(0) - math.log(len(log_values))",
         "return log_values.mean(0)",
-        ("tests/infer/objectives/test_bounds.py::test_iwae_is_the_renyi_bound_of_order_zero",),
+        ("tests/infer/objectives/test_bounds.py::test_iwae_equals_the_renyi_bound_of_order_zero",),
     ),
     Mutation(
         "dropout is left on while a program is read",
         "pyro_vae/trace/modes.py",
         "part.training = False",
         "part.training = part.training",
-        ("tests/trace/test_isolation.py::test_functions_are_read_in_evaluation_mode",),
+        ("tests/trace/test_isolation.py::test_functions_are_run_in_evaluation_mode",),
     ),
     Mutation(
         "random streams are not restored when a fit goes on",
         "pyro_vae/infer/fit.py",
         'set_rng_state(state["streams"])',
         'state["streams"]',
-        ("tests/infer/test_fit.py::test_a_fit_continues_to_the_bit",),
+        ("tests/infer/test_fit.py::test_resumed_fit_is_bit_identical",),
     ),
     Mutation(
         "evaluation draws from the stream of training",
@@ -144,28 +146,28 @@ MUTATIONS = (
         "pyro_vae/runs/files.py",
         """\
         yield temporary
-        _sync(temporary)  # before the name, lest the name outlive the bytes
+        _sync(temporary)  # before the rename, so that `path` never names an incomplete file
         os.replace(temporary, path)
 """,
         "        yield path\n",
         (
-            "tests/runs/test_checkpoint.py::test_an_exception_within_a_save",
-            "tests/runs/test_checkpoint.py::test_a_process_that_ends_within_a_save",
+            "tests/runs/test_checkpoint.py::test_exception_during_a_save_leaves_a_valid_file",
+            "tests/runs/test_checkpoint.py::test_process_that_ends_during_a_save_leaves_a_valid_file",
         ),
     ),
 )
 
 
-def red(folder: Path, mutation: Mutation | None = None) -> list[str]:
-    """Return which tests fail in a copy of the repository with a bug in it; the first to fail is the last to run.
+def failing_tests(folder: Path, mutation: Mutation | None = None) -> list[str]:
+    """Return the tests that fail in a copy of the repository with a bug applied; pytest stops at the first.
 
     Args:
-        folder: an empty one, for the copy.
-        mutation: the bug; None has none, and runs the tests of all bugs.
+        folder: Empty folder for the copy.
+        mutation: Bug to apply. None applies no bug and runs the tests of all bugs.
 
     Raises:
-        ValueError: the bug has lost its place in the source.
-        RuntimeError: nothing has been learned: tests that cannot be collected, set up or found, another package.
+        ValueError: `old` does not occur exactly once in the source.
+        RuntimeError: The result is inconclusive: tests that cannot be collected, set up or found, or another package.
     """
     for part in PARTS:
         if (ROOT / part).is_dir():
@@ -193,26 +195,29 @@ def red(folder: Path, mutation: Mutation | None = None) -> list[str]:
     tested = re.findall(r"^tested (.*)$", result.stdout, re.MULTILINE)
     failed = re.findall(r"^FAILED (.+?)(?: - .*)?$", result.stdout, re.MULTILINE)
     if [Path(file).resolve() for file in tested] != [(folder / "pyro_vae" / "__init__.py").resolve()]:
-        raise RuntimeError(f"The copy in {folder} is not what was tested: {tested}.\n{result.stdout}{result.stderr}")
-    # 0 is green and 1 is red; of all else, and of errors outside the tests, the bug is not known to be the cause.
+        raise RuntimeError(
+            f"The tests imported {tested} instead of the copy in {folder}.\n{result.stdout}{result.stderr}"
+        )
+    # Status 0 means all passed, 1 that tests failed. Other statuses and errors outside the tests may have other
+    # causes.
     if result.returncode != bool(failed) or re.search(r"^ERROR ", result.stdout, re.MULTILINE):
-        raise RuntimeError(f"The tests have not run (status {result.returncode}).\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"The tests could not be run (status {result.returncode}).\n{result.stdout}{result.stderr}")
     return failed
 
 
 def main() -> int:
-    """Print a line for each bug; return 0 where all are killed."""
+    """Print a line for each bug; return 0 if every bug makes a test fail."""
     survived = 0
     for mutation in (None, *MUTATIONS):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            failed = red(Path(folder), mutation)
+            failed = failing_tests(Path(folder), mutation)
         seconds = f"{time.perf_counter() - started:.0f} s"
         if mutation is None:
             if failed:
-                print(f"red without any bug: {failed[0]}; nothing can be learned")
+                print(f"{failed[0]} fails without a bug: the result is inconclusive")
                 return 1
-            print(f"green without a bug ({seconds})", flush=True)
+            print(f"all tests pass without a bug ({seconds})", flush=True)
             continue
         fate = f"killed by {failed[0]}" if failed else "SURVIVED"
         print(f"{mutation.name}: {fate} ({seconds})", flush=True)

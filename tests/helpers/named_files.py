@@ -1,4 +1,4 @@
-"""Files of the data sets by name, with a few images each, and what they hold."""
+"""Files of the named data sets with a few images each, and their contents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.data import Images
 from pyro_vae.data.named import cifar10, emnist, omniglot, svhn
 
 RNG = np.random.default_rng(0)
-TRAIN, VALID, TEST = 20, 5, 4  # images in the file of training images, of which the last 5 are for validation
+TRAIN, VALID, TEST = 20, 5, 4  # images in the training file, the last 5 of which are for validation
 COLOR = RNG.integers(0, 256, (TRAIN + TEST, 3, 32, 32), dtype=np.uint8)
 GRAY = RNG.integers(0, 256, (TRAIN + TEST, 28, 28), dtype=np.uint8)
 BITS = (GRAY > 128).astype(np.uint8)
@@ -29,7 +29,7 @@ def few_validation_images(monkeypatch: pytest.MonkeyPatch, number: int = VALID) 
         monkeypatch.setattr(module, "_NUM_VALID", number)
 
 
-# Writers, from upright images (N, *pixels) and classes from 0 on
+# Writers; they take upright images (N, *pixels) and classes starting at 0.
 
 
 def write_cifar10(root: Path) -> Path:
@@ -66,7 +66,7 @@ def write_emnist(root: Path) -> Path:
 
 
 def columns(images: np.ndarray) -> np.ndarray:
-    """Return images as MATLAB flattens them, column after column."""
+    """Return images flattened in column-major order, as in MATLAB."""
     return np.stack([image.ravel(order="F") for image in images])
 
 

@@ -52,7 +52,10 @@ class LinearGaussian:
 
     @property
     def gap(self) -> float:
-        """KL(q || p(z|x)) = log p(x) - ELBO."""
+        """Return KL(q
+
+        p(z|x)) = log p(x) - ELBO.
+        """
         ratio = self.variance_ratio
         return self.latent_dim / 2 * (ratio - 1 - math.log(ratio))
 
@@ -78,7 +81,7 @@ class BernoulliDecoder(nn.Module):
             pyro.sample("z", dist.Normal(torch.zeros(self.latent_dim), 1.2).to_event(1))
 
     def log_evidence(self, x: Tensor, points: int = 401, half_width: float = 8.0) -> Tensor:
-        """log p(x) by the trapezoidal rule on a grid, which converges geometrically for such integrands."""
+        """Return log p(x) by the trapezoidal rule on a grid, which converges geometrically for such integrands."""
         axis = torch.linspace(-half_width, half_width, points)
         grid = torch.cartesian_prod(*[axis] * self.latent_dim).view(-1, self.latent_dim)
         with torch.no_grad():
@@ -90,7 +93,7 @@ class BernoulliDecoder(nn.Module):
 
 
 class RowsAlone:
-    """A decoder of 3x2 images that takes rows alone, `view(x.shape[0], ...)`, beside a guide that takes particles."""
+    """A decoder of 3x2 images that takes only rows, `view(x.shape[0], ...)`, with a guide that takes particles."""
 
     @staticmethod
     def model(x: Tensor) -> None:

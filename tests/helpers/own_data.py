@@ -1,4 +1,4 @@
-"""Comparisons of a user's own data, as they have been read."""
+"""Comparison of data sets read from a user's files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SPLITS = ("train", "valid", "test")
 
 
 def identical(a: Collection, b: Collection) -> bool:
-    """Whether values and labels are the same to the bit, in the same order."""
+    """Return whether values and labels are bit-identical, in the same order."""
     assert (a.labels is None) == (b.labels is None)
     pairs = [(a, b)] if a.labels is None else [(a, b), (a.labels, b.labels)]
     return all(torch.equal(getattr(x, split), getattr(y, split)) for x, y in pairs for split in SPLITS)
 
 
-def refused_alike(read: Callable[..., Collection], path: Path, cache: Path) -> str:
-    """Return how a path is refused, with a cache as without one, and nothing is left there."""
+def error_with_and_without_cache(read: Callable[..., Collection], path: Path, cache: Path) -> str:
+    """Return the error for a path, which must be the same with and without a cache and leave no cache entry."""
     messages = []
     for options in ({}, {"cache": cache}):
         with pytest.raises(DataError) as caught:

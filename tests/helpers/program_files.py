@@ -1,4 +1,4 @@
-"""A program to be written to a file."""
+"""A program as the text of a file."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from pyro_vae.model.priors.standard import StandardNormal
 
 def small_vae() -> VAE:
     family = nets.Dense((3, 2), 8, depth=1)
-    likelihood = likelihoods.Bernoulli(partial(family.decoder, 2), grey_images(0.3))
+    likelihood = likelihoods.Bernoulli(partial(family.decoder, 2), gray_images(0.3))
     return VAE(StandardNormal(2), likelihood, posteriors.MeanField(family.encoder, 2))
 
 
-def grey_images(grey: float) -> Tensor:
+def gray_images(grey: float) -> Tensor:
     return torch.full((1, 3, 2), round(255 * grey), dtype=torch.uint8)
 
 
@@ -32,14 +32,14 @@ def two_layer() -> TwoLayerVAE:
     return TwoLayerVAE(
         prior=StandardNormal(1),
         generator=posteriors.MeanField(lambda outputs: nets.MLP([1, 4, outputs]), 1),
-        likelihood=likelihoods.Bernoulli(partial(family.decoder, 1), grey_images(0.4)),
+        likelihood=likelihoods.Bernoulli(partial(family.decoder, 1), gray_images(0.4)),
         posterior=posteriors.MeanField(family.encoder, 1),
         top_posterior=posteriors.MeanField(lambda outputs: nets.MLP([1, 4, outputs]), 1),
     )
 
 
 class ConvProgram(nn.Module):
-    """A decoder that writes `view(z.shape[0], ...)`, and so cannot take a particle dimension."""
+    """A decoder that calls `view(z.shape[0], ...)` and therefore takes no particle dimension."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Programs in the manner of those that users of Pyro publish, small, each a factory of fresh weights and batches.
+"""Programs like those that users of Pyro publish, small, each as a factory of new weights and batches.
 
-They are written for stock Pyro and know nothing of this package. Every second batch differs from the first in all that
-a program is called with, so that what is frozen at the first shows.
+They are written for stock Pyro and do not use this package. Every second batch differs from the first in all arguments
+of the program, so that a value wrongly frozen at the first batch shows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def positional(*batches: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], dict[st
 
 
 class Gaussian(nn.Module):
-    """Mean and scale of a normal distribution."""
+    """A network that returns loc and scale of a normal distribution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def decoder(inputs: int, outputs: int) -> nn.Module:
 
 
 class Tutorial(nn.Module):
-    """Images (B, 3, 4), flattened by the program, and a KL divergence that a keyword of each step weighs."""
+    """Images (B, 3, 4), flattened by the program, and a KL divergence weighted by a keyword argument of each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def annealed() -> Public:
 
 
 class Conditional(nn.Module):
-    """p(z|y) p(x|z, y), the label beside the latents by `torch.cat`."""
+    """p(z|y) p(x|z, y), with the label concatenated to the latents by `torch.cat`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def conditional() -> Public:
 
 
 class Labelled(nn.Module):
-    """M2 with its labels observed, in a plate that states no size."""
+    """M2 with observed labels, in a plate without a size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Markov(nn.Module):
 
 
 class Masked(Markov):
-    """What is beyond the end of a sequence is masked in the distributions."""
+    """Time steps beyond the end of a sequence are masked in the distributions."""
 
     def model(self, mini_batch: Tensor, mini_batch_mask: Tensor) -> None:
         pyro.module("dmm", self)
@@ -188,7 +188,7 @@ class Masked(Markov):
 
 
 class Packed(Markov):
-    """It is masked by a handler, and the guide packs the sequences by their lengths."""
+    """Time steps are masked by a handler, and the guide packs the sequences by their lengths."""
 
     def model(self, sequences: Tensor, lengths: Tensor) -> None:
         pyro.module("dmm", self)
@@ -227,7 +227,7 @@ def packed() -> Public:
 
 
 class FlowPrior(nn.Module):
-    """A prior that is learned, one of Pyro's transforms."""
+    """A learned prior, one of Pyro's transforms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,14 +254,14 @@ class FlowPrior(nn.Module):
 
 
 class AutoregressivePrior(FlowPrior):
-    """Its inverse goes through the latents one by one."""
+    """A prior whose inverse processes the latents one by one."""
 
     def make_flow(self) -> nn.Module:
         return T.affine_autoregressive(Z_DIM, [HIDDEN])
 
 
 class ZukoPrior(FlowPrior):
-    """It is a flow of zuko's."""
+    """A prior that is a flow of zuko's."""
 
     def make_flow(self) -> nn.Module:
         return zuko.flows.NSF(Z_DIM, transforms=1, hidden_features=[HIDDEN])
@@ -284,7 +284,7 @@ def zuko_prior() -> Public:
 
 
 class Topics(nn.Module):
-    """ProdLDA. As many words as documents: what takes dim 1 for the words reads (K, B, words) without an error."""
+    """ProdLDA with as many words as documents, so that taking the words from dim 1 of (K, B, words) raises no error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,7 +317,7 @@ def topics() -> Public:
 
 
 class Counts(nn.Module):
-    """Counts of genes: negative binomial, with a latent log-library whose prior moments come with the batch."""
+    """Gene counts: negative binomial, with a latent log-library whose prior moments are arguments of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +348,7 @@ def counts() -> Public:
 
 
 class Hierarchical(nn.Module):
-    """An offset of each pixel that all data share, under a plate of the whole data set."""
+    """An offset of each pixel that all images share, in a plate of the whole data set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -376,7 +376,7 @@ def hierarchical() -> Public:
 
 
 class Positive(nn.Module):
-    """A latent on the real line beside one that is positive, and a guide that draws both as one auxiliary vector."""
+    """A real-valued and a positive latent, and a guide that draws both as one auxiliary vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -406,13 +406,13 @@ def auxiliary() -> Public:
 
 
 def autoguide() -> Public:
-    """One factor for each latent of each of these very data."""
+    """One variational factor for each latent of each image of this batch."""
     model = Positive().model
     return Public(model, AutoNormal(model), positional((torch.randn(BATCH, PIXELS),)))
 
 
 class Pixels(nn.Module):
-    """Pixels in a plate of their own, outside the data's."""
+    """Pixels in a separate plate, outside the plate of the images."""
 
     def __init__(self) -> None:
         super().__init__()

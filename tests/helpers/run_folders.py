@@ -1,4 +1,4 @@
-"""What run folders of the tests hold."""
+"""Contents of the run folders of the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONFIG = {"prior": "standard", "latent_dim": 50, "seed": 0, "epochs": None}
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
-    """Return every file's bytes, and None for every folder."""
+    """Return the bytes of every file, and None for every folder, by relative path."""
     return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
 
 

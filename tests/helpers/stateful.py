@@ -1,4 +1,4 @@
-"""A fit with everything in it that has a state."""
+"""A fit in which every component has state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae import data
 from pyro_vae.config import Config, components, programs
 from pyro_vae.infer import IWAE, SVI, Fit, Optim, schedules
 
-IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps of an epoch, the last of three images
+IMAGES, BATCH, EPOCHS = 23, 5, 8  # five steps per epoch, the last of three images
 STEPS_OF_EPOCH = 5
 
 
@@ -42,7 +42,7 @@ def new_fit(
     optimizer: str = "adam",
     ema: float = 0.0,
 ) -> Fit:
-    """Return a fit with everything in it that has a state: schedule, early stopping, noise, binarization."""
+    """Return a fit in which every component has state: schedule, early stopping, noise, binarization."""
     pyro.clear_param_store()
     generator = torch.Generator("cpu").manual_seed(1)
     pixels = torch.randint(0, 256, (IMAGES, 6, 5), dtype=torch.uint8, generator=generator, device="cpu").to(device)

@@ -1,4 +1,4 @@
-"""Steps of our driver, and whether they ran by a record."""
+"""Steps of our driver, and whether they were recorded."""
 
 from __future__ import annotations
 

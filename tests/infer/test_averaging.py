@@ -1,4 +1,4 @@
-"""The average of the weights: its closed form, what is measured with it, and that training does not see it."""
+"""The average of the weights: its closed form, its use in measurements, and that training does not depend on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_vae.infer import Fit
 from pyro_vae.infer.validation import validate
 from pyro_vae.trace import Batch
 
-DECAY = 0.6  # reached at step 13 of 24
+DECAY = 0.6  # the decay is constant from step 13 of 24 on
 
 
 def values(fit: Fit) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def averages(fit: Fit) -> dict[str, Tensor]:
 
 
 def closed_form(weights: list[Tensor], first: int = 0) -> Tensor:
-    """Return the sum of the weights of each step, the first of which was that of a number, times their shares."""
+    """Return the exponential moving average of the weights of all steps, the first of which has index `first`."""
     decays = [min(DECAY, (1 + t) / (10 + t)) for t in range(first, first + len(weights))]
     decays[0] = 0.0
     return sum((1 - d) * math.prod(decays[s + 1 :]) * w for s, (d, w) in enumerate(zip(decays, weights, strict=True)))
@@ -43,7 +43,7 @@ def closed_form(weights: list[Tensor], first: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("graph", [None, "recorded", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [small_vae, Params], ids=["modules", "constrained params"])
-def test_after_each_step_it_is_the_sum_of_the_trajectory(make: Any, graph: str | None) -> None:
+def test_average_matches_its_closed_form_after_each_step(make: Any, graph: str | None) -> None:
     fit = new_fit(make(), graph=graph, ema=DECAY)
     trajectory = []
     for record in fit.iterate(lambda: True):
@@ -52,15 +52,15 @@ def test_after_each_step_it_is_the_sum_of_the_trajectory(make: Any, graph: str |
             for name, average in averages(fit).items():
                 expected = closed_form([weights[name] for weights in trajectory])
                 torch.testing.assert_close(average, expected, rtol=1e-12, atol=1e-12)
-            assert_same(values(fit), trajectory[-1])  # as they were
+            assert_same(values(fit), trajectory[-1])  # training weights are unchanged
     assert len(trajectory) == EPOCHS * BATCHES
-    for name, weight in values(fit).items():  # at the end the program holds them
+    for name, weight in values(fit).items():  # at the end the program has the averaged weights
         expected = closed_form([weights[name] for weights in trajectory])
         torch.testing.assert_close(weight, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_training_does_not_see_it() -> None:
-    """Nor does the noise of the steps, though validation runs with other weights."""
+def test_training_does_not_depend_on_the_average() -> None:
+    """Nor does its noise, although validation uses other weights."""
     trajectories, elbos = [], []
     for ema in (0.0, DECAY):
         pyro.set_rng_seed(0)
@@ -72,14 +72,14 @@ def test_training_does_not_see_it() -> None:
     assert_same(*trajectories)
 
 
-def test_without_decay_nothing_is_kept() -> None:
+def test_zero_decay_keeps_no_average() -> None:
     fit = new_fit(small_vae())
     next(iter(fit))
     assert not fit.average._pairs
     assert fit.state_dict()["average"] is None
 
 
-def test_the_validation_elbo_is_that_of_the_averaged_weights() -> None:
+def test_validation_elbo_uses_the_averaged_weights() -> None:
     vae = small_vae()
     other = copy.deepcopy(vae)
     fit = new_fit(vae, ema=DECAY)
@@ -113,11 +113,11 @@ def test_patience_keeps_the_averages_of_the_best_epoch() -> None:
     assert len(elbos) == best + 1 + 3 < 50
     assert_same(values(fit), kept[best])
     assert validate(vae.model, vae.guide, Batch(Fixed().valid), fit.seed)[0] == pytest.approx(elbos[best], rel=1e-12)
-    state = fit.state_dict()  # whichever of them is read
+    state = fit.state_dict()  # both are equal
     assert_same(state["average"]["params"], state["svi"]["params"])
 
 
-def test_the_parameters_come_back_to_the_bit_whatever_happens_inside() -> None:
+def test_parameters_are_restored_bit_identical_after_an_exception() -> None:
     fit = new_fit(small_vae(), ema=DECAY)
     next(iter(fit))
     with torch.no_grad():
@@ -153,7 +153,7 @@ class Late:
         self.steps += 1
 
 
-def test_a_parameter_that_comes_later_starts_with_its_first_step() -> None:
+def test_late_parameter_is_averaged_from_its_first_step() -> None:
     program = Late()
     fit = new_fit(program, ema=DECAY, valid=None)
     late = []
@@ -165,8 +165,8 @@ def test_a_parameter_that_comes_later_starts_with_its_first_step() -> None:
     assert 10 < len(late) < EPOCHS * BATCHES
 
 
-def test_a_parameter_of_another_tensor_starts_anew() -> None:
-    """As after a cleared param store, when the old tensor trains no more."""
+def test_average_restarts_for_a_new_tensor() -> None:
+    """E.g. after the param store was cleared and the old tensor no longer trains."""
     program = Late()
     program.steps = -1000
     fit = new_fit(program, ema=DECAY, valid=None)
@@ -179,7 +179,7 @@ def test_a_parameter_of_another_tensor_starts_anew() -> None:
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_a_step_that_is_not_finite_leaves_it_alone(graph: str | None) -> None:
+def test_nonfinite_step_leaves_the_average_unchanged(graph: str | None) -> None:
     fit = new_fit(small_vae(), graph=graph, ema=DECAY)
     fit.batches = Multiplied()
     next(iter(fit))
@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_leaves_it_alone(graph: str | None) -> None:
     assert fit.average.steps == steps == BATCHES
 
 
-def test_nothing_moves_after_a_step_that_the_device_has_skipped() -> None:
+def test_step_skipped_by_the_device_leaves_the_average_unchanged() -> None:
     fit = new_fit(small_vae(), ema=DECAY)
     next(iter(fit))
     before = averages(fit)
@@ -225,7 +225,7 @@ class Counting(nn.Module):
         pass
 
 
-def test_buffers_are_the_newest() -> None:
+def test_buffers_are_not_averaged() -> None:
     program = Counting()
     fit = new_fit(program, ema=DECAY)
     for _ in fit:
@@ -235,11 +235,11 @@ def test_buffers_are_the_newest() -> None:
 
 
 @pytest.mark.parametrize("emas", [(DECAY, 0.0), (0.0, DECAY)])
-def test_a_state_with_an_average_is_of_a_fit_with_one(emas: tuple[float, float]) -> None:
+def test_state_and_fit_must_both_have_an_average(emas: tuple[float, float]) -> None:
     fit, other = (new_fit(small_vae(), ema=ema) for ema in emas)
     next(iter(fit))
     pyro.clear_param_store()
-    with pytest.raises(ValueError, match=r"an average of the weights \(ema\), and this fit has") as caught:
+    with pytest.raises(ValueError, match=r"an average of the weights \(ema\), but this fit has") as caught:
         other.load_state_dict(fit.state_dict())
     one_line(caught.value)
 
@@ -247,14 +247,18 @@ def test_a_state_with_an_average_is_of_a_fit_with_one(emas: tuple[float, float])
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("params", "vae$$$likelihood.bias"), torch.zeros(5), "likelihood.bias of the average has shape .5,., not "),
-        (("params",), {}, "of the average is in one of them alone"),
+        (
+            ("params", "vae$$$likelihood.bias"),
+            torch.zeros(5),
+            "bias of the average has shape .5,. in the state, not ",
+        ),
+        (("params",), {}, "of the average is in only one of them"),
         (("params",), 3, "no values of the average"),
-        (("steps",), "x", "not that of a fit"),
-        (("steps",), 1.5, "not that of a fit"),
+        (("steps",), "x", "valid state of a fit"),
+        (("steps",), 1.5, "valid state of a fit"),
     ],
 )
-def test_an_average_that_is_none_is_refused_in_one_line(path: tuple[str, ...], value: Any, says: str) -> None:
+def test_invalid_average_is_rejected_with_one_line(path: tuple[str, ...], value: Any, says: str) -> None:
     fit = new_fit(small_vae(), ema=DECAY)
     next(iter(fit))
     state = inner = fit.state_dict()
@@ -269,7 +273,7 @@ def test_an_average_that_is_none_is_refused_in_one_line(path: tuple[str, ...], v
 
 
 @pytest.mark.parametrize("ema", [1.5, 1.0, -0.1, math.nan])
-def test_a_decay_that_is_none_is_refused(ema: float) -> None:
+def test_invalid_decay_is_rejected(ema: float) -> None:
     with pytest.raises(ValueError, match=f"^ema is {ema};") as caught:
         new_fit(small_vae(), ema=ema)
     one_line(caught.value)

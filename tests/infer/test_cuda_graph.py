@@ -1,6 +1,6 @@
-"""When a step is captured and when it runs, with a stand-in for the device; on a real one, the numbers of the step.
+"""Capture and replay of a step, with a fake CUDA graph; on a real device, the noise of the replayed step.
 
-The stand-in executes at replay what was issued during capture, as a device does.
+The fake graph executes at replay the calls issued during capture, as a device does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FakeStream:
 
 
 class Counter:
-    """Adds its input to a total in place; returns the total."""
+    """A function that adds its input to a total in place and returns the total."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(())
@@ -79,11 +79,11 @@ def count(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Counter:
 def test_every_call_takes_effect_once_and_the_fourth_is_captured(count: Counter) -> None:
     capture = CUDAGraphCall(count, lambda x: None)
     found = [capture(torch.full((2,), float(n)))[0] for n in range(10)]
-    assert [float(total) for total in found] == [n * (n + 1) for n in range(10)]  # each result is the caller's own
-    assert count.calls == 4  # three by hand, one while capturing; the rest are launches
+    assert [float(total) for total in found] == [n * (n + 1) for n in range(10)]  # each result is a separate tensor
+    assert count.calls == 4  # three warm-up calls and the capture; the others are replays
 
 
-def test_another_key_is_captured_anew(count: Counter) -> None:
+def test_new_key_causes_a_new_capture(count: Counter) -> None:
     key = "first"
     capture = CUDAGraphCall(count, lambda x: key)
     for _ in range(6):
@@ -104,7 +104,7 @@ def test_declined_calls_do_not_advance_warmup(count: Counter) -> None:
     assert count.calls == 5 + 4
 
 
-def test_a_captured_function_draws_new_noise_at_every_launch(device: torch.device) -> None:
+def test_replays_draw_new_noise(device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
     total = torch.zeros(1000, device=device)

@@ -1,4 +1,4 @@
-"""The loop: repeatable, undisturbed by looking, resumable, and stopped in time."""
+"""The training loop: repeatable, unaffected by evaluation, resumable, and stopped early."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in pairs)
 
 
-def test_two_fits_in_one_process_are_alike() -> None:
+def test_two_fits_in_one_process_are_identical() -> None:
     first, second = train(), train()
     assert same(first[0], second[0])
     assert first[1] == second[1]
 
 
-def test_validation_does_not_disturb() -> None:
+def test_validation_does_not_change_training() -> None:
     assert same(train(valid=None)[0], train()[0])
 
 
-def test_another_program_in_between_does_not_disturb() -> None:
+def test_interleaved_fit_does_not_change_training() -> None:
     plain, _ = train()
     pyro.set_rng_seed(0)
     vae = small_vae()
@@ -59,7 +59,7 @@ def test_another_program_in_between_does_not_disturb() -> None:
 
 
 @pytest.mark.parametrize("stop", range(1, EPOCHS))
-def test_a_fit_continues_to_the_bit(stop: int) -> None:
+def test_resumed_fit_is_bit_identical(stop: int) -> None:
     expected, records = train()
     pyro.set_rng_seed(0)
     interrupted = new_fit(small_vae())
@@ -77,8 +77,8 @@ def test_a_fit_continues_to_the_bit(stop: int) -> None:
     assert [r["learning_rate"] for r in rest] == [r["learning_rate"] for r in records[stop:]]
 
 
-def test_the_reported_elbo_is_that_of_the_epoch() -> None:
-    """With a learning rate too small to move, the mean over epochs is the ELBO of the initial weights."""
+def test_reported_elbo_is_that_of_the_epoch() -> None:
+    """With a tiny learning rate the mean over epochs is the ELBO of the initial weights."""
     pyro.set_rng_seed(0)
     vae = small_vae()
     batches = Fixed()
@@ -95,7 +95,7 @@ def test_the_reported_elbo_is_that_of_the_epoch() -> None:
     assert [record.step for record in records] == [BATCHES * (e + 1) for e in range(40)]
 
 
-def test_early_stopping_returns_to_the_best_epoch() -> None:
+def test_early_stopping_restores_the_best_epoch() -> None:
     pyro.set_rng_seed(0)
     vae = small_vae()
     fit = new_fit(vae, epochs=50, patience=4)
@@ -107,7 +107,7 @@ def test_early_stopping_returns_to_the_best_epoch() -> None:
     assert validate(vae.model, vae.guide, Batch(Fixed().valid), fit.seed)[0] == pytest.approx(elbos[best], rel=1e-12)
 
 
-def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
+def test_nan_validation_elbo_is_never_the_best() -> None:
     fit = new_fit(small_vae(), epochs=50, patience=5)
     list(zip(range(1), fit, strict=False))
     for epoch, elbo in enumerate([-0.5, float("nan"), -6.0]):
@@ -116,7 +116,7 @@ def test_a_validation_elbo_of_nan_is_never_the_best() -> None:
 
 
 class Bias:
-    """A program of `pyro.param` alone, with a name that others use as well."""
+    """A program whose only parameter is a `pyro.param`, with a name that other programs use too."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -130,8 +130,8 @@ class Bias:
         pass
 
 
-def test_a_program_of_params_survives_an_interruption() -> None:
-    """Stopped within the first epoch, it goes on with the tensors it trains."""
+def test_program_of_params_survives_an_interruption() -> None:
+    """After an exception in the first epoch, training continues with the same tensors."""
 
     class Interrupted(Fixed):
         def __call__(self, epoch: int) -> Iterator[Tensor]:
@@ -148,24 +148,24 @@ def test_a_program_of_params_survives_an_interruption() -> None:
         next(iter(fit))
     stop = False
     elbos = [record.valid_elbo for record in fit]
-    assert elbos[-1] > elbos[0] + 0.1  # tensors that nothing reads would stay where they are
+    assert elbos[-1] > elbos[0] + 0.1  # parameters detached from the program would not train
     assert fit.state_dict()["svi"]["params"].keys() == {"bias"}
 
 
-def test_fits_of_the_same_names_keep_their_own_parameters() -> None:
+def test_fits_with_equal_parameter_names_are_independent() -> None:
     x = Fixed().valid
     first, second = Bias(2.0), Bias(-3.0)
     fit = new_fit(first)
     list(fit)
     before = score(first.model, first.guide, x, 1).elbo.mean()
     list(new_fit(second))
-    assert score(first.model, first.guide, x, 1).elbo.mean() != pytest.approx(before)  # the store is the second's
+    assert score(first.model, first.guide, x, 1).elbo.mean() != pytest.approx(before)  # the store is the second fit's
     with fit.scope():
         assert score(first.model, first.guide, x, 1).elbo.mean() == before
 
 
-def test_each_image_counts_the_same_in_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In batches of 12, 12 and 8, of a program without latents, whose ELBO is log p(x)."""
+def test_images_have_equal_weight_whatever_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 12, 12 and 8, for a program without latents, whose ELBO is log p(x)."""
 
     class Uneven(Fixed):
         def __call__(self, epoch: int) -> Iterator[Tensor]:
@@ -190,7 +190,7 @@ def test_patience_needs_validation_images() -> None:
         new_fit(small_vae(), valid=None, patience=1)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:
+def test_nonfinite_loss_raises_with_its_step() -> None:
     pyro.set_rng_seed(0)
     vae = small_vae()
     fit = new_fit(vae)
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step() -> None:
         next(iter(fit))
 
 
-def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
+def test_prior_can_be_replaced_in_the_model_function() -> None:
     class HeavyTails(VAE):
         def model(self, x: Tensor) -> None:
             pyro.module("vae", self)
@@ -218,7 +218,7 @@ def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
     assert losses[-1] > losses[0]
     found = log_weights(heavy.model, heavy.guide, x, 40, seed=0)
     normal = log_weights(standard.model, standard.guide, x, 40, seed=0)
-    # The same draws: the weights differ by the ratio of the priors and nothing else.
+    # The draws are equal, so that the weights differ only by the ratio of the priors.
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(derive_seed(0, ""))
         z = standard.posterior(x).expand([40, len(x)]).sample()
@@ -226,7 +226,7 @@ def test_the_prior_is_swapped_in_the_model_function_alone() -> None:
     torch.testing.assert_close(found - normal, ratio.double(), rtol=1e-9, atol=1e-9)
 
 
-def test_a_learned_guide_reaches_the_evidence() -> None:
+def test_learned_guide_reaches_the_evidence() -> None:
     """A one-dimensional linear-Gaussian program: the mean-field guide contains the posterior; gap < 0.01 nats."""
     program = LinearGaussian(1)
     x = program.simulate(64)
@@ -260,14 +260,14 @@ def test_a_learned_guide_reaches_the_evidence() -> None:
 
 
 class OneBatch(Fixed):
-    """An epoch of one batch, whose training ELBO is that of the parameters before it."""
+    """Epochs of one batch, whose training ELBO belongs to the parameters before the step."""
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
         yield next(super().__call__(epoch))
 
 
-def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: Path) -> None:
-    """beta rises to 4 over 5 epochs: what is reported has none of it, in training and in validation."""
+def test_elbo_under_a_warm_up_matches_the_checkpoint(tmp_path: Path) -> None:
+    """beta rises to 4 over 5 epochs; the reported training and validation ELBOs do not include it."""
 
     def new() -> tuple[VAE, Fit]:
         pyro.clear_param_store()
@@ -292,13 +292,13 @@ def test_the_elbo_reported_under_a_warm_up_is_that_of_the_checkpoint(tmp_path: P
 
     for record in records[1:]:
         vae, again = new()
-        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index}.pt"))  # its random streams too
+        again.load_state_dict(checkpoint.load(tmp_path / f"{record.index}.pt"))  # restores its random streams too
         x = again.batches.observe(next(iter(again.batches(record.index))))
         found = ELBO().bounds(vae.model, vae.guide, x)[1].mean()
         assert float(found) == pytest.approx(record.elbo, rel=1e-12)
 
 
-def test_an_epoch_prints_one_line() -> None:
+def test_epoch_prints_one_line() -> None:
     epoch = Epoch(3, 30, -32.126, -33.0, -31.904, 0.44, 1e-3, 20.0)
     assert str(epoch) == "epoch 3: ELBO -32.13, validation ELBO -31.90 nats, 0.4 s"
     alone = Epoch(3, 30, -32.126, -33.0, None, 0.44, 1e-3, None)
@@ -306,3 +306,22 @@ def test_an_epoch_prints_one_line() -> None:
     lossy = Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, 20.004)
     assert str(lossy) == "epoch 3: validation distortion 20.00 nats, 0.4 s"
     assert str(Epoch(3, 30, None, -33.0, None, 0.44, 1e-3, None)) == "epoch 3: objective -33.00 nats, 0.4 s"
+
+
+def test_seconds_of_an_epoch_exclude_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Slow(Fixed):
+        def observe(self, batch: Tensor) -> Tensor:
+            now[0] += 1.0
+            return super().observe(batch)
+
+    def slow(*arguments: object) -> tuple[float, float]:
+        now[0] += 1000.0
+        return -1.0, 1.0
+
+    monkeypatch.setattr("pyro_vae.infer.fit.validate", slow)
+    monkeypatch.setattr("pyro_vae.infer.fit.time.perf_counter", lambda: now[0])
+    svi = SVI(*(lambda vae: (vae.model, vae.guide))(small_vae()), Optim(torch.optim.Adam, {"lr": 0.01}), ELBO())
+    batches = Slow()
+    assert [epoch.seconds for epoch in Fit(svi, batches, 2, valid=batches.valid)] == [BATCHES, BATCHES]

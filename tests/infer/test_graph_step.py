@@ -1,6 +1,6 @@
-"""The recorded step: the numbers of the eager one on the same noise, whatever the program is made of.
+"""The recorded step: the same numbers as the eager one for the same noise, whatever the components of the program.
 
-Most tests run the record operation by operation, since all that is ours is in it; the compiler has its own.
+Most tests run the recorded graph without the compiler, which has its own tests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES = [(field, name) for field, table in TABLES.items() for name in table] + [
     ("program", "two-layer"),
     ("program", "pixelvae"),
 ]
-# What the compiler itself is tried on: a plain program, a factorisation, masks.
+# Cases for the compiler itself: a plain program, a factorization, masks.
 COMPILED = [
     ("objective", "elbo", torch.float32, 1e-5),
     pytest.param("posterior", "full-rank", torch.float32, 1e-5, marks=pytest.mark.slow),
@@ -39,10 +39,10 @@ COMPILED = [
 ]
 
 
-def both_ways(
+def recorded_and_eager_step(
     field: str, name: str, dtype: torch.dtype, graph: str, shape: tuple[int, ...] = (6, 5)
 ) -> tuple[SVI, StepResult, Tensor]:
-    """Compute the second step of a program by its graph and eagerly, on the same noise; return the latter's loss."""
+    """Return the driver, the outcome of the second step by its graph, and the eager loss for the same noise."""
     torch.set_default_dtype(dtype)
     chosen: dict[str, Any] = {field: name}
     counts = name in COUNTS
@@ -71,14 +71,14 @@ def both_ways(
     after = torch.rand(3)
     torch.manual_seed(1)
     loss = svi._backward(batches.observe(batch))
-    assert torch.equal(torch.rand(3), after)  # as much noise was drawn
+    assert torch.equal(torch.rand(3), after)  # both used the same amount of noise
     assert outcome is not None
     assert outcome.finite
     return svi, outcome, loss
 
 
 def check(svi: SVI, outcome: StepResult, loss: Tensor, rtol: float) -> None:
-    """Loss, ELBO where there is one, and each gradient relative to its largest entry."""
+    """Compare the loss, the ELBO if defined, and each gradient relative to its largest entry."""
     torch.testing.assert_close(outcome.loss, loss, rtol=rtol, atol=0)
     assert svi.elbo is not None
     torch.testing.assert_close(outcome.elbo, svi.elbo, rtol=rtol, atol=0, equal_nan=True)
@@ -89,24 +89,22 @@ def check(svi: SVI, outcome: StepResult, loss: Tensor, rtol: float) -> None:
 
 
 @pytest.mark.parametrize(("field", "name"), CASES)
-def test_the_record_has_the_numbers_of_the_program(field: str, name: str) -> None:
-    check(*both_ways(field, name, torch.float64, "recorded"), rtol=1e-10)
+def test_recorded_step_equals_the_eager_step(field: str, name: str) -> None:
+    check(*recorded_and_eager_step(field, name, torch.float64, "recorded"), rtol=1e-10)
 
 
 @pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
-def test_a_mixture_over_colors_has_its_numbers_in_a_record(graph: str) -> None:
-    check(*both_ways("likelihood", "logistic-mixture", torch.float64, graph, (3, 2, 5)), rtol=1e-10)
+def test_recorded_color_mixture_equals_the_eager_step(graph: str) -> None:
+    check(*recorded_and_eager_step("likelihood", "logistic-mixture", torch.float64, graph, (3, 2, 5)), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("field", "name", "dtype", "rtol"), COMPILED)
-def test_the_compiled_graph_has_the_numbers_of_the_program(
-    field: str, name: str, dtype: torch.dtype, rtol: float
-) -> None:
-    check(*both_ways(field, name, dtype, "compiled"), rtol)
+def test_compiled_step_equals_the_eager_step(field: str, name: str, dtype: torch.dtype, rtol: float) -> None:
+    check(*recorded_and_eager_step(field, name, dtype, "compiled"), rtol)
 
 
 def test_two_hundred_compiled_steps_track_the_eager_ones() -> None:
-    """Rounding differs in the sixteenth digit, of which 200 steps of Adam make less than 1e-8."""
+    """Rounding differs in the 16th digit; 200 steps of Adam amplify that to less than 1e-8."""
     eager, vae = small_vae(), small_vae()
     vae.load_state_dict(eager.state_dict())
     expected = take_steps(driver(eager, IWAE(3), None), 200)
@@ -120,7 +118,7 @@ def test_two_hundred_compiled_steps_track_the_eager_ones() -> None:
 
 
 class Handmade:
-    """A program of constrained `pyro.param`s, a Gamma prior and a LogNormal guide, in no module at all."""
+    """A program of constrained `pyro.param`s, a Gamma prior and a LogNormal guide, without any module."""
 
     def model(self, x: Tensor) -> None:
         rate = pyro.param("rate", torch.tensor(1.5), constraint=dist.constraints.positive)
@@ -136,8 +134,8 @@ class Handmade:
             pyro.sample("z", dist.LogNormal(loc, scale).to_event(1))
 
 
-def test_reading_a_program_leaves_its_params_to_stock_svi() -> None:
-    """The probe of the layout runs within the first step; the driver then still finds what it has captured."""
+def test_probing_leaves_parameters_to_stock_svi() -> None:
+    """The layout is probed within the first step; the driver still finds all parameters captured there."""
     program = Handmade()
     stock = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.01}), IWAE(4))
     expected = take_steps(stock, 10)
@@ -147,7 +145,7 @@ def test_reading_a_program_leaves_its_params_to_stock_svi() -> None:
 
 
 @pytest.mark.parametrize("graph", ["recorded", "compiled"])
-def test_a_program_without_modules_trains_by_its_record(graph: str) -> None:
+def test_program_without_modules_trains_recorded(graph: str) -> None:
     program = Handmade()
     runs = []
     for how in (None, graph):

@@ -1,4 +1,4 @@
-"""The recorded step under what changes between steps: noise, sizes, rates, parts, states, numbers of an objective."""
+"""The recorded step when noise, batch sizes, learning rates, modules, states or numbers of the objective change."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pyro_vae.infer import ELBO, SVI, BetaELBO, Optim
 
 
 class TestRecorded:
-    """What the record must get right, whoever compiles it."""
+    """Requirements on the recorded graph, with or without the compiler."""
 
-    def test_noise_differs_from_step_to_step_and_follows_the_seed(self) -> None:
+    def test_noise_differs_between_steps_and_follows_the_seed(self) -> None:
         svi = driver(small_vae())
         x = images(5)
         svi.step(x)
-        for p in svi.optim.optimizer.param_groups:  # the weights stand still
+        for p in svi.optim.optimizer.param_groups:  # keep the weights fixed
             p["lr"] = 0.0
         torch.manual_seed(3)
         first = [float(svi.step(x)) for _ in range(5)]
@@ -31,13 +31,13 @@ class TestRecorded:
         assert [float(svi.step(x)) for _ in range(5)] == first
         assert len(set(first)) == 5
 
-    def test_tracing_takes_nothing_from_the_random_streams(self) -> None:
+    def test_recording_leaves_the_random_streams_unchanged(self) -> None:
         found = take_steps(driver(small_vae()), 3)
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         assert found == take_steps(driver(small_vae(), graph=None), 3)
 
-    def test_a_smaller_last_batch_is_left_to_the_eager_step(self) -> None:
+    def test_smaller_last_batch_runs_eagerly(self) -> None:
         svi = driver(small_vae())
         take_steps(svi, 3)
         assert is_recorded(svi)
@@ -46,8 +46,8 @@ class TestRecorded:
         assert svi.steps == 4
 
     @pytest.mark.parametrize(("graph", "first"), [("recorded", 5), ("recorded", 2), ("compiled", 2)])
-    def test_a_state_continues_a_recorded_run_to_the_bit(self, graph: str, first: int) -> None:
-        """Also where the first batch after it is the smaller one: the size that is recorded is in the state."""
+    def test_state_continues_a_recorded_run_bit_identical(self, graph: str, first: int) -> None:
+        """Also if the first batch is the smaller one: the recorded batch size is part of the state."""
         pyro.set_rng_seed(0)
         svi = driver(small_vae(), graph=graph)
         take_steps(svi, 4)
@@ -59,8 +59,8 @@ class TestRecorded:
         assert [*take_steps(resumed, 1, first), *take_steps(resumed, 10)] == expected
         assert is_recorded(resumed)
 
-    def test_beta_is_live(self) -> None:
-        """Over a warm-up each loss is that of the eager step, whose beta differs every time."""
+    def test_beta_warms_up_in_a_recorded_step(self) -> None:
+        """Each loss equals that of the eager step, whose beta differs at every step."""
         expected = take_steps(driver(small_vae(), BetaELBO(1, 4.0, warmup_steps=8), graph=None), 10)
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -68,7 +68,7 @@ class TestRecorded:
         assert take_steps(svi, 10) == pytest.approx(expected, rel=1e-12)
         assert len(svi.recorded._graph._records) == 1
 
-    def test_a_learning_rate_that_is_changed_is_live(self) -> None:
+    def test_changed_learning_rate_takes_effect(self) -> None:
         svi = driver(small_vae())
         take_steps(svi, 3)
         before = [p.clone() for p in svi.optim.params.values()]
@@ -76,7 +76,7 @@ class TestRecorded:
         take_steps(svi, 1)
         assert all(torch.equal(p, old) for p, old in zip(svi.optim.params.values(), before, strict=True))
 
-    def test_a_part_that_is_unfrozen_or_put_into_evaluation_gets_a_record_of_its_own(self) -> None:
+    def test_unfrozen_or_evaluated_module_gets_a_new_record(self) -> None:
         runs = []
         for graph in (None, "recorded"):
             pyro.clear_param_store()
@@ -94,9 +94,9 @@ class TestRecorded:
         assert len(svi.recorded._graph._records) == 3
 
     @pytest.mark.parametrize("where", ["loss", "gradient"])
-    def test_a_step_that_is_not_finite_leaves_the_weights(self, where: str) -> None:
+    def test_nonfinite_step_leaves_the_weights_unchanged(self, where: str) -> None:
         class Root(nn.Module):
-            """The square root of a magnitude: finite at zero, its gradient is not."""
+            """The square root of a magnitude: finite at zero, where its gradient is not."""
 
             def forward(self, value: Tensor) -> Tensor:
                 return value + self.shift.abs().sqrt()
@@ -116,11 +116,11 @@ class TestRecorded:
             torch.testing.assert_close(p, old, rtol=0, atol=0, equal_nan=True)
         with torch.no_grad():
             root.shift.fill_(1.0)
-        svi.step(images(5))  # what was wrong is put right
+        svi.step(images(5))  # training continues once the parameter is valid again
         assert is_recorded(svi)
 
-    def test_batch_statistics_are_those_of_the_eager_run(self) -> None:
-        """Tracing runs the program twice more, and must not leave that in its buffers."""
+    def test_batch_statistics_equal_those_of_the_eager_run(self) -> None:
+        """Recording runs the program twice more, without a trace in its buffers."""
         kept = []
         for graph in (None, "recorded"):
             pyro.clear_param_store()
@@ -133,8 +133,8 @@ class TestRecorded:
         assert is_recorded(svi)
         torch.testing.assert_close(*kept, rtol=1e-10, atol=1e-12)
 
-    def test_a_net_that_nothing_shows_is_trained_all_the_same(self) -> None:
-        """Its parameters are known from the record, not from a search."""
+    def test_network_hidden_in_containers_is_trained(self) -> None:
+        """Its parameters are found by recording, not by searching attributes."""
         hidden = {"net": [[[[[[nn.Linear(6, 2)]]]]]]}
         svi_pair = []
         for graph in (None, "recorded"):
@@ -156,7 +156,7 @@ class TestRecorded:
 
 
 class Tempered(ELBO):
-    """An objective with a schedule of its own, a number in Python."""
+    """An objective with its own schedule, a Python number."""
 
     power = 1.0
 
@@ -167,7 +167,7 @@ class Tempered(ELBO):
         return self.power * super().per_image(particles)
 
 
-def test_an_objective_whose_number_changes_once_gets_a_second_record() -> None:
+def test_objective_whose_number_changes_once_gets_a_second_record() -> None:
     expected = take_steps(driver(small_vae(), Tempered(), None), 6)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
@@ -176,8 +176,8 @@ def test_an_objective_whose_number_changes_once_gets_a_second_record() -> None:
     assert len(svi.recorded._graph._records) == 2
 
 
-def test_a_part_that_takes_the_place_of_another_gets_a_record_of_its_own() -> None:
-    """Also one without parameters, that may come to lie where the other has lain."""
+def test_replaced_module_gets_a_new_record() -> None:
+    """Also modules without parameters, which may be allocated at the address of the replaced one."""
     runs = []
     for graph in (None, "recorded"):
         pyro.clear_param_store()

@@ -1,4 +1,4 @@
-"""What cannot be recorded or compiled runs eagerly, and one line says why."""
+"""Programs that cannot be recorded or compiled run eagerly, and the reason is logged in one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counted(nn.Module):
         return z * (1 + self.calls / 10)
 
 
-class Odd(nn.Module):
+class Modified(nn.Module):
     def __init__(self, net: nn.Module, change: Any) -> None:
         super().__init__()
         self.net, self.change = net, change
@@ -60,7 +60,7 @@ class Odd(nn.Module):
         (Counted, "Counted.calls changes from call to call"),
     ],
 )
-def test_what_cannot_be_traced_runs_eagerly_and_says_why(
+def test_untraceable_program_runs_eagerly_with_a_reason(
     change: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
@@ -68,7 +68,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         vae = small_vae()
-        vae.likelihood.net = Odd(vae.likelihood.net, change())
+        vae.likelihood.net = Modified(vae.likelihood.net, change())
         with caplog.at_level(logging.WARNING):
             runs.append(take_steps(driver(vae, graph=graph), 5))
     assert runs[0] == runs[1]
@@ -78,7 +78,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why(
     assert "\n" not in line
 
 
-def test_a_compiler_that_is_wrong_is_not_believed(
+def test_wrong_results_of_the_compiler_are_detected(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def wrong(record: Any, inputs: Any) -> Any:
@@ -88,7 +88,7 @@ def test_a_compiler_that_is_wrong_is_not_believed(
     with caplog.at_level(logging.WARNING):
         found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "gives other numbers" in line
+    assert "gives different results" in line
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     assert found == take_steps(driver(small_vae(), graph=None), 5)
@@ -106,7 +106,7 @@ class Annealed(ELBO):
         return self.power * super().per_image(particles)
 
 
-def test_an_objective_whose_numbers_change_is_run_by_pyro_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_objective_whose_number_keeps_changing_runs_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     expected = take_steps(driver(small_vae(), Annealed(), None), 20)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)

@@ -1,9 +1,10 @@
-"""Adamax behind our driver: the steps of torch's own, and those of the paper."""
+"""Adamax in our driver: the same steps as torch's implementation and as the paper's."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pyro
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers.fits import BATCHES, Fixed, Multiplied
 from helpers.programs import small_vae
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_vae.config import components
 from pyro_vae.errors import NonFiniteError
@@ -36,8 +38,8 @@ def gradients(vae: VAE, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_its_steps_are_those_of_torch_and_of_the_paper(graph: str | None) -> None:
-    """Kingma, Ba (2015), section 7.1: m is the mean of g, u the maximum of beta_2 u and |g|, and the step m / u."""
+def test_adamax_steps_match_torch_and_the_paper(graph: str | None) -> None:
+    """Kingma, Ba (2015), section 7.1: m averages g, u is the maximum of beta_2 u and |g|, and the step is m / u."""
     ours = small_vae()
     stock, paper = copy.deepcopy(ours), copy.deepcopy(ours)
     batches = [Fixed().valid.roll(number, 0)[:8] for number in range(STEPS)]
@@ -70,7 +72,7 @@ def test_its_steps_are_those_of_torch_and_of_the_paper(graph: str | None) -> Non
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_what_is_not_finite_stops_it_before_the_weights_and_the_moments_change(graph: str | None) -> None:
+def test_nonfinite_step_changes_neither_weights_nor_moments(graph: str | None) -> None:
     fit = Fit(adamax(small_vae(), graph), Multiplied(), 3)
     next(iter(fit))
     before = copy.deepcopy(fit.svi.state_dict())
@@ -78,3 +80,19 @@ def test_what_is_not_finite_stops_it_before_the_weights_and_the_moments_change(g
     with pytest.raises(NonFiniteError, match=f"at step {BATCHES} "):
         next(iter(fit))
     torch.testing.assert_close(fit.svi.state_dict(), before, rtol=0, atol=0)
+
+
+def test_learning_rate_on_cuda_is_float32() -> None:
+    """Fused kernels accept no other dtype, whatever the default. Tested with fake CUDA tensors, which need no device."""
+    given: dict[str, Any] = {}
+
+    class Unchecked(torch.optim.Adam):
+        def __init__(self, params: Any, **options: Any) -> None:
+            given.update(options)
+            super().__init__(params)
+
+    with FakeTensorMode():
+        weight = pyro.param("weight", torch.zeros(3, device="cuda"))
+        Optim(Unchecked, {"lr": 1e-3, "fused": True}).add_params([weight])
+    assert weight.dtype == torch.get_default_dtype()
+    assert (given["lr"].dtype, given["lr"].device.type, given["capturable"]) == (torch.float32, "cuda", True)

@@ -1,4 +1,4 @@
-"""Lower precision: products round their factors and their result to 8 bits, and nothing else loses any."""
+"""Lower precision: products round their factors and results to 8 bits, and all other operations are unaffected."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def product_of(layer: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_a_product_is_as_exact_as_bfloat16(name: str) -> None:
-    """Rounding to 8 bits is off by 2^-9 at most: of two factors and the result, three times that of the magnitudes."""
+def test_products_are_as_accurate_as_bfloat16(name: str) -> None:
+    """Rounding two factors and the result to 8 bits has an error of at most 3 x 2^-9 times the magnitudes."""
     a, b = torch.randn(7, 20, dtype=torch.float32), torch.randn(20, 5, dtype=torch.float32)
     with BFloat16Products():
         found = PRODUCTS[name](a, b)
@@ -39,10 +39,10 @@ def test_a_product_is_as_exact_as_bfloat16(name: str) -> None:
     exact, magnitude = a.double() @ b.double(), a.double().abs() @ b.double().abs()
     error = (found.double() - exact).abs()
     assert (error <= 3.1 * 2**-9 * magnitude).all()
-    assert (error > 1e-5).any()  # it was rounded
+    assert (error > 1e-5).any()  # rounding took place
 
 
-def test_products_in_float64_keep_all_their_digits() -> None:
+def test_float64_products_are_unchanged() -> None:
     a, b = torch.randn(7, 20, dtype=torch.float64), torch.randn(20, 5, dtype=torch.float64)
     with BFloat16Products():
         assert torch.equal(a @ b, torch.matmul(a, b))
@@ -51,8 +51,8 @@ def test_products_in_float64_keep_all_their_digits() -> None:
         torch.testing.assert_close(a @ b, expected, rtol=1e-15, atol=1e-14)
 
 
-def test_densities_are_those_of_their_parameters_in_float32() -> None:
-    """log q of what was drawn, computed again in float64 from the same loc and scale: no bfloat16 in between."""
+def test_densities_are_computed_in_float32() -> None:
+    """log q of the draws agrees with float64 for the same loc and scale: no bfloat16 in between."""
     torch.set_default_dtype(torch.float32)
     vae = small_vae()
     with BFloat16Products():
@@ -65,15 +65,15 @@ def test_densities_are_those_of_their_parameters_in_float32() -> None:
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_steps_in_bfloat16_follow_those_in_float32(graph: str | None) -> None:
-    """Gradients within a few per cent, as 8 bits give them, and not the same."""
+def test_bfloat16_steps_are_close_to_float32_steps(graph: str | None) -> None:
+    """Gradients agree within a few per cent, the accuracy of 8 bits, but not exactly."""
     torch.set_default_dtype(torch.float32)
     found = {}
     for precision in ("float32", "bf16"):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         vae = small_vae()
-        optim = Optim(torch.optim.SGD, {"lr": 1e-3})  # so that the change of the weights is the gradient
+        optim = Optim(torch.optim.SGD, {"lr": 1e-3})  # the change of the weights is the gradient
         svi = SVI(vae.model, vae.guide, optim, ELBO(5), execution=graph, precision=precision)
         svi.step(images(50))
         before = torch.cat([p.detach().flatten() for p in vae.parameters()])
@@ -84,8 +84,14 @@ def test_steps_in_bfloat16_follow_those_in_float32(graph: str | None) -> None:
     assert 1e-4 < relative < 0.05
 
 
-def test_tf32_is_set_for_a_step_alone() -> None:
+def test_tf32_is_enabled_only_during_a_step() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with PRECISIONS["tf32"]():
         assert torch.get_float32_matmul_precision() == "high"
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_unknown_precision_is_rejected() -> None:
+    vae = small_vae()
+    with pytest.raises(ValueError, match="precision is 'fp8'; choose one of float32, tf32, bf16"):
+        SVI(vae.model, vae.guide, Optim(torch.optim.Adam, {"lr": 0.01}), ELBO(), precision="fp8")

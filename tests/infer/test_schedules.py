@@ -1,4 +1,4 @@
-"""Learning-rate schedules have the shapes of their papers."""
+"""Learning-rate schedules have the shapes given in their papers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def test_cosine_is_symmetric_about_its_midpoint() -> None:
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
-def test_a_schedule_stays_where_it_ends(name: str) -> None:
+def test_schedule_is_constant_after_its_end(name: str) -> None:
     factor = schedules.per_step(schedules.SCHEDULES[name], 10)
     assert factor(25) == factor(10)
 
 
-# One step per epoch, and several: a stage must not begin inside an epoch.
+# With one and several steps per epoch: a stage must not begin inside an epoch.
 @pytest.mark.parametrize("steps_per_epoch", [1, 7])
-def test_burda_makes_the_passes_of_the_paper(steps_per_epoch: int) -> None:
+def test_burda_has_the_stages_of_the_paper(steps_per_epoch: int) -> None:
     factor = schedules.per_step(schedules.burda, 3280 * steps_per_epoch)
     factors = [factor(step) for step in range(3280 * steps_per_epoch)]
     assert factors == sorted(factors, reverse=True)

@@ -1,4 +1,4 @@
-"""An optimizer of `pyro.optim` under our SVI: the steps of stock Pyro to the bit, or a line that says what to pass."""
+"""Optimizers of `pyro.optim` in our SVI: the steps of stock Pyro bit for bit, or an error that says what to pass."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("make", CASES)
-def test_the_steps_are_those_of_stock_pyro_to_the_bit(make: Make) -> None:
+def test_steps_equal_those_of_stock_pyro_bit_for_bit(make: Make) -> None:
     found = []
     for ours in (False, True):
         vae = fresh()
@@ -80,8 +80,8 @@ def test_the_steps_are_those_of_stock_pyro_to_the_bit(make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", CASES)
-def test_a_state_goes_on_to_the_bit(make: Make) -> None:
-    """Moments, numbers of steps and a learning rate that has decayed or been lowered."""
+def test_state_resumes_bit_identical(make: Make) -> None:
+    """Moments, step counts, and a learning rate that has decayed or been lowered."""
     vae = fresh()
     (svi,) = drivers(vae, make(), ours=True)
     take_steps(svi, 3)
@@ -97,14 +97,14 @@ def test_a_state_goes_on_to_the_bit(make: Make) -> None:
     assert_same(values(other), values(vae))
 
 
-def test_the_learning_rate_of_a_step_is_the_decayed_one() -> None:
+def test_learning_rate_is_the_decayed_one() -> None:
     (svi,) = drivers(fresh(), pyro.optim.ClippedAdam(dict(DECAYING)), ours=True)
     take_steps(svi, 3)
     assert svi.optim.learning_rate == pytest.approx(0.02 * 0.8**3)
 
 
 @pytest.mark.parametrize("make", ADAGRADS)
-def test_a_part_that_is_unfrozen_joins_an_optimizer_whose_constructor_makes_the_state(make: Make) -> None:
+def test_unfrozen_module_joins_an_optimizer_with_initial_state(make: Make) -> None:
     found = []
     for ours in (False, True):
         vae = fresh()
@@ -118,7 +118,7 @@ def test_a_part_that_is_unfrozen_joins_an_optimizer_whose_constructor_makes_the_
     assert_same(*found)
 
 
-def test_drivers_of_one_program_share_the_moments_and_the_next_program_has_its_own() -> None:
+def test_drivers_of_one_program_share_moments_and_other_programs_do_not() -> None:
     found: list[list[Tensor]] = [[], []]
     for ours in (False, True):
         optim = pyro.optim.ClippedAdam(dict(DECAYING))
@@ -132,8 +132,8 @@ def test_drivers_of_one_program_share_the_moments_and_the_next_program_has_its_o
 
 
 @pytest.mark.parametrize("make", [CASES[-2].values[0], CASES[1].values[0]])
-def test_a_recorded_step_clips_gradients_that_share_memory(make: Make) -> None:
-    """That of a sum is one number, read everywhere, and here the gradient of two parameters."""
+def test_recorded_step_clips_gradients_that_share_memory(make: Make) -> None:
+    """The gradient of a sum is an expanded scalar, here shared by two parameters."""
     found = []
     for graph in (None, "recorded"):
         vae, shift, gain = fresh(), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
@@ -175,28 +175,28 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "scheduler": (lambda: pyro.optim.ExponentialLR(dict(SCHEDULED)), rf"pass {ADAM}, schedule=\.\.\.\)"),
     "arguments by name": (lambda: pyro.optim.Adam(lambda name: {"lr": 0.01}), rf"one set of arguments.*pass {ADAM}"),
     "clips by name": (lambda: pyro.optim.Adam({}, lambda module, name: {}), rf"pass {ADAM}, clip_args=\{{\.\.\.\}}\)"),
-    "another key": (lambda: pyro.optim.Adam({}, {"norm": 1.0}), r"pyro_vae\.Optim clips by .* take 'norm' out"),
+    "another key": (lambda: pyro.optim.Adam({}, {"norm": 1.0}), r"pyro_vae\.Optim clips by .* remove 'norm'"),
     "a class of its own": (lambda: Own(torch.optim.Adam, {}), rf"the steps of a Own: pass {ADAM}\)"),
-    "steps taken": (used, rf"has a state already.*pass a new one, or {ADAM}\)"),
-    "a state loaded": (loaded, rf"has a state already.*pass a new one, or {ADAM}\)"),
+    "steps taken": (used, rf"already has a state.*pass a new one, or {ADAM}\)"),
+    "a state loaded": (loaded, rf"already has a state.*pass a new one, or {ADAM}\)"),
     "a torch optimizer": (
         lambda: torch.optim.SGD([torch.zeros(1)]),
-        r"takes no SGD .*write pyro_vae\.Optim\(torch\.optim\.SGD, \{\.\.\.\}\)",
+        r"cannot use a SGD .*write pyro_vae\.Optim\(torch\.optim\.SGD, \{\.\.\.\}\)",
     ),
-    "a class": (lambda: torch.optim.Adam, rf"takes no type .*write {ADAM}\)"),
-    "nothing": (lambda: None, rf"takes no NoneType .*write {ADAM}\)"),
+    "a class": (lambda: torch.optim.Adam, rf"cannot use a type .*write {ADAM}\)"),
+    "nothing": (lambda: None, rf"cannot use a NoneType .*write {ADAM}\)"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_adopted_is_refused_in_a_line(case: str) -> None:
+def test_unsupported_optimizer_is_rejected_with_one_line(case: str) -> None:
     make, words = REFUSED[case]
     with pytest.raises(ValueError, match=words) as caught:
         drivers(fresh(), make(), ours=True)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_our_own_optimizer_is_taken_as_it_is_and_clips_too() -> None:
+def test_our_optimizer_is_used_unchanged_and_clips_too() -> None:
     found = []
     for make in (Optim, PyroOptim):
         vae, optim = fresh(), make(torch.optim.Adam, {"lr": 0.01}, clip_args={"clip_norm": 0.3})
@@ -207,7 +207,7 @@ def test_our_own_optimizer_is_taken_as_it_is_and_clips_too() -> None:
     assert_same(*found)
 
 
-def test_the_stock_optimizer_no_longer_saves_or_loads_nothing_in_silence(tmp_path: Path) -> None:
+def test_save_and_load_of_an_adopted_optimizer_raise(tmp_path: Path) -> None:
     optim = pyro.optim.Adam({"lr": 0.01})
     optim.save(str(tmp_path / "before"))
     drivers(fresh(), optim, ours=True)

@@ -1,4 +1,4 @@
-"""The driver: the numbers of stock Pyro, no program that silently does not train, no step that is not finite."""
+"""The driver: the numbers of stock Pyro, an error for programs that would not train, and no non-finite step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def take_steps(svi: pyro.infer.SVI, number: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("fused", "tolerance"), [(False, 0.0), (True, 1e-6)])
-def test_sixty_steps_are_those_of_stock_pyro(fused: bool, tolerance: float) -> None:
+def test_sixty_steps_equal_those_of_stock_pyro(fused: bool, tolerance: float) -> None:
     pyro.set_rng_seed(0)
     stock_vae, vae = small_vae(), small_vae()
     vae.load_state_dict(stock_vae.state_dict())
@@ -58,7 +58,7 @@ def test_our_svi_takes_pyros_objectives() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_elbo_of_a_step_is_that_of_its_particles() -> None:
+def test_elbo_of_a_step_is_that_of_its_particles() -> None:
     vae, x = small_vae(), images(5)
     pyro.set_rng_seed(3)
     expected = ELBO(4).bounds(vae.model, vae.guide, x)[1].sum()
@@ -69,13 +69,13 @@ def test_the_elbo_of_a_step_is_that_of_its_particles() -> None:
     assert svi.elbo < -loss  # Jensen
 
 
-def test_a_second_program_of_the_same_names_is_refused() -> None:
+def test_second_program_with_the_same_names_is_rejected() -> None:
     take_steps(driver(small_vae()), 1)
     with pytest.raises(ValueError, match=r"No parameter trains|would not train"):
         take_steps(driver(small_vae()), 1)
 
 
-def test_a_program_without_pyro_module_is_refused() -> None:
+def test_program_without_pyro_module_is_rejected() -> None:
     vae = small_vae()
 
     class Silent(VAE):
@@ -93,15 +93,15 @@ def test_a_program_without_pyro_module_is_refused() -> None:
 
     parts = (vae.prior, vae.likelihood, vae.posterior)
     silent = driver(Mute(*parts))
-    for _ in range(2):  # and refused again when it is tried again
+    for _ in range(2):  # rejected at every attempt
         with pytest.raises(ValueError, match="would not train"):
             take_steps(silent, 1)
-    losses = take_steps(driver(Silent(*parts)), 100)  # the guide names the module: all of it trains
+    losses = take_steps(driver(Silent(*parts)), 100)  # the guide registers the module, so that all of it trains
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
-def test_a_guide_function_whose_net_is_not_named_is_refused() -> None:
-    """Nothing but the function's closure says that there is a net."""
+def test_guide_function_with_an_unregistered_net_is_rejected() -> None:
+    """The net is visible only in the function's closure."""
     vae = small_vae()
     encoder = vae.posterior
 
@@ -123,7 +123,7 @@ def test_a_guide_function_whose_net_is_not_named_is_refused() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_part_that_is_unfrozen_joins_the_optimizer(fused: bool) -> None:
+def test_unfrozen_module_joins_the_optimizer(fused: bool) -> None:
     pyro.set_rng_seed(0)
     vae = small_vae()
     encoder = vae.posterior.requires_grad_(False)
@@ -144,7 +144,7 @@ def test_a_part_that_is_unfrozen_joins_the_optimizer(fused: bool) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_leaves_the_weights(where: str, fused: bool) -> None:
+def test_nonfinite_step_leaves_the_weights_unchanged(where: str, fused: bool) -> None:
     vae = small_vae()
     svi = driver(vae, fused=fused)
     take_steps(svi, 3)
@@ -156,13 +156,13 @@ def test_a_step_that_is_not_finite_leaves_the_weights(where: str, fused: bool) -
     with pyro.validation_enabled(False), pytest.raises(NonFiniteError, match="at step 3 "):
         svi.step(images(5))
     assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
-    if where == "loss":  # what was wrong is put right: the next step is a good one
+    if where == "loss":  # the next step with a valid parameter succeeds
         vae.prior.loc.zero_()
         svi.step(images(5))
         assert all((p != old).any() for p, old in zip(vae.parameters(), before, strict=True))
 
 
-def test_a_state_of_another_program_changes_nothing() -> None:
+def test_state_of_another_program_is_rejected_without_changes() -> None:
     vae = small_vae()
     svi = driver(vae)
     take_steps(svi, 1)
@@ -177,12 +177,12 @@ def test_a_state_of_another_program_changes_nothing() -> None:
         state | {"params": dict.fromkeys(state["params"], 1)},
     ]
     for bad in (less, smaller, *strange):
-        with pytest.raises(ValueError, match=r"in one of them alone|has shape|not that of a program"):
+        with pytest.raises(ValueError, match=r"in only one of them|has shape|not belong to this program"):
             load_program_state(vae.model, vae.guide, bad, images(1))
         assert all(torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
 
 
-def test_the_state_continues_a_run_to_the_bit() -> None:
+def test_state_continues_a_run_bit_identical() -> None:
     pyro.set_rng_seed(0)
     vae = small_vae()
     svi = driver(vae, fused=True)
@@ -199,8 +199,8 @@ def test_the_state_continues_a_run_to_the_bit() -> None:
     assert all(torch.equal(p, q) for p, q in zip(other.parameters(), vae.parameters(), strict=True))
 
 
-def test_a_learning_rate_that_is_a_tensor_is_scheduled_recorded_and_resumed_in_place() -> None:
-    """As it is on a CUDA device, where a captured step reads that very tensor."""
+def test_tensor_learning_rate_is_scheduled_recorded_and_resumed_in_place() -> None:
+    """As on a CUDA device, where a captured step reads that tensor."""
 
     def new(rate: object) -> SVI:
         pyro.clear_param_store()

@@ -1,4 +1,4 @@
-"""The gallery: what its rows say of systems that are known."""
+"""The gallery of systems: its metrics for programs with known answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.calls import TINY, Inside, command, inside
+from helpers.calls import TINY, PopenInProcess, command, inside
 from torch import Tensor
 
 from pyro_vae import config
@@ -25,7 +25,7 @@ from pyro_vae.runs import LabeledImages, load_images
 
 
 class Bars:
-    """z in {0, ..., 15} says which row or column of an 8x8 image is light; a classifier has 0 or 1 to tell."""
+    """z in {0, ..., 15} selects the bright row or column of an 8x8 image; the class is row (0) or column (1)."""
 
     def __init__(self, fidelity: float) -> None:
         light = torch.eye(8)
@@ -47,8 +47,8 @@ class Bars:
         return LabeledImages(torch.bernoulli(self.means[z]), (z >= 8).long().cpu().numpy())
 
 
-def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> None:
-    """Its code is a threshold of the class; its samples are as far from the test images as training images, to 10 %."""
+def test_true_program_generates_images_like_the_training_images() -> None:
+    """Its code determines the class; its samples are as close to the test images as training images, to 10 %."""
     truth = Bars(0.9)
     train, test = truth.images(2000), truth.images(2000)
     net = train_feature_network(train.x, torch.as_tensor(train.classes, device=train.x.device), seed=0)
@@ -62,7 +62,7 @@ def test_the_truth_generates_what_training_images_are_and_noise_does_not() -> No
     assert good["frechet_of_training_images"] == bad["frechet_of_training_images"] < 0.05 * scale
 
 
-def test_of_a_loss_the_means_are_what_it_generates() -> None:
+def test_samples_of_a_loss_are_its_means() -> None:
     images = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=True)
     assert set(np.round(images.unique().tolist(), 6)) == {0.25, 0.75}
     draws = sample_images(Bars(0.5), torch.zeros(300, 8, 8), 0, means=False)
@@ -70,8 +70,8 @@ def test_of_a_loss_the_means_are_what_it_generates() -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_system_is_a_configuration_that_builds(name: str) -> None:
-    """Its fields are read by its program and its objective."""
+def test_every_system_is_a_valid_configuration(name: str) -> None:
+    """Its program and its objective use every field that is set."""
     settings = config.Config(**SYSTEMS[name])
     for field, default in programs.ignored_defaults(settings).items():
         assert getattr(settings, field) == default
@@ -81,8 +81,8 @@ def test_every_system_is_a_configuration_that_builds(name: str) -> None:
 
 
 def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what their summaries say; a flag that one of them does not read is left out there."""
-    monkeypatch.setattr(subprocess, "Popen", Inside)
+    """With the metrics of their summaries; a flag without effect on one of them is omitted there."""
+    monkeypatch.setattr(subprocess, "Popen", PopenInProcess)
     names = ["autoencoder", "vae", "pixelcnn", "notebook"]
     flags = ["--systems", *names, *TINY, "--prior", "laplace", "--out", tmp_path / "out"]
     result = inside("compare", *flags)
@@ -98,7 +98,7 @@ def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.
     assert [name for name in names if rows[name]["log_likelihood"] is None] == ["autoencoder", "notebook"]
     assert [name for name in names if rows[name]["frechet"] is None] == ["autoencoder"]
     assert [name for name in names if rows[name]["accuracy_all"] is None] == ["pixelcnn"]
-    # Those that observe the same are held against the same training images.
+    # Systems with the same binarization are compared with the same training images.
     same = {rows[name]["frechet_of_training_images"] for name in ("autoencoder", "vae", "pixelcnn")}
     assert len(same) == 1
     assert rows["notebook"]["frechet_of_training_images"] not in same
@@ -117,7 +117,7 @@ def test_compare_shows_systems_side_by_side(tmp_path: Path, monkeypatch: pytest.
         (["--systems", "vae", "wae", "--data", "{plain}"], ["trains features on labels", "plain"]),
     ],
 )
-def test_compare_refuses_what_is_no_gallery(
+def test_compare_rejects_invalid_galleries(
     flags: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(100, 3)))

@@ -1,4 +1,4 @@
-"""A probe of a program, measured and laid out."""
+"""The probe instrument: measurement and table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.on_device
 
 
 def program_of(gain: float) -> SimpleNamespace:
-    """q(z|x) around `gain`, a parameter of the store, times the one pixel of five that knows the class."""
+    """q(z|x) centered at `gain`, a `pyro.param`, times the one pixel of five that determines the class."""
 
     def guide(x: Tensor) -> None:
         factor = pyro.param("gain", torch.tensor(gain))
@@ -36,21 +36,21 @@ def program_of(gain: float) -> SimpleNamespace:
 
 
 def labelled(number: int) -> LabeledImages:
-    """Images whose third pixel says the class, and whose others are louder noise."""
+    """Return images whose third pixel determines the class, and whose other pixels are louder noise."""
     classes = np.arange(number) % 2
     x = 3 * torch.randn(number, 5)
     x[:, 2] = torch.as_tensor(2.0 * classes - 1).to(x)
     return LabeledImages(x, classes)
 
 
-def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its means tell the classes apart from 10 labels on; pixels and components, mostly noise, do not.
+def test_program_that_encodes_the_class_needs_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its means separate the classes from 10 labels on; pixels and principal components, mostly noise, do not.
 
-    The program without its fit is blind: its gain is 0, although the store holds that of the fit under its name.
+    The untrained program has a gain of 0, although the store holds the fitted gain under the same name.
     """
     monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 2)
     fitted, blind = program_of(1.0), program_of(0.0)
-    fitted.guide(labelled(2).x)  # the fitted gain stands in the store
+    fitted.guide(labelled(2).x)  # puts the fitted gain into the store
     rows = probe_rows(fitted, blind, labelled(40), labelled(500), 0)
     found = {(row["features"], row["classifier"], row["labels"]): row["accuracy"] for row in rows}
     assert {labels for *_, labels in found} == {10, 40}
@@ -62,7 +62,7 @@ def test_a_program_that_has_found_the_class_needs_few_labels(monkeypatch: pytest
     assert found["random encoder", "fine-tuned", 10] == 0.5
 
 
-def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_closed_form_means_the_rest_is_probed(caplog: pytest.LogCaptureFixture) -> None:
     flow = posteriors.IAF(nets.Dense((5,), 8, depth=1).encoder, 2)
 
     def guide(x: Tensor) -> None:
@@ -75,21 +75,21 @@ def test_where_there_is_no_mean_in_closed_form_the_rest_is_probed(caplog: pytest
     assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
     lines = [message for message in caplog.messages if "fine-tuned" in message]
     assert lines == [
-        "no encoder is fine-tuned: the guide has several latent sites or none, or one without a mean in closed form."
+        "No encoder is fine-tuned: the guide does not have exactly one latent site with a closed-form mean."
     ]
 
 
-def test_a_program_without_latents_has_pixels_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_program_without_latents_has_only_pixels(caplog: pytest.LogCaptureFixture) -> None:
     program = SimpleNamespace(model=None, guide=lambda x: None)
     with caplog.at_level(logging.INFO, "pyro_vae"):
         rows = probe_rows(program, program, labelled(20), labelled(1), 0)
     assert {row["features"] for row in rows} == {"pixels"}
-    assert {row["se"] for row in rows} == {None}  # of one test image
-    assert "no posterior means are probed: the program has no latent site." in caplog.messages
+    assert {row["se"] for row in rows} == {None}  # undefined for one test image
+    assert "No posterior means are probed: the program has no latent site." in caplog.messages
 
 
 def test_both_layers_are_probed() -> None:
-    """The class is the product of two signs, of which each latent knows one: only both together tell it."""
+    """The class is the product of two signs, one in each latent: only both latents together determine it."""
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
@@ -106,16 +106,16 @@ def test_both_layers_are_probed() -> None:
     assert {row["classifier"] for row in rows} == {"logistic", "kNN"}
 
 
-def test_there_is_nothing_to_probe_where_all_images_are_alike(tmp_path: Path) -> None:
+def test_probe_needs_two_classes(tmp_path: Path) -> None:
     x = {split: torch.rand(4, 5) for split in ("train", "test")}
     labels = Labels(("shape", "size"), *(torch.tensor([[3, 0], [3, 1]]).repeat(2, 1) for _ in range(3)))
     found = measure_probe(None, None, x, labels, 0)
-    assert found == Result(None, {"probe": "the training images have the same shape"})
+    assert found == Result(None, {"probe": "all training images have the same shape"})
     found.write(Folder(tmp_path), "probe")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_has_a_column_for_each_number_of_labels() -> None:
+def test_table_has_a_column_for_each_number_of_labels() -> None:
     cells = [
         ("pixels", "kNN", 10, 0.25, 0.02),
         ("pixels", "kNN", 1285, 0.5, None),
@@ -132,4 +132,4 @@ def test_the_table_has_a_column_for_each_number_of_labels() -> None:
         ["kNN,", "means", "75.0", "+-", "4.0", "87.5", "+-", "1.0"],
         ["fine-tuned,", "encoder", "30.0", "+-", "5.0", "60.0", "+-", "6.0"],
     ]
-    assert lines[4] == "b: nothing to probe, why"
+    assert lines[4] == "b: not probed, why"

@@ -1,4 +1,4 @@
-"""What sample.py draws, and what it leaves out."""
+"""Figures of sample.py, and those that it omits."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def test_a_run_is_drawn_and_left_as_it_was(run: Path) -> None:
-    """Twice the same bytes, with another seed others, and no other file of the run is touched."""
+def test_sampling_is_repeatable_and_changes_no_other_file(run: Path) -> None:
+    """Equal bytes for equal seeds, other bytes for another seed, and no other file of the run changes."""
     before = bytes_of(run)
     result = inside("sample", run)
     assert result.returncode == 0, result.stderr
@@ -53,18 +53,18 @@ def test_a_run_is_drawn_and_left_as_it_was(run: Path) -> None:
     assert {name: b for name, b in bytes_of(run).items() if not name.startswith("samples")} == before
 
 
-def test_an_autoencoder_has_no_prior_and_nothing_to_complete(tmp_path: Path) -> None:
+def test_autoencoder_has_no_prior_samples_and_no_completions(tmp_path: Path) -> None:
     inside("fit", *TINY, "--program", "autoencoder", "--latent-dim", 2, "--out", tmp_path / "run")
     assert inside("sample", tmp_path / "run").returncode == 0
     assert set(bytes_of(tmp_path / "run" / "samples")) == EVERYTHING - {"prior.png", "completions.png"}
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, refused: Callable[..., None]) -> None:
-    refused(command("sample", tmp_path), "no run folder")
+def test_folder_without_a_run_is_rejected(tmp_path: Path, refused: Callable[..., None]) -> None:
+    refused(command("sample", tmp_path), "not a run folder")
 
 
-def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
-    """Its frames are the images, grey level for grey level."""
+def test_animation_runs_forward_and_back(tmp_path: Path) -> None:
+    """Its frames are the images, gray level for gray level."""
     images = torch.rand(5, 6, 2, 2)
     frames = samples._forward_and_backward(images, 3)
     folder = RunFolder(tmp_path / "run").samples
@@ -74,11 +74,11 @@ def test_an_animation_runs_forwards_and_back(tmp_path: Path) -> None:
         read = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
     order = [0, 1, 2, 3, 4, 3, 2, 1]
     for frame, number in zip(read, order, strict=True):
-        grey = (255 * images[number, 4]).round().cpu().numpy()  # second row, second column of tiles of 2 x 2 and a line
+        grey = (255 * images[number, 4]).round().cpu().numpy()  # second row, second column of 2 x 2 tiles with a line
         np.testing.assert_array_equal(frame[4 * 3 : 6 * 3 : 3, 4 * 3 : 6 * 3 : 3], grey)
 
 
-def test_rows_hold_their_images_under_their_names() -> None:
+def test_rows_show_their_images_and_names() -> None:
     first, second = torch.rand(4, 3, 3), torch.rand(4, 3, 3)
     axes = labeled_rows({"first": first, "second": second}, "title").axes[0]
     shown = np.asarray(axes.images[0].get_array())
@@ -88,7 +88,7 @@ def test_rows_hold_their_images_under_their_names() -> None:
     assert list(axes.get_yticks()) == [9 / 4, 27 / 4]  # the middles of two rows of 9 pixels in all
 
 
-def test_codes_are_drawn_in_the_colour_of_their_class() -> None:
+def test_codes_are_colored_by_class() -> None:
     codes, classes = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 3
     axes = scatter(codes, classes).axes[0]
     for c, points in enumerate(axes.collections):
@@ -96,7 +96,7 @@ def test_codes_are_drawn_in_the_colour_of_their_class() -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "1", "2"]
 
 
-def test_one_test_image_has_no_other_to_go_to(tmp_path: Path) -> None:
+def test_single_test_image_has_no_interpolation(tmp_path: Path) -> None:
     inside("fit", *TINY, "--test-images", 1, "--latent-dim", 2, "--out", tmp_path / "run")
     result = inside("sample", tmp_path / "run")
     assert result.returncode == 0, result.stderr

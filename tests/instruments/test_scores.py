@@ -1,4 +1,4 @@
-"""The main measurement for data of any shape: the same numbers per dimension, and pictures where there can be some."""
+"""The main measurement for data of any shape: the same metrics per dimension, and pictures for images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SHAPES = [(8, 8), (1, 8, 8), (3, 8, 8), (2, 8, 8)]
 @pytest.mark.parametrize(
     ("net", "shape"), [*(("conv", shape) for shape in SHAPES), *(("mlp", s) for s in [*SHAPES, (64,)])]
 )
-def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    """An untrained decoder starts at the frequencies of each dimension, and adds the spread of its own logits."""
+def test_fair_coins_cost_a_bit_per_dimension(net: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """An untrained decoder starts at the frequency of each dimension, plus the spread of its logits."""
     settings = Config(net=net, latent_dim=4, hidden_dim=16).resolve()
     pixels = 255 * torch.randint(0, 2, (200, *shape)).byte()
     images = pv.data.Images("coins", pixels, pixels[:20], pixels[:20]).observed("none")
@@ -43,7 +43,7 @@ def test_fair_coins_cost_a_bit_a_dimension(net: str, shape: tuple[int, ...], tmp
 
 
 class _Titles:
-    """A folder that keeps the titles of the figures instead of drawing them."""
+    """A folder that collects the titles of figures instead of drawing them."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -57,7 +57,7 @@ class _Titles:
 @pytest.mark.parametrize(
     ("likelihood", "what"), [("gaussian", "means of"), ("logistic-mixture", "means of 100 draws of")]
 )
-def test_pictures_say_whether_they_are_means_or_draws(likelihood: str, what: str) -> None:
+def test_titles_distinguish_means_from_draws(likelihood: str, what: str) -> None:
     """The logistic mixture of colors has no mean in closed form."""
     settings = Config(likelihood=likelihood, binarize="none", net="linear", latent_dim=2).resolve()
     pixels = torch.randint(0, 256, (40, 3, 4, 4)).byte()
@@ -67,5 +67,5 @@ def test_pictures_say_whether_they_are_means_or_draws(likelihood: str, what: str
     scores, _ = measure_scores(vae, x, 50, density=likelihood == "gaussian", seed=0)
     titles = _Titles()
     write_scores(cast(RunFolder, titles), vae, x, scores, 0)
-    assert titles.found["reconstructions"] == f"test images, and under them {what} p(x|z),\nz from q(z|x)"
+    assert titles.found["reconstructions"] == f"test images above {what} p(x|z),\nz from q(z|x)"
     assert titles.found["prior_samples"] == f"{what} p(x|z) for z from the prior"

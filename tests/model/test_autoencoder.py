@@ -1,4 +1,4 @@
-"""The autoencoder: principal components by another name, and no density."""
+"""The autoencoder: equivalent to PCA if linear, and without a density."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DIM, UNITS = 6, 2
 
 
 class ScaledPixels(nn.Module):
-    """A Gaussian of linear mean with a scale for each pixel."""
+    """A Gaussian with a linear mean and a scale for each pixel."""
 
     def __init__(self, decoder: Callable[[int], nn.Module], images: Tensor) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ScaledPixels(nn.Module):
 
 
 def centred_data() -> Tensor:
-    """300 points, centred: a strong plane of little noise, and two more pixels of nothing but noise, as strong."""
+    """Return 300 centered points: a plane with little noise, and two more pixels of pure noise."""
     plane = torch.randn(300, UNITS) @ torch.randn(UNITS, DIM - 2)
     x = torch.cat([plane + 0.1 * torch.randn(300, DIM - 2), torch.randn(300, 2) * torch.tensor([0.9, 0.2])], 1)
     return x - x.mean(0)
@@ -75,18 +75,18 @@ def fitted_angle(likelihood: Callable[..., nn.Module], x: Tensor) -> float:
     return float(subspace_angles(weight.cpu().numpy(), components.cpu().numpy()).max())
 
 
-def test_with_one_scale_the_linear_autoencoder_finds_the_principal_plane() -> None:
-    """Baldi, Hornik (1989): the squared error has no other minimum than the plane of PCA."""
+def test_linear_autoencoder_with_one_scale_finds_the_principal_plane() -> None:
+    """Baldi, Hornik (1989): the squared error has no minimum other than the plane of PCA."""
     assert fitted_angle(likelihoods.IsotropicGaussian, centred_data()) < 1e-2
 
 
-def test_with_a_scale_for_each_pixel_it_rightly_does_not() -> None:
+def test_linear_autoencoder_with_pixel_scales_does_not_find_it() -> None:
     """A noisy pixel gets a wide scale instead of a direction, as in factor analysis."""
     assert fitted_angle(ScaledPixels, centred_data()) > 0.1
 
 
-def test_one_gaussian_scale_and_linear_nets_are_probabilistic_pca() -> None:
-    """log p(x) = N(x; b, W W' + s2 I): with the exact posterior as the guide every weight says so."""
+def test_linear_vae_with_one_scale_is_probabilistic_pca() -> None:
+    """log p(x) = N(x; b, W W' + s2 I): with the exact posterior as the guide, every weight equals it."""
     truth = LinearGaussian(UNITS, DIM)
     images = torch.randint(0, 256, (50, DIM), dtype=torch.uint8)
     part = likelihoods.IsotropicGaussian(partial(nets.Dense((DIM,), 0, depth=0).decoder, UNITS), images, 0.0)
@@ -119,14 +119,14 @@ def cross_entropy(program: VAE, x: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((-2, -1))
 
 
-def test_its_objective_is_the_reconstruction_error_and_it_has_no_elbo() -> None:
+def test_objective_is_the_reconstruction_error_without_an_elbo() -> None:
     program, x = an_autoencoder()
     objective, elbo = ELBO(3).bounds(program.model, program.guide, x)
     torch.testing.assert_close(-objective, cross_entropy(program, x).double())
     assert elbo.isnan().all()
 
 
-def test_its_scores_are_the_reconstruction_error_and_nothing_else() -> None:
+def test_scores_contain_only_the_reconstruction_error() -> None:
     program, x = an_autoencoder()
     scores = score(program.model, program.guide, x, 100, seed=0)
     expected = cross_entropy(program, x).detach().cpu().numpy()
@@ -142,18 +142,18 @@ def test_its_scores_are_the_reconstruction_error_and_nothing_else() -> None:
     assert log_weights(program.model, program.guide, x, 4).isnan().all()
 
 
-def test_its_particles_are_scored_once() -> None:
+def test_particles_are_scored_once() -> None:
     program, x = an_autoencoder()
     shapes = []
     program.likelihood.net.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape))
     score(program.model, program.guide, x, 1000, chunk=10, seed=0)
     rows = [math.prod(shape[:-1]) for shape in shapes]
     assert max(rows) <= len(x)
-    assert len(rows) <= 4  # the support, twice the dependence on other images, the score
+    assert len(rows) <= 4  # the support check, two calls for the dependence on other images, the score
 
 
-def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
-    """In single precision no two layouts give the same bits, so that its density would be zero."""
+def test_point_mass_does_not_prevent_the_particle_layout() -> None:
+    """In single precision different layouts never agree bit for bit, so that the density at the point would be zero."""
     program, x = an_autoencoder()
     program, x = program.float(), x.float()
     result = trace_particles(program.guide, x, 7)
@@ -161,7 +161,7 @@ def test_a_point_mass_does_not_hide_that_a_net_takes_particles() -> None:
     torch.testing.assert_close(result.deltas["z"].v, program.posterior.net(x).expand(7, 30, UNITS))
 
 
-def test_a_proper_prior_does_not_give_a_point_mass_a_density() -> None:
+def test_point_mass_has_no_density_even_under_a_proper_prior() -> None:
     program, x = an_autoencoder()
     guide = program.guide
 
@@ -175,8 +175,8 @@ def test_a_proper_prior_does_not_give_a_point_mass_a_density() -> None:
     assert math.isfinite(scores.distortion.mean())
 
 
-def test_a_delta_with_the_density_of_a_draw_is_no_point_mass() -> None:
-    """As Pyro's own guides have it: drawn from the exact posterior, every log weight is log p(x)."""
+def test_delta_with_the_density_of_a_draw_is_not_a_point_mass() -> None:
+    """As in Pyro's own guides: drawn from the exact posterior, every log weight is log p(x)."""
     truth = LinearGaussian(UNITS)
 
     def guide(x: Tensor) -> None:
@@ -191,7 +191,7 @@ def test_a_delta_with_the_density_of_a_draw_is_no_point_mass() -> None:
     torch.testing.assert_close(ELBO().bounds(truth.model, guide, x)[1], truth.log_evidence(x))
 
 
-def test_a_loss_has_a_rate_and_no_likelihood() -> None:
+def test_loss_has_a_rate_but_no_likelihood() -> None:
     truth = LinearGaussian(UNITS)
 
     class Loss(dist.Normal):
@@ -217,8 +217,8 @@ def test_a_loss_has_a_rate_and_no_likelihood() -> None:
     )
 
 
-def test_patience_watches_the_distortion() -> None:
-    """Without an ELBO: the best epoch is the one whose reconstructions of validation images are the best."""
+def test_patience_uses_the_distortion() -> None:
+    """Without an ELBO, the best epoch is that with the best reconstructions of validation images."""
     settings = config.Config(program="autoencoder", train_images=200, epochs=40, latent_dim=8, learning_rate=0.05)
     images = load_images(settings.resolve())
     program = programs.build(settings.resolve(), images.pixels)
@@ -233,8 +233,8 @@ def test_patience_watches_the_distortion() -> None:
     assert distortion == pytest.approx(min(distortions), rel=1e-9)
 
 
-def test_a_run_has_no_density_and_reconstructs(tmp_path: Path) -> None:
-    """Better than the mean image, whose cross-entropy is 27.3 nats, and evaluated again to the same number."""
+def test_run_has_no_density_and_reconstructs(tmp_path: Path) -> None:
+    """Better than the mean image, whose cross-entropy is 27.3 nats; a second evaluation gives the same value."""
     flags = ["--program", "autoencoder", "--epochs", 60, "--learning-rate", 0.01, "--latent-dim", 8]
     result = inside("fit", *TINY, *flags, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
@@ -253,15 +253,15 @@ def test_a_run_has_no_density_and_reconstructs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [("--prior", "mixture"), ("--posterior", "iaf")])
-def test_an_autoencoder_refuses_what_it_does_not_have(
+def test_flags_without_effect_on_an_autoencoder_are_rejected(
     flags: tuple[str, str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     call = command("fit", *TINY, "--program", "autoencoder", *flags, "--out", tmp_path / "run")
-    refused(call, flags[0], "--program autoencoder does not read")
+    refused(call, flags[0], "has no effect with --program autoencoder")
 
 
 @pytest.mark.parametrize("flags", [("--ais-temperatures", 5), ("--local-vi-steps", 5), ("--sbc-images", 5)])
-def test_instruments_of_densities_refuse_an_autoencoder(
+def test_instruments_that_need_a_density_reject_an_autoencoder(
     flags: tuple[str, int], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     inside("fit", *TINY, "--program", "autoencoder", "--out", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Programs of classes: the mixture with an explicit class, and images given their label."""
+"""Programs with classes: the mixture with an explicit class, and images with labels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def x() -> Tensor:
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("objective", [ELBO, IWAE])
-def test_gmvae_trains_like_the_vae_of_the_same_mixture(
+def test_gmvae_trains_like_the_vae_with_the_same_mixture(
     objective: type[ELBO] | type[IWAE], num_particles: int, x: Tensor
 ) -> None:
     both = parts()
@@ -57,22 +57,22 @@ def test_gmvae_trains_like_the_vae_of_the_same_mixture(
     for build in (VAE, GMVAE):
         program = build(*copy.deepcopy(both))
         bound = objective(num_particles)
-        bound.bounds(program.model, program.guide, x)  # the layout is chosen at the first use
+        bound.bounds(program.model, program.guide, x)  # the layout is probed on the first call
         pyro.set_rng_seed(0)
         value, elbo = bound.bounds(program.model, program.guide, x)
         found.append((value, elbo, torch.autograd.grad(value.sum(), list(program.parameters()))))
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
 
 
-def test_gmvae_scores_like_the_vae_of_the_same_mixture(x: Tensor) -> None:
+def test_gmvae_scores_like_the_vae_with_the_same_mixture(x: Tensor) -> None:
     prior, likelihood, posterior = parts()
     vae, gmvae = VAE(prior, likelihood, posterior), GMVAE(prior, likelihood, posterior)
     found = [log_weight_terms(program.model, program.guide, x, 200, seed=0) for program in (vae, gmvae)]
     torch.testing.assert_close(found[0][:3], found[1][:3], rtol=1e-11, atol=1e-11)
 
 
-def test_the_posterior_of_the_class_is_the_mean_share_of_its_component(x: Tensor) -> None:
-    # p(c|x) = E[p(c|z)] under the posterior, by hand from draws of a wide guide: 5.5 s.e. of 40 numbers, below 1e-5.
+def test_class_posterior_is_the_mean_responsibility(x: Tensor) -> None:
+    # p(c|x) = E[p(c|z)] under the posterior, estimated with a wide guide: 5.5 s.e. for 40 numbers, below 1e-5.
     prior, likelihood, _ = parts()
 
     def posterior(x: Tensor) -> pyro.distributions.TorchDistribution:
@@ -93,13 +93,13 @@ def test_the_posterior_of_the_class_is_the_mean_share_of_its_component(x: Tensor
         assert ((probs - right).abs() < 5.5 * math.sqrt(2) * spread + 1e-6).all()
 
 
-def test_the_decoder_of_gmvae_is_run_once_for_all_classes(x: Tensor) -> None:
+def test_decoder_of_gmvae_runs_once_for_all_classes(x: Tensor) -> None:
     gmvae = GMVAE(*parts())
     bound = ELBO(3)
     bound.bounds(gmvae.model, gmvae.guide, x)
     rows = []
     handle = gmvae.likelihood.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
-    bound.bounds(gmvae.model, gmvae.guide, x)  # the second use looks at the layouts again
+    bound.bounds(gmvae.model, gmvae.guide, x)  # the second use probes the layouts again
     rows.clear()
     bound.bounds(gmvae.model, gmvae.guide, x)
     handle.remove()
@@ -120,8 +120,8 @@ def test_pictures_have_a_row_for_each_class(x: Tensor) -> None:
     assert ((z.mean(1) - gmvae.prior.loc).abs() < 5.5 * scale / math.sqrt(6)).all()
 
 
-def test_purity_is_that_of_the_confusion() -> None:
-    # Clusters far apart, whose images say which they are: label 0 has two of them, labels 1 and 2 share one.
+def test_purity_matches_the_confusion_matrix() -> None:
+    # Well separated clusters, identified by the images: label 0 has two of them, labels 1 and 2 share one.
     prior, _, _ = parts()
 
     class Apart:
@@ -131,7 +131,7 @@ def test_purity_is_that_of_the_confusion() -> None:
                 pyro.sample("x", pyro.distributions.Normal(20.0 * c, 1.0), obs=x)
 
         def guide(self, x: Tensor) -> None:
-            """Draw nothing."""
+            """Empty guide."""
 
     clusters = torch.arange(CLASSES).repeat(25)
     labels = np.where(clusters < 2, 0, np.where(clusters < 3, 1, np.where(np.arange(100) % 8 == 3, 2, 1)))
@@ -141,7 +141,7 @@ def test_purity_is_that_of_the_confusion() -> None:
     assert found["purity"] == sum(map(max, zip(*by_hand, strict=True))) / 100
 
 
-def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
+def test_cvae_is_one_vae_per_class(x: Tensor) -> None:
     family = nets.Dense((2, 3), 5)
     pixels = torch.randint(0, 256, (20, 2, 3), dtype=torch.uint8)
     program = CVAE(
@@ -153,7 +153,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
     )
     y = torch.tensor([0, 3, 1, 1, 2])
     found = log_weight_terms(program.model, program.guide, Batch(x, y), 50, seed=0)
-    for c in range(CLASSES):  # with the class built in, as if it were the only one
+    for c in range(CLASSES):  # with the class fixed, as if there were no other
         hot = torch.nn.functional.one_hot(torch.tensor(c), CLASSES).to(x)
 
         def with_class(h: Tensor, hot: Tensor = hot) -> Tensor:
@@ -172,7 +172,7 @@ def test_cvae_is_a_vae_of_each_class(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("program", ["gmvae", "cvae", pytest.param("m2", marks=pytest.mark.slow)])
-def test_programs_of_classes_go_through_every_script(program: str, tmp_path: Path) -> None:
+def test_programs_with_classes_run_through_every_script(program: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     inside("fit", *TINY, "--test-images", 10, "--program", program, "--out", run)
     inside("evaluate", run, "--ais-temperatures", 5, "--chains", 2, "--local-vi-steps", 2, "--sbc-images", 4)
@@ -202,8 +202,8 @@ def m2(weight: float = 2.0) -> M2:
     )
 
 
-def test_the_loss_of_m2_is_that_of_the_paper(x: Tensor) -> None:
-    # J of Kingma et al., equations 6 to 9, with the same noise: z of image b in class c from row (c, b).
+def test_loss_of_m2_matches_the_paper(x: Tensor) -> None:
+    # J of Kingma et al., equations 6 to 9, for the same noise: z of image b in class c is in row (c, b).
     program, y = m2(), torch.tensor([-1, 2, -1, 0, -1])
     pyro.set_rng_seed(0)
     bound = ELBO()
@@ -233,7 +233,7 @@ def test_the_loss_of_m2_is_that_of_the_paper(x: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> None:
+def test_weights_of_m2_use_the_label_if_there_is_one(x: Tensor) -> None:
     program = m2()
     unknown = torch.full((5,), -1)
     whole = log_weight_terms(program.model, program.guide, (x, unknown), 4000, seed=0).log_weights
@@ -241,15 +241,15 @@ def test_the_weights_of_m2_are_of_the_pair_where_there_is_a_label(x: Tensor) -> 
         log_weight_terms(program.model, program.guide, (x, torch.full((5,), c)), 4000, seed=0).log_weights
         for c in range(CLASSES)
     ]
-    # The same noise: the weights of a pair are those of its class in the sum.
+    # The noise is the same: the weights for a label are those of its class in the sum.
     torch.testing.assert_close(torch.stack(each).logsumexp(0), whole, rtol=1e-10, atol=1e-10)
     joint = torch.stack([weights.logsumexp(0) for weights in each], 1)
     probs = posterior_probs(program.model, program.guide, (x, unknown), 4000, seed=0)["c"]
-    # Other noise: the two estimates of p(y|x) differ by what 4,000 draws of weights close to each other leave.
+    # Other noise: the two estimates of p(y|x) differ by the error of 4,000 draws of similar weights.
     torch.testing.assert_close(probs, joint.softmax(1), rtol=0, atol=0.1)
 
 
-def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
+def test_few_labels_are_kept_per_class_and_occur_in_every_batch() -> None:
     labels = torch.tensor([0, 1, 2] * 20)
     kept = mask_labels(labels, 7)
     assert [(kept == each).sum().item() for each in range(3)] == [3, 2, 2]
@@ -262,7 +262,7 @@ def test_few_labels_are_kept_for_each_class_and_come_in_every_batch() -> None:
     assert len({tuple(batch[20:].tolist()) for batch in epoch}) > 1
 
 
-def test_a_run_from_before_there_were_labels_is_read(tmp_path: Path) -> None:
+def test_configuration_without_labels_is_read(tmp_path: Path) -> None:
     settings = Config(latent_dim=7)
     old = {name: value for name, value in settings.to_json().items() if name != "labels"}
     (tmp_path / "config.json").write_text(json.dumps(old))

@@ -1,4 +1,4 @@
-"""The mixture over the channels of a color pixel: by sums over all colors, the formulas of the paper, and draws."""
+"""The mixture over the channels of a color pixel: sums over all colors, the formulas of the paper, and draws."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyro_vae.trace import check_support, describe
 def mixture_of(
     num_components: int, shape: Sequence[int] = (1, 1), leading: Sequence[int] = (), scale: float = 0.1
 ) -> ColorLogisticMixture:
-    """Return a mixture of random parameters, locations beyond the ends among them."""
+    """Return a mixture with random parameters, including locations outside [0, 1]."""
     channels = (*leading, 3, *shape, num_components)
     return ColorLogisticMixture(
         torch.randn(*leading, *shape, num_components),
@@ -37,17 +37,17 @@ def mixture_of(
 
 
 def digits() -> float:
-    """Return the relative error that rounding may make of a sum."""
+    """Return the relative rounding error allowed for a sum."""
     return 1e-10 if torch.get_default_dtype() is torch.float64 else 1e-4
 
 
 def all_colors(levels: int) -> Tensor:
-    """Return every color of so many levels for each channel, (levels^3, 3, 1, 1)."""
+    """Return every color with the given number of levels per channel, (levels^3, 3, 1, 1)."""
     return torch.tensor(list(product(range(levels), repeat=3))).view(-1, 3, 1, 1) / (levels - 1)
 
 
 def red_of(q: ColorLogisticMixture) -> dist.Distribution:
-    """Return the distribution of red alone, for green and blue sum to one."""
+    """Return the marginal distribution of red; green and blue sum to one."""
     components = DiscretizedLogistic(q.loc[..., 0, :, :, :], q.scale[..., 0, :, :, :])
     return dist.MixtureSameFamily(dist.Categorical(logits=q.logits), components)
 
@@ -65,8 +65,8 @@ def test_all_colors_sum_to_one(levels: int, scale: float, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
-def test_green_and_blue_sum_to_what_red_has_alone(level: int) -> None:
-    """At all 256 levels: for one red the 256^2 colors, and the reds to one."""
+def test_green_and_blue_sum_to_the_marginal_of_red(level: int) -> None:
+    """At all 256 levels: the 256^2 colors of one red, and the reds to one."""
     q = mixture_of(3, scale=0.3)
     blue_and_green = torch.cartesian_prod(torch.arange(256), torch.arange(256)) / 255
     x = torch.cat([torch.full((256**2, 1), level / 255), blue_and_green], 1).view(-1, 3, 1, 1)
@@ -88,7 +88,7 @@ def test_all_16_million_colors_sum_to_one() -> None:
 
 
 def probability(x: Sequence[float], weights: Tensor, loc: Tensor, scale: Tensor, coefficients: Tensor) -> float:
-    """Return the probability of a color, all of it in the units of the paper: x and loc in [-1, 1]."""
+    """Return the probability of a color, computed in the units of the paper: x and loc in [-1, 1]."""
     total, (red, green, _) = 0.0, x
     for c, weight in enumerate(weights.tolist()):
         alpha, beta, gamma = coefficients[:, c].tolist()
@@ -102,10 +102,10 @@ def probability(x: Sequence[float], weights: Tensor, loc: Tensor, scale: Tensor,
     return total
 
 
-def test_it_has_the_probabilities_of_the_paper() -> None:
+def test_probabilities_match_the_paper() -> None:
     q = mixture_of(3, (2, 2), (2,), scale=0.3)
     x = torch.randint(0, 256, (2, 3, 2, 2)) / 255
-    x[0, :, 0] = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # the ends
+    x[0, :, 0] = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # both ends
     for image in range(2):
         expected = 0.0
         for i, j in product(range(2), repeat=2):
@@ -123,7 +123,7 @@ def test_it_has_the_probabilities_of_the_paper() -> None:
 
 
 def test_one_component_without_coefficients_is_three_independent_channels() -> None:
-    """To the bit."""
+    """Bit for bit."""
     q = mixture_of(1, (4, 5), (6,))
     q.coefficients.zero_()
     x = torch.randint(0, 256, (6, 3, 4, 5)) / 255
@@ -131,13 +131,13 @@ def test_one_component_without_coefficients_is_three_independent_channels() -> N
     assert torch.equal(q.log_prob(x), channels.sum(-3).sum((-2, -1)))
 
 
-def test_it_keeps_its_digits_far_out() -> None:
-    """Blue at 200 for red and green at 255: its location moves to -1, and the rest is as of one channel."""
+def test_log_density_is_accurate_in_the_tails() -> None:
+    """Blue at 200 for red and green at 255: its location moves to -1, and the rest is as for a single channel."""
     loc, coefficients = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.0, -1.0, -1.0])
     one = (3, 1, 1, 1)
     q = ColorLogisticMixture(torch.zeros(1, 1, 1), loc.view(one), torch.full(one, 1e-3), coefficients.view(one))
     found = q.log_prob(torch.tensor([1.0, 1.0, 200 / 255]).view(3, 1, 1))
-    ends = 2 * math.log1p(-1 / (1 + math.exp(0.5 / 0.255)))  # of red and green, whose upper ends take what lies beyond
+    ends = 2 * math.log1p(-1 / (1 + math.exp(0.5 / 0.255)))  # red and green at their upper end, which includes the tail
     assert found.item() == pytest.approx(ends - 454.5 / 0.255 + math.log1p(-math.exp(-1 / 0.255)), rel=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_gradients_match_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *parts: ColorLogisticMixture(*parts).log_prob(x), parameters)
 
 
-def test_more_batch_dimensions_repeat_it() -> None:
+def test_additional_batch_dimensions_broadcast() -> None:
     q, x = mixture_of(2, (2, 3), (4,)), torch.randint(0, 256, (5, 4, 3, 2, 3)) / 255
     expected = torch.stack([q.log_prob(each) for each in x])
     torch.testing.assert_close(q.log_prob(x), expected)
@@ -175,8 +175,8 @@ def test_draws_follow_the_probabilities(monkeypatch: pytest.MonkeyPatch) -> None
         assert chisquare(found.cpu().numpy(), expected.cpu().numpy()).pvalue > 1e-6
 
 
-def test_channels_follow_those_before_them_by_the_coefficients() -> None:
-    """Least squares of 20,000 draws find alpha, beta and gamma, at 5 s.e.: false alarms 2e-6."""
+def test_coefficients_couple_the_channels() -> None:
+    """Least squares on 20,000 draws recovers alpha, beta and gamma, at 5 s.e.: false alarms 2e-6."""
     one = (3, 1, 1, 1)
     coefficients = torch.tensor([0.8, -0.4, 0.6]).view(one)
     q = ColorLogisticMixture(torch.zeros(1, 1, 1), torch.full(one, 0.5), torch.full(one, 0.03), coefficients)
@@ -193,7 +193,7 @@ def test_channels_follow_those_before_them_by_the_coefficients() -> None:
 
 
 def likelihood_of(shape: Sequence[int], spread: float = 0.5, num_components: int = 5) -> LogisticMixture:
-    """Build a likelihood of images of a shape and two latents, and move it from its start."""
+    """Build a likelihood for images of a shape and two latents, away from its initialization."""
     images = torch.randint(0, 256, (50, *shape), dtype=torch.uint8)
     likelihood = LogisticMixture(partial(nets.Dense(shape, 4, depth=1).decoder, 2), images, num_components)
     with torch.no_grad():
@@ -206,8 +206,8 @@ def likelihood_of(shape: Sequence[int], spread: float = 0.5, num_components: int
     ("shape", "independent"),
     [((2, 3, 2), True), ((3, 3, 2), False), ((4, 3, 2), True), ((3, 2), True)],
 )
-def test_channels_depend_on_each_other_in_color_images_alone(shape: tuple[int, ...], independent: bool) -> None:
-    """Where they do not, exchanging the first channel of two images leaves the sum of their scores."""
+def test_only_channels_of_color_images_are_dependent(shape: tuple[int, ...], independent: bool) -> None:
+    """For others, exchanging the first channel of two images leaves the sum of their scores unchanged."""
     likelihood, z = likelihood_of(shape), torch.randn(2)
     first, second = torch.randint(0, 256, (2, *shape)) / 255
     exchanged = torch.stack([torch.cat([a[:1], b[1:]]) for a, b in ((first, second), (second, first))])
@@ -215,14 +215,14 @@ def test_channels_depend_on_each_other_in_color_images_alone(shape: tuple[int, .
     assert (abs(change.item()) < digits()) == independent
 
 
-def test_particles_and_images_score_as_each_alone() -> None:
+def test_particles_and_images_score_as_if_alone() -> None:
     likelihood, z, x = likelihood_of((3, 2, 4)), torch.randn(5, 1, 2), torch.randint(0, 256, (4, 3, 2, 4)) / 255
     found = likelihood(z).log_prob(x)
     expected = torch.stack([torch.stack([likelihood(code).log_prob(image) for image in x]) for code in z[:, 0]])
     torch.testing.assert_close(found, expected)
 
 
-def test_it_starts_at_the_quantiles_without_dependence() -> None:
+def test_initialization_has_the_quantiles_and_no_dependence() -> None:
     images = torch.randint(0, 256, (40, 3, 2, 2), dtype=torch.uint8)
     start = LogisticMixture(lambda channels: Nothing((channels, 3, 2, 2)), images)(torch.randn(7, 2))
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -233,7 +233,7 @@ def test_it_starts_at_the_quantiles_without_dependence() -> None:
     assert not start.coefficients.any()
 
 
-def test_its_domain_is_the_gray_levels_of_each_channel() -> None:
+def test_support_is_the_gray_levels_of_each_channel() -> None:
     posterior = posteriors.MeanField(nets.Dense((3, 2, 2), 4, depth=1).encoder, 2)
     vae, x = VAE(StandardNormal(2), likelihood_of((3, 2, 2)), posterior), torch.randint(0, 256, (6, 3, 2, 2)) / 255
     check_support(vae.model, vae.guide, x)
@@ -244,7 +244,7 @@ def test_its_domain_is_the_gray_levels_of_each_channel() -> None:
 
 
 class Nothing(nn.Module):
-    """A decoder that says nothing of z."""
+    """A decoder that ignores z."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Nothing(nn.Module):
 
 
 def fitted(images: Tensor) -> float:
-    """Return the mean score of images (N, ...), in nats for each number, after 200 steps on them."""
+    """Return the mean log-likelihood of images (N, ...), in nats per number, after 200 steps of training on them."""
     shape = images.shape[1:]
     likelihood = LogisticMixture(lambda channels: Nothing((channels, *shape)), images)
     optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.03)
@@ -268,8 +268,8 @@ def fitted(images: Tensor) -> float:
     return -loss.item()
 
 
-def test_gray_photographs_in_color_are_told_by_one_channel() -> None:
-    """Uniform grays, thrice: log 256 nats for each channel that stands alone, and for all three of a pixel together."""
+def test_gray_images_in_color_cost_one_channel() -> None:
+    """Uniform grays, repeated: log 256 nats per independent channel, but only once per pixel for dependent ones."""
     gray = torch.randint(0, 256, (200, 1, 2, 2), dtype=torch.uint8)
     images = gray.expand(-1, 3, -1, -1).contiguous()
     alone = fitted(images.flatten(1, 2))  # rows of a gray image: independent channels

@@ -1,4 +1,4 @@
-"""Likelihoods of counts: they sum to one, have the mean and variance that they state, and start at the data's."""
+"""Likelihoods of counts: normalization, mean and variance, and initialization from the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEANS = [0.5, 2.0, 7.0, 20.0]
 
 
 def counts_of(number: int) -> Tensor:
-    """Draw negative binomial rows with dispersion 3, of variance m (1 + m / 3)."""
+    """Draw negative binomial rows with dispersion 3 and variance m (1 + m / 3)."""
     rates = torch.distributions.Gamma(3.0, 3.0 / torch.tensor(MEANS)).sample((number,))
     return torch.poisson(rates)
 
@@ -26,21 +26,21 @@ def likelihood_of(name: str, spread: float = 0.0, rows: Tensor | None = None) ->
     rows = counts_of(2000) if rows is None else rows
     part = components.LIKELIHOODS[name](partial(nets.Dense((COLUMNS,), 4, depth=1).decoder, 2), rows)
     with torch.no_grad():
-        part.net[-2][-1].weight.zero_()  # so that what is left is the start, whatever z
+        part.net[-2][-1].weight.zero_()  # leaves the initialization, whatever z
         for parameter in part.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
     return part.to(torch.get_default_device())
 
 
 @pytest.mark.parametrize("name", ["poisson", "negative-binomial"])
-def test_a_probability_sums_to_one(name: str) -> None:
+def test_probability_sums_to_one(name: str) -> None:
     q = likelihood_of(name, spread=0.3)(torch.randn(5, 2)).base_dist
     total = q.log_prob(torch.arange(4000.0).view(-1, 1, 1)).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(5, COLUMNS))
 
 
-def test_probabilities_are_those_of_scipy() -> None:
-    """A negative binomial of mean m and dispersion d has d successes of probability d / (d + m)."""
+def test_probabilities_match_scipy() -> None:
+    """A negative binomial of mean m and dispersion d has d successes with probability d / (d + m)."""
     likelihood, z = likelihood_of("negative-binomial", spread=0.3), torch.randn(2)
     x = counts_of(6)
     found = likelihood(z).log_prob(x)
@@ -52,8 +52,8 @@ def test_probabilities_are_those_of_scipy() -> None:
 
 
 @pytest.mark.parametrize("name", ["poisson", "negative-binomial"])
-def test_the_start_has_the_moments_of_the_data(name: str) -> None:
-    """Exactly so where each column has been counted at least once, but for 1/N that keeps a mean off zero."""
+def test_initialization_has_the_moments_of_the_data(name: str) -> None:
+    """Exactly if each column has a nonzero count, up to the 1/N that keeps means positive."""
     rows = counts_of(2000)
     q = likelihood_of(name, rows=rows)(torch.zeros(2)).base_dist
     torch.testing.assert_close(q.mean, rows.mean(0), rtol=2e-3, atol=0)
@@ -64,7 +64,7 @@ def test_the_start_has_the_moments_of_the_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["poisson", "negative-binomial"])
-def test_a_column_without_counts_keeps_every_number_finite(name: str) -> None:
+def test_column_of_zeros_keeps_values_and_gradients_finite(name: str) -> None:
     rows = counts_of(200)
     rows[:, 0] = 0
     likelihood = likelihood_of(name, rows=rows)
@@ -74,8 +74,8 @@ def test_a_column_without_counts_keeps_every_number_finite(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in likelihood.parameters() if p.grad is not None)
 
 
-def test_the_library_is_shared_by_all_columns() -> None:
-    """What raises l(z) by log 2 doubles every mean and leaves the shares of the columns."""
+def test_library_scales_all_columns() -> None:
+    """Adding log 2 to l(z) doubles every mean."""
     likelihood, z = likelihood_of("poisson", spread=0.3), torch.randn(3, 2)
     before = likelihood(z).base_dist.mean
     with torch.no_grad():

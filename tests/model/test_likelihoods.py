@@ -1,4 +1,4 @@
-"""Every likelihood by name: it sums or integrates to one, its moments and gradients are right, its domain is kept."""
+"""Every likelihood by name: normalization, moments, gradients and support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.model.distributions.pixels import ContinuousBernoulli, CrossEntrop
 from pyro_vae.model.priors.standard import StandardNormal
 from pyro_vae.trace import check_support, describe
 
-# Those of counts, and those whose pixels are not independent, have files of their own.
+# Likelihoods of counts, and of dependent pixels, have separate test files.
 NAMES = sorted(components.LIKELIHOODS.keys() - {"pixelcnn", "poisson", "negative-binomial"})
 LEVELS = ("categorical", "logistic-mixture")
 DENSITIES = ("continuous-bernoulli", "gaussian", "isotropic-gaussian")
@@ -25,7 +25,7 @@ SHAPE = (2, 3)
 
 
 def likelihood_of(name: str, spread: float = 1.0) -> nn.Module:
-    """Build a likelihood of 2x3 images and move it from its start."""
+    """Build a likelihood for 2x3 images, away from its initialization."""
     images = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
     part = components.LIKELIHOODS[name](partial(nets.Dense(SHAPE, 4, depth=1).decoder, 2), images)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def likelihood_of(name: str, spread: float = 1.0) -> nn.Module:
 
 
 def values_of(name: str, number: int) -> Tensor:
-    """Draw images of the domain."""
+    """Draw images from the support."""
     if name == "bernoulli":
         return torch.bernoulli(torch.full((number, *SHAPE), 0.5))
     if name in LEVELS:
@@ -50,8 +50,8 @@ def pixel(likelihood: nn.Module, z: Tensor) -> dist.Distribution:
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 @pytest.mark.parametrize("name", ["bernoulli", *LEVELS])
-def test_a_probability_sums_to_one(name: str, spread: float) -> None:
-    """Also far from its start, where a saturated sigmoid would lose digits."""
+def test_probability_sums_to_one(name: str, spread: float) -> None:
+    """Also far from the initialization, where a saturated sigmoid would lose precision."""
     likelihood = likelihood_of(name, spread)
     levels = torch.arange(2.0) if name == "bernoulli" else torch.arange(256) / 255
     total = pixel(likelihood, torch.randn(4, 2)).log_prob(levels.view(-1, 1, 1, 1)).exp().sum(0)
@@ -60,7 +60,7 @@ def test_a_probability_sums_to_one(name: str, spread: float) -> None:
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 @pytest.mark.parametrize("name", DENSITIES)
-def test_a_density_integrates_to_one(name: str, spread: float) -> None:
+def test_density_integrates_to_one(name: str, spread: float) -> None:
     likelihood, z = likelihood_of(name, spread), torch.randn(2)
     bounds = (0.0, 1.0) if name == "continuous-bernoulli" else (-math.inf, math.inf)
     q = pixel(likelihood, z)
@@ -77,8 +77,8 @@ def test_a_density_integrates_to_one(name: str, spread: float) -> None:
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
-def test_a_cross_entropy_does_not_integrate_to_one(spread: float) -> None:
-    """It lacks the constant of the continuous Bernoulli, l / tanh(l / 2) at the logit l, 2 or more."""
+def test_cross_entropy_does_not_integrate_to_one(spread: float) -> None:
+    """It lacks the constant of the continuous Bernoulli, l / tanh(l / 2) for the logit l, which is 2 or more."""
     likelihood, z, x = likelihood_of("cross-entropy", spread), torch.randn(4, 2), values_of("cross-entropy", 4)
     loss = pixel(likelihood, z)
     log_constant = (loss.logits / (loss.logits / 2).tanh()).log()
@@ -95,7 +95,7 @@ def test_a_cross_entropy_does_not_integrate_to_one(spread: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_image_scores_the_sum_of_its_pixels(name: str) -> None:
+def test_log_density_of_an_image_is_the_sum_over_its_pixels(name: str) -> None:
     likelihood, z, x = likelihood_of(name), torch.randn(5, 1, 2), values_of(name, 4)
     found = likelihood(z).log_prob(x)
     torch.testing.assert_close(found, pixel(likelihood, z).log_prob(x).sum((-2, -1)))
@@ -103,8 +103,8 @@ def test_an_image_scores_the_sum_of_its_pixels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_moments_of_a_likelihood_are_those_of_its_samples(name: str) -> None:
-    """Mean and variance of six pixels at 4.5 s.e., false alarms 8e-5 for each of the names."""
+def test_moments_match_the_samples(name: str) -> None:
+    """Mean and variance of six pixels at 4.5 s.e., false alarms 8e-5 per name."""
     q = likelihood_of(name)(torch.randn(2))
     x = q.sample((20_000,))
     squares = (x - q.mean).square()
@@ -114,7 +114,7 @@ def test_the_moments_of_a_likelihood_are_those_of_its_samples(name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_a_likelihood_match_finite_differences(name: str) -> None:
+def test_gradients_match_finite_differences(name: str) -> None:
     likelihood, x = likelihood_of(name, 0.5).double(), values_of(name, 3).double()
     names, values = zip(*((n, p) for n, p in likelihood.named_parameters() if n != "bias"), strict=True)
 
@@ -138,7 +138,7 @@ def test_gradients_of_a_likelihood_match_finite_differences(name: str) -> None:
         ("logistic-mixture", 256 / 255),
     ],
 )
-def test_a_likelihood_refuses_what_lies_outside_its_domain(name: str, outside: float) -> None:
+def test_values_outside_the_support_are_rejected(name: str, outside: float) -> None:
     vae = vae_of(name)
     x = values_of(name, 3)
     check_support(vae.model, vae.guide, x)
@@ -148,7 +148,7 @@ def test_a_likelihood_refuses_what_lies_outside_its_domain(name: str, outside: f
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_a_density_is_told_from_the_support(name: str) -> None:
+def test_support_determines_whether_it_is_a_density(name: str) -> None:
     vae = vae_of(name)
     assert (describe(vae.model, vae.guide, values_of(name, 1)).observes == "density") == (name in DENSITIES)
 
@@ -158,7 +158,7 @@ def vae_of(name: str) -> VAE:
     return VAE(StandardNormal(2), likelihood_of(name), posterior)
 
 
-# Where each starts, with a decoder that says nothing.
+# Initialization, with a decoder that ignores z.
 
 IMAGES = torch.tensor([[[0, 51], [230, 255]], [[0, 51], [229, 255]]], dtype=torch.uint8)
 MEAN = IMAGES.double().mean(0) / 255
@@ -181,12 +181,12 @@ def start(name: str) -> dist.Distribution:
         ("isotropic-gaussian", 0),
     ],
 )
-def test_a_likelihood_starts_at_the_mean_image(name: str, low: float) -> None:
+def test_initial_mean_is_the_mean_image(name: str, low: float) -> None:
     expected = MEAN.clamp(low, 1 - low).expand(3, 2, 2)
     torch.testing.assert_close(start(name).mean, expected, check_dtype=False, check_device=False, rtol=1e-4, atol=1e-6)
 
 
-def test_a_categorical_starts_at_the_frequencies_of_each_pixel() -> None:
+def test_categorical_starts_at_the_frequencies_of_each_pixel() -> None:
     expected = torch.full((2, 2, 256), 0.5)
     for image in IMAGES:
         expected.scatter_add_(-1, image.long().unsqueeze(-1).to(expected.device), torch.ones(2, 2, 1))
@@ -194,8 +194,8 @@ def test_a_categorical_starts_at_the_frequencies_of_each_pixel() -> None:
     torch.testing.assert_close(found, (expected / expected.sum(-1, keepdim=True)).expand_as(found))
 
 
-def test_a_logistic_mixture_starts_at_the_quantiles_of_each_pixel() -> None:
-    """Two images: of five components the outer ones lie near the darker and the lighter one, the third between."""
+def test_logistic_mixture_starts_at_the_quantiles_of_each_pixel() -> None:
+    """Two images: the outer two of five components are near the darker and the lighter one, the third is between."""
     loc = start("logistic-mixture").base_dist.component_distribution.loc[0]
     first, second = IMAGES.to(loc) / 255
     for component, level in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
@@ -203,32 +203,32 @@ def test_a_logistic_mixture_starts_at_the_quantiles_of_each_pixel() -> None:
         torch.testing.assert_close(loc[..., component], darker + level * (lighter - darker), rtol=1e-5, atol=1e-6)
 
 
-def test_a_gaussian_likelihood_starts_wide_and_has_a_floor() -> None:
+def test_gaussian_likelihood_starts_wide_and_has_a_floor() -> None:
     torch.testing.assert_close(start("gaussian").variance.sqrt(), torch.full((3, 2, 2), 0.25 + 1 / 256))
     likelihood = likelihood_of("gaussian")
     with torch.no_grad():
-        likelihood.bias.fill_(-1e4)  # as far as the scale can fall
+        likelihood.bias.fill_(-1e4)  # far below the floor
     assert likelihood(torch.randn(2)).variance.sqrt().min().item() == pytest.approx(1 / 256)
 
 
-# Closed forms.
+# Closed forms
 
 
-def test_a_wide_discretized_logistic_is_the_logistic_density() -> None:
-    """Mass in an interval of one level, over its width, between the ends."""
+def test_wide_discretized_logistic_approaches_the_logistic_density() -> None:
+    """Probability of an interval of one level divided by its width, between the end levels."""
     levels = torch.arange(1, 255) / 255
     found = DiscretizedLogistic(torch.tensor(0.4), torch.tensor(2.0)).log_prob(levels) + math.log(255)
     torch.testing.assert_close(found, dist.Logistic(0.4, 2.0).log_prob(levels), rtol=1e-5, atol=1e-5)
 
 
-def test_a_discretized_logistic_keeps_its_digits_far_out() -> None:
+def test_discretized_logistic_is_accurate_in_the_tails() -> None:
     """Level 200 at loc 0 and scale 1e-3: exp(-a) (1 - exp(-1 / 0.255)), a = 199.5 / 0.255 scales away."""
     found = DiscretizedLogistic(torch.tensor(0.0), torch.tensor(1e-3)).log_prob(torch.tensor(200 / 255))
     assert found.item() == pytest.approx(-199.5 / 0.255 + math.log1p(-math.exp(-1 / 0.255)), rel=1e-5)
 
 
-def test_a_continuous_bernoulli_of_logit_zero_is_uniform_and_smooth_there() -> None:
-    """Its series at small logits, and torch's own where that is sound."""
+def test_continuous_bernoulli_is_uniform_at_logit_zero_and_smooth() -> None:
+    """Its Taylor series at small logits, and torch's implementation where that is accurate."""
     logits = torch.linspace(-0.2, 0.2, 401)
     x = torch.rand(401)
     found = ContinuousBernoulli(logits).log_prob(x)
@@ -243,8 +243,8 @@ def test_a_continuous_bernoulli_of_logit_zero_is_uniform_and_smooth_there() -> N
     )
 
 
-def test_the_starts_are_exact_for_more_images_than_float32_can_add() -> None:
-    """Levels 3 and 252 in turn, 140,001 of them: the sum is beyond 2^24, where float32 skips integers."""
+def test_initialization_is_exact_beyond_the_integers_of_float32() -> None:
+    """Levels 3 and 252 alternate, 140,001 images: their sum exceeds 2^24, above which float32 skips integers."""
     number = 140_001
     images = torch.where(torch.arange(number) % 2 == 0, 3, 252).to(torch.uint8).view(-1, 1, 1).expand(-1, *SHAPE)
     decoder = partial(nets.Dense(SHAPE, 4, depth=1).decoder, 2)

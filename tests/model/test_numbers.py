@@ -22,8 +22,8 @@ def program_of(rows: Tensor, likelihood: str, *, counts: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "isotropic-gaussian"])
-def test_a_density_changes_with_the_units_by_their_jacobian(likelihood: str) -> None:
-    """Of y = a x + b it is that of x over the product of |a|: the same networks see the same standardized numbers."""
+def test_density_changes_with_the_units_by_the_jacobian(likelihood: str) -> None:
+    """That of y = a x + b is that of x divided by the product of |a|: networks receive equal standardized numbers."""
     rows = torch.randn(40, 3) @ torch.randn(3, 3)
     scale, shift = torch.tensor([10.0, 0.02, 3.0]), torch.tensor([5.0, 1.0, -70.0])
     changed = scale * rows + shift
@@ -36,18 +36,18 @@ def test_a_density_changes_with_the_units_by_their_jacobian(likelihood: str) -> 
     )
 
 
-def test_a_table_starts_as_independent_columns_of_its_own_mean() -> None:
+def test_initialization_is_independent_columns_with_their_own_mean() -> None:
     rows = 5 + torch.randn(2000, 3) * torch.tensor([0.1, 1.0, 100.0])
     likelihood = program_of(rows, "isotropic-gaussian").likelihood
     with torch.no_grad():
         likelihood.net[-2][-1].weight.zero_()
     q = likelihood(torch.zeros(2)).base_dist
     torch.testing.assert_close(q.mean, rows.mean(0))
-    torch.testing.assert_close(q.stddev, rows.std(0) * (1 + 1 / 256))  # and the floor
+    torch.testing.assert_close(q.stddev, rows.std(0) * (1 + 1 / 256))  # plus the floor
 
 
-def test_encoders_of_counts_read_their_logarithms() -> None:
-    """Standardized log(1 + x), so that a column of thousands weighs no more than one of ones."""
+def test_encoders_of_counts_receive_standardized_logarithms() -> None:
+    """log(1 + x), so that a column of thousands weighs no more than one of ones."""
     rows = torch.poisson(torch.tensor([1.0, 30.0, 4000.0]).expand(500, 3))
     program = program_of(rows, "poisson", counts=True)
     read: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Every posterior by name: samples that follow its density, gradients, and the gaps that theory gives."""
+"""Every posterior by name: samples that follow its density, gradients, and the gaps that theory predicts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pyro_vae.infer import STL
 from pyro_vae.model import nets
 from pyro_vae.model.priors.vamp import VampPrior
 
-NAMES = sorted(components.POSTERIORS.keys() - {"point-mass"})  # which has no density: test_autoencoder
+NAMES = sorted(components.POSTERIORS.keys() - {"point-mass"})  # it has no density: see test_autoencoder.py
 
 
 def posterior_of(name: str, latent_dim: int) -> nn.Module:
-    """Build a posterior of 2x2 images and move it from its start."""
+    """Build a posterior for 2x2 images, away from its initialization."""
     posterior = components.POSTERIORS[name](nets.Dense((2, 2), 6, depth=1).encoder, latent_dim)
     with torch.no_grad():
         for parameter in posterior.parameters():
@@ -34,20 +34,20 @@ def posterior_of(name: str, latent_dim: int) -> nn.Module:
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_posterior_integrates_to_one_on_a_grid(name: str, latent_dim: int) -> None:
+def test_posterior_integrates_to_one_on_a_grid(name: str, latent_dim: int) -> None:
     q = posterior_of(name, latent_dim)(torch.rand(2, 2))
     assert integral(q, latent_dim) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_posterior_integrates_to_one_by_monte_carlo(name: str) -> None:
-    """Five dimensions; false alarms 6e-5 for each of the names."""
+def test_posterior_integrates_to_one_by_monte_carlo(name: str) -> None:
+    """Five dimensions; false alarms 6e-5 per name."""
     assert_integrates_to_one_by_monte_carlo(posterior_of(name, 5)(torch.rand(2, 2)), 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_of_a_posterior_follow_its_density(name: str) -> None:
-    """False alarms 4e-4 for each of the names."""
+    """False alarms 4e-4 per name."""
     posterior, x = posterior_of(name, 2), torch.rand(2, 2)
     with torch.no_grad(), pyro.plate("data", 20_000):
         z = pyro.sample("z", posterior(x))
@@ -55,8 +55,8 @@ def test_samples_of_a_posterior_follow_its_density(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_posterior_knows_each_image_under_a_particle_plate(name: str) -> None:
-    """Drawn under (K, B) plates, scored as one image at a time scores the same z, as soon as drawn and later."""
+def test_posterior_under_a_particle_plate_matches_single_images(name: str) -> None:
+    """Draws under (K, B) plates have the log-density of single images, both cached and recomputed."""
     posterior, x = posterior_of(name, 3), torch.rand(4, 2, 2)
 
     def guide(x: Tensor) -> None:
@@ -73,10 +73,10 @@ def test_a_posterior_knows_each_image_under_a_particle_plate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_of_a_posterior_is_that_of_its_expectations(name: str) -> None:
-    """d/dtheta E[f(z)] pathwise, against that of an integral on a grid: a projection of it, 4 s.e. of 100 batches.
+def test_pathwise_gradient_matches_the_gradient_of_the_expectation(name: str) -> None:
+    """d/dtheta E[f(z)] pathwise, against an integral on a grid: a projection of it, at 4 s.e. of 100 batches.
 
-    False alarms 6e-5 for each of the names.
+    False alarms 6e-5 per name.
     """
     posterior, x = posterior_of(name, 2), torch.rand(2, 2)
     parameters = list(posterior.parameters())
@@ -97,7 +97,7 @@ def test_the_gradient_of_a_posterior_is_that_of_its_expectations(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_vamp_prior_is_the_mixture_of_any_posterior(name: str) -> None:
+def test_vamp_prior_is_the_mixture_of_any_posterior(name: str) -> None:
     posterior, images = posterior_of(name, 3), torch.rand(4, 2, 2)
     z = torch.randn(7, 5, 3)
     components = torch.stack([posterior(u).log_prob(z) for u in images.clamp(0.02, 0.98)])
@@ -110,7 +110,7 @@ def test_a_vamp_prior_is_the_mixture_of_any_posterior(name: str) -> None:
 
 
 class Encoder(nn.Module):
-    """What the exact posterior needs: a mean that is linear in x, and a covariance that is the same for all x."""
+    """An encoder that contains the exact posterior: a mean linear in x, and a covariance that does not depend on x."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
 
 
 class Amortized:
-    """The linear-Gaussian program with a posterior of ours."""
+    """The linear-Gaussian program with a posterior of the package."""
 
     def __init__(self, name: str) -> None:
         self.truth = LinearGaussian(3)
@@ -136,7 +136,10 @@ class Amortized:
             pyro.sample("z", self.posterior(x))
 
     def gap(self, x: Tensor) -> float:
-        """KL(q || p(z|x)) = log p(x) - ELBO, mean over images, in closed form."""
+        """Return KL(q
+
+        p(z|x)) = log p(x) - ELBO, averaged over images, in closed form.
+        """
         q = self.posterior(x)
         scale = getattr(q, "scale_tril", None)
         scale = q.base_dist.scale.diag_embed() if scale is None else scale
@@ -146,7 +149,7 @@ class Amortized:
 
     @property
     def mean_field_gap(self) -> float:
-        """KL of the best mean field, variances 1 / P_ii: (sum log P_ii - log det P) / 2."""
+        """KL of the best mean field, with variances 1 / P_ii: (sum log P_ii - log det P) / 2."""
         precision = self.truth.covariance.inverse()
         return float((precision.diagonal().log().sum() - precision.logdet()) / 2)
 
@@ -161,16 +164,16 @@ class Amortized:
 
 
 @pytest.mark.parametrize("name", ["full-rank", "low-rank"])
-def test_a_covariance_reaches_the_exact_posterior(name: str) -> None:
-    """To 0.01 nats of KL, where mean field cannot come closer than the gap of its optimum."""
+def test_full_and_low_rank_reach_the_exact_posterior(name: str) -> None:
+    """To 0.01 nats of KL; the gap of the best mean field is over 0.1."""
     program = Amortized(name)
     assert program.mean_field_gap > 0.1
     program.fit()
     assert program.gap(program.truth.simulate(500)) < 0.01
 
 
-def test_the_gap_of_the_best_mean_field_is_its_kl() -> None:
-    """Set by hand: its ELBO falls short of log p(x) by the known KL, 4 s.e. over 2,000 images (6e-5)."""
+def test_gap_of_the_best_mean_field_is_its_kl() -> None:
+    """Parameters set by hand: the ELBO is below log p(x) by the known KL, 4 s.e. over 2,000 images (6e-5)."""
     program = Amortized("meanfield")
     truth = program.truth
     precision = truth.covariance.inverse()
@@ -185,7 +188,7 @@ def test_the_gap_of_the_best_mean_field_is_its_kl() -> None:
     assert (missing.mean() - program.mean_field_gap).abs() < 4 * missing.std() / math.sqrt(2000)
 
 
-def test_mean_field_comes_as_close_as_theory_lets_it() -> None:
+def test_mean_field_reaches_its_optimum() -> None:
     program = Amortized("meanfield")
     program.fit()
     gap = program.gap(program.truth.simulate(500))

@@ -1,6 +1,6 @@
 """Every prior by name: it integrates to one, its samples follow its density, and it trains.
 
-The closed forms of single priors are at the end.
+Closed forms of specific priors are at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyro_vae.model.priors.lars import LARS
 from pyro_vae.model.priors.mixture import GaussianMixture
 from pyro_vae.model.priors.vamp import VampPrior
 
-NAMES = sorted(components.PRIORS.keys() - {"flat"})  # which is no distribution: test_autoencoder
+NAMES = sorted(components.PRIORS.keys() - {"flat"})  # it is not a distribution: see test_autoencoder.py
 
 
 def posterior(latent_dim: int) -> nn.Module:
@@ -32,7 +32,7 @@ def posterior(latent_dim: int) -> nn.Module:
 
 
 def prior_of(name: str, latent_dim: int) -> nn.Module:
-    """Build a prior in evaluation mode and move it from its start, so that nothing is tested at a special point."""
+    """Build a prior in evaluation mode, away from its initialization, which may be a special case."""
     images = torch.randint(0, 256, (300, 2, 2), dtype=torch.uint8)
     prior = components.construct(
         components.PRIORS[name], latent_dim=latent_dim, images=images, posterior=posterior(latent_dim)
@@ -45,7 +45,7 @@ def prior_of(name: str, latent_dim: int) -> nn.Module:
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prior_integrates_to_one_on_a_grid(name: str, latent_dim: int) -> None:
+def test_prior_integrates_to_one_on_a_grid(name: str, latent_dim: int) -> None:
     if name == "realnvp" and latent_dim == 1:
         with pytest.raises(ValueError, match="2 or more"):
             prior_of(name, latent_dim)
@@ -54,14 +54,14 @@ def test_a_prior_integrates_to_one_on_a_grid(name: str, latent_dim: int) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prior_integrates_to_one_by_monte_carlo(name: str) -> None:
-    """Five dimensions; false alarms 6e-5 for each of the names."""
+def test_prior_integrates_to_one_by_monte_carlo(name: str) -> None:
+    """Five dimensions; false alarms 6e-5 per name."""
     assert_integrates_to_one_by_monte_carlo(prior_of(name, 5)(), 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_of_a_prior_follow_its_density(name: str) -> None:
-    """False alarms 4e-4 for each of the names."""
+    """False alarms 4e-4 per name."""
     prior = prior_of(name, 2)
     assert_samples_follow(prior(), draws(prior))
 
@@ -72,7 +72,7 @@ def draws(prior: nn.Module, number: int = 20_000) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prior_works_under_a_particle_plate_and_every_parameter_trains(name: str) -> None:
+def test_prior_works_under_a_particle_plate_and_every_parameter_trains(name: str) -> None:
     prior = prior_of(name, 3)
     z = torch.randn(5, 7, 3)
 
@@ -93,15 +93,15 @@ def test_a_prior_works_under_a_particle_plate_and_every_parameter_trains(name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prior_round_trips_through_its_state(name: str) -> None:
+def test_prior_round_trips_through_its_state(name: str) -> None:
     prior, other = prior_of(name, 3), prior_of(name, 3)
     other.load_state_dict(prior.state_dict())
     z = torch.randn(7, 3)
     assert torch.equal(prior().log_prob(z), other().log_prob(z))
 
 
-def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One entry of the table: the configuration knows the name, and the program samples from the part."""
+def test_prior_can_be_registered_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one entry in the table the configuration accepts the name, and the program samples from the prior."""
 
     class Far(nn.Module):
         def forward(self) -> dist.Distribution:
@@ -116,13 +116,13 @@ def test_a_prior_is_added_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
 
 
-def test_a_vamp_prior_of_one_pseudo_input_is_its_gaussian() -> None:
+def test_vamp_prior_of_one_pseudo_input_is_its_gaussian() -> None:
     q, image = posterior(3), torch.rand(1, 2, 2)
     prior, z = VampPrior(q, image), torch.randn(20, 3)
     torch.testing.assert_close(prior().log_prob(z), q(image.clamp(0.02, 0.98)).log_prob(z))
 
 
-def test_a_vamp_prior_draws_its_components_uniformly() -> None:
+def test_vamp_prior_draws_its_components_uniformly() -> None:
     """Eight well separated components, 20,000 draws: each count within 5 s.e., false alarms 5e-6."""
 
     class Places(nn.Module):
@@ -134,7 +134,7 @@ def test_a_vamp_prior_draws_its_components_uniformly() -> None:
     assert ((counts - 2500).abs() < 5 * math.sqrt(20_000 * 7 / 64)).all()
 
 
-def test_a_mixture_of_equal_components_is_one_gaussian() -> None:
+def test_mixture_of_equal_components_is_one_gaussian() -> None:
     mixture = GaussianMixture(3, 4)
     with torch.no_grad():
         mixture.loc.copy_(mixture.loc[:1].expand(4, 3))
@@ -146,8 +146,8 @@ def test_a_mixture_of_equal_components_is_one_gaussian() -> None:
 
 
 @pytest.mark.parametrize("name", ["mixture", "vamp"])
-def test_the_order_of_components_means_nothing(name: str) -> None:
-    """To 1e-12. With weights and scales left where they are, the places in another order make another density."""
+def test_order_of_components_does_not_matter(name: str) -> None:
+    """To 1e-12. Permuting only the locations does change the density."""
     prior, z = prior_of(name, 3), 2 * torch.randn(50, 3)
     own = list(prior.parameters(recurse=False))
     order = torch.randperm(len(own[0]))
@@ -161,8 +161,8 @@ def test_the_order_of_components_means_nothing(name: str) -> None:
             assert ((prior().log_prob(z) - before).abs() > 1e-6).all()
 
 
-def test_components_are_scored_as_pyro_scores_them() -> None:
-    """By products what broadcasting gives, also far out and for narrow components, and in float32 inputs."""
+def test_components_are_scored_as_by_pyro() -> None:
+    """Matrix products give the same as broadcasting, also in the tails, for narrow components and in float32."""
     loc, scale = 3 * torch.randn(11, 5), 0.01 + torch.rand(11, 5)
     weights = dist.Categorical(logits=torch.randn(11))
     plain = dist.MixtureSameFamily(weights, dist.Normal(loc, scale).to_event(1))
@@ -184,11 +184,11 @@ def lars(dim: int = 2) -> LARS:
     return prior
 
 
-def test_a_resampled_prior_trains_on_the_density_that_is_reported() -> None:
-    """A projected gradient of log p(z) with Z from 1,024 fresh points, mean of 400, against finite differences.
+def test_resampled_prior_trains_on_its_reported_density() -> None:
+    """A projected gradient of log p(z) with Z from 1,024 new points, mean of 400, against finite differences.
 
-    Its estimate of log Z is low by var(a) / (2 Z^2 1024), of the order of 1e-3, and so is its gradient: 4 s.e. and
-    2e-3, false alarms 6e-5.
+    Its estimate of log Z has a bias of -var(a) / (2 Z^2 1024), of the order of 1e-3, and so has its gradient: 4 s.e.
+    and 2e-3, false alarms 6e-5.
     """
     prior, z = lars(), torch.randn(20, 2)
     parameters = list(prior.parameters())
@@ -209,8 +209,8 @@ def test_a_resampled_prior_trains_on_the_density_that_is_reported() -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 50])
-def test_the_normalizer_of_a_resampled_prior_is_known_to_a_hundredth_of_a_nat(dim: int) -> None:
-    """Against 2 million independent points: what is promised, and 4 s.e. of those."""
+def test_normalizer_of_a_resampled_prior_is_accurate(dim: int) -> None:
+    """Against 2 million independent points: within a hundredth of a nat, as documented, plus 4 s.e. of these points."""
     prior = lars(dim).eval()
     with torch.no_grad():
         acceptance = torch.cat([prior.log_acceptance(torch.randn(100_000, dim)).exp() for _ in range(20)])
@@ -218,12 +218,12 @@ def test_the_normalizer_of_a_resampled_prior_is_known_to_a_hundredth_of_a_nat(di
     assert (prior.log_normalizer() - z.log()).abs() < 0.01 + 4 * error / z
 
 
-def test_a_resampled_prior_of_one_proposal_is_refused() -> None:
+def test_resampled_prior_of_one_proposal_is_rejected() -> None:
     with pytest.raises(ValueError, match="truncation is 1"):
         LARS(2, truncation=1)
 
 
-def test_a_resampled_prior_that_accepts_all_alike_is_normal() -> None:
+def test_resampled_prior_with_constant_acceptance_is_normal() -> None:
     prior, z = lars().eval(), torch.randn(20, 2)
     with torch.no_grad():
         for parameter in prior.net[-1].parameters():

@@ -1,4 +1,4 @@
-"""Programs and their networks: any leading dimensions, any size of image, one line for the prior."""
+"""Programs and their networks: any leading dimensions, any image size, the prior in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vae.model.priors.mixture import GaussianMixture
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (4, 3)])
-def test_parts_take_any_leading_dimensions(leading: tuple[int, ...]) -> None:
+def test_components_support_any_leading_dimensions(leading: tuple[int, ...]) -> None:
     vae = small_vae()
     x, z = torch.rand(*leading, 3, 2), torch.randn(*leading, 2)
     one_by_one = [vae.posterior(image).mean for image in x.view(-1, 3, 2)]
@@ -26,7 +26,7 @@ def test_parts_take_any_leading_dimensions(leading: tuple[int, ...]) -> None:
     torch.testing.assert_close(vae.likelihood(z).mean.view(-1, 3, 2), torch.stack(one_by_one))
 
 
-def test_the_rate_of_a_mean_field_posterior_is_its_analytic_kl() -> None:
+def test_mean_field_rate_is_the_analytic_kl() -> None:
     vae, x = small_vae(), images(3)
     q = vae.posterior(x)
     analytic = torch.distributions.kl_divergence(q, vae.prior().expand(q.batch_shape))
@@ -35,14 +35,14 @@ def test_the_rate_of_a_mean_field_posterior_is_its_analytic_kl() -> None:
     assert ((sampled.mean(0) - analytic).abs() < 4 * sampled.std(0) / math.sqrt(50_000)).all()  # 2e-4 in all
 
 
-def test_images_of_another_shape_are_refused_in_one_line() -> None:
+def test_images_of_another_shape_are_rejected_with_one_line() -> None:
     vae = small_vae()
     with pytest.raises(ValueError, match=r"x has shape \(5, 6\); the model expects \(\*, 3, 2\)"):
         vae.guide(torch.zeros(5, 6))
 
 
-def test_the_prior_stands_in_one_line_of_the_program() -> None:
-    """What the README shows as a swap: the model samples z from prior(), and from nothing else."""
+def test_prior_is_in_one_line_of_the_program() -> None:
+    """The swap shown in the README: the model samples z from prior(), and from nothing else."""
     vae = small_vae()
     vae.prior = GaussianMixture(2, 1)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_the_prior_stands_in_one_line_of_the_program() -> None:
     assert trace.nodes["z"]["value"].mean().item() == pytest.approx(40, abs=1)
 
 
-def test_a_learned_prior_is_trained_with_the_rest() -> None:
+def test_learned_prior_is_trained_with_the_rest() -> None:
     vae = small_vae()
     vae.prior = GaussianMixture(2, 3)
     ELBO(2).loss_and_grads(vae.model, vae.guide, images(5))
@@ -61,8 +61,8 @@ def test_a_learned_prior_is_trained_with_the_rest() -> None:
 NETS = sorted(components.NETS)
 
 
-def moved(net: nn.Module) -> nn.Module:
-    """Move a network from its start, where residual branches are zero."""
+def perturbed(net: nn.Module) -> nn.Module:
+    """Move a network away from its initialization, at which residual branches are zero."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -71,12 +71,12 @@ def moved(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (32, 32), (5, 7), (3, 8, 8), (3, 5, 7)])
 @pytest.mark.parametrize("name", NETS)
-def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
-    """Each image and each code alone gives what it gives among others; every parameter has a gradient."""
+def test_networks_support_any_leading_dimensions(name: str, shape: tuple[int, ...]) -> None:
+    """Single images and codes give the same results as in a batch; every parameter has a gradient."""
     family = components.NETS[name](shape, 6)
     for net, event, result in (
-        (moved(family.encoder(3)), shape, (3,)),
-        (moved(family.decoder(3, 2)), (3,), (2, *shape)),
+        (perturbed(family.encoder(3)), shape, (3,)),
+        (perturbed(family.decoder(3, 2)), (3,), (2, *shape)),
     ):
         value = torch.randn(2, 4, *event)
         found = net(value)
@@ -89,17 +89,17 @@ def test_networks_take_any_leading_dimensions(name: str, shape: tuple[int, ...])
 @pytest.mark.parametrize("shape", [(9, 7), (3, 9, 7)])
 @pytest.mark.parametrize("name", NETS)
 def test_every_pixel_reaches_the_code_and_every_unit_each_pixel(name: str, shape: tuple[int, ...]) -> None:
-    """No pixel of an image of odd size, and no color, is lost on the way down or up."""
+    """Neither down- nor upsampling drops a pixel of an odd-sized image, or a color."""
     family = components.NETS[name](shape, 16)
     x = torch.randn(*shape, requires_grad=True)
-    moved(family.encoder(5))(x).square().sum().backward()
+    perturbed(family.encoder(5))(x).square().sum().backward()
     assert (x.grad != 0).all()
     z = torch.randn(5)
-    decoder = moved(family.decoder(5, 1))
+    decoder = perturbed(family.decoder(5, 1))
     assert (decoder(z) != decoder(z + torch.randn(5))).all()
 
 
-def test_a_residual_network_starts_without_its_branches() -> None:
+def test_residual_branches_start_at_zero() -> None:
     family = components.NETS["resnet"]((8, 8), 6)
     encoder, x = family.encoder(3), torch.randn(2, 8, 8)
     before = encoder(x)
@@ -110,21 +110,21 @@ def test_a_residual_network_starts_without_its_branches() -> None:
     torch.testing.assert_close(encoder(x), before)
 
 
-def test_a_linear_network_is_linear() -> None:
+def test_linear_network_is_linear() -> None:
     family = components.NETS["linear"]((3, 2), 16)
     decoder, encoder = family.decoder(2, 1), family.encoder(4)
     z, x = torch.randn(2, 2), torch.randn(2, 3, 2)
     torch.testing.assert_close(decoder(2 * z[0] - z[1]), 2 * decoder(z[0]) - decoder(z[1]))
-    torch.testing.assert_close(encoder(2 * x[0] - x[1]), 2 * encoder(x[0]) - encoder(x[1]))  # its bias starts at 0
+    torch.testing.assert_close(encoder(2 * x[0] - x[1]), 2 * encoder(x[0]) - encoder(x[1]))  # the initial bias is 0
 
 
-def test_a_gated_layer_is_its_product() -> None:
+def test_gated_layer_is_value_times_gate() -> None:
     layer, h = nets.Gated(3, 2), torch.randn(5, 3)
     value = h @ layer.value.weight.T + layer.value.bias
     gate = 1 / (1 + (-(h @ layer.gate.weight.T + layer.gate.bias)).exp())
     torch.testing.assert_close(layer(h), value * gate)
 
 
-def test_convolutions_refuse_what_has_no_height_and_width() -> None:
-    with pytest.raises(ValueError, match="choose --net mlp"):
+def test_convolutions_reject_inputs_without_height_and_width() -> None:
+    with pytest.raises(ValueError, match="use --net mlp"):
         components.NETS["conv"]((784,), 6)

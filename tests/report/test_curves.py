@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given."""
+"""Figures show the numbers that they are given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.report import curves
 from pyro_vae.report.images import image_grid, reconstructions
 
 
-def test_bounds_show_every_point_with_its_error() -> None:
+def test_bounds_show_every_point_with_its_error_bar() -> None:
     programs = {ratio: LinearGaussian(2, variance_ratio=ratio) for ratio in (1.5, 2.0)}
     x = programs[1.5].simulate(20)
     runs = {str(r): score(p.model, p.guide, x, 100, seed=0) for r, p in programs.items()}
@@ -28,8 +28,8 @@ def test_bounds_show_every_point_with_its_error() -> None:
         assert f"ELBO {scores.elbo.mean():.2f}, log p(x) {scores.log_likelihood.mean():.2f}" in texts
 
 
-def test_bounds_of_a_loss_say_that_there_are_none() -> None:
-    """Alone, and beside a run that has some."""
+def test_bounds_of_a_loss_are_marked_as_missing() -> None:
+    """Alone, and next to a run with bounds."""
     program = LinearGaussian(2)
     x = program.simulate(20)
     some = score(program.model, program.guide, x, 100, seed=0)
@@ -45,7 +45,7 @@ def test_bounds_of_a_loss_say_that_there_are_none() -> None:
         assert ["nan" in text for text in texts] == [False] * len(runs)
 
 
-def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> None:
+def test_learning_curve_shows_measurements_and_gaps() -> None:
     lines = [{"epoch": e, "elbo": -10.0 + e, "objective": -9.0 + e, "valid_elbo": None} for e in range(5)]
     axes = curves.learning_curve(lines).axes[0]
     drawn = {line.get_label(): line for line in axes.lines}
@@ -55,14 +55,14 @@ def test_learning_curve_shows_what_was_measured_and_gaps_where_nothing_was() -> 
     assert np.isnan(drawn["validation ELBO"].get_ydata()).all()
 
 
-def test_khat_counts_the_images_above_the_line() -> None:
+def test_khat_title_counts_images_above_the_threshold() -> None:
     axes = curves.khat(np.array([0.1, 0.9, np.nan, np.inf]), 1000).axes[0]
     assert axes.get_title() == "2 of 3 images above 0.67"
     assert axes.lines[0].get_ydata()[0] == 1 - 1 / 3
     assert curves.khat(np.full(3, np.nan), 10).axes[0].get_title() == "k-hat does not exist"
 
 
-def test_grids_hold_every_image_in_its_place() -> None:
+def test_grids_show_images_in_order() -> None:
     images = torch.rand(20, 3, 3)
     shown = np.asarray(image_grid(images, "title").axes[0].images[0].get_array())
     np.testing.assert_allclose(shown[1:4, 5:8], images[1].numpy(), rtol=1e-6)
@@ -75,8 +75,8 @@ def test_grids_hold_every_image_in_its_place() -> None:
     np.testing.assert_allclose(shown[9:12, 1:4], images[10].numpy(), rtol=1e-6)
 
 
-def test_calibration_draws_the_units_that_depart_most() -> None:
-    """Eight units, of which the second is always among the low ranks: it is drawn, beside five others."""
+def test_calibration_draws_the_most_deviating_units() -> None:
+    """Of eight units the second always has low ranks: it is drawn, with five others."""
     ranks = np.random.default_rng(0).integers(0, 100, (300, 8))
     ranks[:, 1] //= 3
     figure = curves.calibration(ranks, 99)
@@ -85,20 +85,20 @@ def test_calibration_draws_the_units_that_depart_most() -> None:
     assert sum(bool(title) for title in titles) == 6
 
 
-def test_rate_and_distortion_lie_on_the_line_of_their_elbo() -> None:
+def test_rate_and_distortion_are_on_the_line_of_their_elbo() -> None:
     runs = {
         "a": {"rate": 20.0, "distortion": 70.0, "elbo": -90.0},
         "b": {"rate": 10.0, "distortion": 85.0, "elbo": -95.0},
     }
     axes = curves.rate_distortion(runs).axes[0]
     points = np.concatenate([collection.get_offsets() for collection in axes.collections])
-    np.testing.assert_array_equal(points, [[10, 85], [20, 70]])  # along the rate
+    np.testing.assert_array_equal(points, [[10, 85], [20, 70]])  # sorted by rate
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), points)
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts == ["b: ELBO -95.00", "a: ELBO -90.00"]
 
 
-def test_a_probe_shows_every_point_with_its_error() -> None:
+def test_probe_shows_every_point_with_its_error_bar() -> None:
     rows = [
         {"features": features, "classifier": classifier, "labels": labels, "accuracy": labels / 2000, "se": error}
         for features, classifier in (("pixels", "kNN"), ("means", "kNN"), ("encoder", "fine-tuned"))
@@ -110,7 +110,7 @@ def test_a_probe_shows_every_point_with_its_error() -> None:
     assert [container.get_label() for container in drawn] == ["pixels", "means", "encoder"]
     for container in drawn:
         line, _, (bars,) = container.lines
-        np.testing.assert_allclose(line.get_xdata(), [10, 100, 1285], rtol=0.1)  # a little aside
+        np.testing.assert_allclose(line.get_xdata(), [10, 100, 1285], rtol=0.1)  # slightly shifted to avoid overlap
         np.testing.assert_allclose(line.get_ydata(), [0.005, 0.05, 0.6425])
         heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
         np.testing.assert_allclose(heights, [0.02, 0.03, 0], atol=1e-12)

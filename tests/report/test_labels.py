@@ -1,4 +1,4 @@
-"""Names of run folders, whatever they hold: tables keep their lines, figures are drawn, a terminal is not steered."""
+"""Run folders with arbitrary names: tables keep their lines, figures are drawn, no control characters are printed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from pyro_vae.runs import RunFolder
 from pyro_vae.runs.netcdf import write_netcdf
 from pyro_vae.text import printable
 
-# What a folder may be called, and what a table shows of it.
+# Name of a folder: text shown in tables.
 NAMES = {
     "two\nlines": r"two\nlines",
     "back\rover": r"back\rover",
     "a\tb": r"a\tb",
     "\x1b[2J\x1b[31mred": r"\x1b[2J\x1b[31mred",
     "bell\x07\x7f": r"bell\x07\x7f",
-    "\x9b31m": r"\x9b31m",  # the same command in one character
+    "\x9b31m": r"\x9b31m",  # the C1 form of the same escape sequence
     "next\x85line\u2028and\u2029paragraph": r"next\x85line\u2028and\u2029paragraph",
     "\u202egnp.exe\u200f": r"\u202egnp.exe\u200f",
     "no\u200bthing\ufeff": r"no\u200bthing\ufeff",
@@ -75,19 +75,19 @@ NUMBERS = {
 
 
 def draw(figure: Figure) -> None:
-    """Lay the figure out as a file; a warning is an error here."""
+    """Render the figure; warnings are errors here."""
     figure.savefig(io.BytesIO(), dpi=20)
 
 
-def test_what_is_shown_is_one_line_of_printable_characters() -> None:
+def test_printable_returns_one_line_of_printable_characters() -> None:
     for name, expected in NAMES.items():
         assert printable(name) == expected
         assert printable(name).isprintable()
-    plane = "".join(map(chr, range(0x1_0000)))  # with every control and format character but the tags
+    plane = "".join(map(chr, range(0x1_0000)))  # contains every control and format character except the tags
     assert printable(plane).isprintable()
 
 
-def test_a_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[str], None]) -> None:
+def test_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[str], None]) -> None:
     text = scores_table(dict.fromkeys(NAMES, NUMBERS), dict.fromkeys(NAMES, scores))
     lines = text.splitlines()
     assert len(lines) == 1 + len(NAMES) + 1
@@ -95,11 +95,11 @@ def test_a_table_has_a_line_for_each_name(scores: Scores, promised: Callable[[st
         assert line.isprintable()
         assert line[:24] == f"{expected[-23:]:24}"
         assert line[24:34] == "     -9.00"
-    promised(f"{len(NAMES)} of {len(NAMES)} hostile names of runs shown on one line")
+    promised(f"{len(NAMES)} of {len(NAMES)} hostile run names are shown on one line")
 
 
-def test_nats_of_densities_and_of_probabilities_are_told_apart(scores: Scores) -> None:
-    """Of 8 pixels: 8 bits each for their levels, less 8 nats / (8 log 2) of a density; of a probability that alone."""
+def test_nats_of_densities_and_probabilities_are_distinguished(scores: Scores) -> None:
+    """8 pixels of 8 bits each: a density costs 8 bits minus 8 nats / (8 log 2), a probability only the latter."""
     coded = 8 / (8 * math.log(2))
     levels = {**NUMBERS, "density": False, "bits_per_dim": coded}
     dense = {**NUMBERS, "density": True, "log_likelihood": 8.0, "bits_per_dim": 8 - coded}
@@ -107,14 +107,14 @@ def test_nats_of_densities_and_of_probabilities_are_told_apart(scores: Scores) -
     head, *rows = both.splitlines()
     end = head.index("bits/dim") + len("bits/dim")
     assert [float(row[:end].split()[-1]) for row in rows[:2]] == [1.443, 6.557]
-    assert rows[-1].startswith("dense: nats of a density, which do not compare")
+    assert rows[-1].startswith("dense: nats of a density, not comparable")
     for alone in (levels, dense):
-        assert "do not compare" not in scores_table({"alone": alone}, {"alone": scores})
+        assert "not comparable" not in scores_table({"alone": alone}, {"alone": scores})
     assert "bits/dim" not in scores_table({"table": {**dense, "bits_per_dim": None}}, {"table": scores})
 
 
 def legend(figure: Figure) -> list[str]:
-    """Return the texts of the legend as they are drawn."""
+    """Return the texts of the legend as drawn, without math mode."""
     texts = [text._preprocess_math(text.get_text()) for text in figure.axes[0].get_legend().get_texts()]
     assert not any(mathematics for _, mathematics in texts)
     return [text for text, _ in texts]
@@ -127,19 +127,19 @@ def test_figures_show_every_name(name: str, scores: Scores) -> None:
     for figure in (both, points):
         draw(figure)
         first, other = legend(figure)
-        words = NAMES[name].replace("日本語", r"\u65e5\u672c\u8a9e")[-40:]  # which the font does not have
+        words = NAMES[name].replace("日本語", r"\u65e5\u672c\u8a9e")[-40:]  # which the font lacks
         assert first.removeprefix(" " if words.startswith("_") else "").startswith(f"{words}: ELBO -")
         assert other.startswith("other: ELBO")
 
 
-def test_a_label_is_what_the_font_can_draw() -> None:
+def test_labels_use_only_characters_of_the_font() -> None:
     assert figure_label("日本語-é") == r"\u65e5\u672c\u8a9e-é"
     assert figure_label("run/a_b") == "run/a_b"
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
-    """Return a run in a folder of each name, as much of it as a comparison reads."""
+    """Return a run in a folder of each name, with the files that a comparison reads."""
     made: dict[str, list[RunFolder]] = {}
     picture = tmp_path / "picture.png"
     images.image_grid(torch.rand(4, 3, 3), "samples").savefig(picture, dpi=20)
@@ -156,7 +156,7 @@ def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
     return made
 
 
-def test_a_comparison_keeps_its_lines(runs: dict[str, list[RunFolder]], tmp_path: Path) -> None:
+def test_comparison_has_a_line_for_each_name(runs: dict[str, list[RunFolder]], tmp_path: Path) -> None:
     rows = comparison.compare(runs)
     assert {row["name"] for row in rows} == NAMES.keys()
     lines = comparison.comparison_table(rows).splitlines()
@@ -169,13 +169,13 @@ def test_a_comparison_keeps_its_lines(runs: dict[str, list[RunFolder]], tmp_path
     text = (tmp_path / "comparison.csv").read_text(encoding="utf-8")
     assert len(text.splitlines()) == 1 + len(NAMES)
     assert [row["name"] for row in csv.DictReader(io.StringIO(text))] == [NAMES[row["name"]] for row in rows]
-    # JSON has an escape for everything, and keeps the names as they are.
+    # JSON escapes all characters, so that the names are kept unchanged.
     content = (tmp_path / "comparison.json").read_text()
     assert content.replace("\n", "").isprintable()
     assert [row["name"] for row in json.loads(content)] == [row["name"] for row in rows]
 
 
-def test_evaluate_shows_runs_of_any_name(
+def test_evaluate_accepts_runs_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(name: str, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""Tables: columns stay in line, and their cells apart, whatever the numbers."""
+"""Tables: columns stay aligned and separated, whatever the numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_columns_have_their_widths() -> None:
     ]
 
 
-def test_a_cell_that_fills_its_column_does_not_touch_the_one_before() -> None:
+def test_full_cells_are_separated_from_the_previous_column() -> None:
     lines = format_table([("", -4), ("a", 4), ("b", 5)], [("x", "-", "12345"), ("y", "1.5", "-123456.7")])
     assert [line.split() for line in lines] == [["a", "b"], ["x", "-", "12345"], ["y", "1.5", "-123456.7"]]
     assert len({len(line) for line in lines}) == 1

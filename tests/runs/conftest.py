@@ -1,4 +1,4 @@
-"""What the tests of run folders and checkpoints write to."""
+"""Run folders and checkpoint paths for the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_vae.runs import RunFolder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """Return a run of three epochs in a folder where somebody has left notes."""
+    """Return a run of three epochs in a folder that also contains a user's notes."""
     folder = RunFolder(tmp_path / "run")
     folder.create(CONFIG)
     for epoch in range(3):

@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, whatever goes wrong within a save."""
+"""Checkpoints are written atomically, whatever fails during a save."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from helpers.fixtures import Promised
 from pyro_vae.runs import checkpoint
 
 
-def test_a_state_comes_back_exactly(path: Path) -> None:
+def test_state_round_trips_exactly(path: Path) -> None:
     before = state()
     checkpoint.save(path, before)
     assert_same(checkpoint.load(path), before)
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_other_tools_read_the_tensors(path: Path) -> None:
-    """The file is in the safetensors format, digest and all."""
+def test_safetensors_reads_the_tensors(path: Path) -> None:
+    """The file, including the digest, is in the safetensors format."""
     before = state()
     checkpoint.save(path, before)
     found = safetensors.torch.load_file(path)
     assert any(torch.equal(tensor, before["svi"]["parameters"]["encoder.weight"]) for tensor in found.values())
 
 
-def test_the_new_state_replaces_the_old(path: Path) -> None:
+def test_new_state_replaces_the_old(path: Path) -> None:
     checkpoint.save(path, {"epoch": 1, "old": True})
     checkpoint.save(path, {"epoch": 2})
     assert checkpoint.load(path) == {"epoch": 2}
 
 
-def test_a_state_that_cannot_be_written_leaves_the_old_file(path: Path) -> None:
+def test_unsupported_state_leaves_the_old_file(path: Path) -> None:
     checkpoint.save(path, {"epoch": 1})
     before = path.read_bytes()
     for odd in (lambda: None, {1, 2}, 1j, b"bytes"):
@@ -47,15 +47,15 @@ def test_a_state_that_cannot_be_written_leaves_the_old_file(path: Path) -> None:
         assert os.listdir(path.parent) == [path.name]
 
 
-# A fault at each point of a save, as an exception and as the end of the process
+# A fault at each point of a save, raised as an exception or ending the process
 
 
 class Fault(BaseException):
-    """What goes wrong; as little an Exception as Ctrl-C is."""
+    """The injected fault; like KeyboardInterrupt, it does not derive from Exception."""
 
 
 def inject(point: str, fail: Callable[[], None], patch: pytest.MonkeyPatch) -> None:
-    """Make the next save fail at a point of it."""
+    """Make the next save fail at the given point."""
     write, sync, replace, syncs = Path.write_bytes, os.fsync, os.replace, []
 
     def partly(path: Path, content: bytes) -> int:
@@ -93,7 +93,7 @@ def raising() -> None:
 
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("point", POINTS)
-def test_an_exception_within_a_save(
+def test_exception_during_a_save_leaves_a_valid_file(
     point: str, there: bool, path: Path, monkeypatch: pytest.MonkeyPatch, promised: Promised
 ) -> None:
     if there:
@@ -102,16 +102,16 @@ def test_an_exception_within_a_save(
         inject(point, raising, patch)
         with pytest.raises(Fault):
             checkpoint.save(path, {"epoch": 2, "weights": torch.randn(1000)})
-    last = point == "sync of the folder"  # the new file is in place, and whole
+    last = point == "sync of the folder"  # the new file is complete and in place
     assert os.listdir(path.parent) == ([path.name] if there or last else [])
     if there or last:
         assert checkpoint.load(path)["epoch"] == (2 if last else 1)
-    promised("an exception within a save has left the old checkpoint, or none")
+    promised("an exception during a save leaves the old or the new checkpoint intact, or none if there was none")
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 on fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, fork
 @pytest.mark.parametrize("point", POINTS)
-def test_a_process_that_ends_within_a_save(
+def test_process_that_ends_during_a_save_leaves_a_valid_file(
     point: str, path: Path, monkeypatch: pytest.MonkeyPatch, promised: Promised
 ) -> None:
     checkpoint.save(path, {"epoch": 1})
@@ -122,15 +122,13 @@ def test_a_process_that_ends_within_a_save(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert checkpoint.load(path)["epoch"] == (2 if point == "sync of the folder" else 1)
-    checkpoint.save(path, {"epoch": 3})  # what was left behind is in nobody's way
+    checkpoint.save(path, {"epoch": 3})  # leftover files do not interfere
     assert checkpoint.load(path)["epoch"] == 3
-    promised("a process that ended within a save has left a whole checkpoint")
+    promised("a process that ends during a save leaves the old or the new checkpoint intact")
 
 
-def test_the_file_is_on_disk_before_its_name_and_its_name_before_the_end(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No test cuts the power; that the file itself is synced, and then the folder, is what a cut depends on."""
+def test_file_is_synced_before_renaming_and_the_folder_after(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test cuts the power; surviving a power cut depends on syncing the file, then its folder."""
     sync, replace, done = os.fsync, os.replace, []
 
     def noted_sync(handle: int) -> None:
@@ -148,7 +146,9 @@ def test_the_file_is_on_disk_before_its_name_and_its_name_before_the_end(
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
-def test_a_disk_that_is_full_or_read_only(error: OSError, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_or_read_only_disk_leaves_the_old_file(
+    error: OSError, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint.save(path, {"epoch": 1})
 
     def full() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints are loaded only undamaged, and read as data alone."""
+"""Only intact checkpoints are loaded, and only as data."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def refused(path: Path, words: str = "") -> None:
 # Damage
 
 
-def test_no_flipped_bit_goes_unseen(path: Path, promised: Promised) -> None:
+def test_every_flipped_bit_is_detected(path: Path, promised: Promised) -> None:
     checkpoint.save(path, state())
     whole = path.read_bytes()
     places = random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
     for trial in range(2000):
-        at = places.randrange(8 * (header if trial % 2 else len(whole)))  # every other one in the header
+        at = places.randrange(8 * (header if trial % 2 else len(whole)))  # every second one in the header
         flipped = bytearray(whole)
         flipped[at // 8] ^= 1 << at % 8
         path.write_bytes(flipped)
         refused(path)
-    promised("2,000 of 2,000 checkpoints with a flipped bit refused")
+    promised("2,000 of 2,000 checkpoints with a flipped bit are rejected")
 
 
-def test_every_truncation_is_refused(path: Path, promised: Promised) -> None:
+def test_every_truncation_is_rejected(path: Path, promised: Promised) -> None:
     checkpoint.save(path, state())
     whole = path.read_bytes()
     lengths = {0, 1, 2, 7, 8, 9, len(whole) - 1, *range(0, len(whole), 50)}
     for length in sorted(lengths):
         path.write_bytes(whole[:length])
         refused(path)
-    promised(f"{len(lengths)} of {len(lengths)} truncated checkpoints refused")
+    promised(f"{len(lengths)} of {len(lengths)} truncated checkpoints are rejected")
 
 
-def test_blocks_of_zeros_and_what_is_appended(path: Path) -> None:
+def test_zeroed_blocks_and_appended_bytes_are_rejected(path: Path) -> None:
     checkpoint.save(path, state())
     whole = path.read_bytes()
     places = random.Random(1)
@@ -81,33 +81,33 @@ def test_blocks_of_zeros_and_what_is_appended(path: Path) -> None:
         b"\xff" * 8 + b"{}",
     ],
 )
-def test_files_that_are_something_else(content: bytes, path: Path) -> None:
+def test_other_files_are_rejected(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     refused(path, "not a checkpoint")
 
 
-def test_a_pipe_is_not_waited_for(path: Path) -> None:
+def test_pipe_is_rejected_without_blocking(path: Path) -> None:
     os.mkfifo(path)
     refused(path, "not a checkpoint")
 
 
-def test_a_file_larger_than_any_memory_is_not_read(path: Path) -> None:
+def test_file_larger_than_memory_is_not_read(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**42)
     refused(path, "not a checkpoint")
 
 
-def test_a_missing_file_and_a_folder_in_its_place(path: Path) -> None:
+def test_missing_file_and_folder_are_rejected(path: Path) -> None:
     refused(path, "No such file")
     path.mkdir()
     refused(path, "cannot be read")
 
 
-# Files that somebody has made, with a digest that is right
+# Crafted files with a valid digest
 
 
 def signed(text: str, tensors: bytes = b"", header: str = "") -> bytes:
-    """Return a file of a header of one's own making, under its true digest."""
+    """Return a file with a custom header and a valid digest."""
     blank = "0" * 64
     metadata = json.dumps(text.replace("DIGEST", blank))
     content = f'{{"__metadata__":{{"pyro_vae":{metadata}}}{header}}}'.encode()
@@ -126,14 +126,14 @@ CLAIMS = {
 }
 
 
-def test_a_file_signed_by_hand_is_read(path: Path) -> None:
-    """So that each refusal below is for what is wrong with it."""
+def test_crafted_valid_file_is_loaded(path: Path) -> None:
+    """Shows that each rejection below is due to the claim that it tests."""
     path.write_bytes(signed(GOOD, b"abcd", ',"0":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'))
     assert checkpoint.load(path)["x"].tolist() == list(b"abcd")
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_sizes_are_not_taken_on_trust(claim: str, path: Path) -> None:
+def test_claimed_sizes_are_validated(claim: str, path: Path) -> None:
     path.write_bytes(signed(GOOD, b"abcd", CLAIMS[claim]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(path, "not a checkpoint")
@@ -157,6 +157,6 @@ def test_malformed_state_is_rejected(text: str, path: Path) -> None:
     refused(path)
 
 
-def test_a_format_of_the_future_is_named(path: Path) -> None:
+def test_future_format_is_named(path: Path) -> None:
     path.write_bytes(signed('{"format": 3, "sha256": "DIGEST", "state": {"dict": []}}'))
     refused(path, "format 3")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest good one is taken, and what is kept is enough to go back."""
+"""The checkpoints of a run: the newest valid one is loaded, and enough are kept to roll back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def state(step: int) -> dict[str, object]:
 
 
 def write(folder: Path, *steps: int) -> Checkpoints:
-    """Write checkpoints beside each other, of which `save` would keep two or three."""
+    """Write all checkpoints, of which `save` would keep only two or three."""
     for step in steps:
         held = {path: path.read_bytes() for path in history(folder).paths().values()}
         history(folder).save(step, state(step))
@@ -40,10 +40,10 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", range(6))
-def test_the_newest_good_checkpoint_is_taken(
+def test_newest_valid_checkpoint_is_loaded(
     damaged: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, promised
 ) -> None:
-    steps = [3, 20, 100, 140, 9_999_999_999]  # the last is longer than the others' names
+    steps = [3, 20, 100, 140, 9_999_999_999]  # longer than the width of the step in file names
     found = write(tmp_path, *steps)
     paths = list(found.paths().values())
     for path in paths[5 - damaged :]:
@@ -60,10 +60,10 @@ def test_the_newest_good_checkpoint_is_taken(
     assert [record.message.split(" is damaged")[0] for record in caplog.records] == [
         str(path) for path in reversed(paths[5 - damaged :] if damaged < 5 else [])
     ]
-    promised("the newest good checkpoint taken, the damaged ones named")
+    promised("the newest valid checkpoint is loaded, damaged ones are named")
 
 
-def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
+def test_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert history(tmp_path).newest() is None
     assert history(tmp_path / "missing").newest() is None
 
@@ -79,7 +79,7 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
         ([1, 100, 150, 160, 200], [160, 200]),
     ],
 )
-def test_the_newest_two_and_the_newest_milestone_are_kept(saved: list[int], kept: list[int], tmp_path: Path) -> None:
+def test_newest_two_and_newest_milestone_are_kept(saved: list[int], kept: list[int], tmp_path: Path) -> None:
     found = history(tmp_path)
     for step in saved:
         found.save(step, state(step))
@@ -88,24 +88,24 @@ def test_the_newest_two_and_the_newest_milestone_are_kept(saved: list[int], kept
     assert found.newest(milestone=True)[0] == max(step for step in saved if found.is_milestone(step))
 
 
-def test_swapped_checkpoints_are_seen(tmp_path: Path) -> None:
+def test_swapped_checkpoints_are_detected(tmp_path: Path) -> None:
     first, second = write(tmp_path, 20, 30).paths().values()
     contents = first.read_bytes(), second.read_bytes()
     second.write_bytes(contents[0])
     first.write_bytes(contents[1])
-    with pytest.raises(CheckpointError, match=r"of step 20, under another's name.*of step 30, under another's name"):
+    with pytest.raises(CheckpointError, match=r"of step 20, not of step \d+\..*of step 30, not of step \d+\."):
         history(tmp_path).newest()
 
 
-def test_the_checkpoint_of_another_run_is_not_loaded(tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_not_loaded(tmp_path: Path) -> None:
     write(tmp_path, 20)
-    with pytest.raises(CheckpointError, match="is of another run: its latent_dim is 50"):
+    with pytest.raises(CheckpointError, match="belongs to another run: its latent_dim is 50"):
         history(tmp_path, {**RUN, "latent_dim": 2}).newest()
-    with pytest.raises(CheckpointError, match="is of another run: its beta is None"):
+    with pytest.raises(CheckpointError, match="belongs to another run: its beta is None"):
         history(tmp_path, {**RUN, "beta": 2}).newest()
 
 
-def test_what_could_not_be_read_is_not_lost_and_not_in_the_way(tmp_path: Path) -> None:
+def test_unreadable_checkpoint_is_renamed_and_kept(tmp_path: Path) -> None:
     found = write(tmp_path, 20, 30)
     late = found.paths()[30]
     damage(late)
@@ -113,11 +113,11 @@ def test_what_could_not_be_read_is_not_lost_and_not_in_the_way(tmp_path: Path) -
     found.quarantine_after(found.newest()[0])
     assert list(found.paths()) == [20]
     assert (tmp_path / f"unreadable-{late.name}").read_bytes() == content
-    found.save(25, state(25))  # less than 30, and the newest now
+    found.save(25, state(25))  # less than 30, but now the newest
     assert found.newest()[0] == 25
 
 
-def test_what_a_kill_left_unfinished_is_no_checkpoint(tmp_path: Path) -> None:
+def test_unfinished_files_are_not_checkpoints(tmp_path: Path) -> None:
     found = write(tmp_path, 20)
     (tmp_path / ".unfinished-7-step-000000030.safetensors").write_bytes(b"par")
     (tmp_path / "step-000000040.safetensors.bak").write_bytes(b"mine")
@@ -129,7 +129,7 @@ def test_what_a_kill_left_unfinished_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{}, {"run": RUN, "step": 20}, {"run": [], "step": 20, "state": {}}, 3, [1]])
-def test_what_is_no_checkpoint_of_a_run(content: Any, tmp_path: Path) -> None:
+def test_file_without_the_keys_of_a_checkpoint_is_rejected(content: Any, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "step-000000020.safetensors", content)
-    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+    with pytest.raises(CheckpointError, match="is not the checkpoint of a run"):
         history(tmp_path).newest()

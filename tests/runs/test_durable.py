@@ -1,4 +1,4 @@
-"""A fit that meets what is not finite, runs out of memory or disk, or is told to stop: nothing is lost."""
+"""A fit that diverges, exhausts memory or disk, or is asked to stop loses nothing."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pyro_vae.runs import Checkpoints, checkpoint, run_with_checkpoints
 pytestmark = pytest.mark.on_device
 
 NEVER = math.inf
-EPOCH = 2  # in which it happens
+EPOCH = 2  # epoch of the fault
 
 
 class Hurt(Fixed):
-    """Images of which one batch is preceded by what `hurt` does."""
+    """Images for which `hurt` is called before one of the batches."""
 
     at: tuple[int, int] | None = None
     hurt: Callable[[], object]
@@ -63,7 +63,7 @@ class Scaled(ELBO):
 
 
 class GradientTimes(torch.autograd.Function):
-    """The identity, whose gradient is multiplied."""
+    """The identity, with its gradient multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class TimesGradient(nn.Module):
 
 
 def new_fit(graph: str | None = None, seed: int = 0) -> tuple[Fit, dict[str, Tensor]]:
-    """Return a fit, and tensors that do harm in it when they are filled with what is not finite."""
+    """Return a fit, and tensors that make it diverge when filled with non-finite values."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     vae, batches, objective = small_vae(), Hurt(), Scaled()
@@ -114,14 +114,14 @@ def copied(fit: Fit) -> dict[str, Any]:
     return torch.utils._pytree.tree_map_only(Tensor, torch.clone, state)
 
 
-# Not finite
+# Non-finite values
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("number", [0, 1, BATCHES - 1])
 @pytest.mark.parametrize("where", ["data", "loss", "gradient", "weight"])
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_what_is_not_finite_stops_the_fit_before_the_weights_change(
+def test_nonfinite_value_stops_the_fit_before_the_weights_change(
     graph: str | None, where: str, number: int, value: float, tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
     fit, harm = new_fit(graph)
@@ -147,11 +147,11 @@ def test_what_is_not_finite_stops_the_fit_before_the_weights_change(
     again, _ = new_fit()
     again.load_state_dict(history(tmp_path).newest()[1])
     assert all(torch.isfinite(p).all() for p in again.svi.optim.params.values())
-    promised("a value that is not finite stopped the fit with weights and moments as they were")
+    promised("a non-finite value stops the fit with weights and moments unchanged")
 
 
 def diverging(fit: Fit, harm: dict[str, Tensor], times: int) -> Fit:
-    """Make the loss infinite in one step, for as long as the learning rate has not been halved so many times."""
+    """Make the loss infinite in one step until the learning rate has been halved `times` times."""
 
     def hurt() -> None:
         harm["loss"].fill_(math.inf if fit.svi.optim.lr_scale > 0.5**times else 1.0)
@@ -161,22 +161,22 @@ def diverging(fit: Fit, harm: dict[str, Tensor], times: int) -> Fit:
 
 
 @pytest.mark.parametrize("graph", [None, "recorded"])
-def test_a_setback_continues_with_half_the_learning_rate(
+def test_rollback_continues_with_half_the_learning_rate(
     graph: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         epochs = run(diverging(*new_fit(graph), times=2), tmp_path, rollbacks=3)
     assert [epoch.index for epoch in epochs] == [*range(EPOCH + 1), *range(EPOCH + 1, EPOCHS)]
-    assert ["Setback 1: on from step 12" in line for line in caplog.messages] == [True, False]
-    assert ["Setback 2: on from step 12" in line for line in caplog.messages] == [False, True]
+    assert ["Rollback 1: resuming from step 12" in line for line in caplog.messages] == [True, False]
+    assert ["Rollback 2: resuming from step 12" in line for line in caplog.messages] == [False, True]
     plain, _ = new_fit(graph)
     rates = [epoch.learning_rate for epoch in run(plain, tmp_path / "plain")]
     factors = [1.0] * (EPOCH + 1) + [0.25] * (EPOCHS - EPOCH - 1)
     assert [e.learning_rate for e in epochs] == pytest.approx([r * f for r, f in zip(rates, factors, strict=True)])
 
 
-def test_a_fit_goes_back_from_weights_that_have_diverged(tmp_path: Path) -> None:
-    """What it goes back from is of no distribution, which must not be in the way; nor is its validation ELBO."""
+def test_fit_rolls_back_from_nan_weights(tmp_path: Path) -> None:
+    """The NaN weights make invalid distributions and a NaN validation ELBO, which must not prevent it."""
     fit, harm = new_fit()
 
     def hurt() -> None:
@@ -193,7 +193,7 @@ def test_a_fit_goes_back_from_weights_that_have_diverged(tmp_path: Path) -> None
     assert fit.rollbacks == 1
 
 
-def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
+def test_nonfinite_validation_elbo_is_nan_and_not_an_error() -> None:
     fit, _ = new_fit()
     next(iter(fit))
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_validation_elbo_that_is_not_finite_is_nan_and_no_error() -> None:
     assert math.isnan(validate(fit.svi.model, fit.svi.guide, fit.valid, fit.seed)[0])
 
 
-def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_number_of_rollbacks_is_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit = diverging(*new_fit(), times=99)
     with caplog.at_level(logging.WARNING, "pyro_vae"), pytest.raises(NonFiniteError, match="at step 13 ") as caught:
         run(fit, tmp_path, rollbacks=3)
@@ -210,15 +210,15 @@ def test_setbacks_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "step-000000012.safetensors" in caught.value.__notes__[1]
 
 
-def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
+def test_run_with_rollbacks_stopped_at_any_step_ends_bit_identical(
     tmp_path: Path, promised: Callable[[str], None]
 ) -> None:
-    """Which milestone it goes back to does not depend on the other checkpoints."""
+    """The milestone of a rollback does not depend on the other checkpoints."""
     whole = diverging(*new_fit(), times=2)
     lines = {line["epoch"]: line for line in records(run(whole, tmp_path / "whole", rollbacks=3))}
     checkpoint.save(tmp_path / "end", whole.state_dict())
     found, lives = {}, 0
-    while True:  # each life takes one step more, setbacks included, and writes a checkpoint after it
+    while True:  # each pass takes one more step, including rollbacks, and then writes a checkpoint
         lives += 1
         fit = diverging(*new_fit(seed=lives - 1), times=2)
         kept = history(tmp_path / "run")
@@ -232,13 +232,13 @@ def test_a_run_with_setbacks_killed_at_any_step_ends_with_the_same_bits(
     checkpoint.save(tmp_path / "again", fit.state_dict())
     assert_same(*(untimed(checkpoint.load(tmp_path / name)) for name in ("again", "end")))
     assert found == lines
-    promised(f"a run with two setbacks, stopped {lives} times: the same bits at the end")
+    promised(f"a run with two rollbacks, stopped {lives} times, ends bit-identical")
 
 
-# Checkpoints by the clock, on being told to stop, and not at all
+# Periodic checkpoints, requests to stop, and write errors
 
 
-def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_periodic_checkpoints_do_not_change_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     written: list[int] = []
     save = Checkpoints.save
@@ -254,7 +254,7 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("step", [1, 6, 8, 24])
-def test_a_fit_that_is_told_to_stop_leaves_its_state(step: int, tmp_path: Path) -> None:
+def test_fit_asked_to_stop_saves_its_state(step: int, tmp_path: Path) -> None:
     fit, _ = new_fit()
     kept = history(tmp_path)
     list(run_with_checkpoints(fit, kept, every_seconds=NEVER, should_stop=lambda: fit.svi.steps >= step))
@@ -264,9 +264,7 @@ def test_a_fit_that_is_told_to_stop_leaves_its_state(step: int, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
-def test_a_checkpoint_that_cannot_be_written_stops_the_fit(
-    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_checkpoint_stops_the_fit(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, _ = new_fit()
     epochs = run_with_checkpoints(fit, history(tmp_path), every_seconds=NEVER, should_stop=lambda: False)
     next(epochs)
@@ -296,7 +294,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_fit(
         RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"),
     ],
 )
-def test_a_batch_for_which_there_is_no_memory_names_a_smaller_one(
+def test_out_of_memory_error_suggests_a_smaller_batch(
     error: RuntimeError, graph: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit, _ = new_fit(graph)
@@ -313,7 +311,7 @@ def test_a_batch_for_which_there_is_no_memory_names_a_smaller_one(
     assert history(tmp_path).newest()[0] == 1
 
 
-def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(tmp_path: Path) -> None:
     fit, _ = new_fit()
 
     def hurt() -> None:

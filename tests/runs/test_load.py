@@ -1,4 +1,4 @@
-"""Run runs opened again: any number in one process, each with its own weights."""
+"""Finished runs opened again: any number in one process, each with its own weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.runs import Run, load_run
 
 pytestmark = pytest.mark.on_device
 
-# Parameters in modules, with the same names in every run, and one of `pyro.param` beside them.
+# Parameters in modules, with the same names in every run, and one `pyro.param`.
 PROGRAM = """
 import pyro
 import pyro.distributions as dist
@@ -76,8 +76,8 @@ def elbos(run: Run) -> torch.Tensor:
     return torch.as_tensor(score(run.program.model, run.program.guide, x, 20, seed=3).elbo)
 
 
-def test_a_second_run_does_not_overwrite_the_first(paths: list[Path]) -> None:
-    """Opened, scored and opened again in any order, each run keeps its weights and its scores to the bit."""
+def test_second_run_does_not_overwrite_the_first(paths: list[Path]) -> None:
+    """Opened and scored in any order, each run keeps its weights and scores bit for bit."""
     alone = []
     for path in paths:
         pyro.clear_param_store()
@@ -91,12 +91,12 @@ def test_a_second_run_does_not_overwrite_the_first(paths: list[Path]) -> None:
         assert torch.equal(found, alone[index][1])
         for name, value in weights(runs[index]).items():
             assert torch.equal(value, alone[index][0][name]), name
-    with runs[0].program.scope():  # the store of one is no business of the other
+    with runs[0].program.scope():  # the scope of one run does not affect another
         assert torch.equal(elbos(runs[1]), alone[1][1])
         assert torch.equal(elbos(runs[0]), alone[0][1])
 
 
-def test_a_run_leaves_the_store_of_its_caller_alone(paths: list[Path]) -> None:
+def test_opening_a_run_leaves_the_callers_store_unchanged(paths: list[Path]) -> None:
     pyro.param("width", torch.tensor(7.0))
     before = pyro.get_param_store().get_state()
     run = opened(paths[0])
@@ -108,8 +108,8 @@ def test_a_run_leaves_the_store_of_its_caller_alone(paths: list[Path]) -> None:
     assert pyro.param("width").item() == 7.0
 
 
-def test_training_goes_on_inside_the_scope(paths: list[Path]) -> None:
-    """And what has been trained there is what is scored outside."""
+def test_training_continues_inside_the_scope(paths: list[Path]) -> None:
+    """The weights trained there are those scored outside."""
     run = opened(paths[0])
     before = elbos(run)
     with run.program.scope():

@@ -1,4 +1,4 @@
-"""Claiming a run folder: a new one, a run that goes on, one that is replaced, and what is refused untouched."""
+"""Claiming a run folder: creating, resuming, replacing, and rejection without changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.run_folders import CONFIG, tree
 from pyro_vae.runs import RunFolder, RunFolderError
 
 
-def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_new_folder_is_created_with_its_parents(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "today" / "first")
     folder.create(CONFIG)
     assert json.loads(folder.config_path.read_text()) == CONFIG
@@ -24,12 +24,12 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
-def test_an_empty_folder_is_as_good_as_none(flags: dict[str, bool], tmp_path: Path) -> None:
+def test_empty_folder_is_accepted(flags: dict[str, bool], tmp_path: Path) -> None:
     RunFolder(tmp_path).create(CONFIG, **flags)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
-def test_an_existing_run_is_refused_and_untouched(folder: RunFolder) -> None:
+def test_existing_run_is_rejected_and_unchanged(folder: RunFolder) -> None:
     before = tree(folder.path)
     with pytest.raises(RunFolderError, match=re.escape(f"{folder.path} exists; add --resume or --overwrite")):
         folder.create({**CONFIG, "seed": 1})
@@ -37,18 +37,18 @@ def test_an_existing_run_is_refused_and_untouched(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}, {"resume": True, "overwrite": True}])
-def test_a_folder_of_other_things_is_refused_and_untouched(flags: dict[str, bool], tmp_path: Path) -> None:
-    # It holds names like ours, which overwriting would remove.
+def test_folder_with_other_files_is_rejected_and_unchanged(flags: dict[str, bool], tmp_path: Path) -> None:
+    # Some of its names are those of a run folder, which overwriting would remove.
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "thesis.png").write_bytes(b"mine")
     (tmp_path / "summary.json").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is no run folder")):
+    with pytest.raises(RunFolderError, match=re.escape(f"{tmp_path} exists and is not a run folder")):
         RunFolder(tmp_path).create(CONFIG, **flags)
     assert tree(tmp_path) == before
 
 
-def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
+def test_overwrite_removes_only_files_of_a_run(folder: RunFolder) -> None:
     other = {**CONFIG, "seed": 1}
     folder.create(other, overwrite=True)
     files = tree(folder.path)
@@ -64,10 +64,10 @@ def test_overwrite_removes_our_files_alone(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("point", range(4))
-def test_a_kill_while_a_run_is_replaced_leaves_one_that_goes_on(
+def test_interrupted_overwrite_leaves_a_resumable_run(
     point: int, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either all epochs of its checkpoints, or no checkpoint at all; never one that looks finished without them."""
+    """Either with all its epochs and checkpoints or without checkpoints; never finished without them."""
     folder._lock.release()
     removals = {"rmtree": shutil.rmtree, "unlink": Path.unlink}
     done = []
@@ -106,25 +106,25 @@ def test_resume_with_the_same_configuration_keeps_everything(folder: RunFolder) 
         ({"seed": 1}, "seed"),
         ({"seed": 1, "latent_dim": 2}, "latent_dim, seed"),
         ({"epochs": 5}, "epochs"),
-        ({"beta": 2.0}, "beta"),  # a flag that the saved run does not know
+        ({"beta": 2.0}, "beta"),  # a flag that the saved run lacks
     ],
 )
-def test_resume_with_another_configuration_names_what_changed(
+def test_resume_with_another_configuration_names_the_changes(
     changes: dict[str, Any], named: str, folder: RunFolder
 ) -> None:
     before = tree(folder.path)
-    with pytest.raises(RunFolderError, match=f"was started with another {named};"):
+    with pytest.raises(RunFolderError, match=f"was started with different values of {named};"):
         folder.create({**CONFIG, **changes}, resume=True)
     assert tree(folder.path) == before
 
 
 def test_resume_without_a_saved_flag_names_it(folder: RunFolder) -> None:
     fewer = {name: value for name, value in CONFIG.items() if name != "latent_dim"}
-    with pytest.raises(RunFolderError, match="was started with another latent_dim;"):
+    with pytest.raises(RunFolderError, match="was started with different values of latent_dim;"):
         folder.create(fewer, resume=True)
 
 
-def test_a_kill_before_there_was_a_configuration_is_no_run_to_lose(tmp_path: Path) -> None:
+def test_folder_without_a_configuration_is_reused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     for name in (".lock", ".unfinished-12-config.json"):
@@ -133,7 +133,7 @@ def test_a_kill_before_there_was_a_configuration_is_no_run_to_lose(tmp_path: Pat
     assert tree(run).keys() == {".lock", "config.json", "checkpoints"}
 
 
-def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
+def test_unfinished_files_are_removed(folder: RunFolder) -> None:
     before = tree(folder.path)
     for place in (folder.path, folder.path / "figures"):
         (place / ".unfinished-123-scores.nc").write_bytes(b"ha")
@@ -144,7 +144,7 @@ def test_what_a_kill_left_unfinished_is_removed(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "\0\1", "[" * 100_000, '"text"'])
-def test_a_damaged_configuration_is_named(content: str, folder: RunFolder) -> None:
+def test_damaged_configuration_is_named(content: str, folder: RunFolder) -> None:
     folder.config_path.write_text(content)
     with pytest.raises(RunFolderError, match=re.escape(f"{folder.config_path} is damaged")):
         folder.create(CONFIG, resume=True)

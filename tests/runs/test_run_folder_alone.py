@@ -1,4 +1,4 @@
-"""One process writes to a run folder, and only there: locks, links and odd names."""
+"""One process writes to a run folder, and only to that folder: locks, links and unusual names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.run_folders import CONFIG, epochs, tree
 from pyro_vae.runs import RunFolder, RunFolderError
 
 
-def test_a_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
+def test_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
     folder._lock.release()
     evaluation = RunFolder(folder.path).evaluation
     evaluation.lock()
@@ -25,7 +25,7 @@ def test_a_run_under_evaluation_is_not_replaced(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 @pytest.mark.parametrize("below", ["run", "runs/run"])
-def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool], tmp_path: Path) -> None:
+def test_path_below_a_file_is_rejected(below: str, flags: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     path = tmp_path / "file" / below
     with pytest.raises(RunFolderError, match=re.escape(f"{path} cannot be written (")):
@@ -34,14 +34,14 @@ def test_a_path_below_a_file_cannot_be_written(below: str, flags: dict[str, bool
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
-def test_a_file_is_no_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
+def test_file_is_not_a_run_folder(flags: dict[str, bool], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunFolderError, match="file exists and is no run folder"):
+    with pytest.raises(RunFolderError, match="file exists and is not a run folder"):
         RunFolder(tmp_path / "file").create(CONFIG, **flags)
     assert tree(tmp_path) == {"file": b"mine"}
 
 
-def holding(path: Path, ready: Any, leave: Any) -> None:
+def hold_run_folder(path: Path, ready: Any, leave: Any) -> None:
     folder = RunFolder(path)
     folder.create(CONFIG, resume=True)
     ready.set()
@@ -49,10 +49,12 @@ def holding(path: Path, ready: Any, leave: Any) -> None:
 
 
 @pytest.mark.parametrize("ended", ["killed", "done"])
-def test_two_processes_do_not_write_to_one_folder(ended: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+def test_second_process_on_a_run_folder_is_rejected(
+    ended: str, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
     context = multiprocessing.get_context("spawn")
     ready, leave = context.Event(), context.Event()
-    other = context.Process(target=holding, args=(tmp_path / "run", ready, leave), daemon=True)
+    other = context.Process(target=hold_run_folder, args=(tmp_path / "run", ready, leave), daemon=True)
     other.start()
     assert ready.wait(60)
     before = tree(tmp_path)
@@ -62,13 +64,13 @@ def test_two_processes_do_not_write_to_one_folder(ended: str, tmp_path: Path, pr
         assert tree(tmp_path) == before
     other.kill() if ended == "killed" else leave.set()
     other.join()
-    RunFolder(tmp_path / "run").create(CONFIG, resume=True)  # the lock went with the process, however that ended
-    promised("a second process on a run folder refused, and let in when the first had ended")
+    RunFolder(tmp_path / "run").create(CONFIG, resume=True)  # its lock ended with the process
+    promised("a second process on a run folder is rejected until the first has ended")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "figures", "evaluation", "metrics.jsonl", "summary.json", ".lock"])
 def test_nothing_is_written_through_a_link(name: str, tmp_path: Path) -> None:
-    """A run folder from somebody else may hold links to places outside it."""
+    """An untrusted run folder may contain links to paths outside it."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("mine")
@@ -96,17 +98,17 @@ NAMES = {
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_a_name_is_a_name(kind: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
+def test_unusual_names_are_used_literally(kind: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
     runs = tmp_path / "runs"
     RunFolder(runs / NAMES[kind]).create(CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in runs.iterdir()] == [NAMES[kind]]
     assert RunFolder(runs / NAMES[kind]).config() == CONFIG
-    promised("an odd name of a run folder is that folder and nothing else")
+    promised("an unusual run folder name is used literally")
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "a/" * 3000, "zero\0byte"])
-def test_a_name_that_no_folder_can_have(name: str, tmp_path: Path) -> None:
+def test_impossible_folder_name_is_rejected(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be written|null byte"):
         RunFolder(tmp_path / name).create(CONFIG)
     assert list(tmp_path.iterdir()) == []

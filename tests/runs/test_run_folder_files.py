@@ -1,4 +1,4 @@
-"""The files of a run folder: metrics line by line, and JSON that is whole or as it was."""
+"""The files of a run folder: metrics line by line, and JSON files written atomically."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from helpers.run_folders import CONFIG, epochs, tree
 from pyro_vae.config import Config
 from pyro_vae.runs import RunFolder, RunFolderError
 
-# What the last version added.
+# Fields added by the last version.
 ADDED = {"splits", "depth", "width", "optimizer", "ema"}
 
 # Metrics
 
 
-def test_metrics_come_back_as_written(tmp_path: Path) -> None:
+def test_metrics_round_trip(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.metrics() == []
     lines = [
@@ -34,29 +34,29 @@ def test_metrics_come_back_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 8, 10, 23])
-def test_a_last_line_cut_short_is_left_out(cut: int, folder: RunFolder) -> None:
+def test_truncated_last_line_is_ignored(cut: int, folder: RunFolder) -> None:
     line = '{"epoch": 3, "elbo": -2.5}'
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(line[:cut])
     assert epochs(folder) == [0, 1, 2]
 
 
-def test_a_number_cut_short_is_not_taken_for_a_line(folder: RunFolder) -> None:
-    # All but the line feed: what is there reads as JSON, and the kill may have come before the rest.
+def test_line_without_a_line_feed_is_ignored(folder: RunFolder) -> None:
+    # All except the line feed: the text is valid JSON, but it may be cut within a number.
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "elbo": -2.5}')
     assert epochs(folder) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("line", ["{half a line}", "{}", "3", '{"epoch": null}', '{"epoch": "a"}', "[" * 100_000])
-def test_a_damaged_line_is_named(line: str, folder: RunFolder) -> None:
+def test_damaged_line_is_named(line: str, folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(RunFolderError, match=r"metrics.jsonl is damaged"):
         folder.metrics()
 
 
-def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
+def test_each_epoch_occurs_once_after_a_resume(folder: RunFolder) -> None:
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "el')
     folder.truncate_metrics(1)  # the last checkpoint was written after one epoch
@@ -67,30 +67,30 @@ def test_each_epoch_is_there_once_after_a_resume(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_keep_metrics_drops_later_epochs_alone(kept: int, folder: RunFolder) -> None:
+def test_truncate_metrics_drops_only_later_epochs(kept: int, folder: RunFolder) -> None:
     before = folder.metrics()
     folder.truncate_metrics(kept)
     assert folder.metrics() == before[:kept]
 
 
 @pytest.mark.parametrize("lines", [[], [0, 1], [0, 1, 3], [0, 1, 1, 2], [1, 0, 2]])
-def test_epochs_that_are_missing_are_not_passed_over(lines: list[int], tmp_path: Path) -> None:
+def test_missing_epochs_are_reported(lines: list[int], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for epoch in lines:
         folder.append_epoch({"epoch": epoch})
     before = tree(tmp_path)
-    with pytest.raises(RunFolderError, match="does not hold each of the first 3 epochs once"):
+    with pytest.raises(RunFolderError, match="must contain each of the first 3 epochs once"):
         folder.truncate_metrics(3)
     assert tree(tmp_path) == before
 
 
-def test_keep_metrics_of_a_run_that_wrote_none(tmp_path: Path) -> None:
+def test_truncate_metrics_of_a_run_without_metrics(tmp_path: Path) -> None:
     RunFolder(tmp_path).truncate_metrics(0)
     assert RunFolder(tmp_path).metrics() == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: RunFolder) -> None:
+def test_nonfinite_metrics_are_written_as_null(value: float, folder: RunFolder) -> None:
     folder.append_epoch({"epoch": 3, "elbo": value, "objective": -1.5})
     assert folder.metrics()[-1] == {"epoch": 3, "elbo": None, "objective": -1.5}
 
@@ -107,7 +107,7 @@ def test_metrics_that_are_not_finite_are_written_as_null(value: float, folder: R
         ({"elbo": -2.0, "path": Path("x")}, TypeError),
     ],
 )
-def test_what_json_cannot_hold_leaves_the_old_file(
+def test_unsupported_json_value_leaves_the_old_file(
     values: dict[str, Any], error: type[Exception], folder: RunFolder
 ) -> None:
     before = tree(folder.path)
@@ -116,9 +116,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(
     assert tree(folder.path) == before  # no temporary file either
 
 
-def test_a_kill_before_the_new_file_is_whole_leaves_the_old_one(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_write_leaves_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -128,7 +126,7 @@ def test_a_kill_before_the_new_file_is_whole_leaves_the_old_one(
     assert json.loads((folder.path / "summary.json").read_text()) == {"elbo": -3.0}
 
 
-def test_the_summary_ends_a_run(tmp_path: Path) -> None:
+def test_summary_marks_a_run_as_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create(CONFIG)
     assert not folder.finished
@@ -137,8 +135,8 @@ def test_the_summary_ends_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == {"elbo": -3.0}
 
 
-def test_a_run_of_an_earlier_version_is_resumed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose configuration lacks the fields added since: it goes on from its checkpoint, to the same end."""
+def test_run_of_an_earlier_version_is_resumed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration lacks fields added since; it continues from its checkpoint to the same end."""
     older = tmp_path / "older"
     written = Config.to_json
     with monkeypatch.context() as patch:
@@ -147,7 +145,7 @@ def test_a_run_of_an_earlier_version_is_resumed(run: Path, tmp_path: Path, monke
     assert not ADDED & json.loads((older / "config.json").read_text()).keys()
     (older / "summary.json").unlink()
     newest = max((older / "checkpoints").iterdir())
-    newest.unlink()  # so that there are steps left to take
+    newest.unlink()  # leaves steps to take
     result = inside("fit", *TINY, "--out", older, "--resume")
     assert result.returncode == 0, result.stderr
     found, expected = (json.loads((path / "summary.json").read_text()) for path in (older, run))

@@ -1,4 +1,4 @@
-"""benchmark.py, with tiny settings: every contender is timed, none faster than its arithmetic."""
+"""benchmark.py with tiny settings: every contender is timed, and none is faster than its arithmetic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers.calls import script
 
 
-@pytest.mark.slow  # it waits for the compiler twice
+@pytest.mark.slow  # compiles twice
 def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
     small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 20, "--num-particles", 1]
     result = script("benchmark", "--measure", "steps", *small, "--out", tmp_path)
@@ -18,6 +18,6 @@ def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
     assert case["contenders"]["hand-written"]["ratio"] == 1.0
     for name, timing in case["contenders"].items():
         assert name in result.stdout
-        # No step is faster than its arithmetic, however small the machine's share.
+        # A lower bound on the time of a step, however small the machine's share of it.
         assert timing["seconds"] > case["floor_seconds"] > 0
     assert (tmp_path / "benchmark.png").stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""compare.py, with tiny settings: each run with the flags that it reads, and numbers that compare."""
+"""compare.py with tiny settings: each run has the flags that apply to it, and only comparable numbers are compared."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.calls import TINY, Inside, inside, script
+from helpers.calls import TINY, PopenInProcess, inside, script
 
 
 def test_densities_and_probabilities_of_pixels_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "Popen", Inside)
+    monkeypatch.setattr(subprocess, "Popen", PopenInProcess)
     flags = [
         "--likelihoods",
         "gaussian",
@@ -32,13 +32,13 @@ def test_densities_and_probabilities_of_pixels_are_not_compared(
     (line,) = result.stderr.strip().splitlines()
     assert "gaussian scores densities" in line
     assert "bits_per_dim" in line
-    for name in ("gaussian", "logistic-mixture"):  # the runs are there, with the number that does compare
+    for name in ("gaussian", "logistic-mixture"):  # the runs exist, with the number that is comparable
         summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
         assert 0 < summary["bits_per_dim"] < 8
 
 
-def test_objectives_are_compared_each_with_the_flags_that_it_reads(run: Path, tmp_path: Path) -> None:
-    """In processes of their own; the first has been fitted before, and is what it would be."""
+def test_objectives_are_compared_each_with_its_own_flags(run: Path, tmp_path: Path) -> None:
+    """In separate processes; the first run was fitted before with the same result."""
     shutil.copytree(run, tmp_path / "out" / "elbo")
     flags = ["--objectives", "elbo", "beta-tcvae", "--beta", 4, *TINY]
     result = script("compare", *flags, "--out", tmp_path / "out")

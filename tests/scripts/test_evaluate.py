@@ -1,4 +1,4 @@
-"""evaluate.py, with tiny settings: each instrument, one from outside, and what is refused."""
+"""evaluate.py with tiny settings: each instrument, one added from outside, and rejected input."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
-def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
-    """In a copy of the folder, at another place: all that it needs is in it."""
+def test_evaluate_reproduces_the_summary_of_fit(run: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
+    """In a copy of the folder elsewhere, which contains all that is needed."""
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(run, copy)
     result = script("evaluate", "copy", cwd=copy.parent)
@@ -39,11 +39,11 @@ def test_evaluate_finds_again_what_fit_found(run: Path, tmp_path: Path, promised
     assert found.keys() == fitted.keys()
     of_the_fit = ("parameters", "epochs", "train_seconds")
     assert {key: found[key] for key in of_the_fit} == {key: fitted[key] for key in of_the_fit}
-    promised(f"{len(keys)} of {len(keys)} numbers of a run the same when it is evaluated at another place")
+    promised(f"{len(keys)} of {len(keys)} metrics of a run are reproduced by evaluating a copy of its folder")
 
 
-def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: Path) -> None:
-    """Finished, it is evaluated as it was scored; and before its end, where weights and averages differ."""
+def test_averaged_weights_are_used_when_a_run_is_opened(tmp_path: Path) -> None:
+    """For a finished run, with equal scores; and for an unfinished one, whose weights and averages differ."""
     folder = tmp_path / "averaged"
     flags = ["--ema", 0.9, "--optimizer", "adamax", "--net", "resnet", "--depth", 1, "--width", 4]
     fit = inside("fit", *TINY, *flags, "--checkpoint-seconds", 0, "--out", folder)
@@ -56,7 +56,7 @@ def test_a_run_that_averages_its_weights_is_opened_with_the_averages(tmp_path: P
     list(history.paths().values())[-1].unlink()
     step, state = history.newest()
     assert step == 8
-    torch.set_default_dtype(torch.float32)  # that of the script
+    torch.set_default_dtype(torch.float32)  # as in the script
     run = load_run(folder)
     with run.program.scope():
         weights = {name: unconstrained_param(name).detach() for name in state["svi"]["params"]}
@@ -90,11 +90,11 @@ def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
     scores = arviz.from_netcdf(str(run / "evaluation" / "scores.nc"))["constant_data"]
     for name in ("psis", "jvi1", "jvi2"):
         assert scores[name].to_numpy().mean() == pytest.approx(summary[name])
-    # Corrections of a lower bound raise it, up to noise far below these.
+    # Jackknife corrections raise a lower bound, up to noise far below their size.
     assert summary["log_likelihood"] < summary["jvi1"] < summary["log_likelihood"] + 1
 
 
-def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
+def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> None:
     result = inside("evaluate", run, "--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
@@ -104,7 +104,7 @@ def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
     assert arrays["log_likelihood"].to_numpy().mean() == pytest.approx(annealed["log_likelihood"])
     gap = (arrays["simulated_upper"] - arrays["simulated_lower"]).to_numpy()
     assert gap.mean() == pytest.approx(annealed["gap"])
-    # 100 samples of a guide after three epochs fall short of it.
+    # 100 samples of a guide trained for three epochs give a lower value.
     assert found["log_likelihood"] - 0.1 < annealed["log_likelihood"] < found["log_likelihood"] + 1
     assert f"{annealed['log_likelihood']:.2f}" in result.stdout
     assert "AIS" in result.stdout
@@ -113,7 +113,7 @@ def test_evaluate_anneals(run: Path, refused: Callable[..., None]) -> None:
     refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
 
 
-def test_evaluate_says_where_the_slack_is(run: Path) -> None:
+def test_evaluate_reports_posterior_diagnostics(run: Path) -> None:
     result = inside("evaluate", run, "--local-vi-steps", 300, "--sbc-images", 50, "--test-images", 10)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
@@ -148,15 +148,15 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
     assert found["units"] == matrix.argmax(0).tolist()
     ordered = np.sort(matrix, axis=0)
     assert found["mig"] == pytest.approx((ordered[-1] - ordered[-2]).mean())
-    # x and y, which move the most pixels, are told far better than by chance, 1/8.
+    # x and y, which move the most pixels, are predicted far above chance, 1/8.
     assert min(found["accuracy"][3:]) > 3 / 8
     assert f"MIG {found['mig']:.2f}, SAP {found['sap']:.2f}" in result.stdout
     assert (folder / "evaluation" / "figures" / "factors.png").stat().st_size > 5000
-    refused(command("evaluate", run, "--disentanglement"), str(run), "several known factors")
+    refused(command("evaluate", run, "--disentanglement"), str(run), "two or more known factors")
 
 
-def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 1)  # an encoder is trained for a second
+def test_evaluate_runs_the_probe(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 1)  # trains an encoder for about a second
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
     rows = json.loads((run / "evaluation" / "summary.json").read_text())["probe"]
@@ -169,7 +169,7 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     for row in rows:
         assert f"{100 * row['accuracy']:.1f} +- {100 * row['se']:.1f}" in result.stdout
     (best,) = (row for row in rows if (row["features"], row["classifier"], row["labels"]) == (*expected[2], 300))
-    assert best["accuracy"] > 0.5  # of pixels, of ten classes
+    assert best["accuracy"] > 0.5  # chance level for ten classes
     assert (run / "evaluation" / "figures" / "probe.png").stat().st_size > 5000
 
     digits = datasets.DATASETS["digits"]
@@ -177,14 +177,14 @@ def test_evaluate_probes_what_a_program_makes_of_images(run: Path, monkeypatch: 
     monkeypatch.setitem(datasets.DATASETS, "digits", unlabelled)
     result = inside("evaluate", run, "--probe")
     assert result.returncode == 0, result.stderr
-    assert f"{run.name}: nothing to probe, the images have no labels" in result.stdout
+    assert f"{run.name}: not probed, the images have no labels" in result.stdout
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     assert (found["probe"], found["reasons"]["probe"]) == (None, "the images have no labels")
 
 
 @dataclass(frozen=True)
 class Ink:
-    """An instrument from outside: the mean of the pixels of each test image."""
+    """An instrument added from outside: the mean of the pixels of each test image."""
 
     name: ClassVar[str] = "ink"
 
@@ -208,10 +208,10 @@ class Ink:
         return "\n".join(f"{name} has ink {numbers['ink']['mean']:.3f}" for name, numbers in summaries.items())
 
 
-def test_an_instrument_is_added_from_outside(
+def test_instrument_can_be_added_from_outside(
     run: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
 ) -> None:
-    """With its flag, its numbers, its arrays, its figure and its line; unasked, it leaves no trace."""
+    """With a flag, metrics, arrays, a figure and a line of the table; without its flag nothing changes."""
     monkeypatch.setitem(INSTRUMENTS, "ink", Ink)
     result = inside("evaluate", run, "--ink-scale", 2, "--seed", 3, "--num-samples", 5)
     assert result.returncode == 0, result.stderr
@@ -227,7 +227,7 @@ def test_an_instrument_is_added_from_outside(
     assert "ink" not in json.loads((run / "evaluation" / "summary.json").read_text())
 
 
-def test_evaluate_refuses_what_is_no_run(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_evaluate_rejects_folders_without_a_run(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(command("evaluate", tmp_path), str(tmp_path), "no config.json")
     refused(command("evaluate", run, run), "twice")
     damaged = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""fit.py, with tiny settings: what it writes, refuses and resumes, and how it ends."""
+"""fit.py with tiny settings: its files, rejected input, resuming, and exit status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from helpers.calls import MORE, TINY, command, hearing, inside, script
+from helpers.calls import MORE, TINY, command, inside, script, with_default_sigint
 
 
 def finite(value: object) -> bool:
@@ -24,7 +24,7 @@ def finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def test_fit_writes_the_run_folder_of_the_contract(tiny_run: Path) -> None:
+def test_fit_writes_the_documented_files(tiny_run: Path) -> None:
     run = tiny_run
     summary = json.loads((run / "summary.json").read_text())
     assert finite(summary)
@@ -46,16 +46,16 @@ def test_fit_writes_the_run_folder_of_the_contract(tiny_run: Path) -> None:
     np.testing.assert_allclose(scores["iwae"].to_numpy().mean(1), list(summary["iwae"].values()))
 
 
-def test_a_density_comes_with_bits_per_dimension(tmp_path: Path) -> None:
+def test_density_has_bits_per_dimension(tmp_path: Path) -> None:
     result = inside("fit", *TINY, "--likelihood", "gaussian", "--binarize", "none", *MORE, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bits_per_dim"] == pytest.approx(8 - summary["log_likelihood"] / (64 * math.log(2)))
-    assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, and a code cannot be free
+    assert 0 < summary["bits_per_dim"] < 8  # better than uniform pixels, yet a code cannot be free
 
 
 def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
-    """A run whose last checkpoint is damaged, and which has lost its summary, ends with the same numbers."""
+    """After damage to the last checkpoint and loss of the summary, the run ends with the same numbers."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "summary.json").unlink()
@@ -63,12 +63,12 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-5] + b"wrong")
     config = json.loads((folder / "config.json").read_text())
-    refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "another seed")
+    refused(command("fit", *TINY, "--seed", 1, "--out", folder, "--resume"), "different values of seed")
     assert json.loads((folder / "config.json").read_text()) == config
     result = script("fit", *TINY, "--out", folder, "--resume")
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines() == [
-        f"{damaged} is damaged: its bytes are not those that were written. The checkpoint of step 6 is taken instead."
+        f"{damaged} is damaged: its digest does not match its content. Using the checkpoint of step 6 instead."
     ]
     assert damaged.with_name(f"unreadable-{damaged.name}").read_bytes() == content[:-5] + b"wrong"
     before, after = (json.loads((r / "summary.json").read_text()) for r in (run, folder))
@@ -86,11 +86,11 @@ def test_resume_continues_to_the_same_numbers(run: Path, tmp_path: Path, refused
     ("number", "status", "compiled"),
     [pytest.param(signal.SIGINT, 130, "auto", marks=pytest.mark.slow), (signal.SIGTERM, 143, "off")],
 )
-def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compiled: str, tmp_path: Path) -> None:
-    """Of so many steps a run is compiled, unless that is switched off."""
+def test_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compiled: str, tmp_path: Path) -> None:
+    """A run of this many steps is compiled, unless compilation is off."""
     folder = tmp_path / "run"
     arguments = [*TINY[:4], "--epochs", "20000", "--compile", compiled, "--out", str(folder)]
-    process = subprocess.Popen(hearing(command("fit", *arguments)), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(with_default_sigint(command("fit", *arguments)), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
@@ -115,33 +115,33 @@ def test_a_signal_ends_a_run_that_can_be_resumed(number: int, status: int, compi
         (["--data", "mnist", "--data-root", "/dev/null"], ["/dev/null", "--data-root"]),
     ],
 )
-def test_fit_refuses_bad_input_in_one_line(
+def test_fit_rejects_bad_input_with_one_line(
     arguments: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     refused(command("fit", *TINY, *arguments, "--out", tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_fit_refuses_a_device_that_is_not_there(
+def test_fit_rejects_a_missing_device(
     tmp_path: Path, refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused(command("fit", *TINY, "--device", "cuda", "--out", tmp_path / "run"), "--device cuda")
 
 
-def test_bad_input_ends_a_process_with_one_line() -> None:
+def test_bad_input_ends_the_process_with_one_line() -> None:
     result = script("fit", "--epochs", "0")
     assert result.returncode == 2
     assert result.stderr == "error: --epochs is 0; it must be at least 1.\n"
 
 
-def test_the_flag_parser_refuses_unknown_names() -> None:
+def test_flag_parser_rejects_unknown_names() -> None:
     result = inside("fit", "--prior", "unheard-of")
     assert result.returncode == 2
     assert "standard" in result.stderr
 
 
-def test_fit_refuses_folders_it_must_not_touch(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+def test_fit_rejects_folders_that_it_must_not_modify(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     before = (run / "summary.json").read_bytes()
     refused(command("fit", *TINY, "--out", run), "exists", "--resume", "--overwrite")
     assert (run / "summary.json").read_bytes() == before
@@ -151,12 +151,12 @@ def test_fit_refuses_folders_it_must_not_touch(run: Path, tmp_path: Path, refuse
     refused(command("fit", *TINY, "--out", file / "below"), str(file), "cannot be written", "--out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
-    refused(command("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "no run folder")
+    refused(command("fit", *TINY, "--out", tmp_path / "thesis", "--overwrite"), "not a run folder")
     assert file.read_text() == (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 
-def test_mnist_reaches_what_pixel_means_cannot(mnist_root: Path, tmp_path: Path) -> None:
-    """One epoch on 5,000 real images beats the entropy of independent pixels, about -206 nats, by far."""
+def test_mnist_beats_independent_pixels(mnist_root: Path, tmp_path: Path) -> None:
+    """One epoch on 5,000 real images clearly beats the entropy of independent pixels, about -206 nats."""
     flags = ["--data", "mnist", "--data-root", mnist_root, "--train-images", 5000, "--test-images", 100]
     result = inside("fit", *flags, "--epochs", 3, "--num-samples", 100, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The help of every script: its examples, its groups of flags, their defaults; and earlier names of flags."""
+"""The help of every script: examples, groups of flags, defaults; and earlier names of flags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def one_column(monkeypatch: pytest.MonkeyPatch) -> None:
 def module_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield importlib.import_module
-    for name in (*SCRIPTS, "baselines", "timing"):
+    for name in (*SCRIPTS, "baselines", "contenders", "measurements", "timing"):
         sys.modules.pop(name, None)
 
 
@@ -64,7 +64,7 @@ def test_help_shows_the_examples_line_by_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_flag_is_in_a_group_with_a_name(name: str, module_of: Callable[[str], Any]) -> None:
+def test_every_flag_is_in_a_named_group(name: str, module_of: Callable[[str], Any]) -> None:
     groups = groups_of(help_of(name))
     assert [line.split()[0] for line in groups.pop("options") if line.startswith("-")] == ["-h,"]
     groups.pop("positional arguments", None)
@@ -75,7 +75,7 @@ def test_every_flag_is_in_a_group_with_a_name(name: str, module_of: Callable[[st
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_defaults_are_shown_as_they_are_typed(name: str) -> None:
+def test_defaults_are_shown_as_typed(name: str) -> None:
     text = " ".join(help_of(name).split())
     defaults = re.findall(r"\(default: ([^)]*)\)", text)
     assert "auto" in defaults
@@ -85,7 +85,7 @@ def test_defaults_are_shown_as_they_are_typed(name: str) -> None:
     assert "None" not in defaults or "If None, " in text
 
 
-def test_every_instrument_is_listed_with_its_flag_and_what_it_writes() -> None:
+def test_every_instrument_is_listed_with_its_flag_and_output() -> None:
     text = help_of("evaluate")
     listed = dict(re.findall(r"^    (\w+)  +(\S.*)$", text, re.MULTILINE))
     assert list(listed) == list(INSTRUMENTS)
@@ -111,9 +111,7 @@ def test_every_instrument_is_listed_with_its_flag_and_what_it_writes() -> None:
         (["--calibrate", "7"], ["--sbc-images", "7"]),
     ],
 )
-def test_an_earlier_name_of_a_flag_sets_the_same(
-    old: list[str], new: list[str], module_of: Callable[[str], Any]
-) -> None:
+def test_earlier_name_of_a_flag_is_an_alias(old: list[str], new: list[str], module_of: Callable[[str], Any]) -> None:
     parse = module_of("evaluate").parse
     assert parse(["RUN", *old]) == parse(["RUN", *new]) != parse(["RUN"])
     assert old[0].partition("=")[0] not in help_of("evaluate").split()

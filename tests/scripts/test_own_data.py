@@ -1,4 +1,4 @@
-"""A folder of color images through every script: fitted, scored, drawn, moved, and refused where it cannot be."""
+"""A folder of color images through every script: fitted, scored, drawn and moved, or rejected."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GAUSSIAN = ["--binarize", "none", "--likelihood", "gaussian"]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the scripts keep in --data-root, by default where they are called, is for one test."""
+    """Give each test its own working directory, since --data-root is relative to it by default."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reds and blues, each brighter above than below, and with noise of their own."""
+    """Write red and blue images, brighter at the top, each with its own noise."""
     folder, rng = tmp_path_factory.mktemp("own") / "photographs", np.random.default_rng(0)
     for number in range(NUMBER):
         image = rng.integers(0, 60, (12, 10, 3), dtype=np.uint8)
@@ -57,8 +57,8 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert {"prior_samples.png", "reconstructions.png"} <= {path.name for path in (run / "figures").iterdir()}
     with Image.open(run / "figures" / "reconstructions.png") as figure:
         pixels = np.asarray(figure.convert("RGB")).astype(int)
-    assert ((pixels[..., 0] - pixels[..., 2]) > 80).any()  # reds
-    assert ((pixels[..., 2] - pixels[..., 0]) > 80).any()  # and blues
+    assert ((pixels[..., 0] - pixels[..., 2]) > 80).any()  # red
+    assert ((pixels[..., 2] - pixels[..., 0]) > 80).any()  # blue
 
     shutil.copytree(photographs, moved)
     again = inside("evaluate", run, "--data", moved, *(["--probe"] if net == "conv" else ["--ais-temperatures", 3]))
@@ -72,8 +72,8 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
         assert (run / "samples" / f"{name}.png").stat().st_size > 2000
 
 
-def test_a_mixture_over_colors_is_fitted_scored_and_drawn(photographs: Path, tmp_path: Path) -> None:
-    """Its pictures are means of draws, and nothing is completed: channels of a pixel are not independent given z."""
+def test_color_mixture_is_fitted_scored_and_drawn(photographs: Path, tmp_path: Path) -> None:
+    """Pictures are means of draws; completions are omitted, since channels of a pixel are dependent given z."""
     run = tmp_path / "run"
     flags = ["--binarize", "none", "--likelihood", "logistic-mixture"]
     result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
@@ -93,7 +93,7 @@ def test_a_mixture_over_colors_is_fitted_scored_and_drawn(photographs: Path, tmp
     assert not (run / "samples" / "completions.png").exists()
 
 
-def test_a_size_and_gray_are_as_asked_for_and_kept_by_the_run(photographs: Path, tmp_path: Path) -> None:
+def test_size_and_gray_are_applied_and_kept_by_the_run(photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--image-size", 8, "--channels", 1, "--train-images", 50]
     result = inside("fit", "--data", photographs, *FLAGS, *flags, "--out", run)
@@ -105,7 +105,7 @@ def test_a_size_and_gray_are_as_asked_for_and_kept_by_the_run(photographs: Path,
     assert summary_of(run / "evaluation")["log_likelihood"] == summary_of(run)["log_likelihood"]
 
 
-def test_a_bad_file_stops_before_anything_is_written_or_is_left_out(
+def test_bad_file_stops_before_writing_or_is_skipped(
     photographs: Path, tmp_path: Path, refused: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, run = tmp_path / "own", tmp_path / "run"
@@ -123,15 +123,18 @@ def test_a_bad_file_stops_before_anything_is_written_or_is_left_out(
     ("flags", "words"),
     [
         (["--data", "{folder}/nowhere"], ["Unknown data set", "mnist", "folder of images"]),
-        (["--data", "digits", "--image-size", "8"], ["digits is read as it is", "--image-size"]),
+        (["--data", "digits", "--image-size", "8"], ["digits is read unchanged", "--image-size"]),
         (["--data", "{folder}", "--channels", "2"], ["--channels is 2; choose 1 or 3"]),
         (["--data", "{folder}", "--image-size", "0"], ["--image-size is 0"]),
-        (["--data", "{folder}", "--program", "pixelcnn"], ["no height and width for a PixelCNN"]),
+        (["--data", "{folder}", "--program", "pixelcnn"], ["A PixelCNN requires images of shape (height, width)"]),
         (["--data", "{folder}", "--likelihood", "gaussian", "--binarize", "fixed"], ["--binarize none"]),
-        (["--data", "{folder}", "--likelihood", "poisson"], ["poisson does not read color data", "logistic-mixture"]),
+        (
+            ["--data", "{folder}", "--likelihood", "poisson"],
+            ["poisson does not support color data", "logistic-mixture"],
+        ),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_data_is_rejected(
     flags: list[str], words: list[str], photographs: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     given = [flag.format(folder=photographs) for flag in flags]

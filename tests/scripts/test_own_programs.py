@@ -1,4 +1,4 @@
-"""Programs of one's own through every script, comparisons, and every name that the flags offer."""
+"""Custom programs through every script, comparisons, and every name that the flags offer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from helpers.calls import MORE, TINY, Inside, command, inside
+from helpers.calls import MORE, TINY, PopenInProcess, command, inside
 
 from pyro_vae import config
 from pyro_vae.config import programs
@@ -25,8 +25,8 @@ NAMES = config.CHOICES | {"program": programs.NAMES}
 WITHOUT_DENSITY = {
     "autoencoder": "no density",
     "point-mass": "no density",
-    "flat": "no distribution",
-    "cross-entropy": "no log-likelihood",
+    "flat": "not a distribution",
+    "cross-entropy": "not a log-likelihood",
 }
 PARTS = ("program", "prior", "posterior", "likelihood", "net", "objective", "schedule")
 PROGRAM = """
@@ -94,10 +94,8 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_program_of_ones_own_is_fitted_and_scored(
-    program: Path, tmp_path: Path, refused: Callable[..., None]
-) -> None:
-    """Its own names, nets, prior and a constrained `pyro.param`: through fit, report and evaluate."""
+def test_custom_program_is_fitted_and_scored(program: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+    """With its own parameter names, nets and prior, and a constrained `pyro.param`: fit, report and evaluate."""
     folder, mine = tmp_path / "run", ["--program", f"{program}:factory"]
     result = inside("fit", *TINY, *MORE, *mine, "--out", folder)
     assert result.returncode == 0, result.stderr
@@ -116,13 +114,13 @@ def test_a_program_of_ones_own_is_fitted_and_scored(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.py:factory", ["no Python file", "missing.py"]),
+        ("missing.py:factory", ["no readable Python file", "missing.py"]),
         ("mine.py:nothing", ["defines no function 'nothing'"]),
         ("mine.py:empty", ["has no model(x)"]),
         ("mine.py:globally", ["no latent site 'theta'"]),
     ],
 )
-def test_a_program_that_cannot_be_used_is_refused(
+def test_unusable_program_is_rejected(
     name: str, words: Sequence[str], program: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     refused(command("fit", *TINY, "--program", program.with_name(name), "--out", tmp_path / "run"), *words)
@@ -130,7 +128,7 @@ def test_a_program_that_cannot_be_used_is_refused(
 
 
 def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", Inside)
+    monkeypatch.setattr(subprocess, "Popen", PopenInProcess)
     out = tmp_path / "priors"
     flags = ["--priors", "standard", "laplace", "--seeds", 2, *TINY, "--out", out]
     result = inside("compare", *flags)
@@ -155,7 +153,7 @@ def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.Mo
     assert (out / "comparison.png").exists()
     assert (out / "samples.png").exists()
 
-    # What is there is used again: a run that is missing is fitted, the others keep their bytes.
+    # Existing runs are reused: a missing run is fitted, the others are unchanged.
     before = {name: (seeds[0] / "summary.json").read_bytes() for name, seeds in runs.items()}
     shutil.rmtree(out / "laplace-seed1")
     assert inside("compare", *flags).returncode == 0
@@ -164,11 +162,11 @@ def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.Mo
     assert before == {name: (seeds[0] / "summary.json").read_bytes() for name, seeds in runs.items()}
 
 
-def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
+def test_loss_is_evaluated_but_neither_compared_nor_annealed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
 ) -> None:
-    """The cross-entropy of grey pixels has a rate and a distortion, and nothing that is a log p(x)."""
-    monkeypatch.setattr(subprocess, "Popen", Inside)
+    """The cross-entropy of gray pixels has a rate and a distortion, but no log p(x)."""
+    monkeypatch.setattr(subprocess, "Popen", PopenInProcess)
     grey = [*TINY, "--binarize", "none", "--out", tmp_path]
     refused(command("compare", "--likelihoods", "categorical", "cross-entropy", *grey), "cross-entropy has no log p(x)")
     loss, some = tmp_path / "cross-entropy", tmp_path / "categorical"
@@ -178,7 +176,7 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
     assert found["log_likelihood"] is None
     assert "nan" not in result.stdout
     assert (loss / "evaluation" / "figures" / "rate_distortion.png").exists()
-    refused(command("evaluate", loss, "--ais-temperatures", 5), "is of densities", "no log-likelihood")
+    refused(command("evaluate", loss, "--ais-temperatures", 5), "requires log weights", "not a log-likelihood")
 
 
 @pytest.mark.parametrize(
@@ -188,12 +186,15 @@ def test_a_loss_is_evaluated_but_neither_compared_nor_annealed(
         (["--priors", "standard"], ["two or more"]),
         (["--priors", "standard", "standard"], ["two or more"]),
         (["--priors", "standard", "vamp", "--objectives", "elbo", "iwae"], ["one of --priors"]),
-        (["--priors", "standard", "vamp", "--program", "autoencoder"], ["does not read --prior"]),
+        (
+            ["--priors", "standard", "vamp", "--program", "autoencoder"],
+            ["--prior has no effect with --program autoencoder"],
+        ),
         (["--priors", "standard", "unheard-of"], ["unheard-of", "laplace"]),
         (["--priors", "standard", "vamp", "--seeds", "0"], ["--seeds is 0"]),
     ],
 )
-def test_compare_refuses_what_it_cannot_compare(
+def test_compare_rejects_incomparable_runs(
     flags: Sequence[str], words: Sequence[str], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     refused(command("compare", *flags, "--out", tmp_path / "out"), *words)
@@ -201,15 +202,15 @@ def test_compare_refuses_what_it_cannot_compare(
 
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part in PARTS for name in sorted(NAMES[part])])
-def test_every_name_that_help_offers_runs(
+def test_every_name_offered_by_help_runs(
     part: str, name: str, tiny_run: Path, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three epochs on digits, in this process; the run of the defaults is there."""
+    """Three epochs on digits in this process; the run of the defaults exists already."""
     run = tiny_run
     if name != json.loads((run / "config.json").read_text())[part]:
         run = tmp_path / "run"
         data = ["--data", counts, "--train-images", 200] if name in LIKELIHOODS_OF["counts"][:2] else []
-        # Every part is recorded in test_graph_step: to record one of 50 units takes seconds.
+        # test_graph_step.py covers recording; recording a component with 50 units takes seconds.
         few = [] if part == "program" else ["--latent-dim", 5, "--compile", "off"]
         call = command("fit", *TINY, *few, f"--{part}", name, *data, "--out", run)
         monkeypatch.setattr(sys, "argv", call[1:])

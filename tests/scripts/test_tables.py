@@ -1,4 +1,4 @@
-"""Tables through every script: what was found is said in one line, numbers and figures are those of rows."""
+"""Tables through every script: how they were read is reported in one line; metrics and figures are those of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_a_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Path) -> None:
+def test_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = inside("fit", "--data", tables / name, *FLAGS, "--out", run)
     assert result.returncode == 0, result.stderr
@@ -38,7 +38,7 @@ def test_a_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: P
     assert fitted["elbo"] <= fitted["log_likelihood"]
     if name == "flowers.csv":
         assert fitted["bits_per_dim"] is None
-        assert "real numbers have no levels" in fitted["reasons"]["bits_per_dim"]
+        assert "real-valued data have no levels" in fitted["reasons"]["bits_per_dim"]
     else:
         assert fitted["bits_per_dim"] == pytest.approx(-fitted["log_likelihood"] / (9 * math.log(2)))
 
@@ -55,7 +55,7 @@ def test_a_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: P
 
 
 def test_counts_under_a_density_are_dequantized(tables: Path, tmp_path: Path) -> None:
-    """A density of x + u is a bound on the probability of counts, in the same bits per dimension."""
+    """A density of x + u bounds the probability of the counts, in the same bits per dimension."""
     run = tmp_path / "run"
     result = inside("fit", "--data", tables / "cells.npy", "--likelihood", "gaussian", *FLAGS, "--out", run)
     assert result.returncode == 0, result.stderr
@@ -64,8 +64,8 @@ def test_counts_under_a_density_are_dequantized(tables: Path, tmp_path: Path) ->
     assert fitted["bits_per_dim"] == pytest.approx(-fitted["log_likelihood"] / (9 * math.log(2)))
 
 
-def test_shares_of_the_splits_are_as_asked_for_and_kept(tables: Path, tmp_path: Path) -> None:
-    """Rows fall into splits by themselves: half of 150, more or less; and a run keeps its own."""
+def test_split_fractions_are_applied_and_kept(tables: Path, tmp_path: Path) -> None:
+    """Rows are assigned independently, about half of 150; the run keeps its fractions."""
     run = tmp_path / "run"
     flags = ["--data", tables / "flowers.csv", "--splits", 0.5, 0.3, 0.2, *FLAGS, "--out", run]
     result = inside("fit", *flags)
@@ -84,12 +84,12 @@ def test_shares_of_the_splits_are_as_asked_for_and_kept(tables: Path, tmp_path: 
         ("flowers.csv", ["--net", "conv"], ["(4,)", "no height and width", "--net mlp"]),
         ("flowers.csv", ["--prior", "vamp"], ["--prior vamp", "images"]),
         ("flowers.csv", ["--binarize", "dynamic"], ["holds numbers, not pixels", "--binarize dynamic"]),
-        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not read real data"]),
+        ("flowers.csv", ["--likelihood", "bernoulli"], ["bernoulli does not support real data"]),
         ("flowers.csv", ["--splits", "0.5", "0.5", "0.5"], ["--splits is 0.5 0.5 0.5", "sum to 1"]),
         ("flowers.csv", ["--image-size", "8"], ["--image-size"]),
     ],
 )
-def test_what_a_table_has_not_is_refused(
+def test_unsupported_flags_for_tables_are_rejected(
     name: str, flags: list[str], words: list[str], tables: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     refused(command("fit", "--data", tables / name, *FLAGS, *flags, "--out", tmp_path / "run"), *words)

@@ -1,4 +1,4 @@
-"""The densities of a program's sites: which count, scales and masks, and sites that are refused."""
+"""Log-densities of a program's sites: which sites count, scales and masks, and rejected sites."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Unhashable:
         self.program.model(x)
 
 
-def test_programs_of_any_owner_are_read() -> None:
+def test_model_may_be_a_method_partial_or_lambda() -> None:
     program = LinearGaussian(2)
     x = program.simulate(3)
     expected = log_weights(program.model, program.guide, x, 5, seed=0)
@@ -36,8 +36,8 @@ def test_programs_of_any_owner_are_read() -> None:
         assert torch.equal(log_weights(model, program.guide, x, 5, seed=0), expected)
 
 
-def test_what_a_guide_observes_is_a_loss_and_no_density() -> None:
-    """As in stock Pyro it is subtracted from the objective; a log weight is of what has been drawn."""
+def test_site_observed_by_the_guide_is_a_loss_and_not_a_density() -> None:
+    """As in stock Pyro, it is subtracted from the objective; log weights contain only sampled sites."""
     program, x = LinearGaussian(2), LinearGaussian(2).simulate(3)
 
     def guide(x: Tensor) -> None:
@@ -53,7 +53,7 @@ def test_what_a_guide_observes_is_a_loss_and_no_density() -> None:
     torch.testing.assert_close(ELBO().loss(program.model, guide, x), plain + 3 * math.log(0.75))
 
 
-def test_a_program_without_latents_is_scored_once_and_broadcast() -> None:
+def test_program_without_latents_is_scored_once_and_broadcast() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0])
 
     def model(x: Tensor) -> None:
@@ -69,7 +69,7 @@ def test_a_program_without_latents_is_scored_once_and_broadcast() -> None:
 
 
 def test_scales_and_masks() -> None:
-    """`poutine.scale` is a matter of training and left out; `poutine.mask` belongs to the model."""
+    """`poutine.scale` only affects training and is ignored; `poutine.mask` is part of the model."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]), poutine.scale(scale=0.1), poutine.mask(mask=x > 0):
@@ -80,7 +80,7 @@ def test_scales_and_masks() -> None:
     torch.testing.assert_close(log_density(model, x, {})["x"][0], expected)
 
 
-def test_a_deterministic_site_outside_the_plate_is_no_density() -> None:
+def test_deterministic_site_outside_the_plate_is_not_a_density() -> None:
     def model(x: Tensor) -> None:
         pyro.deterministic("half", torch.tensor(0.5))
         with pyro.plate("data", x.shape[0]):
@@ -93,14 +93,14 @@ def test_a_deterministic_site_outside_the_plate_is_no_density() -> None:
     ("plates", "message"),
     [([], "found none"), ([("pixels", 2, -2)], "'pixels' of size 2"), ([("data", 2, -1)], "size 4")],
 )
-def test_sites_outside_one_data_plate_are_refused(plates: list[tuple[str, int, int]], message: str) -> None:
+def test_sites_outside_the_data_plate_are_rejected(plates: list[tuple[str, int, int]], message: str) -> None:
     def model(x: Tensor) -> None:
         with ExitStack() as stack:
             for name, size, dim in plates:
                 stack.enter_context(pyro.plate(name, size, dim=dim))
             pyro.sample("global", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="Site 'global' must stand in one data plate") as caught:
+    with pytest.raises(ValueError, match="Site 'global' must be inside one data plate") as caught:
         trace_particles(model, torch.zeros(4)).log_probs()
     assert message in str(caught.value)
 

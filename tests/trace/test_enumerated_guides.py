@@ -1,4 +1,4 @@
-"""Guides whose classes are enumerated: exact expectations, and weights without the classes."""
+"""Guides with enumerated classes: exact expectations, and weights in which the classes are summed out."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Clusters(nn.Module):
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_an_enumerated_guide_has_weights_without_its_classes(one_hot: bool) -> None:
+def test_weights_of_an_enumerated_guide_sum_out_its_classes(one_hot: bool) -> None:
     program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
     for backend in (None, CompiledBackend()):
@@ -73,7 +73,7 @@ def test_an_enumerated_guide_has_weights_without_its_classes(one_hot: bool) -> N
         torch.testing.assert_close(found, right.expand(5, -1), rtol=1e-12, atol=1e-12)
     parts = log_weight_terms(program.model, program.guide, x, 2000, seed=0)
     torch.testing.assert_close(parts.log_weights, right.expand(2000, -1), rtol=1e-12, atol=1e-12)
-    # E[log p(x|z)] under the exact posterior of y and z, of which the shares are those of y: 4.5 s.e. of 2,000 draws.
+    # E[log p(x|z)] under the exact posterior of y and z, with y weighted exactly: 4.5 s.e. of 2,000 draws.
     probs = program.log_joint(x).softmax(1)
     residual = x.unsqueeze(1) - (program.loc + 4 * x.unsqueeze(1)) / 5
     expected = -0.5 * (math.log(2 * math.pi * 0.25) + (probs * (residual**2 + 0.2)).sum(1) / 0.25)
@@ -83,7 +83,7 @@ def test_an_enumerated_guide_has_weights_without_its_classes(one_hot: bool) -> N
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_an_enumerated_guide_has_its_exact_bounds_and_gradients(num_particles: int, one_hot: bool) -> None:
+def test_enumerated_guide_has_exact_bounds_and_gradients(num_particles: int, one_hot: bool) -> None:
     program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
     parameters = list(program.parameters())
     for objective, right in (
@@ -94,13 +94,13 @@ def test_an_enumerated_guide_has_its_exact_bounds_and_gradients(num_particles: i
         value, elbo = objective(num_particles).bounds(program.model, program.guide, x)
         torch.testing.assert_close(value, right, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(elbo, program.elbo(x).detach(), rtol=1e-12, atol=1e-12)
-    # The weights have no variance, and so the gradient of the ELBO has none in what q(y|x) is made of.
+    # The weights have no variance, and neither has the ELBO's gradient with respect to q(y|x).
     found = torch.autograd.grad(ELBO(num_particles).bounds(program.model, program.guide, x)[0].sum(), parameters)
     right = torch.autograd.grad(program.elbo(x).sum(), parameters)
     torch.testing.assert_close(found[2:], right[2:], rtol=1e-10, atol=1e-10)
 
 
-def test_an_enumerated_guide_trains_like_stock() -> None:
+def test_enumerated_guide_trains_as_in_stock_pyro() -> None:
     program, x = Clusters(), torch.linspace(-3, 3, 7)
     found = []
     for loss in (TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss, ELBO().differentiable_loss):
@@ -126,7 +126,7 @@ def test_steps_with_an_enumerated_guide_can_be_recorded(caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_annealing_sums_over_what_the_guide_enumerates() -> None:
+def test_annealing_sums_over_enumerated_classes() -> None:
     # As above: |estimate - truth| < 4.5 s.e. + 0.05 nats for each of 7 images.
     program, x = Clusters(), torch.linspace(-3, 3, 7)
     right = program.log_evidence(x).detach()
@@ -137,13 +137,13 @@ def test_annealing_sums_over_what_the_guide_enumerates() -> None:
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_the_posterior_of_a_class_is_exact_where_the_weights_are(one_hot: bool) -> None:
+def test_class_posterior_is_exact_if_the_weights_are(one_hot: bool) -> None:
     program, x = Clusters(one_hot), torch.linspace(-3, 3, 7)
     (probs,) = posterior_probs(program.model, program.guide, x, 3, seed=0).values()
     torch.testing.assert_close(probs, program.log_joint(x).softmax(1).detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_the_posterior_of_each_discrete_latent_is_that_by_hand() -> None:
+def test_posterior_of_each_discrete_latent_matches_a_sum_by_hand() -> None:
     shares, logits = torch.tensor([0.5, 0.2, 0.3]), torch.tensor([-1.0, 0.5, 2.0])
     loc = torch.tensor([[0.0, 1.0], [-1.0, 2.0], [3.0, 0.5]])
 
@@ -162,20 +162,20 @@ def test_the_posterior_of_each_discrete_latent_is_that_by_hand() -> None:
     torch.testing.assert_close(found["d"], joint.sum(1).double(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_program_without_discrete_latents_has_no_classes() -> None:
+def test_program_without_discrete_latents_has_no_class_posterior() -> None:
     _, closed = pair()
     with pytest.raises(ValueError, match="No latent is summed out"):
         posterior_probs(closed.model, closed.guide, torch.randn(5, 6))
 
 
 @pytest.mark.parametrize("objective", [STL, DReG, FreeBits])
-def test_objectives_that_cannot_sum_over_an_enumerated_guide_say_so(objective: Any) -> None:
+def test_objectives_that_cannot_sum_over_an_enumerated_guide_raise(objective: Any) -> None:
     program = Clusters()
     with pytest.raises(ValueError, match="'y' is summed out"):
         objective(2).bounds(program.model, program.guide, torch.randn(4))
 
 
-def test_a_class_that_the_guide_draws_without_a_mark_is_told_of_it() -> None:
+def test_error_for_a_sampled_class_suggests_enumeration() -> None:
     program = Clusters()
 
     def guide(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Discrete latents that no guide draws are summed out: log p(x) against sums over all their values."""
+"""Discrete latents that the guide does not sample are summed out: log p(x) against sums over all their values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_vae.trace import Batch, CompiledBackend, choose_layouts, log_density
 
 
 class Classes(nn.Module):
-    """A class of ten, and Bernoulli pixels given it: log p(x) is a sum of ten terms."""
+    """A class with ten values, and Bernoulli pixels given it: log p(x) is a sum of ten terms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Classes(nn.Module):
 
 
 class Bits(nn.Module):
-    """Eight bits that switch the pixels: 256 joint values; as one event, or in a plate of their own."""
+    """Eight bits that switch the pixels: 256 joint values; as one event, or in a separate plate."""
 
     def __init__(self, plate: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def x() -> Tensor:
 
 
 @pytest.mark.parametrize("build", [Classes, lambda: Bits(plate=False), lambda: Bits(plate=True)])
-def test_a_program_of_discrete_latents_alone_has_its_exact_evidence(build: Any, x: Tensor) -> None:
+def test_program_with_only_discrete_latents_has_exact_evidence(build: Any, x: Tensor) -> None:
     program = build()
     right = program.log_evidence(x)
     torch.testing.assert_close(log_weights(program.model, no_latents, x, 3, seed=0), right.detach().expand(3, -1))
@@ -87,7 +87,7 @@ def test_a_program_of_discrete_latents_alone_has_its_exact_evidence(build: Any, 
 
 
 class Mixed:
-    """A small random program: classes c and perhaps d given c, latents z and perhaps u, two observed sites."""
+    """A small random program: classes c and optionally d given c, latents z and optionally u, two observed sites."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -161,7 +161,7 @@ class Mixed:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_random_programs_equal_the_sum_over_all_values(seed: int) -> None:
+def test_random_programs_match_the_sum_over_all_values(seed: int) -> None:
     program = Mixed(seed)
     sites = log_density(program.model, program.data, program.latents)
     assert set(sites) == {*program.latents, "x", "y"}
@@ -175,7 +175,7 @@ def test_random_programs_equal_the_sum_over_all_values(seed: int) -> None:
     torch.testing.assert_close(of_latents, program.by_hand(observed=False).double(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_masked_class_is_not_there() -> None:
+def test_masked_class_is_ignored() -> None:
     there = torch.tensor([True, False, True])
     loc = torch.tensor([-1.0, 2.0])
 
@@ -191,7 +191,7 @@ def test_a_masked_class_is_not_there() -> None:
     torch.testing.assert_close(log_weights(model, no_latents, x, 1)[0], right.double(), rtol=1e-12, atol=1e-12)
 
 
-def test_one_scale_of_all_sites_multiplies_the_loss() -> None:
+def test_common_scale_of_all_sites_multiplies_the_loss() -> None:
     program = Classes()
     x = torch.bernoulli(torch.full((4, 5), 0.5))
     scaled = poutine.scale(program.model, scale=0.25)
@@ -221,7 +221,7 @@ class Relaxed(nn.Module):
             pyro.sample("y", relaxed)
 
 
-def test_a_relaxed_class_trains_like_stock_and_has_no_weights(x: Tensor) -> None:
+def test_relaxed_class_trains_as_in_stock_pyro_and_has_no_weights(x: Tensor) -> None:
     program = Relaxed()
     found = []
     for loss in (Trace_ELBO().differentiable_loss, ELBO().differentiable_loss):
@@ -229,7 +229,7 @@ def test_a_relaxed_class_trains_like_stock_and_has_no_weights(x: Tensor) -> None
         value = loss(program.model, program.guide, x)
         found.append((torch.as_tensor(value).double(), torch.autograd.grad(value, list(program.parameters()))))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
-    # A probability over a density is no weight: the number would change with the temperature.
+    # A probability divided by a density is not a weight: it would change with the temperature.
     scores = score(program.model, program.guide, x, 10, seed=0)
     assert scores.reason is not None
     assert "relaxation" in scores.reason

@@ -21,8 +21,8 @@ from pyro_vae.infer.objectives import Renyi
 from pyro_vae.trace import Batch, choose_layouts, describe, draw, read_only, trace_model_and_guide
 
 
-def test_annealing_reaches_the_evidence_by_quadrature() -> None:
-    # |estimate - truth| < 4.5 s.e. of each of 6 images and + 0.05 nats for the bias of the log: false alarms < 1e-4.
+def test_annealing_matches_the_evidence_by_quadrature() -> None:
+    # |estimate - truth| < 4.5 s.e. + 0.05 nats for the bias of the log, for each of 6 images: false alarms < 1e-4.
     shift = torch.tensor([-0.5, 0.5])
 
     def model(x: Tensor) -> None:
@@ -64,13 +64,13 @@ def losses(program: Mixture, objective: Any, graph: str | None, x: Tensor, steps
     ids=lambda o: getattr(o, "__name__", ""),
 )
 @pytest.mark.parametrize("num_particles", [1, 4])
-def test_training_equals_that_of_the_mixture_in_closed_form(objective: Any, num_particles: int) -> None:
+def test_training_matches_the_mixture_in_closed_form(objective: Any, num_particles: int) -> None:
     data = torch.randn(5, 6)
     gradients, values = [], []
     for program in pair():
         pyro.set_rng_seed(0)
         bound: Objective = objective(num_particles)
-        bound.bounds(program.model, program.guide, data)  # the layout is chosen at the first use
+        bound.bounds(program.model, program.guide, data)  # the layout is probed on the first call
         pyro.set_rng_seed(0)
         value, elbo = bound.bounds(program.model, program.guide, data)
         values.append((value, elbo))
@@ -80,7 +80,7 @@ def test_training_equals_that_of_the_mixture_in_closed_form(objective: Any, num_
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_a_recorded_step_is_the_eager_one(num_particles: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_recorded_step_equals_the_eager_one(num_particles: int, caplog: pytest.LogCaptureFixture) -> None:
     data = torch.randn(5, 6)
     explicit, _ = pair()
     start = {name: value.clone() for name, value in explicit.state_dict().items()}
@@ -93,7 +93,7 @@ def test_a_recorded_step_is_the_eager_one(num_particles: int, caplog: pytest.Log
     assert not caplog.records
 
 
-def test_the_loss_and_gradients_are_those_of_stock_enumeration() -> None:
+def test_loss_and_gradients_match_stock_enumeration() -> None:
     data = torch.randn(5, 6)
     explicit, _ = pair()
     explicit_model = config_enumerate(explicit.model)
@@ -107,7 +107,7 @@ def test_the_loss_and_gradients_are_those_of_stock_enumeration() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
 
 
-def test_the_parts_of_the_weights_are_those_of_the_mixture() -> None:
+def test_terms_of_the_weights_match_the_mixture() -> None:
     data = torch.randn(5, 6)
     explicit, closed = pair()
     found, right = (log_weight_terms(program.model, program.guide, data, 300, seed=0) for program in (explicit, closed))
@@ -118,7 +118,7 @@ def test_the_parts_of_the_weights_are_those_of_the_mixture() -> None:
     assert description.no_density_reason is None
 
 
-def test_a_missing_pixel_is_that_of_the_mixture() -> None:
+def test_imputed_pixel_matches_the_mixture() -> None:
     # 400 chains, ESS above 150: means within 0.25 (4.5 s.e. of a spread below 0.7) for each of 5 images.
     share, loc, slope, shift = 0.3, torch.tensor([-1.0, 1.5]), torch.tensor([1.0, -0.5]), torch.tensor([0.0, 1.0])
 
@@ -154,7 +154,7 @@ def test_a_missing_pixel_is_that_of_the_mixture() -> None:
     assert ((torch.as_tensor(found.log_missing) - log_p).abs() < 0.25).all()
 
 
-def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out() -> None:
+def test_shared_latent_with_an_enumerated_class() -> None:
     def model(x: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(1), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
@@ -170,7 +170,7 @@ def test_a_latent_that_all_images_share_stands_beside_a_class_that_is_summed_out
     assert torch.equal(p.values["w"], q.values["w"])
     value = ELBO(2).bounds(model, guide, x)[0]
     assert value.isfinite().all()
-    # By hand, at the draws of the same seed.
+    # By hand, for the draws of the same seed.
     with read_only(model, guide, x=x, seed=0):
         values, _ = draw(guide, x, 3, choose_layouts(model, guide, Batch(x), 3).guide)
     each = torch.stack(

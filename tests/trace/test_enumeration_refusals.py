@@ -1,4 +1,4 @@
-"""Enumeration: what cannot be summed out is refused, and so is what a loss or a weight cannot hold."""
+"""Enumeration: latents that cannot be summed out, and losses and weights that do not support it, are rejected."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def _with(prior: Any, shared: bool = False, scale: float = 1.0, factor: bool = F
         (_with(dist.Bernoulli(0.5), shared=True), "shared by all images"),
     ],
 )
-def test_what_cannot_be_summed_out_is_refused(model: Any, message: str) -> None:
+def test_latents_that_cannot_be_summed_out_are_rejected(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         log_weights(model, no_latents, torch.randn(4), 1)
     with pytest.raises(ValueError, match=message):
         ELBO().bounds(model, no_latents, torch.randn(4))
 
 
-def test_scales_that_differ_are_refused_in_the_loss_and_count_in_no_weight() -> None:
+def test_differing_scales_are_rejected_in_the_loss_and_ignored_in_weights() -> None:
     model, x = _with(dist.Bernoulli(0.5), scale=0.5), torch.randn(4)
     with pytest.raises(ValueError, match="different scales"):
         ELBO().bounds(model, no_latents, x)
@@ -58,14 +58,14 @@ def test_scales_that_differ_are_refused_in_the_loss_and_count_in_no_weight() -> 
     torch.testing.assert_close(log_weights(model, no_latents, x, 1)[0], right.double(), rtol=1e-12, atol=1e-12)
 
 
-def test_a_factor_beside_what_is_summed_out_is_no_density() -> None:
+def test_factor_with_enumerated_latents_is_not_a_density() -> None:
     model = _with(dist.Bernoulli(0.5), factor=True)
-    with pytest.raises(ValueError, match="is no density"):
+    with pytest.raises(ValueError, match="is not a density"):
         ELBO().bounds(model, no_latents, torch.randn(4))
     assert log_weights(model, no_latents, torch.randn(4), 1).isnan().all()
 
 
-def test_values_that_depend_on_another_latent_are_refused() -> None:
+def test_values_that_depend_on_another_latent_are_rejected() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             n = pyro.sample("n", dist.Categorical(torch.ones(3)))
@@ -77,7 +77,7 @@ def test_values_that_depend_on_another_latent_are_refused() -> None:
 
 
 @pytest.mark.parametrize("objective", [MeanFieldELBO, FreeBits])
-def test_objectives_that_read_a_prior_say_what_they_lack(objective: Any) -> None:
+def test_objectives_that_need_a_prior_name_what_is_missing(objective: Any) -> None:
     explicit, _ = pair()
     with pytest.raises(ValueError, match="'c' is summed out"):
         objective().bounds(explicit.model, explicit.guide, torch.randn(5, 6))

@@ -1,4 +1,4 @@
-"""Reading a program leaves no mark: it runs in evaluation mode, on its trained values, under a seed of its own."""
+"""Evaluation is read-only: it runs in evaluation mode, with trained values and a separate seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_vae.trace import log_density, read_only
 
 
 class Untidy(nn.Module):
-    """Dropout, batch normalisation, a `pyro.param` that has been trained away from its start, other streams' noise."""
+    """A program with dropout, batch normalization, a trained `pyro.param`, and noise from other random streams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,8 +61,8 @@ def test_evaluation_is_read_only() -> None:
     assert {k: id(v) for k, v in after["params"].items()} == {k: id(v) for k, v in store["params"].items()}
 
 
-def test_functions_are_read_in_evaluation_mode() -> None:
-    """Dropout behind a closure, a partial and a wrapped method is found and switched off."""
+def test_functions_are_run_in_evaluation_mode() -> None:
+    """Dropout inside a closure, a partial and a wrapped method is found and disabled."""
     program = Untidy()
     x = torch.bernoulli(torch.full((5, 6), 0.5))
 
@@ -84,7 +84,7 @@ def test_functions_are_read_in_evaluation_mode() -> None:
     assert all(torch.equal(value, buffers[name]) for name, value in program.named_buffers())
 
 
-def test_a_model_and_a_guide_of_two_modules_are_both_read_in_evaluation_mode() -> None:
+def test_model_and_guide_of_two_modules_are_both_run_in_evaluation_mode() -> None:
     first, second = Untidy(), Untidy()
     with read_only(first.model, second.guide, x=torch.zeros(2, 6)):
         assert not any(part.training for program in (first, second) for part in program.modules())
@@ -92,7 +92,7 @@ def test_a_model_and_a_guide_of_two_modules_are_both_read_in_evaluation_mode() -
     assert second.net.training
 
 
-def test_a_pyro_param_is_read_at_its_trained_value() -> None:
+def test_pyro_param_has_its_trained_value() -> None:
     program = Untidy().eval()
     x = torch.ones(2, 6)
     z = torch.zeros(1, 2, 2)
@@ -103,7 +103,7 @@ def test_a_pyro_param_is_read_at_its_trained_value() -> None:
     torch.testing.assert_close(found, torch.full((1, 2), -6 * math.log1p(math.exp(-3.0)), dtype=torch.float64))
 
 
-def test_seeds() -> None:
+def test_seed_determines_the_draws() -> None:
     program = LinearGaussian(2, variance_ratio=2.0)
     x = program.simulate(2)
     weights = [log_weights(program.model, program.guide, x, 5, seed=seed) for seed in (0, 0, 1, None, None)]

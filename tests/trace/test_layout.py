@@ -1,4 +1,4 @@
-"""Programs are read by particles, by rows or one by one, with the same numbers however images are batched."""
+"""Programs are run with particles, with rows or one particle at a time, with the same numbers for any batching."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_vae.trace import draw, log_density
 
 
 class MixingProgram(ConvProgram):
-    """A decoder that runs under a particle plate and then normalises over the wrong dimension."""
+    """A decoder that runs under a particle plate, but then normalizes over the wrong dimension."""
 
     def model(self, x: Tensor) -> None:
         pyro.module("conv", self)
@@ -30,7 +30,7 @@ class MixingProgram(ConvProgram):
 
 
 def one_by_one(program: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) of every particle and image on its own, through stock Pyro."""
+    """Return log p(x, z) of each particle and image by itself, with stock Pyro."""
     total = torch.empty(z.shape[:2], dtype=torch.float64)
     for k in range(z.shape[0]):
         for b in range(z.shape[1]):
@@ -40,7 +40,7 @@ def one_by_one(program: nn.Module, x: Tensor, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("program", [ConvProgram, MixingProgram])
-def test_programs_that_take_no_particles_are_read_as_rows(
+def test_programs_without_particle_support_use_the_row_layout(
     program: type[ConvProgram], caplog: pytest.LogCaptureFixture
 ) -> None:
     vae = program()
@@ -56,7 +56,7 @@ def test_programs_that_take_no_particles_are_read_as_rows(
 
 
 class Normalising(ConvProgram):
-    """Mixes particles, but not at its start: the decoder's last layer is zero."""
+    """A program that mixes particles, but not at its initialization: the decoder's last layer is zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Normalising(ConvProgram):
 
 
 class Coincidence(ConvProgram):
-    """BatchNorm1d of a width that is the number of images of one of the probes."""
+    """BatchNorm1d whose width equals the number of images of one of the probes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class Coincidence(ConvProgram):
 
 
 @pytest.mark.parametrize("width", [3, 5, 7])
-def test_the_probe_is_not_fooled_by_a_width(width: int) -> None:
+def test_probe_is_not_misled_by_a_matching_width(width: int) -> None:
     program = Coincidence(width).eval()
     x, z = torch.ones(10, 4, 4), torch.randn(3, 10, width)
     torch.testing.assert_close(sum(log_density(program.model, x, {"z": z}).values()), one_by_one(program, x, z))
 
 
-def test_the_probe_is_not_fooled_by_initial_weights() -> None:
+def test_probe_is_not_misled_by_initial_weights() -> None:
     program = Normalising()
     x, z = torch.ones(5, 4, 4), torch.randn(4, 5, 2)
     before = [p.clone() for p in program.parameters()]
@@ -108,7 +108,7 @@ def test_the_probe_is_not_fooled_by_initial_weights() -> None:
     torch.testing.assert_close(sum(log_density(program.model, x, {"z": z}).values()), one_by_one(program, x, z))
 
 
-def test_another_part_is_another_program() -> None:
+def test_replaced_module_is_probed_again() -> None:
     x, z = torch.ones(5, 4, 4), torch.randn(4, 5, 2)
     plain = Coincidence(2).eval()
     plain.norm = nn.Identity()
@@ -117,8 +117,8 @@ def test_another_part_is_another_program() -> None:
     torch.testing.assert_close(sum(log_density(plain.model, x, {"z": z}).values()), one_by_one(plain, x, z))
 
 
-def test_parameters_of_each_image_are_read_as_particles() -> None:
-    """A guide that holds a location for each of its own images cannot be run on repeated ones."""
+def test_per_image_parameters_use_the_particle_layout() -> None:
+    """A guide with a location for each of its own images cannot run on repeated ones."""
 
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", lambda: torch.arange(3.0 * len(x)).view(-1, 3))
@@ -151,7 +151,7 @@ def test_both_layouts_draw_and_score_alike() -> None:
     torch.testing.assert_close(log_weights(rows.model, rows.guide, x, 50, seed=1), by_particles)
 
 
-def test_log_density_does_not_depend_on_how_images_are_batched() -> None:
+def test_log_density_does_not_depend_on_the_batching() -> None:
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((9, 6), 0.5))
     z = torch.randn(11, 9, 2)

@@ -1,4 +1,4 @@
-"""Data of a user's own on disk, or as a torch data set: each format read, checked and split."""
+"""Readers of your own data, from files or from a torch data set. Each reader checks and splits the data."""
 
 from pyro_vae.data.formats.folders import from_folder
 from pyro_vae.data.formats.own_files import from_file, from_path

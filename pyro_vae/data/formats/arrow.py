@@ -1,4 +1,4 @@
-r"""Tables of Arrow and Parquet files, read by pyarrow, which is an optional extra."""
+r"""Arrow and Parquet tables, read by the optional dependency pyarrow."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from pyro_vae.text import printable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 64  # that are decoded at a time
+ROWS = 64  # rows decoded at a time
 
 
 class Saved(NamedTuple):
-    """A split of a data set on disk, or all of it, whose rows are not read yet."""
+    """A lazily read table: a split of a data set on disk, or all of it."""
 
     where: str
-    """What an error calls it."""
+    """Name of the table in error messages."""
     files: Sequence[Path]
     schema: pa.Schema
     read: Callable[[Path | None], pa.Table]
-    """Reads its rows: given a folder, into a file there that is mapped; given None, perhaps into memory."""
+    """Reads the rows. Given a folder, they are memory-mapped, from a file written there if necessary; given None, they
+    may be loaded into memory."""
 
 
 def open_parquet(path: Path) -> Saved:
     """Open a Parquet file.
 
     Raises:
-        DataError: here or when it is read, it cannot be, or pyarrow is not installed.
+        DataError: Now or when the rows are read, if the file cannot be read or pyarrow is not installed.
     """
     with _one_line(path, "Parquet"):
         from pyarrow import parquet
 
-        # `parquet.read_table` would make columns of folders called key=value.
+        # Unlike `parquet.read_table`, which would add a column for each folder named key=value in the path.
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             return Saved(str(path), [path], schema, partial(_read_parquet, path, schema))
@@ -60,7 +61,7 @@ def _read_parquet(path: Path, schema: pa.Schema, folder: Path | None) -> pa.Tabl
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet file, some at a time."""
+    """Yield the rows of a Parquet file in batches."""
     from pyarrow import parquet
 
     with _one_line(path, "Parquet"), parquet.ParquetFile(path, memory_map=True) as file:
@@ -68,11 +69,11 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def open_streams(where: str, paths: Sequence[Path]) -> Saved:
-    """Open files of Arrow's streaming format, which become one table that is mapped into memory.
+    """Open files in Arrow's streaming format as one table, which is memory-mapped.
 
     Raises:
-        DataError: here or when they are read, one cannot be, is cut short or has other columns than the first, or
-            pyarrow is not installed.
+        DataError: Now or when the rows are read, if a file cannot be read, is truncated or has other columns than the
+            first, or pyarrow is not installed.
     """
     with _one_line(paths[0], "an Arrow stream"):
         import pyarrow as pa
@@ -93,7 +94,7 @@ def _read_streams(paths: Sequence[Path]) -> pa.Table:
 
 
 def _read_stream(path: Path) -> pa.Table:
-    """Read a stream up to the mark at its end, without which a file that is cut between two batches would pass."""
+    """Read a stream, and check for its end marker: a file truncated between two batches would otherwise be accepted."""
     import pyarrow as pa
 
     with _mapped(path) as file:
@@ -105,24 +106,24 @@ def _read_stream(path: Path) -> pa.Table:
             except StopIteration:
                 break
         if file.tell() == end or file.tell() != file.size():
-            what = "is cut short" if file.tell() == end else "goes on after its end"
+            what = "is truncated" if file.tell() == end else "has trailing bytes after its end"
             raise DataError(f"{path} {what}; repair or replace it.")
         table = pa.Table.from_batches(batches, reader.schema)
-    table.validate(full=True)  # offsets are trusted afterwards, wherever they point
+    table.validate(full=True)  # image bytes are later sliced at these offsets, without a check of bounds
     return table
 
 
 def _mapped(path: Path) -> pa.MemoryMappedFile:
     import pyarrow as pa
 
-    if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"{path} is absent, and the data set names it; repair or replace the folder.")
+    if not path.is_file():  # opening a named pipe would block
+        raise DataError(f"{path} is missing, but the data set refers to it; repair or replace the folder.")
     return pa.memory_map(str(path))
 
 
 @contextmanager
 def _one_line(path: Path, kind: str) -> Iterator[None]:
-    """Turn what pyarrow, or its absence, raises into a DataError that names the file."""
+    """Convert errors of pyarrow, or its absence, to a one-line DataError that names the file."""
     try:
         import pyarrow as pa
     except ImportError as error:

@@ -1,4 +1,4 @@
-r"""Tables of Arrow as data sets: a column of images and one of labels, or columns of numbers."""
+r"""Arrow tables as data sets: a column of images and optionally one of labels, or columns of numbers."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ from pyro_vae.errors import DataError
 from pyro_vae.text import printable
 
 _LOG = logging.getLogger("pyro_vae")
-_LABELS = (*tables.LABELS, "fine_label")  # CIFAR-100's, whose coarse_label is another
+_LABELS = (*tables.LABELS, "fine_label")  # the classes of CIFAR-100; its coarse_label is left out
 
 
 def from_parts(parts: Mapping[str, Saved], path: Path, options: Options, splits: Shares, cache: Cache) -> Collection:
-    """Make a data set of tables.
+    """Return a data set from tables.
 
-    A column of images holds image files (a struct of bytes and path, as Hugging Face has them) or pixels (nested lists
-    of uint8). Beside it, integers or words in a column that is called label, labels, class, target, y or fine_label are
-    labels, and the log says what is left out. A table without images is one of numbers; see `tables.from_frame`.
+    A column of images contains image files (a struct of bytes and path, as Hugging Face stores them) or pixels (nested
+    lists of uint8). Integers or strings in a column named label, labels, class, target, y or fine_label are its labels;
+    all other columns are ignored, and logged. A table without images is a table of numbers; see `tables.from_frame`.
 
     Args:
-        parts: "train"; and perhaps "test"; and perhaps "valid". The first alone is split by content.
-        path: of all.
-        options: of image files; pixels and numbers are taken as they are.
-        splits: shares of training, validation and test data; see `from_arrays`.
-        cache: of images, whose rows are read where they are not in it.
+        parts: Tables of the splits: "train", "train" and "test", or "train", "valid" and "test". "train" is split by
+            content if it is the only one.
+        path: Path of the data set.
+        options: Options for image files. They do not apply to pixels and numbers.
+        splits: Fractions of training, validation and test data; see `from_arrays`.
+        cache: Cache of decoded images. Rows are read only if their images are not in it.
 
     Raises:
-        DataError: no columns that are known, several of images or of labels, a row without either, an option that does
-            not apply; see `read_image`, `decode` and `from_arrays`; or see `from_frame`.
+        DataError: If there are no suitable columns, several columns of images or of labels, a row without an image or a
+            label, or an option that does not apply; or see `read_image`, `decode`, `from_arrays` and `from_frame`.
     """
     for part in parts.values():
         if len(set(part.schema.names)) < len(part.schema.names):
-            raise DataError(f"{part.where} has two columns of one name; rename them.")
+            raise DataError(f"{part.where} has two columns of the same name; rename them.")
     schema = parts["train"].schema
     images = [field.name for field in schema if columns.holds_files(field.type) or columns.holds_pixels(field.type)]
     if len(images) > 1:
-        raise DataError(f"{path}: {_listed(images)} hold images, and one column may; leave out the others.")
+        raise DataError(f"{path}: {_listed(images)} hold images, but only one column may; leave out the others.")
     if not images:
         options.refuse(path)
         return _numbers(_rows(parts), path, splits)
-    called = [field for field in schema if field.name.lower() in _LABELS]
-    labels = [field.name for field in called if columns.is_plain(field.type, labels=True)]
+    named = [field for field in schema if field.name.lower() in _LABELS]
+    labels = [field.name for field in named if columns.is_plain(field.type, labels=True)]
     if len(labels) > 1:
-        raise DataError(f"{path}: {_listed(labels)} are called as labels are, and one may be; leave out the others.")
+        raise DataError(f"{path}: {_listed(labels)} are named like labels, but only one may be; leave out the others.")
     _check_types(parts, images + labels)
     if others := [name for name in schema.names if name not in images + labels]:
         _LOG.warning("Left out: columns %s of %s", ", ".join(map(printable, others)), path)
@@ -69,7 +70,7 @@ def from_parts(parts: Mapping[str, Saved], path: Path, options: Options, splits:
 
 
 class _Given(NamedTuple):
-    """Tables with a column of images and perhaps one of labels; methods raise what `from_parts` does."""
+    """Tables with a column of images and optionally one of labels. The methods raise the errors of `from_parts`."""
 
     path: Path
     saved: Mapping[str, Saved]
@@ -79,13 +80,13 @@ class _Given(NamedTuple):
     splits: Shares
 
     def key(self) -> str:
-        """Return the name of the entry of the images."""
+        """Return the key of the cache entry; see `make_key`."""
         files = [file for part in self.saved.values() for file in part.files]
         numbers = [[split, len(part.files)] for split, part in self.saved.items()]
         return make_key(self.path, files, ["tables", version(), *self.options, numbers], self.splits)
 
     def images(self, cache: Cache) -> Images:
-        """Return them, from the cache if there is one."""
+        """Return the images, from the cache if possible."""
         of_files = columns.holds_files(self.saved["train"].schema.field(self.column).type)
         if of_files:
             self.options.check()
@@ -115,13 +116,13 @@ class _Given(NamedTuple):
 
     def _ready_pixels(self, parts: Mapping[str, Part], file: IO[bytes]) -> Ready:
         labels = self._labels(parts)
-        pieces = {each: map(colors_first, columns.pieces_of_pixels(part, self.column)) for each, part in parts.items()}
+        pieces = {name: map(colors_first, columns.pieces_of_pixels(part, self.column)) for name, part in parts.items()}
         return ready_arrays(
             file, list(map(pieces.get, SPLITS)), list(map(labels.get, SPLITS)), self.splits, name_of(self.path)
         )
 
     def _pixels(self, parts: Mapping[str, Part]) -> Images:
-        pixels = {each: colors_first(columns.read_pixels(part, self.column)) for each, part in parts.items()}
+        pixels = {name: colors_first(columns.read_pixels(part, self.column)) for name, part in parts.items()}
         labels = self._labels(parts)
         return from_arrays(
             pixels["train"],
@@ -135,17 +136,17 @@ class _Given(NamedTuple):
         )
 
     def _labels(self, parts: Mapping[str, Part]) -> dict[str, np.ndarray]:
-        """Return the labels of each split, or nothing where there are none."""
-        return {each: columns.read_labels(part, self.labels) for each, part in parts.items() if self.labels is not None}
+        """Return the labels of each split; empty if there are none."""
+        return {name: columns.read_labels(part, self.labels) for name, part in parts.items() if self.labels is not None}
 
 
 def _rows(parts: Mapping[str, Saved], folder: Path | None = None) -> dict[str, Part]:
-    """Read the rows of tables; `folder` is as of `Saved.read`."""
-    found = {each: Part(part.where, part.read(folder)) for each, part in parts.items()}
-    for part in found.values():
+    """Read the rows of tables. See `Saved.read` for `folder`."""
+    loaded = {name: Part(part.where, part.read(folder)) for name, part in parts.items()}
+    for part in loaded.values():
         if not part.table.num_rows:
             raise DataError(f"{part.where} holds no rows.")
-    return found
+    return loaded
 
 
 def _check_types(parts: Mapping[str, Saved], names: list[str]) -> None:
@@ -154,7 +155,7 @@ def _check_types(parts: Mapping[str, Saved], names: list[str]) -> None:
         for name in names:
             kind = first.schema.field(name).type
             if name not in part.schema.names or part.schema.field(name).type != kind:
-                raise DataError(f"{part.where} has no column {printable(name)} of type {kind}, and {first.where} has.")
+                raise DataError(f"{part.where} has no column {printable(name)} of type {kind}, but {first.where} has.")
 
 
 def _numbers(parts: Mapping[str, Part], path: Path, splits: Shares) -> Numbers:
@@ -162,10 +163,10 @@ def _numbers(parts: Mapping[str, Part], path: Path, splits: Shares) -> Numbers:
         for field in part.table.schema:
             if not columns.is_plain(field.type):
                 raise DataError(
-                    f"{part.where}: {printable(field.name)} is of type {printable(str(field.type))}, neither images "
-                    "(structs of bytes and path, or lists of uint8) nor numbers nor words; leave it out."
+                    f"{part.where}: {printable(field.name)} is of type {printable(str(field.type))}, which is not "
+                    "images (structs of bytes and path, or lists of uint8), numbers or strings; leave it out."
                 )
-    frames = {each: part.table.to_pandas() for each, part in parts.items()}
+    frames = {name: part.table.to_pandas() for name, part in parts.items()}
     return tables.from_frame(frames["train"], path, splits, valid=frames.get("valid"), test=frames.get("test"))
 
 

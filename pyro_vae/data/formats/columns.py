@@ -1,4 +1,4 @@
-r"""Columns of Arrow tables: which hold images, labels or numbers, and what they hold."""
+r"""Columns of Arrow tables: detection and reading of image files, pixels, labels and numbers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """A split of a data set, or all of it."""
+    """The table of a split, or a slice of it."""
 
     where: str
-    """What an error calls it."""
+    """Name of the table in error messages."""
     table: pa.Table
     first: int = 0
-    """What an error calls its first row."""
+    """Index of the first row in error messages."""
 
     def row(self, index: int, name: str) -> str:
-        """Return what an error calls a row of a column."""
+        """Return the name of a row of a column for error messages."""
         return f"{self.where}: row {self.first + index} of {printable(name)}"
 
 
 def holds_files(kind: pa.DataType) -> bool:
-    """Whether a column of a type holds image files: structs with a field of bytes."""
+    """Return whether a column of this type contains image files: structs with a field `bytes`."""
     from pyarrow import types
 
     return types.is_struct(kind) and any(
@@ -41,7 +41,7 @@ def holds_files(kind: pa.DataType) -> bool:
 
 
 def holds_pixels(kind: pa.DataType) -> bool:
-    """Whether a column of a type holds pixels: lists, perhaps of lists, of uint8."""
+    """Return whether a column of this type contains pixels: (nested) lists of uint8."""
     from pyarrow import types
 
     nested = False
@@ -51,7 +51,7 @@ def holds_pixels(kind: pa.DataType) -> bool:
 
 
 def is_plain(kind: pa.DataType, labels: bool = False) -> bool:
-    """Whether a type is of integers, truth values or words, or, but for labels, of floating-point numbers."""
+    """Return whether a type is integers, booleans or strings, or, unless `labels`, floating-point numbers."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -61,7 +61,7 @@ def is_plain(kind: pa.DataType, labels: bool = False) -> bool:
 
 
 def read_files(part: Part, column: str) -> Iterator[Encoded]:
-    """Yield the image files of a column, whose bytes stay where they are."""
+    """Yield the image files of a column, without copying their bytes."""
     row = 0
     for chunk in part.table.column(column).chunks:
         fields = dict(zip([field.name for field in chunk.type], chunk.flatten(), strict=True))
@@ -72,7 +72,7 @@ def read_files(part: Part, column: str) -> Iterator[Encoded]:
 
 
 def _contents(array: pa.Array) -> Iterator[memoryview | None]:
-    """Yield the bytes of each row, which pyarrow's own scalars would copy."""
+    """Yield the bytes of each row without a copy, unlike pyarrow's scalars."""
     import pyarrow as pa
 
     if not len(array):
@@ -86,7 +86,7 @@ def _contents(array: pa.Array) -> Iterator[memoryview | None]:
 
 
 def pieces_of_pixels(part: Part, name: str) -> Iterator[np.ndarray]:
-    """Yield what `read_pixels` returns in turn, some rows at a time."""
+    """Yield the array that `read_pixels` returns in chunks of rows."""
     shape: tuple[int, ...] | None = None
     for first in range(0, part.table.num_rows, ROWS):
         piece = read_pixels(Part(part.where, part.table.slice(first, ROWS), first), name, shape)
@@ -98,12 +98,12 @@ def read_pixels(part: Part, name: str, like: tuple[int, ...] | None = None) -> n
     """Return nested lists as an array (N, *pixels).
 
     Args:
-        part: of it.
-        name: of the column.
-        like: pixels of row 0, where that is not in the part.
+        part: The table.
+        name: Name of the column.
+        like: Pixel shape of the first row of the column, if `part` is a later chunk.
 
     Raises:
-        DataError: rows differ in size, or one is null or empty; names the row.
+        DataError: If rows differ in size, or a row is null or empty. The message names the row.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -118,20 +118,20 @@ def read_pixels(part: Part, name: str, like: tuple[int, ...] | None = None) -> n
         length = like[len(shape) - 1] if like else int(lengths[0])
         if not length:
             raise DataError(f"{part.row(0, name)} holds no pixels; leave out such rows.")
-        if (other := np.flatnonzero(lengths != length)).size:
+        if (mismatched := np.flatnonzero(lengths != length)).size:
             raise DataError(
-                f"{part.row(int(other[0]) // per_row, name)} has lists of {lengths[other[0]]} pixels and row 0 of "
-                f"{length}; give images of one size."
+                f"{part.row(int(mismatched[0]) // per_row, name)} has lists of {lengths[mismatched[0]]} pixels, and "
+                f"row 0 of {length}; give images of one size."
             )
         shape.append(length)
         values = pc.list_flatten(values)
 
 
 def read_labels(part: Part, name: str) -> np.ndarray:
-    """Return the integers, truth values or words of a column, (N,).
+    """Return the integers, booleans or strings of a column, shape (N,).
 
     Raises:
-        DataError: one is null or negative; names the row.
+        DataError: If a label is null or negative. The message names the row.
     """
     import pyarrow as pa
 
@@ -142,13 +142,13 @@ def read_labels(part: Part, name: str) -> np.ndarray:
     if not pa.types.is_integer(column.type):
         return np.asarray(column.to_pylist())
     labels = column.to_numpy()
-    if (labels < 0).any():  # Hugging Face's ClassLabel has -1 for a label that is not known
+    if (labels < 0).any():  # Hugging Face's ClassLabel uses -1 for unknown labels
         row = int(np.flatnonzero(labels < 0)[0])
-        raise DataError(f"{part.row(row, name)} is {labels[row]}, no class; leave out such rows or the column.")
+        raise DataError(f"{part.row(row, name)} is {labels[row]}, not a class; leave out such rows or the column.")
     return labels
 
 
 def _check_filled(part: Part, name: str, values: pa.ChunkedArray, per_row: int = 1) -> None:
     if values.null_count:
         row = int(np.flatnonzero(values.is_null().to_numpy())[0]) // per_row
-        raise DataError(f"{part.row(row, name)} is null, or part of it is; leave out such rows or fill them.")
+        raise DataError(f"{part.row(row, name)} is null, or contains nulls; leave out such rows or fill them.")

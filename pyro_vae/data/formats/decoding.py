@@ -1,4 +1,4 @@
-r"""Image files decoded in parallel and a few at a time, into memory or into a file."""
+r"""Parallel decoding of image files, a bounded number at a time, into memory or into a file."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _Result = TypeVar("_Result")
 
 
 class Options(NamedTuple):
-    """How the image files of a user's own become images of one kind; see `from_folder`."""
+    """Options that bring your own image files to one size and number of channels; see `from_folder`."""
 
     size: int | None = None
     channels: int | None = None
     skip_bad: bool = False
 
     def check(self) -> None:
-        """Raise a DataError where they are none."""
+        """Raise a DataError if an option is invalid."""
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels is {self.channels}; choose 1 or 3.")
 
     def refuse(self, name: object) -> None:
-        """Raise a DataError where one is set, of data that are no image files."""
+        """Raise a DataError if any option is set, for data that are not image files."""
         if self != Options():
-            raise DataError(f"{name} is read as it is: leave out --image-size, --channels and --skip-bad.")
+            raise DataError(f"{name} is read unchanged: leave out --image-size, --channels and --skip-bad.")
 
 
 class Store(Protocol):
-    """Where decoded images go, uint8 (height, width) or (height, width, 3) each: a list, or a file."""
+    """Storage of decoded images, uint8 (height, width) or (height, width, 3) each: a list, or `InFile`."""
 
     def append(self, image: np.ndarray, /) -> None:
-        """Add an image."""
+        """Append an image."""
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        """Return an image."""
+        """Return the image with this index."""
 
 
 class InFile:
-    """A `Store` in a file on disk, one image after the other; all have one height and width.
+    """A `Store` in a file on disk. All images must have the same height and width.
 
     Args:
-        file: new, to be written and read.
+        file: An empty file, open for reading and writing.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -63,13 +63,13 @@ class InFile:
         self._channels = bytearray()
 
     def append(self, image: np.ndarray) -> None:
-        """Add an image."""
+        """Append an image. It may be gray or in color."""
         self._shape = image.shape[:2]
         self._channels.append(image.size // (self._shape[0] * self._shape[1]))
         self._file.write(image.tobytes())
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return an image; once one has been returned, none may be added."""
+        """Return the image with this index. No images may be appended afterwards."""
         start, end = self._ends[index : index + 2].tolist()
         image = np.frombuffer(os.pread(self._file.fileno(), end - start, start), np.uint8)
         return image.reshape(*self._shape, *([3] if self._channels[index] == 3 else []))
@@ -82,27 +82,28 @@ class InFile:
 
 
 class Decoded(NamedTuple):
-    """What has become of image files."""
+    """Result of decoding image files."""
 
     kept: list[int]
-    """Which of the files the images in the store are, in their order."""
+    """Indices of the decoded files, in the order of the images in the store."""
     left_out: list[tuple[int, str]]
-    """Which files cannot be used, and why."""
+    """Indices of the files that cannot be used, and the reasons."""
     colored: bool
-    """Whether an image has colors."""
+    """Whether any image is in color."""
 
 
 def decode(files: Sequence[Source], size: int | None, skip_bad: bool, store: Store) -> Decoded:
-    """Decode files in parallel, into a store in their order.
+    """Decode files in parallel, and append the images to a store in the order of the files.
 
     Args:
-        files: to be read.
-        size: height and width that images are brought to, or None: all must have those of the first.
-        skip_bad: whether files that cannot be used are left out, with a warning for each.
-        store: empty.
+        files: The image files.
+        size: Height and width to which images are cropped and resized. If None, all images must have the size of the
+            first.
+        skip_bad: Skip files that cannot be used, with a warning for each, instead of raising.
+        store: An empty store.
 
     Raises:
-        DataError: a file that cannot be used, an image of another size than the first, or no image.
+        DataError: If a file cannot be used, an image differs in size from the first, or there are no images.
     """
     good: list[int] = []
     left_out: list[tuple[int, str]] = []
@@ -114,7 +115,7 @@ def decode(files: Sequence[Source], size: int | None, skip_bad: bool, store: Sto
     for index, pixels in read_all(files, resized, left_out if skip_bad else None):
         shape = shape or pixels.shape[:2]
         if pixels.shape[:2] != shape:
-            sizes = [" x ".join(map(str, each)) for each in (pixels.shape[:2], shape)]
+            sizes = [" x ".join(map(str, size_of)) for size_of in (pixels.shape[:2], shape)]
             first = files[good[0]].name
             raise DataError(f"{files[index]} is {sizes[0]} pixels and {first} {sizes[1]}; give a size for all.")
         store.append(pixels)
@@ -128,15 +129,16 @@ def decode(files: Sequence[Source], size: int | None, skip_bad: bool, store: Sto
 def read_all(
     files: Sequence[Source], change: Callable[[Any, Source], Any], left_out: list[tuple[int, str]] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Read files in parallel, with a progress bar; yield in their order the index of each and its pixels.
+    """Read files in parallel, with a progress bar, and yield the index and the pixels of each, in order.
 
     Args:
-        files: of images.
-        change: see `read_image`.
-        left_out: gets the index of each file that cannot be used and why, with a warning. None: the first is an error.
+        files: The image files.
+        change: Transformation of each image; see `read_image`.
+        left_out: List to which the index of each file that cannot be used, and the reason, are appended, with a
+            warning. If None, the first such file raises.
 
     Raises:
-        DataError: see `read_image`.
+        DataError: If a file cannot be used; see `read_image`.
     """
 
     def read(source: Source) -> np.ndarray | DataError:
@@ -145,8 +147,8 @@ def read_all(
         except DataError as error:
             return error
 
-    found = in_order(read, files)
-    for index, pixels in enumerate(tqdm(found, "images", len(files), False, disable=None)):
+    results = in_order(read, files)
+    for index, pixels in enumerate(tqdm(results, "images", len(files), False, disable=None)):
         if not isinstance(pixels, DataError):
             yield index, pixels
         elif left_out is None:
@@ -159,12 +161,13 @@ def read_all(
 def in_order(
     function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int = 4 * _WORKERS
 ) -> Iterator[_Result]:
-    """Yield function(item) of each item in order, computed in parallel.
+    """Yield function(item) for each item, in order, computed in parallel threads.
 
     Args:
-        function: called in threads.
-        items: its arguments.
-        ahead: results that are computed before they are asked for, at most: `Executor.map` knows no such bound.
+        function: Function to call, in several threads.
+        items: Arguments of the calls.
+        ahead: Maximum number of results that are computed before they are consumed. `Executor.map` has no such limit,
+            and would hold all results in memory.
     """
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -180,12 +183,12 @@ def in_order(
 
 
 def as_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return an image as (height, width) for 1 channel, as (3, height, width) for 3."""
+    """Return an image as (height, width) for 1 channel, or as (3, height, width) for 3 channels."""
     if channels == 3:
         return np.broadcast_to(image, (3, *image.shape)) if image.ndim == 2 else np.moveaxis(image, -1, 0)
     return image if image.ndim == 2 else _luma(image)
 
 
 def _luma(colors: np.ndarray) -> np.ndarray:
-    """Return the brightness of colors (height, width, 3), by ITU-R BT.601."""
+    """Return the luma of RGB pixels (height, width, 3), by ITU-R BT.601."""
     return (colors @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)

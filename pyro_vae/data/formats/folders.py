@@ -1,7 +1,7 @@
-r"""A folder of image files as a data set: decoded and checked one by one, in memory or once into a cache.
+r"""A folder of image files as a data set. Files are decoded and checked in parallel, into memory or into the cache.
 
-Sub-folders are classes: FOLDER/cat/1.png. Folders train, test and, if there is one, valid above these are splits;
-without them images are split by their content. Within a split they stand in an order that their content decides.
+Subfolders are classes: FOLDER/cat/1.png. If the folders at the top are train, test and optionally valid, they are the
+splits; otherwise, images are split by their content. The order within a split is determined by the content as well.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ def from_folder(
     cache: Path | str | None = None,
     write_cache: bool = True,
 ) -> Images:
-    """Read a folder of image files, and all folders in it.
+    """Read all image files of a folder and its subfolders.
 
     Args:
-        path: the folder. PNG, JPEG, WebP, GIF, TIFF and BMP are read; other files are left out.
-        size: height and width; images are cropped to the square in their center and resized, antialiased. None: all
-            images have one size.
-        channels: 1 for gray images (N, height, width), 3 for colors (N, 3, height, width). None: 1 if all files are
-            gray, otherwise 3.
-        skip_bad: whether files that cannot be used are left out, with a warning for each.
-        splits: shares of training, validation and test images, where no folders say so; see `from_arrays`.
-        cache: a folder where decoded images are kept. A second call with the same files and arguments decodes nothing,
-            and the images are mapped into memory from there, so that they may be larger than it. While they are decoded
-            they are on disk twice. None: all images are decoded into memory.
-        write_cache: whether images that are not in the cache are added to it; otherwise nothing is written.
+        path: Path of the folder. PNG, JPEG, WebP, GIF, TIFF and BMP files are read; others are ignored.
+        size: Height and width of the images. They are cropped to the largest centered square and resized with
+            antialiasing. If None, they are left unchanged and must all have the same size.
+        channels: 1 for gray images (N, height, width), 3 for color images (N, 3, height, width). If None, it is 1 if
+            all files are gray, and 3 otherwise.
+        skip_bad: Skip files that cannot be used, with a warning for each, instead of raising.
+        splits: Fractions of training, validation and test images, if the folders do not define the splits; see
+            `from_arrays`.
+        cache: Folder of the cache of decoded images. A second call with the same files and arguments decodes nothing:
+            it memory-maps the images from the cache, so that they may be larger than memory. During decoding they are
+            on disk twice. If None, images are decoded into memory.
+        write_cache: Add images to the cache if they are not in it. If False, nothing is written.
 
     Raises:
-        DataError: no folder, no images, or a file that is damaged, animated, transparent, of another size than the
-            first or of a type that is no image of 8 or 16 bits; names the file; or a class without images.
+        DataError: If there is no such folder, there are no images, a class has no images, or a file is damaged,
+            animated, transparent, of another size than the first, or not an image with 8 or 16 bits. The message names
+            the file.
     """
     folder, options = Path(path), Options(size, channels, skip_bad)
     files = _usable(folder, options)
@@ -63,9 +65,9 @@ def from_folder(
 
 
 def _usable(folder: Path, options: Options) -> list[Path]:
-    """Return the image files of a folder, sorted, or refuse what can be refused before they are read."""
+    """Return the image files of a folder, sorted. Raise for all problems that are visible before decoding."""
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder of images.")
+        raise DataError(f"{folder} is not a folder of images.")
     options.check()
     files = sorted(_files(folder))
     if not files:
@@ -75,44 +77,46 @@ def _usable(folder: Path, options: Options) -> list[Path]:
 
 
 def _known(folder: Path, files: list[Path], kept: list[int]) -> tuple[list[str] | None, list[str] | None]:
-    """Return the splits and the classes of the files that are kept, as of `ImageFiles`.
+    """Return the splits and the classes of the kept files, as `ImageFiles.known`.
 
-    All images of a folder with train and test are in these or in valid; folders below are classes.
+    If the folder contains train and test, all of its images are in these or in valid, and the folders below are
+    classes.
     """
     parts = [files[index].relative_to(folder).parts[:-1] for index in kept]
     by_split = _are_split(parts)
     classes = [part[by_split:] for part in parts]
     return (
         [part[0] for part in parts] if by_split else None,
-        ["/".join(each) for each in classes] if all(classes) else None,
+        ["/".join(names) for names in classes] if all(classes) else None,
     )
 
 
 def _check_classes(folder: Path, files: list[Path], skip_bad: bool) -> None:
-    """Refuse a class without images, or, of bad data that are skipped, warn of it."""
+    """Raise if a class has no images, or warn of it if `skip_bad`."""
     parts = [path.relative_to(folder).parts[:-1] for path in files]
     depth = int(_are_split(parts))
     if not all(len(part) > depth for part in parts):
-        return  # sub-folders are no classes
-    above = sorted({part[:depth] for part in parts})
-    there = {part[: depth + 1] for part in parts}
-    for start in above:
-        for each in sorted(folder.joinpath(*start).iterdir()):
-            seen = each.is_symlink() or (*start, each.name) in there  # a link may lead back to a folder above
-            if each.is_dir() and not each.name.startswith(".") and not seen:
-                message = f"{each} is a class without images; remove the folder, or put some there."
+        return  # subfolders are not classes
+    parents = sorted({part[:depth] for part in parts})
+    nonempty = {part[: depth + 1] for part in parts}
+    for parent in parents:
+        for entry in sorted(folder.joinpath(*parent).iterdir()):
+            # The target of a link may have been visited under another name, so that links are not reported.
+            accounted_for = entry.is_symlink() or (*parent, entry.name) in nonempty
+            if entry.is_dir() and not entry.name.startswith(".") and not accounted_for:
+                message = f"{entry} is a class without images; remove the folder, or put some there."
                 if not skip_bad:
                     raise DataError(message)
                 _LOG.warning("Left out: %s", message)
 
 
 def _are_split(parts: Sequence[tuple[str, ...]]) -> bool:
-    """Whether the folders that images are in say of which split they are."""
+    """Return whether the top-level folders of the images are splits: train, test and optionally valid."""
     return all(part and part[0] in SPLITS for part in parts) and {"train", "test"} <= {part[0] for part in parts}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the image files of a folder, of each directory once: a link may lead back to one above it."""
+    """Yield the image files of a folder. Each directory is visited once, since links may form cycles."""
     seen: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(root)

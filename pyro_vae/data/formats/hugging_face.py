@@ -1,7 +1,7 @@
-r"""Folders that `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of Hugging Face's `datasets` write.
+r"""Folders written by `Dataset.save_to_disk` and `DatasetDict.save_to_disk` of Hugging Face's `datasets`.
 
-A data set is state.json, which names files of Arrow streams beside it, and dataset_info.json. A dictionary of data sets
-is dataset_dict.json, which names a folder for each split.
+The folder of a `Dataset` contains state.json, which lists the files of Arrow streams in the same folder, and
+dataset_info.json. The folder of a `DatasetDict` contains dataset_dict.json, which lists a subfolder for each split.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ _OURS = {"train": "train", "validation": "valid", "valid": "valid", "val": "vali
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a path is a folder that `save_to_disk` has written."""
+    """Return whether a path is a folder written by `save_to_disk`."""
     return (path / _DICTIONARY).is_file() or ((path / _STATE).is_file() and (path / _INFO).is_file())
 
 
 def from_saved(path: Path, options: Options, splits: Shares, cache: Cache) -> Collection:
-    """Read a folder for which `is_saved` holds.
+    """Read a folder for which `is_saved` is true.
 
     Args:
-        path: the folder. Its splits train, test and validation (valid, val) are kept; others are left out, which the
-            log says. Without validation it is taken from the training data; train alone is split by content.
-        options: of images that are stored as files.
-        splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
-        cache: of images.
+        path: Path of the folder. Its splits train, test and validation (or valid, val) are used; others are ignored,
+            and logged. If there is no validation split, it is split off from the training data; if there is only a
+            training split, it is split by content.
+        options: Options for image files.
+        splits: Fractions of training, validation and test data, if the data are not split already; see `from_arrays`.
+        cache: Cache of decoded images.
 
     Raises:
-        DataError: files that are absent or damaged, or lie elsewhere; no splits that are known; or see `from_parts`.
+        DataError: If a file is missing, damaged or outside the folder, or the splits are not supported; or see
+            `from_parts`.
     """
     if not (path / _DICTIONARY).is_file():
         return from_parts({"train": _part(path)}, path, options, splits, cache)
@@ -57,39 +59,39 @@ def from_saved(path: Path, options: Options, splits: Shares, cache: Cache) -> Co
 
 
 def _part(folder: Path) -> Saved:
-    """Open one data set."""
+    """Open the folder of a `Dataset`."""
     path = folder / _STATE
     state = _object(path)
     if any(value for key, value in state.items() if key.startswith("_indices")):
-        raise DataError(f"{path}: the rows are chosen by a file of indices; save the data set by a newer version.")
+        raise DataError(f"{path}: the rows are selected by an index file; save the data set with a newer version.")
     names: list[Any] = [file.get("filename") if isinstance(file, dict) else None for file in _list(path, "_data_files")]
     for name in names:
         if not _is_plain(name):
-            raise DataError(f"{path} names {printable(str(name))}, which is no file of the folder; replace it.")
+            raise DataError(f"{path} names {printable(str(name))}, which is not a file of the folder; replace it.")
     if not names:
-        raise DataError(f"{path} names no files of data; replace it.")
+        raise DataError(f"{path} names no data files; replace it.")
     return open_streams(str(folder), [folder / name for name in names])
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether a name is that of a file of the same folder: anybody's data set may name any file."""
+    """Return whether a name is a plain file name. An untrusted data set might refer to any file of the system."""
     return isinstance(name, str) and Path(name).name == name and "\0" not in name and "\\" not in name
 
 
 def _list(path: Path, key: str) -> list[Any]:
-    found = _object(path).get(key)
-    if not isinstance(found, list):
+    value = _object(path).get(key)
+    if not isinstance(value, list):
         raise DataError(f"{path} has no list {key}; replace it.")
-    return found
+    return value
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
         reason = printable(" ".join(str(text).split())[:120])
         raise DataError(f"{path} cannot be read ({reason}); repair or replace it.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds no JSON object; replace it.")
-    return found
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is not a JSON object; replace it.")
+    return value

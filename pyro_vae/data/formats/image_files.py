@@ -1,4 +1,4 @@
-r"""One image file, on disk or in a table: recognized by what it holds, checked and decoded."""
+r"""Checking and decoding of one image file, on disk or in a table. Its format is recognized by its content."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-_LARGEST = 100_000_000  # pixels of a file: more is no training image, and may be made to exhaust the memory
+_LARGEST = 100_000_000  # pixels per file; larger images are not training images, and may be decompression bombs
 
-# Others may have their decoder run programs: EPS is drawn by Ghostscript.
+# The decoders of other formats may run programs, e.g. Ghostscript for EPS.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 
 
 class Encoded(NamedTuple):
-    """An image file that a table holds."""
+    """An image file stored in a table."""
 
     table: str
-    """What an error calls the table."""
+    """Name of the table in error messages."""
     name: str
-    """And the place in it: "row 17 of image"."""
+    """Position in the table, e.g. "row 17 of image", in error messages."""
     content: Any
-    """Its bytes, or an object with the buffer protocol; None where there are none."""
+    """Content of the file, an object with the buffer protocol, or None if it is missing."""
     has_path: bool = False
-    """Whether the table names a file. It is not opened: anybody's table may name any file."""
+    """Whether the table gives the path of a file. It is never opened, since an untrusted table may name any file."""
 
     def __str__(self) -> str:
         return f"{self.table}: {self.name}"
@@ -37,34 +37,37 @@ Source = Path | Encoded
 
 
 def square(image: Any, size: int, side: int | None = None, resample: str = "BICUBIC") -> Any:
-    """Crop an image to a square in its center and resize it, antialiased.
+    """Crop a centered square from an image, and resize it with antialiasing.
 
     Args:
-        image: a `PIL.Image.Image`.
-        size: height and width of what is returned.
-        side: of the square, in pixels. None: as large as it can be.
-        resample: name of a filter of `PIL.Image.Resampling`.
+        image: A `PIL.Image.Image`.
+        size: Height and width of the result.
+        side: Side of the cropped square in pixels. If None, the largest possible.
+        resample: Name of a filter in `PIL.Image.Resampling`.
     """
     if side is None and image.size == (size, size):
         return image
-    from PIL import Image  # on use, as it takes long to import
+    from PIL import Image  # lazily, since the import is slow
 
     side = side or min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
-    # Cropped first: a resize of a part would mix in what lies beside it.
+    # Crop first: resizing with a box would blend in pixels outside the square.
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling[resample])
 
 
 def read_image(source: Source, change: Callable[[Any, Source], Any]) -> np.ndarray:
-    """Read one file: 8 bits, upright, without transparency; uint8 (height, width), or (height, width, 3) of colors.
+    """Read an image file, and return its pixels, uint8 (height, width), or (height, width, 3) if in color.
+
+    Images are reduced to 8 bits and rotated upright, and must not be transparent.
 
     Args:
-        source: path of the file, or what a table holds of it; errors call it str(source).
-        change: called with the image, a `PIL.Image.Image` that is upright and of mode L or RGB, and its source;
-            returns the image whose pixels are wanted.
+        source: Path of the file, or an `Encoded` file. Error messages refer to it as str(source).
+        change: Transformation, called with the upright `PIL.Image.Image` in mode L or RGB, and the source. It returns
+            the image to be converted to pixels.
 
     Raises:
-        DataError: it is damaged, animated, transparent or of a type that is no image of 8 or 16 bits; names the file.
+        DataError: If the file is damaged, animated, transparent or not an image with 8 or 16 bits. The message names
+            the file.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -81,17 +84,17 @@ def read_image(source: Source, change: Callable[[Any, Source], Any]) -> np.ndarr
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{source} cannot be read as an image (of no known format); repair or remove it.") from error
-    except Exception as error:  # what a decoder may raise on anybody's file has no end
+        raise DataError(f"{source} cannot be read as an image (unknown format); repair or remove it.") from error
+    except Exception as error:  # decoders may raise almost anything for untrusted files
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{source} cannot be read as an image ({reason}); repair or remove it.") from error
 
 
 def to_pixels(image: Any, name: str) -> np.ndarray | None:
-    """Return the pixels of a `PIL.Image.Image` in memory as `read_image` does; None where it is no such image.
+    """Return the pixels of a `PIL.Image.Image` as `read_image` does, or None if its type is not supported.
 
     Raises:
-        DataError: it is transparent or of a type that is no image of 8 or 16 bits; names it.
+        DataError: If the image is transparent or does not have 8 or 16 bits. The message contains `name`.
     """
     from PIL import Image
 
@@ -101,22 +104,22 @@ def to_pixels(image: Any, name: str) -> np.ndarray | None:
 def _content(source: Source) -> Path | io.BytesIO:
     if isinstance(source, Path):
         if not source.is_file():
-            raise DataError(f"{source} is no file; remove it.")
+            raise DataError(f"{source} is not a file; remove it.")
         return source
     if source.content is not None:
         return io.BytesIO(source.content)
     if source.has_path:
-        raise DataError(f"{source} names a file, which is not opened, and holds no bytes; store the images themselves.")
+        raise DataError(f"{source} holds a path, which is never opened, but no bytes; store the images themselves.")
     raise DataError(f"{source} is null; leave out such rows.")
 
 
 def _is_wide(image: Any) -> bool:
-    """Whether the levels of an image have 16 bits."""
+    """Return whether an image has 16 bits per pixel."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
 def _plain(image: Any, source: Source | str, wide: bool) -> Any:
-    """Return an image of mode L or RGB; `wide` is as of `_is_wide`, which a transposed image no longer tells."""
+    """Convert an image to mode L or RGB. Transposing loses the format, so `wide` is determined before."""
     if image.mode in ("PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
@@ -125,7 +128,7 @@ def _plain(image: Any, source: Source | str, wide: bool) -> Any:
     if wide:
         from PIL import Image
 
-        levels = np.asarray(image).astype(np.float64) / 257  # 65,535 is 255
+        levels = np.asarray(image).astype(np.float64) / 257  # maps 65,535 to 255
         return Image.fromarray(levels.round().astype(np.uint8))
     if image.mode in ("1", "L"):
         return image.convert("L")
@@ -135,7 +138,7 @@ def _plain(image: Any, source: Source | str, wide: bool) -> Any:
 
 
 def version() -> str:
-    """Return the version of the decoder, since another may give other pixels."""
+    """Return the version of the decoder. It is part of the cache key, since versions may decode differently."""
     import PIL
 
     return PIL.__version__

@@ -1,4 +1,4 @@
-r"""Data of a user's own on disk, known by what they hold, whatever their names."""
+r"""Your own data on disk. The format is recognized by the content of a file, not by its name."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def from_path(
     cache: Path | str | None = None,
     write_cache: bool = True,
 ) -> Collection:
-    """Read a file, a folder of images, or a folder that Hugging Face's `save_to_disk` has written.
+    """Read a file, a folder of images, or a folder written by Hugging Face's `save_to_disk`.
 
     Args:
-        path: of it.
-        size: height and width of images, as in `from_folder`.
-        channels: likewise.
-        skip_bad: likewise.
-        splits: shares of training, validation and test data, where they do not come split; see `from_arrays`.
-        cache: of images, as in `from_folder`.
-        write_cache: likewise.
+        path: Path of the data.
+        size: Height and width of images; see `from_folder`.
+        channels: Number of channels of images; see `from_folder`.
+        skip_bad: Skip image files that cannot be used; see `from_folder`.
+        splits: Fractions of training, validation and test data, if the data are not split already; see `from_arrays`.
+        cache: Folder of the cache of decoded images; see `from_folder`.
+        write_cache: Add images to the cache if they are not in it; see `from_folder`.
 
     Raises:
-        DataError: see `from_folder`, `from_file` and `hugging_face.from_saved`; or an option of images that does not
-            apply.
+        DataError: If the data cannot be read (see `from_folder`, `from_file` and `hugging_face.from_saved`), or an
+            option for images does not apply.
     """
     path = Path(path)
     if hugging_face.is_saved(path):
@@ -62,16 +62,16 @@ def from_file(
     """Read a file of images or numbers.
 
     Args:
-        path: of a .npy or .npz file of arrays, a table in CSV or Parquet, or an .h5ad file of counts.
-        size: height and width of image files in Parquet, as in `from_folder`; other files are read as they are.
-        channels: likewise.
-        skip_bad: likewise.
-        splits: shares of training, validation and test data; see `from_arrays`.
-        cache: of images, as in `from_folder`; tables of numbers are read into memory.
-        write_cache: likewise.
+        path: Path of a .npy or .npz file of arrays, a table in CSV or Parquet format, or an .h5ad file of counts.
+        size: Height and width of image files in Parquet; see `from_folder`. It does not apply to other formats.
+        channels: Number of channels of image files in Parquet.
+        skip_bad: Skip image files in Parquet that cannot be used.
+        splits: Fractions of training, validation and test data; see `from_arrays`.
+        cache: Folder of the cache of decoded images; see `from_folder`. Tables of numbers are not cached.
+        write_cache: Add images to the cache if they are not in it; see `from_folder`.
 
     Raises:
-        DataError: the file cannot be read or is of no known kind, or an option does not apply to it; or see
+        DataError: If the file cannot be read, its format is unknown, or an option does not apply to it; or see
             `array_files.from_array_file`, `tables.from_csv`, `arrow_tables.from_parts` and `tables.from_h5ad`.
     """
     path, options, kept = Path(path), Options(size, channels, skip_bad), Cache(cache, write_cache)
@@ -90,6 +90,6 @@ def from_file(
     if start[:4] == b"\x89HDF":
         return tables.from_h5ad(path, splits=splits)
     if not start or b"\0" in start:
-        what = "holds nothing" if not start else "is of no known kind"
+        what = "is empty" if not start else "has an unknown format"
         raise DataError(f"{path} {what}; give a .npy, .npz, .csv, .parquet or .h5ad file, or a folder of images.")
     return tables.from_csv(path, splits=splits)

@@ -1,6 +1,6 @@
-r"""Tables as data sets: CSV files and other tables of numbers, and the counts of an .h5ad file.
+r"""Tables as data sets: CSV files and other tables of numbers, and the counts of .h5ad files.
 
-A column of words holds the labels, or one that is called label, class, target or y.
+The labels are in the column of strings, or, if there is none, in that named label, labels, class, target or y.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 LABELS = ("label", "labels", "class", "target", "y")
 _SEPARATORS = ",\t;"
-_CELL_TYPE = "cell_type"  # the usual name of the labels of cells
+_CELL_TYPE = "cell_type"  # the usual name of cell labels
 
 
 def from_csv(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
-    """Read a text file of numbers, separated by commas, tabs or semicolons, with or without a line of names.
+    """Read a text file of numbers separated by commas, tabs or semicolons, with or without a header.
 
     Args:
-        path: of the file, UTF-8.
-        splits: as in `from_arrays`.
+        path: Path of the file, in UTF-8.
+        splits: Fractions of training, validation and test rows; see `from_arrays`.
 
     Raises:
-        DataError: it is no such table, or as `from_numbers`.
+        DataError: If the file is not such a table, or its numbers are invalid (see `from_numbers`).
     """
-    import pandas as pd  # on use, as it takes long to import
+    import pandas as pd  # lazily, since the import is slow
 
     path = Path(path)
     with _readable(path) as file:
@@ -43,7 +43,7 @@ def from_csv(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
         separator = max(_SEPARATORS, key=lines[0].count)
         header = 0 if _has_names(*(line.split(separator) for line in lines)) else None
         frame = pd.read_csv(path, sep=separator, header=header, skipinitialspace=True, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:  # a parser's errors and those of UTF-8 are ValueErrors
+    except (ValueError, OSError) as error:  # includes errors of the parser and of UTF-8
         raise DataError(f"{path} cannot be read as a table ({_short(error)}); repair or replace it.") from error
     if header is None:
         frame.columns = [*column_names(len(frame.columns))]
@@ -58,20 +58,21 @@ def from_frame(
     valid: pd.DataFrame | None = None,
     test: pd.DataFrame | None = None,
 ) -> Numbers:
-    """Make a data set of a frame whose columns are numbers, but for one of labels perhaps.
+    """Return a data set from a frame whose columns are numbers, except for an optional column of labels.
 
     Args:
-        frame: the training rows, and those of all splits that are not given.
-        path: errors name it.
-        splits: as in `from_arrays`.
-        valid: validation rows, likewise; only beside test rows.
-        test: likewise.
+        frame: Training rows. Validation and test rows that are not given are split off from them.
+        path: Path of the table, for its name and for error messages.
+        splits: Fractions of training, validation and test rows; see `from_arrays`.
+        valid: Validation rows. They require test rows.
+        test: Test rows.
 
     Raises:
-        DataError: columns of something else, several of labels, or splits of other columns; or as `from_numbers`.
+        DataError: If a column is neither numbers nor labels, there are several columns of labels, or the columns of the
+            splits differ; or see `from_numbers`.
     """
     values, labels, columns = _numbers_and_labels(frame, path)
-    held_out, tested = (_beside(each, path, columns) for each in (valid, test))
+    held_out, tested = (_beside(split, path, columns) for split in (valid, test))
     return from_numbers(
         values,
         tested[0],
@@ -90,19 +91,19 @@ def _beside(frame: pd.DataFrame | None, path: Path, columns: list[str]) -> tuple
         return None, None
     values, labels, names = _numbers_and_labels(frame, path)
     if names != columns:
-        raise DataError(f"{path}: the splits differ in their columns; give all the same, in one order.")
+        raise DataError(f"{path}: the splits differ in their columns; give all of them the same, in the same order.")
     return values, labels
 
 
 def _numbers_and_labels(frame: pd.DataFrame, path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Return numbers (N, columns), labels (N,) if there are some, and the names of the columns."""
+    """Return the numbers (N, columns), the labels (N,) or None, and the names of the columns."""
     if nameless := [n for n, name in enumerate(frame.columns) if str(name).startswith("Unnamed:")]:
         raise DataError(f"{path}: column {nameless[0]} has no name (row numbers?); name it or leave it out.")
     words = [name for name in frame.columns if frame[name].dtype.kind not in "iufb"]
     named = words or [name for name in frame.columns if str(name).lower() in LABELS]
     if len(named) > 1:
         listed = ", ".join(map(str, named[:3]))
-        raise DataError(f"{path}: {listed} are no numbers, and one column may hold labels; leave out the others.")
+        raise DataError(f"{path}: {listed} are not numbers, but only one column may hold labels; leave out the others.")
     labels = None
     if named:
         column = frame[named[0]]
@@ -117,16 +118,16 @@ def _numbers_and_labels(frame: pd.DataFrame, path: Path) -> tuple[np.ndarray, np
 
 
 def from_h5ad(path: Path | str, *, splits: Shares = OWN_SPLITS) -> Numbers:
-    """Read the layer "counts" of an AnnData file, or X where there is none, and the cell types in obs as labels.
+    """Read the layer "counts" of an AnnData file, or X if there is none, with the cell types in obs as labels.
 
     Args:
-        path: of the file.
-        splits: as in `from_arrays`.
+        path: Path of the file.
+        splits: Fractions of training, validation and test rows; see `from_arrays`.
 
     Raises:
-        DataError: the file is damaged or no AnnData file, or as `from_numbers`.
+        DataError: If the file is damaged or not an AnnData file, or its numbers are invalid (see `from_numbers`).
     """
-    import h5py  # on use
+    import h5py  # lazily
 
     path = Path(path)
     try:
@@ -166,7 +167,7 @@ def _categories(stored: Any) -> np.ndarray:
 
 
 def _has_names(first: list[str], second: list[str]) -> bool:
-    """Whether the first line of a table has names: no number at all, or words above numbers."""
+    """Return whether the first line is a header: it has no number, or some column has a word above a number."""
     if not any(map(_is_number, first)):
         return True
     return any(not _is_number(a) and _is_number(b) for a, b in zip(first, second, strict=False))

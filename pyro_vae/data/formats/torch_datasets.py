@@ -1,4 +1,4 @@
-r"""Any `torch.utils.data.Dataset` as a data set, its items read once."""
+r"""Conversion of any `torch.utils.data.Dataset` to a data set in memory."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def from_dataset(
 ) -> Collection:
     """Read a `torch.utils.data.Dataset` into memory.
 
-    Each item is read once, in order, so that of a random transform one draw remains.
+    Each item is read once, in order, so that random transforms are applied only once.
 
     Args:
-        train: a dataset with a length and indices, or an iterable one. Its items are x or (x, y): x a tensor, an array
-            or a `PIL.Image.Image`, all of one shape and type, and y an integer from 0 on. Images are uint8, or floats
-            in [0, 1] as torchvision's ``ToTensor`` gives, (height, width) or (1, height, width), which are gray, or
-            (3, height, width) or (height, width, 3). Vectors (columns,) are numbers, unless they are levels of gray as
-            of flattened images; see `from_numbers`.
-        test: likewise.
-        labels: whether y is read.
-        name: of the data set.
-        splits: as in `from_arrays`.
+        train: Dataset of training items, with a length and indices, or iterable. Its items are x or (x, y). x is a
+            tensor, an array or a `PIL.Image.Image`, and all have the same shape and type; y is an integer label, 0 or
+            larger. Images are uint8, or floats in [0, 1] as from torchvision's ``ToTensor``. Their shape is (height,
+            width) or (1, height, width) if they are gray, and (3, height, width) or (height, width, 3) if they are in
+            color. Vectors (columns,) are numbers (see `from_numbers`), unless all values are gray levels, as those of
+            flattened images.
+        test: Dataset of test items.
+        labels: Read the labels y.
+        name: Name of the data set.
+        splits: Fractions of training, validation and test data; see `from_arrays`.
 
     Raises:
-        DataError: no dataset or an empty one, items of another kind or of different shapes, labels that are no such
-            integers or not everywhere; or as `from_arrays` and `from_numbers`.
+        DataError: If an argument is not a dataset or is empty, items are unsupported or differ in shape, or labels are
+            negative, not integers, or missing for some items; or see `from_arrays` and `from_numbers`.
     """
     values, classes = _read(train, labels, name)
     tested, test_classes = (None, None) if test is None else _read(test, labels, f"{name}, test")
@@ -47,7 +48,7 @@ def from_dataset(
 
 
 def _read(dataset: Any, labels: bool, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the items of a dataset, (N, *shape), and their labels (N,) if there are some."""
+    """Return the items of a dataset, shape (N, *shape), and their labels (N,) or None."""
     values: list[np.ndarray] = []
     classes: list[int | None] = []
     for index, item in enumerate(_items(dataset, name)):
@@ -55,8 +56,8 @@ def _read(dataset: Any, labels: bool, name: str) -> tuple[np.ndarray, np.ndarray
         x, y = _pair(item, what)
         value, label = _value(x, what), _label(y, what) if labels else None
         if values and (value.shape, value.dtype) != (values[0].shape, values[0].dtype):
-            found, first = (f"{each.dtype} {each.shape}" for each in (value, values[0]))
-            raise DataError(f"{what} is {found} and item 0 {first}; give all one shape and type.")
+            this, first = (f"{array.dtype} {array.shape}" for array in (value, values[0]))
+            raise DataError(f"{what} is {this} and item 0 {first}; give all one shape and type.")
         if classes and (label is None) != (classes[0] is None):
             raise DataError(f"{what} has {'no' if label is None else 'a'} label, unlike item 0; label all, or none.")
         values.append(value)
@@ -94,8 +95,8 @@ def _value(x: Any, what: str) -> np.ndarray:
     if isinstance(x, Tensor):
         try:
             return x.detach().cpu().numpy()
-        except (TypeError, RuntimeError) as error:  # of bfloat16, of sparse tensors
-            raise DataError(f"{what} is a tensor of {x.dtype} {x.layout}, of which no array can be made.") from error
+        except (TypeError, RuntimeError) as error:  # e.g. bfloat16 or sparse tensors
+            raise DataError(f"{what} is a tensor of {x.dtype} {x.layout}, which NumPy does not support.") from error
     pixels = to_pixels(x, what)
     if pixels is None:
         raise DataError(f"{what} is of type {type(x).__name__}; {_PAIR}, x a tensor, an array or a PIL image.")
@@ -103,12 +104,12 @@ def _value(x: Any, what: str) -> np.ndarray:
 
 
 def _label(y: Any, what: str) -> int | None:
-    """Return a label as an integer from 0 on, or None where there is none."""
+    """Return a label as a nonnegative integer, or None if there is none."""
     if y is None:
         return None
     scalar = y.item() if isinstance(y, (Tensor, np.ndarray, np.generic)) and math.prod(y.shape) == 1 else y
     if not isinstance(scalar, int):
         raise DataError(f"{what}: its label is of type {type(scalar).__name__}; give integers, or labels=False.")
-    if scalar < 0:  # of data whose labels are not known, in torchvision and elsewhere
+    if scalar < 0:  # unknown labels, e.g. in torchvision
         raise DataError(f"{what}: its label is {scalar}; count classes from 0, or give labels=False.")
     return int(scalar)

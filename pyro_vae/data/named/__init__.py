@@ -1,1 +1,1 @@
-"""Data sets by name, a module each whose `load(root, download)` reads the files below --data-root."""
+"""Named data sets. Each module has a function `load(root, download)`, which reads its files below --data-root."""

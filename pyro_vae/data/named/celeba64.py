@@ -1,8 +1,8 @@
-r"""CelebA, photographs of faces, as 64 x 64 color images with the splits of its authors; attributes are not read.
+r"""CelebA: photographs of faces, as 64 x 64 color images with the authors' splits. Attributes are not read.
 
-Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015. Of the aligned images, 178 x 218, the
-148 x 148 pixels in the center are resized, bilinear and antialiased: the pixels that torchvision's CenterCrop(148) and
-Resize(64) give, on which many VAEs are trained.
+Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015. The central 148 x 148 pixels of the
+aligned images, 178 x 218, are resized with antialiased bilinear interpolation. The pixels are those of torchvision's
+CenterCrop(148) and Resize(64), a common preprocessing of CelebA for VAEs.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ _SHAPE = (3, _SIDE, _SIDE)
 
 
 def load(root: Path, download: bool) -> Images:
-    """Read CelebA: decoded, a few minutes, into the cache, and from there the next time.
+    """Read CelebA. The images are decoded into the cache, which takes a few minutes, and later read from there.
 
     Raises:
-        DataError: a file is absent or damaged, or an image is not 178 x 218; names it.
+        DataError: If a file is missing or damaged, or an image is not 178 x 218. The message names the file.
     """
     folder = root / "celeba"
     (partition,) = files.require(folder, ["list_eval_partition.txt"], _SOURCE)
     names = _names(partition)
     sizes = dict(zip(_SPLITS, map(len, names), strict=True))
     files.warn_of_other_sizes(partition, "CelebA", sizes, _SIZES)
-    paths = [files.require(folder / "img_align_celeba", each, _SOURCE) for each in names]  # before minutes are spent
+    # All files must be there before minutes of decoding.
+    paths = [files.require(folder / "img_align_celeba", split, _SOURCE) for split in names]
     every = [path for split in paths for path in split]
 
     def key() -> str:
@@ -61,7 +62,7 @@ def load(root: Path, download: bool) -> Images:
 
 
 def _names(partition: Path) -> list[list[str]]:
-    """Return the names of the files of each split."""
+    """Return the file names of each split."""
     names: list[list[str]] = [[], [], []]
     for number, line in enumerate(files.read_bytes(partition).tobytes().decode("latin-1").splitlines(), 1):
         row = _ROW.fullmatch(line.strip())
@@ -86,6 +87,6 @@ def _faces(paths: list[Path]) -> Iterator[np.ndarray]:
 
 def _face(image: Any, source: Source) -> Any:
     if image.size != (_WIDTH, _HEIGHT):
-        found = " x ".join(map(str, image.size))
-        raise DataError(f"{source} is {found} pixels, not {_WIDTH} x {_HEIGHT} as aligned images are. {files.REPLACE}")
+        size = " x ".join(map(str, image.size))
+        raise DataError(f"{source} is {size} pixels, not {_WIDTH} x {_HEIGHT} like aligned images. {files.REPLACE}")
     return square(image.convert("RGB"), _SIDE, _CENTER, "BILINEAR")

@@ -1,6 +1,6 @@
-r"""CIFAR-10, 32 x 32 color images of ten classes: the binary version, since the one for Python is made of pickles.
+r"""CIFAR-10: 32 x 32 color images of ten classes, from the binary version, since the Python version contains pickles.
 
-Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. A record has 3,073 bytes, the class and the
+Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. A record has 3,073 bytes: the class, and the
 red, green and blue pixels, each row by row. The last 5,000 training images in file order are for validation.
 """
 
@@ -30,7 +30,7 @@ def load(root: Path, download: bool) -> Images:
     """Read CIFAR-10.
 
     Raises:
-        DataError: a file is absent, no whole number of records, or holds another class than 0 to 9.
+        DataError: If a file is missing, its size is not a multiple of that of a record, or a class is not 0 to 9.
     """
     folder = root / "cifar-10-batches-bin"
     *batches, last = (_records(path) for path in files.require(folder, [*_TRAIN, "test_batch.bin"], _SOURCE))

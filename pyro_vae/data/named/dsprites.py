@@ -1,9 +1,9 @@
-r"""dSprites, 64 x 64 white shapes on black, every combination of the values of five factors once.
+r"""dSprites: 64 x 64 images of white shapes on black, one for every combination of the values of five factors.
 
 Matthey, Higgins, Hassabis, Lerchner, "dSprites: Disentanglement testing Sprites dataset", 2017
-(https://github.com/google-deepmind/dsprites-dataset). The sixth factor of the file, the color, has one value and is
-left out. Pixels 0 and 1 become 0 and 255. A fixed permutation of the images, in whose order they stand, deals them
-10 : 1 : 1 to training, validation and test.
+(https://github.com/google-deepmind/dsprites-dataset). The sixth factor of the file, color, has a single value and is
+left out. Pixels 0 and 1 are mapped to 0 and 255. The images are permuted with a fixed seed and split 10 : 1 : 1 into
+training, validation and test images.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from pyro_vae.errors import DataError
 _NUM_TRAIN = 614_400
 _NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 _FACTORS = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
-_SEED = 20170602  # of the permutation
-_PIECE = 8192  # images that are read at once
+_SEED = 20170602  # for the permutation
+_PIECE = 8192  # images per chunk
 
 
 def load(root: Path, download: bool) -> Images:
-    """Read dSprites, 3 GB; its metadata are pickled and never read.
+    """Read dSprites, 3 GB in memory. Its pickled metadata are not read.
 
     Raises:
-        DataError: the file is absent, damaged, or holds pixels other than 0 and 1 or other values of the factors.
+        DataError: If the file is missing or damaged, a pixel is not 0 or 1, or the value of a factor is out of range.
     """
     (path,) = files.require(root / "dsprites", [_NAME], "dSprites by Matthey et al.")
     with npy.open_archive(path) as archive:
         classes = _checked(path, npy.read_member(archive, path, "latents_classes"))
-        # NumPy has frozen the streams of this generator: the splits are the same under every version.
+        # RandomState is frozen by NumPy, so the splits are the same under every version.
         order = np.random.RandomState(_SEED).permutation(len(classes))
-        place = order.argsort()
-        pixels = np.empty((len(classes), 64, 64), np.uint8)  # once: each piece goes where it belongs
+        target = order.argsort()
+        pixels = np.empty((len(classes), 64, 64), np.uint8)  # chunks are permuted while reading, without a second copy
         done = 0
         for piece in npy.read_pieces(archive, path, "imgs", pixels.shape, _PIECE):
             if (largest := piece.max()) > 1:
                 raise DataError(f"{path}: imgs holds {largest}, not 0 or 1. {files.REPLACE}")
-            pixels[place[done : done + len(piece)]] = 255 * piece
+            pixels[target[done : done + len(piece)]] = 255 * piece
             done += len(piece)
     held_out = len(classes) // 12
     sizes = {"training": len(classes) - 2 * held_out, "validation": held_out, "test": held_out}
@@ -54,7 +54,7 @@ def load(root: Path, download: bool) -> Images:
 
 
 def _checked(path: Path, classes: np.ndarray) -> np.ndarray:
-    """Return the places of the values of the factors, int64 (N, 6)."""
+    """Return the value indices of the factors, int64 (N, 6), if they are valid."""
     if classes.ndim != 2 or classes.shape[1] != len(_FACTORS) or classes.dtype.kind not in "iu":
         raise DataError(
             f"{path}: latents_classes is {classes.dtype} {classes.shape}, not integers (N, {len(_FACTORS)}). "

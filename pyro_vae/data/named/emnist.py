@@ -1,8 +1,8 @@
-r"""EMNIST, 28 x 28 handwritten digits and letters: its balanced split, of 47 classes.
+r"""EMNIST: 28 x 28 handwritten digits and letters, in the balanced split of 47 classes.
 
 Cohen, Afshar, Tapson, van Schaik, "EMNIST: an extension of MNIST to handwritten letters", IJCNN 2017
-(https://arxiv.org/abs/1702.05373). Classes are the digits, the upper-case letters and the eleven lower-case letters
-abdefghnqrt. The files hold transposed images. The last 18,800 of the 112,800 training images in file order are for
+(https://arxiv.org/abs/1702.05373). The classes are the digits, the upper-case letters and the eleven lower-case letters
+abdefghnqrt. Images in the files are transposed. The last 18,800 of the 112,800 training images in file order are for
 validation.
 """
 
@@ -24,10 +24,10 @@ _NUM_VALID = 18_800
 
 
 def load(root: Path, download: bool) -> Images:
-    """Read the balanced split of EMNIST, which torchvision downloads where it is absent.
+    """Read the balanced split of EMNIST, which torchvision downloads if it is missing.
 
     Raises:
-        DataError: a file is absent, damaged or belongs to no such images.
+        DataError: If a file is missing or damaged, or has other contents.
     """
     folder = root / "EMNIST" / "raw"
     names = [
@@ -46,11 +46,11 @@ def load(root: Path, download: bool) -> Images:
     return hold_out("EMNIST", folder, train, test, (train_classes, test_classes), _NUM_VALID)
 
 
-def _read(images: Path, labels: Path, least: int) -> tuple[Tensor, Tensor]:
-    pixels, classes, _ = idx.read_pair(images, labels, least, _NUM_CLASSES)
+def _read(images: Path, labels: Path, min_images: int) -> tuple[Tensor, Tensor]:
+    pixels, classes, _ = idx.read_pair(images, labels, min_images, _NUM_CLASSES)
     return pixels.transpose(1, 2).contiguous(), classes
 
 
 def _fetch(root: Path, datasets: Any) -> None:
-    for train in (True, False):  # it asks for the files of this split alone before it downloads those of both
+    for train in (True, False):  # torchvision downloads both splits, but only if the requested one is incomplete
         datasets.EMNIST(root, split="balanced", train=train, download=True)

@@ -1,4 +1,4 @@
-r"""Files of data sets below --data-root: there, or downloaded; read, or refused in one line."""
+r"""Access to the files of named data sets below --data-root: checks, downloads, and one-line errors."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 
-REMEDY = "Delete damaged files to download them again, or name another --data-root."
-REPLACE = "Repair or replace it, or name another --data-root."
+REMEDY = "Delete damaged files to download them again, or set another --data-root."
+REPLACE = "Repair or replace it, or set another --data-root."
 _LOG = logging.getLogger("pyro_vae")
 
 
 def require(
     folder: Path, names: Sequence[str], source: str = "", fetch: Callable[[Any], object] | None = None
 ) -> list[Path]:
-    """Return the paths of files in a folder, after downloading them where one is absent.
+    """Return the paths of files in a folder, and download them if one is missing.
 
     Args:
-        folder: of the files.
-        names: of the files.
-        source: where they come from, in words.
-        fetch: downloads them, given `torchvision.datasets`. None: nothing is downloaded.
+        folder: Folder of the files.
+        names: Names of the files.
+        source: Origin of the files, for error messages.
+        fetch: Function that downloads the files, called with `torchvision.datasets`. If None, nothing is downloaded.
 
     Raises:
-        DataError: a file is absent, and not downloaded or the download failed.
+        DataError: If a file is missing, and is not downloaded or the download fails.
     """
     absent = next((name for name in names if not os.path.isfile(folder / name)), None)
     if absent is not None and fetch is None:
         what = f" ({source}): put it there, or" if source else ":"
-        raise DataError(f"{folder} has no {absent}{what} name the folder of your data sets by --data-root.")
+        raise DataError(f"{folder} has no {absent}{what} set --data-root to the folder of your data sets.")
     if absent is not None and fetch is not None:
-        import torchvision  # on use: it takes seconds to import
+        import torchvision  # lazily: importing it takes seconds
 
         try:
             fetch(torchvision.datasets)
@@ -47,19 +47,19 @@ def require(
 
 
 def read_bytes(path: Path) -> np.ndarray:
-    """Return what a file holds, uint8 (bytes,).
+    """Return the content of a file, uint8, shape (bytes,).
 
     Raises:
-        DataError: it cannot be read.
+        DataError: If the file cannot be read.
     """
     try:
         return np.fromfile(path, np.uint8)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Name another --data-root.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). Set another --data-root.") from error
 
 
-def warn_of_other_sizes(where: Path, name: str, found: Mapping[str, int], published: Sequence[int]) -> None:
-    """Log one line if the numbers of images, by the name of their split, are not those of the published data set."""
-    if list(found.values()) != list(published):
-        *first, last = (f"{number} {split}" for split, number in found.items())
+def warn_of_other_sizes(where: Path, name: str, sizes: Mapping[str, int], published: Sequence[int]) -> None:
+    """Log a warning if the sizes of the splits, by name, differ from those of the published data set."""
+    if list(sizes.values()) != list(published):
+        *first, last = (f"{number} {split}" for split, number in sizes.items())
         _LOG.warning(f"{where} is not {name}: it holds {', '.join(first)} and {last} images.")

@@ -1,4 +1,4 @@
-r"""Validation images of data sets that come without: the last training images, in the order of the file."""
+r"""Validation images for data sets without a validation split: the last training images in file order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pyro_vae.errors import DataError
 def hold_out(
     name: str, where: Path, train: Tensor, test: Tensor, classes: tuple[Tensor, Tensor] | None, number: int
 ) -> Images:
-    """Make a data set whose validation images are the last training images.
+    """Return a data set whose validation images are the last training images.
 
     Args:
-        name: of the data set.
-        where: its files are.
-        train: training and validation images, uint8 (N, *pixels).
-        test: test images.
-        classes: of both, int64 (N, 1); None without labels.
-        number: of validation images.
+        name: Name of the data set.
+        where: Location of its files, for error messages.
+        train: Training and validation images, uint8, shape (N, *pixels).
+        test: Test images.
+        classes: Classes of `train` and of `test`, int64, shape (N, 1) each; or None.
+        number: Number of validation images.
 
     Raises:
-        DataError: no training image is left.
+        DataError: If no training images would be left.
     """
     if len(train) <= number:
-        least = f"{number + 1} are the least"
-        raise DataError(f"{where} holds {len(train)} training images, too few: {least}. {REPLACE}")
+        required = f"at least {number + 1} are required"
+        raise DataError(f"{where} holds {len(train)} training images, but {required}. {REPLACE}")
     labels = None if classes is None else Labels(("class",), classes[0][:-number], classes[0][-number:], classes[1])
     return Images(name, train[:-number], train[-number:], test, labels)

@@ -1,9 +1,9 @@
-r"""MNIST binarized once, by Larochelle: 28 x 28 pixels, black and white, with splits of its own and no labels.
+r"""MNIST binarized by Larochelle: 28 x 28 pixels, black or white, with predefined splits and without labels.
 
-Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011; each pixel was drawn with its gray
-level as the probability (Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", ICML 2008). A
-row of text is an image, 784 times 0 or 1 with one space between them; they become 0 and 255, which every binarization
-leaves as they are.
+Larochelle, Murray, "The Neural Autoregressive Distribution Estimator", AISTATS 2011. Each pixel was sampled once, with
+its gray level as the probability (Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", ICML
+2008). Each line of the files is an image: 784 digits 0 or 1, separated by single spaces. They are mapped to 0 and 255,
+which no binarization changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load(root: Path, download: bool) -> Images:
     """Read binarized MNIST.
 
     Raises:
-        DataError: a file is absent or a row is not 784 times 0 or 1.
+        DataError: If a file is missing, or a row is not 784 digits 0 or 1.
     """
     folder = root / "binarized-mnist"
     names = [f"binarized_mnist_{split}.amat" for split in _SPLITS]
@@ -43,14 +43,14 @@ def _read(path: Path) -> Tensor:
         raise _bad_row(path, text)
     rows = np.frombuffer(text, np.uint8).reshape(-1, _PIXELS, 2)
     digits, between = rows[..., 0], rows[..., 1]
-    pixels = digits - np.uint8(ord("0"))  # what stands below 0 becomes more than 1
+    pixels = digits - np.uint8(ord("0"))  # modulo 256: characters below "0" become large
     if (pixels > 1).any() or (between[:, :-1] != ord(" ")).any() or (between[:, -1] != ord("\n")).any():
         raise _bad_row(path, text)
     return torch.from_numpy(255 * pixels).reshape(-1, 28, 28)
 
 
 def _bad_row(path: Path, text: bytes) -> DataError:
-    """Return the error that names the first row at fault."""
+    """Return an error that names the first invalid row."""
     zeros = b" ".join([b"0"] * _PIXELS)
     rows = text.split(b"\n")
     row = next((number for number, row in enumerate(rows, 1) if row.replace(b"1", b"0") != zeros), len(rows))

@@ -1,8 +1,8 @@
-r"""SVHN, 32 x 32 color images of house numbers; the class is the digit in the middle.
+r"""SVHN: 32 x 32 color images of house numbers. The class is the central digit.
 
 Netzer, Wang, Coates, Bissacco, Wu, Ng, "Reading Digits in Natural Images with Unsupervised Feature Learning", NIPS
-Workshop on Deep Learning and Unsupervised Feature Learning 2011. The files say 10 for the digit 0. The last 5,000
-training images in file order are for validation; the 531,131 additional ones are not used.
+Workshop on Deep Learning and Unsupervised Feature Learning 2011. The digit 0 has the label 10 in the files. The last
+5,000 training images in file order are for validation; the 531,131 extra images are not used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NUM_VALID = 5000
 
 
 def load(root: Path, download: bool) -> Images:
-    """Read SVHN, which torchvision downloads where it is absent.
+    """Read SVHN, which torchvision downloads if it is missing.
 
     Raises:
-        DataError: a file is absent, damaged, or holds pixels of another shape or other labels than 1 to 10.
+        DataError: If a file is missing or damaged, pixels have another shape, or a label is not between 1 and 10.
     """
     folder = root / "svhn"
     train, train_classes = _read(folder, "train", download)
@@ -41,11 +41,11 @@ def _read(folder: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
     fetch = partial(_fetch, folder, split) if download else None
     source = "the cropped digits of The Street View House Numbers by Netzer et al."
     (path,) = files.require(folder, [f"{split}_32x32.mat"], source, fetch)
-    found = mat.read(path, {"X": (32, 32, 3, mat.ANY), "y": (mat.ANY, mat.ANY)})
-    if found["X"].dtype != np.uint8:
-        raise DataError(f"{path}: X is {found['X'].dtype}, not uint8. {files.REPLACE}")
-    pixels = np.ascontiguousarray(found["X"].transpose(3, 2, 0, 1))
-    return torch.from_numpy(pixels), mat.classes(path, "y", found["y"], len(pixels), 10) % 10
+    variables = mat.read(path, {"X": (32, 32, 3, mat.ANY), "y": (mat.ANY, mat.ANY)})
+    if variables["X"].dtype != np.uint8:
+        raise DataError(f"{path}: X is {variables['X'].dtype}, not uint8. {files.REPLACE}")
+    pixels = np.ascontiguousarray(variables["X"].transpose(3, 2, 0, 1))
+    return torch.from_numpy(pixels), mat.classes(path, "y", variables["y"], len(pixels), 10) % 10
 
 
 def _fetch(folder: Path, split: str, datasets: Any) -> None:

@@ -1,1 +1,1 @@
-"""Annealed importance sampling and Hamiltonian Monte Carlo."""
+"""Annealed importance sampling (AIS), its Hamiltonian Monte Carlo kernels, and imputation of missing pixels."""

@@ -1,16 +1,21 @@
-r"""Annealed importance sampling: log p(x) by a path of distributions, with Hamiltonian Monte Carlo between them.
+r"""Annealed importance sampling (AIS) of log p(x), with Hamiltonian Monte Carlo transitions.
 
-    log w = sum_t (b_t - b_(t-1)) (log p(x, z_(t-1)) - log f_0(z_(t-1))),    z_t by a kernel that keeps f_(b_t),
+For temperatures 0 = b_0 < ... < b_T = 1, a chain starts at z_0 ~ f_0 and accumulates
 
-has E[w] = p(x), so that the log of the mean weight of K chains is a lower bound on log p(x) in expectation: Neal,
-"Annealed importance sampling", Statistics and Computing 2001 (https://arxiv.org/abs/physics/9803008); for decoders
-Wu, Burda, Salakhutdinov, Grosse, "On the quantitative analysis of decoder-based generative models", ICLR 2017
-(https://arxiv.org/abs/1611.04273). Run backwards from an exact draw of the posterior, E[1/w] = 1/p(x) gives an upper
-bound: Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015
-(https://arxiv.org/abs/1511.02543).
+    log w = sum_t (b_t - b_(t-1)) (log p(x, z_(t-1)) - log f_0(z_(t-1))),    t = 1, ..., T,
 
-Step sizes are adapted for each image and temperature in a pilot run with noise of its own, then frozen: adapting
-while counting would void both bounds.
+where z_t is drawn by a kernel that leaves f_(b_t) = f_0^(1-b_t) p(x, .)^b_t invariant. Then E[w] = p(x), so that the
+log of the mean weight of K chains is a lower bound on log p(x) in expectation: Neal, "Annealed importance sampling",
+Statistics and Computing 2001 (https://arxiv.org/abs/physics/9803008); for decoders, Wu, Burda, Salakhutdinov, Grosse,
+"On the quantitative analysis of decoder-based generative models", ICLR 2017 (https://arxiv.org/abs/1611.04273).
+
+Run backward from an exact sample of the posterior, with the reversed kernels in reverse order, E[1/w] = 1/p(x), which
+gives an upper bound (bidirectional Monte Carlo, BDMC): Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood
+using bidirectional Monte Carlo", 2015 (https://arxiv.org/abs/1511.02543).
+
+Both identities require kernels that do not depend on the chains they move. The step sizes of each image and
+temperature are therefore adapted in a separate pilot run and then frozen; adapting them during the run would
+invalidate both bounds.
 """
 
 from __future__ import annotations
@@ -31,18 +36,18 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class AISConfig:
-    """How to anneal.
+    """Settings of annealed importance sampling.
 
     Args:
-        num_chains: K, chains of each image.
-        num_temperatures: T.
-        num_leapfrogs: leapfrog steps of each transition.
-        start: where the path begins, ``guide`` or ``prior``.
-        schedule: ``sigmoid`` or ``linear``.
-        compiled: whether densities are compiled, anew for every batch of images.
+        num_chains: Number of chains per image, K.
+        num_temperatures: Number of annealing steps from b_0 = 0 to b_T = 1, T.
+        num_leapfrogs: Leapfrog steps per transition.
+        start: Initial distribution f_0 of the path, ``guide`` or ``prior``.
+        schedule: Temperature schedule, ``sigmoid`` or ``linear``.
+        compiled: Evaluate densities with a compiled graph. It is compiled again for every batch of images.
 
     Raises:
-        ValueError: a number below 1, or a name that is not known.
+        ValueError: A number is below 1, or a name is unknown.
     """
 
     num_chains: int = 16
@@ -63,29 +68,34 @@ class AISConfig:
 
 @dataclass(frozen=True)
 class AISResult:
-    """K chains of N images: log weights (K, N), float64, in nats, and the mean acceptance of each image (N,)."""
+    """Result of K chains for each of N images.
+
+    Attributes:
+        log_w: Log importance weights in nats, float64, shape (K, N).
+        acceptance: Mean acceptance probability per image, shape (N,).
+    """
 
     log_w: Array
     acceptance: Array
 
     @property
     def lower(self) -> Array:
-        """The log of the mean weight (N,): forwards, a lower bound on log p(x) in expectation."""
+        """Log of the mean of w (N,): with forward chains, a lower bound on log p(x) in expectation."""
         return np.logaddexp.reduce(self.log_w, 0) - math.log(len(self.log_w))
 
     @property
     def upper(self) -> Array:
-        """Minus the log of the mean of 1/w (N,): backwards, an upper bound on log p(x) in expectation."""
+        """Minus the log of the mean of 1/w (N,): with backward chains, an upper bound on log p(x) in expectation."""
         return math.log(len(self.log_w)) - np.logaddexp.reduce(-self.log_w, 0)
 
     @property
     def ess(self) -> Array:
-        """Effective number of chains (N,), one over the sum of squared normalized weights."""
+        """Effective sample size (sum w)^2 / sum w^2 of the chains (N,), between 1 and K."""
         return np.exp(2 * np.logaddexp.reduce(self.log_w, 0) - np.logaddexp.reduce(2 * self.log_w, 0))
 
     @staticmethod
     def concatenate(results: Iterable[AISResult]) -> AISResult:
-        """Join the results of several batches of images."""
+        """Concatenate the results of several batches of images."""
         results = list(results)
         log_w = np.concatenate([result.log_w for result in results], 1)
         return AISResult(log_w, np.concatenate([result.acceptance for result in results]))
@@ -93,19 +103,24 @@ class AISResult:
 
 @dataclass(frozen=True)
 class BDMCResult:
-    """Both bounds on log p(x) of N images that the model has simulated, in nats."""
+    """Lower and upper bounds on log p(x) of N simulated images, in nats.
+
+    Attributes:
+        forward: Chains from f_0 to the posterior; `forward.lower` is the lower bound.
+        backward: Chains from the posterior to f_0; `backward.upper` is the upper bound.
+    """
 
     forward: AISResult
     backward: AISResult
 
     @property
     def gap(self) -> Array:
-        """Upper minus lower bound (N,): in expectation, no less than how far either is off."""
+        """Upper minus lower bound (N,): in expectation, an upper bound on the error of either one."""
         return self.backward.upper - self.forward.lower
 
     @staticmethod
     def concatenate(results: Iterable[BDMCResult]) -> BDMCResult:
-        """Join the results of several batches of images."""
+        """Concatenate the results of several batches of images."""
         results = list(results)
         sides = ([getattr(result, side) for result in results] for side in ("forward", "backward"))
         return BDMCResult(*map(AISResult.concatenate, sides))
@@ -123,17 +138,32 @@ def ais(
     """Estimate log p(x) of images by annealed importance sampling.
 
     Args:
-        model: program of p(x, z), its latents continuous, in one data plate.
-        guide: program of q(z|x).
-        x: images (B, ...) in the support of the observed site, or the arguments of the programs; K x B particles are
-            decoded at once.
-        config: how to anneal.
-        seed: of all noise; ``None`` takes fresh entropy.
-        progress: wraps each iteration over temperatures, of the pilot and of the run: `tqdm` for one.
+        model: Model p(x, z). Its sampled latents are continuous and inside the data plate.
+        guide: Guide q(z|x).
+        x: Images (B, ...) in the support of the observed site, a tuple of positional arguments, or a `Batch`. K * B
+            particles are decoded at once.
+        config: AIS settings.
+        seed: Random seed. ``None`` uses fresh entropy.
+        progress: Wrapper of the loops over temperatures, in the pilot and in the run; e.g. `tqdm`.
 
     Raises:
-        ValueError: x is outside the support; a latent site is discrete, or there is none, or one outside the data
-            plate.
+        ValueError: x is outside the support, or the program has a sampled latent site that is discrete or outside the
+            data plate, or no sampled latent site at all.
+
+    Example:
+        From the prior, where p(x) = N(x; 0, 2 I) is 1 / (4 pi):
+
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> config = AISConfig(num_chains=100, num_temperatures=20)
+        >>> ais(model, guide, torch.zeros(1, 2), config, seed=0).lower.round(1)
+        array([-2.5])
     """
     check_support(model, guide, x)
     with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):
@@ -150,22 +180,22 @@ def bdmc(
     seed: int | None = None,
     progress: Progress = iter,
 ) -> BDMCResult:
-    """Bound log p(x) from both sides, on images that the model simulates: the accuracy of `ais`.
+    """Bound log p(x) of simulated images from both sides, to measure the accuracy of `ais`.
 
-    The latents behind a simulated image are an exact draw of its posterior, where the backward chains start. Both
-    directions take the same frozen kernels.
+    The latents that generated a simulated image are an exact sample of its posterior: all K backward chains of the
+    image start there. Both directions use the same frozen kernels.
 
     Args:
-        model: as in `ais`.
-        guide: as in `ais`.
-        template: images (B, ...), of which only number and shape count, or the arguments of the programs, whose x is
-            replaced.
-        config: how to anneal.
-        seed: of all noise, the images included.
-        progress: as in `ais`.
+        model: Model p(x, z), as in `ais`.
+        guide: Guide q(z|x).
+        template: Images (B, ...), a tuple of positional arguments, or a `Batch`. Only the number and shape of the
+            images are used; x is replaced by simulated images.
+        config: AIS settings.
+        seed: Random seed of the simulation and the chains. ``None`` uses fresh entropy.
+        progress: Wrapper of the loops over temperatures.
 
     Raises:
-        ValueError: as `ais` and `simulate`.
+        ValueError: As `ais` and `simulate`.
     """
     with read_only(model, guide, x=template, seed=seed, purpose="bidirectional", validate=False):
         x, values = simulate(model, template)
@@ -176,7 +206,7 @@ def bdmc(
 
 
 def adapt_kernels(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> HMCKernels:
-    """Return kernels for images x, adapted in a pilot run and frozen."""
+    """Return HMC kernels for a batch, adapted in a pilot run and then frozen."""
     path = AnnealingPath(model, guide, x, config.start, compiled=config.compiled)
     kernels = HMCKernels(path, SCHEDULES[config.schedule](config.num_temperatures), config.num_leapfrogs)
     kernels.adapt(config.num_chains, progress)
@@ -184,5 +214,5 @@ def adapt_kernels(model: Program, guide: Program, x: Data, config: AISConfig, pr
 
 
 def to_ais_result(result: WeightedParticles) -> AISResult:
-    """Return a run as arrays."""
+    """Convert the weights and acceptances of a run to NumPy arrays."""
     return AISResult(result.log_w.cpu().numpy(), result.acceptance.cpu().numpy())

@@ -1,1 +1,1 @@
-"""What classifiers make of features, and how like the data samples are."""
+"""Classifiers on learned features, and a Frechet distance between samples and data."""

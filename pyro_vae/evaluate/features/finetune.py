@@ -1,11 +1,11 @@
-r"""Is a fitted encoder a good start for a classifier? All its parameters, trained on few labels.
+r"""Fine-tune a fitted encoder as a classifier, with few labels.
 
     logits(x)  =  E_q[z|x] W + b
 
-The head W, b starts at the logistic regression of the same labels on the means as they are; from there Adam follows the
-gradient of the cross entropy for the head and for every parameter that the mean depends on. From a head that knows
-nothing the first steps would spoil the features: Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort
-Pretrained Features and Underperform Out-of-Distribution", ICLR 2022 (https://arxiv.org/abs/2202.10054).
+The head W, b is initialized by logistic regression on the frozen posterior means. Adam then trains the head and all
+parameters that the mean depends on, by the gradient of the cross-entropy. A randomly initialized head would distort the
+features in its first steps: Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", ICLR 2022 (https://arxiv.org/abs/2202.10054).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pyro_vae.evaluate.features.probe import linear_head
 from pyro_vae.evaluate.latents.moments import analytic_mean
 from pyro_vae.trace import Program, read_only
 
-_LEARNING_RATE = 3e-4  # a tenth of what programs are fitted with by default, so that a good start is kept
+_LEARNING_RATE = 3e-4  # a tenth of the default of fits, to preserve the initialization
 _BATCH_SIZE = 100
 _MIN_STEPS, _MAX_STEPS, _PASSES = 300, 2000, 2
 _EVAL_BATCH_SIZE = 1000
 
 
 class NoAnalyticMeanError(UserError):
-    """A guide of which no classifier can be made; says why."""
+    """Raised if the guide has no closed-form mean to classify by, or one without parameters."""
 
 
 def finetune(
@@ -43,24 +43,24 @@ def finetune(
     num_steps: int | None = None,
     seed: int | None = None,
 ) -> np.ndarray:
-    """Train a classifier that starts from a guide, and return the classes that it predicts.
+    """Fine-tune the mean of a guide as a classifier, and return its predictions on test images.
 
-    The guide is left as it was: it is trained on copies of its parameters, and read in evaluation mode.
+    The guide does not change: training updates copies of its parameters. It runs in evaluation mode.
 
     Args:
-        guide: program of q(z|x).
-        x: labeled images (N, ...).
-        classes: of these (N,), two at least.
-        test: images to classify (M, ...).
-        num_steps: of Adam, on batches of 100 images or of all there are. None takes 300, or two turns through all
-            images where these are more, and never more than 2,000.
-        seed: of the order of the images, and of what the guide draws.
+        guide: Guide q(z|x).
+        x: Labeled images (N, ...).
+        classes: Integer classes of the labeled images (N,), at least two different ones.
+        test: Images to classify (M, ...).
+        num_steps: Adam steps on batches of min(100, N) images. None uses two epochs, but at least 300 and at most 2,000
+            steps.
+        seed: Random seed of the batch order and of the guide's samples. None uses fresh entropy.
 
     Returns:
-        Classes (M,).
+        Predicted classes (M,).
 
     Raises:
-        NoAnalyticMeanError: the guide has no mean in closed form, or one that depends on no parameter.
+        NoAnalyticMeanError: The guide has no closed-form mean, or one that depends on no parameter.
     """
     with read_only(guide, x=x, seed=seed, purpose="finetune", validate=False):
         with torch.enable_grad():
@@ -76,8 +76,8 @@ def finetune(
         with _restored_after(parameters):
             trained = [*parameters, weight, bias]
             optim = torch.optim.Adam(trained, lr=_LEARNING_RATE, fused=True)
-            for places in _batches(len(x), _default_num_steps(len(x)) if num_steps is None else num_steps):
-                batch = places.to(x.device)
+            for indices in _batches(len(x), _default_num_steps(len(x)) if num_steps is None else num_steps):
+                batch = indices.to(x.device)
                 with torch.enable_grad():
                     loss = cross_entropy(_mean(guide, x[batch]) @ weight + bias, labels[batch])
                     optim.zero_grad()
@@ -91,12 +91,12 @@ def finetune(
 def _mean(guide: Program, x: Tensor) -> Tensor:
     mean = analytic_mean(guide, x)
     if mean is None:
-        raise NoAnalyticMeanError("the guide has several latent sites or none, or one without a mean in closed form")
+        raise NoAnalyticMeanError("the guide does not have exactly one latent site with a closed-form mean")
     return mean
 
 
 def find_parameters(value: Tensor) -> list[Tensor]:
-    """Return the parameters that a value depends on: the leaves of its graph, wherever a program keeps them."""
+    """Return the leaf tensors that a value depends on, found in its autograd graph wherever the program stores them."""
     nodes: list[Any] = [value.grad_fn]
     seen: set[Any] = {None}
     parameters = []
@@ -107,13 +107,13 @@ def find_parameters(value: Tensor) -> list[Tensor]:
         seen.add(node)
         if type(node).__name__ == "AccumulateGrad":
             parameters.append(node.variable)
-        nodes += [behind for behind, _ in node.next_functions]
+        nodes += [parent for parent, _ in node.next_functions]
     return parameters
 
 
 @contextmanager
 def _restored_after(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let parameters be trained on copies of their data, and give them back their own data and gradients."""
+    """Train copies of the data of parameters, and restore their own data and gradients at the end."""
     before = [(p, p.data, p.grad) for p in parameters]
     try:
         for p in parameters:
@@ -129,7 +129,7 @@ def _default_num_steps(num_images: int) -> int:
 
 
 def _batches(num_images: int, num_steps: int) -> Iterator[Tensor]:
-    """Yield the places of so many batches; no image comes again before all have come."""
+    """Yield `num_steps` batches of indices; each epoch covers all images once, in random order."""
     size = min(_BATCH_SIZE, num_images)
     passes = -(-num_steps * size // num_images)
     order = [torch.randperm(num_images, device="cpu") for _ in range(passes)]

@@ -1,11 +1,11 @@
-r"""How like the data samples are: a Frechet distance of features, whose network is trained here on the data's labels.
+r"""Frechet distance between features of samples and data, with a classifier trained on the labels of the data set.
 
     d^2(a, b) = |mean a - mean b|^2 + tr(cov a + cov b - 2 (cov a cov b)^(1/2)),
 
-the squared Wasserstein distance of two Gaussians with the moments of the features: Heusel, Ramsauer, Unterthiner,
+the squared Wasserstein-2 distance of two Gaussians with the moments of the features: Heusel, Ramsauer, Unterthiner,
 Nessler, Hochreiter, "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017
-(https://arxiv.org/abs/1706.08500), with a network of their own in the place of Inception's. So these distances compare
-with each other on the same data, and with nothing else; they shrink with the number of images.
+(https://arxiv.org/abs/1706.08500), with this network instead of Inception. Distances are comparable only within one
+data set and for one number of images: they decrease with the sample size.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _STEPS, _BATCH_SIZE, _LEARNING_RATE = 600, 100, 2e-3
 
 
 class FeatureNetwork(nn.Module):
-    """A small convolutional classifier of images of one shape, which gives its last hidden layer as features.
+    """Small convolutional classifier of images of one shape, whose last hidden layer provides the features.
 
     Args:
-        pixel_shape: height and width, after the channels of images that have some.
-        num_classes: of the labels.
+        pixel_shape: Height and width, preceded by the number of channels if images have a channel dimension.
+        num_classes: Number of classes.
     """
 
     def __init__(self, pixel_shape: tuple[int, ...], num_classes: int) -> None:
@@ -46,28 +46,28 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the classes of images (N, *pixels)."""
+        """Return the class logits (N, C) of images (N, *pixels)."""
         return self.head(self.body(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the features of images (N, *pixels), float64 (N, 64)."""
+        """Return the features of images (N, *pixels), float64, shape (N, 64), without gradients."""
         with torch.no_grad():
             return torch.cat([self.body(part) for part in x.split(1000)]).double()
 
     def accuracy(self, x: Tensor, classes: Tensor) -> float:
-        """Return the share of images whose class it knows: whether its features are worth anything."""
+        """Return the classification accuracy on images, as a check of the quality of the features."""
         with torch.no_grad():
             predicted = torch.cat([self(part).argmax(1) for part in x.split(1000)])
         return float((predicted == classes).double().mean())
 
 
 def train_feature_network(x: Tensor, classes: Tensor, seed: int) -> FeatureNetwork:
-    """Train a network on labeled images, as the programs to be judged observe them.
+    """Train a feature network on labeled images, in the form that the evaluated programs observe.
 
     Args:
-        x: images (N, *pixels).
-        classes: integers from 0 on (N,).
-        seed: of weights and order; the caller's random streams stay as they are.
+        x: Images (N, *pixels).
+        classes: Integer classes from 0 (N,).
+        seed: Random seed of the initial weights and batches. The random state of the caller does not change.
     """
     with read_only(x=x, seed=seed, purpose="features", validate=False), torch.enable_grad():
         net = FeatureNetwork(tuple(x.shape[1:]), int(classes.max()) + 1).to(x)
@@ -83,13 +83,13 @@ def train_feature_network(x: Tensor, classes: Tensor, seed: int) -> FeatureNetwo
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Return the squared Frechet distance of features (N, F) and (M, F).
+    """Return the squared Frechet distance between features (N, F) and (M, F).
 
     Raises:
-        ValueError: fewer than two of either.
+        ValueError: N or M is below 2.
     """
     if min(len(a), len(b)) < 2:
-        raise UserError(f"A covariance needs two images or more, and there are {len(a)} and {len(b)}.")
+        raise UserError(f"A covariance needs at least two images; there are {len(a)} and {len(b)}.")
     a, b = a.double(), b.double()
     cov_a, cov_b = a.T.cov().reshape(a.shape[1], -1), b.T.cov().reshape(b.shape[1], -1)
     values, vectors = torch.linalg.eigh(cov_a)

@@ -1,15 +1,15 @@
-r"""What simple classifiers make of features, given few labels.
+r"""Linear and k-nearest-neighbor probes of features, trained on few labels.
 
-Features that a program has found without labels are good where few labels are enough for a linear boundary, or where
-neighbors are of one class. Every classifier is fitted to R random subsets of the training images whose classes are
-known, the same for all features, and tested on the same M images. Whether subset r gets image m right, c_rm in {0, 1},
-is mu + a_r + b_m + e_rm, crossed effects of subset and image, and the variance of the mean accuracy is
+Features learned without labels are useful if few labels suffice for a linear boundary, or if neighbors share a class.
+Every classifier is fitted to R random subsets of the labeled training images, the same subsets for all features, and
+tested on the same M images. The correctness c_rm in {0, 1} of subset r on image m is modeled as
+mu + a_r + b_m + e_rm, with crossed random effects of subset and image, and the variance of the mean accuracy is
 
     Var(c..)  =  s_a^2 / R  +  s_b^2 / M  +  s_e^2 / (R M).
 
-The binomial error of the test images does not shrink with R, since all subsets meet the same ones. The mean squares of
-the two-way layout estimate it without bias: (MS_subsets + MS_images - MS_rest) / (R M). Searle, Casella, McCulloch,
-"Variance Components", Wiley, 1992, chapter 4.
+The second term, the binomial error of the test images, does not shrink with R, since all subsets share them. The mean
+squares of the two-way layout give an unbiased estimate, (MS_subsets + MS_images - MS_residual) / (R M): Searle,
+Casella, McCulloch, "Variance Components", Wiley, 1992, chapter 4.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_ITERATIONS = 200
 
 
 class Accuracy(NamedTuple):
-    """Mean accuracy on the test images of a classifier of so many labels, and its standard error."""
+    """Mean test accuracy, with its standard error, of a classifier trained on a number of labels."""
 
     features: str
     classifier: str
@@ -44,36 +44,36 @@ class Accuracy(NamedTuple):
 
 
 def mean_accuracy(correct: Array) -> tuple[float, float]:
-    """Return the mean of what R subsets get right of M test images, (R, M), and its standard error.
+    """Return the mean of correctness (R, M), and its standard error, over R training subsets and M test images.
 
-    The error is that of other subsets of these training images and other test images. With one subset, of all the
-    training images, it is the binomial one of the test images; with one test image it is NaN.
+    The error accounts for other subsets of the same training images and for other test images. For R = 1, the subset
+    of all training images, it is the binomial error of the test images. For M = 1 it is NaN.
     """
     num_subsets, num_images = correct.shape
     mean = correct.mean()
     if num_images == 1:
         return float(mean), math.nan
-    of_subsets, of_images = correct.mean(1, keepdims=True), correct.mean(0, keepdims=True)
-    square = num_subsets * of_images.var(ddof=1)
+    subset_means, image_means = correct.mean(1, keepdims=True), correct.mean(0, keepdims=True)
+    mean_squares = num_subsets * image_means.var(ddof=1)
     if num_subsets > 1:
-        rest = np.square(correct - of_subsets - of_images + mean).sum() / ((num_subsets - 1) * (num_images - 1))
-        square += num_images * of_subsets.var(ddof=1) - rest
-    return float(mean), math.sqrt(max(0.0, square) / (num_subsets * num_images))
+        rest = np.square(correct - subset_means - image_means + mean).sum() / ((num_subsets - 1) * (num_images - 1))
+        mean_squares += num_images * subset_means.var(ddof=1) - rest
+    return float(mean), math.sqrt(max(0.0, mean_squares) / (num_subsets * num_images))
 
 
 def labeled_subsets(
     classes: Array, seed: int, budgets: Sequence[int] = LABEL_BUDGETS, num_subsets: int = _NUM_SUBSETS
 ) -> dict[int, list[Array]]:
-    """Draw training images whose class is told, as equally many of each class as there are.
+    """Draw class-balanced random subsets of the training images.
 
     Args:
-        classes: of the training images (N,).
-        seed: of the draws.
-        budgets: how many labels; those above N are left out.
-        num_subsets: R.
+        classes: Classes of the training images (N,).
+        seed: Random seed.
+        budgets: Numbers of labels. Those of N or more are omitted.
+        num_subsets: Number of subsets per budget, R.
 
     Returns:
-        {labels: places of R subsets}, with that of all images, a single one, at the end.
+        {number of labels: index arrays of R subsets}, and last the single set of all N images.
     """
     num_images = len(classes)
     subsets = {}
@@ -85,7 +85,7 @@ def labeled_subsets(
 
 def _subset(classes: Array, budget: int, generator: np.random.Generator) -> Array:
     order = generator.permutation(len(classes))
-    # How many of its class come before an image. Each class gives one image at every turn, for as long as it has one.
+    # Rank of each image within its class. Sorting by rank interleaves the classes until the smaller ones run out.
     rank = np.empty(len(classes), int)
     for label in np.unique(classes):
         members = order[classes[order] == label]
@@ -94,8 +94,8 @@ def _subset(classes: Array, budget: int, generator: np.random.Generator) -> Arra
 
 
 def principal_components(train: Array, test: Array, num_components: int, seed: int = 0) -> Pair:
-    """Project features (N, d) and (M, d) on the first principal components of the training images."""
-    from sklearn.decomposition import PCA  # on use: scikit-learn takes seconds to import
+    """Project training and test features (N, d), (M, d) onto the leading principal components of the former."""
+    from sklearn.decomposition import PCA  # imported on use: scikit-learn takes seconds to import
 
     components = PCA(min(num_components, *train.shape), random_state=seed).fit(train)
     return components.transform(train), components.transform(test)
@@ -104,13 +104,12 @@ def principal_components(train: Array, test: Array, num_components: int, seed: i
 def linear_head(features: Array, classes: Array) -> Pair:
     """Fit multinomial logistic regression to labeled features (L, d), with an L2 penalty of C = 1.
 
-    The penalty is on features whose variance is 1 on average: they are divided by one scale, the same for all. One for
-    each would make as much of a latent unit that a program does not use as of one that it does, and of a pixel that is
-    rarely on. So the fit depends neither on where the features have their origin, nor on their unit, nor on how they
-    are rotated.
+    The features are divided by one global scale, so that their variance is 1 on average. Scales per feature would
+    amplify unused latent units and pixels that are rarely on. The fit does not depend on the location, the global
+    scale or the rotation of the features.
 
     Returns:
-        Weights (d, C) and biases (C,) of the logits of the classes that there are, in increasing order.
+        Weights (d, C) and biases (C,) of the logits of the classes that occur, in increasing order.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -118,25 +117,25 @@ def linear_head(features: Array, classes: Array) -> Pair:
     loc, scale = features.mean(0), math.sqrt(features.var(0).mean()) or 1.0
     model = LogisticRegression(max_iter=_MAX_ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the iterations are bounded to bound the time
+        warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter bounds the time
         model.fit((features - loc) / scale, classes)
     weight, bias = model.coef_.T / scale, model.intercept_
-    if len(bias) == 1:  # of two classes, the log odds
-        weight, bias = (np.concatenate([-part, part], -1) / 2 for part in (weight, bias))
+    if len(bias) == 1:  # two classes: split the log-odds between both logits
+        weight, bias = (np.concatenate([-array, array], -1) / 2 for array in (weight, bias))
     return weight, bias - loc @ weight
 
 
 def logistic(train: Array, classes: Array, test: Array) -> Array:
-    """Return the classes (M,) that the logistic regression of `linear_head` predicts."""
+    """Return the test classes (M,) that the logistic regression of `linear_head` predicts."""
     weight, bias = linear_head(train, classes)
     return np.unique(classes)[(test @ weight + bias).argmax(1)]
 
 
 def k_nearest_neighbors(train: Array, classes: Array, test: Array) -> Array:
-    """Return the classes (M,) of the majority of the k nearest labeled images, by the Euclidean distance.
+    """Return the majority class (M,) of the k nearest labeled images by Euclidean distance.
 
-    k is 5, or the labels of a class where these are fewer: more neighbors than there are of the right class would
-    outvote it. No label is spent on choosing it.
+    k is 5, or the number of labels per class if that is lower: with more neighbors, other classes would outvote the
+    right one. It is not tuned, which would cost labels.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -146,7 +145,7 @@ def k_nearest_neighbors(train: Array, classes: Array, test: Array) -> Array:
     )
 
 
-# Each takes labeled features (L, d), their classes and test features (M, d).
+# Functions of labeled features (L, d), their classes (L,) and test features (M, d).
 CLASSIFIERS: dict[str, Callable[[Array, Array, Array], Array]] = {"logistic": logistic, "kNN": k_nearest_neighbors}
 
 
@@ -156,10 +155,13 @@ def probe(
     """Fit every classifier to every subset of every kind of features.
 
     Args:
-        features: {name: of the training (N, d) and of the test images (M, d)}.
-        classes: of the training (N,) and of the test images (M,), two at least.
-        subsets: {labels: subsets of the training images}, see `labeled_subsets`.
-        progress: wraps the iteration over features and classifiers.
+        features: {name: (training features (N, d), test features (M, d))}.
+        classes: Classes of the training images (N,), at least two different ones, and of the test images (M,).
+        subsets: {number of labels: index arrays of training images}, as returned by `labeled_subsets`.
+        progress: Wrapper of the loop over pairs of features and classifiers, e.g. `tqdm`.
+
+    Returns:
+        One row per kind of features, classifier and number of labels.
     """
     rows = []
     for (name, (train, test)), classifier in progress(list(itertools.product(features.items(), CLASSIFIERS))):

@@ -1,1 +1,1 @@
-"""What the latent units hold."""
+"""Decoding, moments, traversals and disentanglement of latent units."""

@@ -1,6 +1,7 @@
-r"""What a program makes of its latents: the mean of p(x|z) and draws from it, z from the prior or the posterior.
+r"""Decode latents of the prior or the posterior: means of p(x|z), and samples from it.
 
-The two differ: a draw adds the noise of single pixels to the mean, which is no image that the program would generate.
+The two differ: a sample adds the noise of single pixels to the mean, and only the sample is an image that the model
+generates.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ _DRAWS = 100
 
 
 def sample_prior(model: Program, template: Data, seed: int | None = None, given: Values | None = None) -> Values | None:
-    """Draw latents from the prior.
+    """Sample latents from the prior.
 
     Args:
-        model: program of p(x, z).
-        template: images (N, ...), of which only number and shape count.
-        seed: of the draws.
-        given: latents at given values, {site: (1, N, ...)}.
+        model: Model p(x, z).
+        template: Images (N, ...), a tuple of positional arguments, or a `Batch`. Only the number and shape of the
+            images are used.
+        seed: Random seed. None uses fresh entropy.
+        given: Latents held at given values, {site: (1, N, ...)}.
 
     Returns:
-        {site: (1, N, ...)}, empty without latents; None where the prior has no sampler, being improper.
+        {site: (1, N, ...)}, empty if there are no latents. None if the prior is improper and cannot be sampled.
     """
     with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="prior latents"):
         try:
@@ -37,7 +39,7 @@ def sample_prior(model: Program, template: Data, seed: int | None = None, given:
 
 
 def sample_posterior(guide: Program, x: Data, seed: int | None = None) -> Values:
-    """Draw latents of images x (N, ...) from the posterior: {site: (1, N, ...)}."""
+    """Sample latents {site: (1, N, ...)} of images x (N, ...) from the guide."""
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="posterior latents"):
         return draw(guide, x, 1)[0]
 
@@ -45,32 +47,33 @@ def sample_posterior(guide: Program, x: Data, seed: int | None = None) -> Values
 def decode_mean(model: Program, template: Data, values: Values) -> Tensor | None:
     """Return the means of p(x|z) at latents {site: (1, N, ...)}, in the shape of `template` (N, ...).
 
-    None where they have no closed form, as those of an autoregressive likelihood.
+    Returns None if they have no closed form, as with an autoregressive likelihood.
 
     Raises:
-        ValueError: no observed site has the shape of an image.
+        ValueError: No observed site has the elements of x.
     """
     with torch.no_grad(), read_only(model, x=template, seed=0):
         try:
-            return _of_images(model, template, values, lambda pixels: pixels.mean)
+            return _apply_to_pixels(model, template, values, lambda pixels: pixels.mean)
         except NotImplementedError:
             return None
 
 
 def decode_sample(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor:
-    """Draw x from p(x|z) at latents {site: (1, N, ...)}, in the shape of `template` (N, ...).
+    """Sample x from p(x|z) at latents {site: (1, N, ...)}, in the shape of `template` (N, ...).
 
     Raises:
-        ValueError: as `decode_mean`.
+        ValueError: As `decode_mean`.
     """
     with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="pixels"):
-        return _of_images(model, template, values, lambda pixels: pixels.sample())
+        return _apply_to_pixels(model, template, values, lambda pixels: pixels.sample())
 
 
 def decode_average(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor | None:
-    """Return means of 100 draws from p(x|z), for figures where the mean has no closed form; see `decode_sample`.
+    """Return the means of 100 samples of p(x|z), for figures if the mean has no closed form.
 
-    None of an autoregressive likelihood, whose draws take a run of its network for every pixel.
+    Takes the arguments of `decode_sample`. Returns None with an autoregressive likelihood, each of whose samples
+    evaluates a network for every pixel.
     """
 
     def average(pixels: Any) -> Tensor:
@@ -80,7 +83,7 @@ def decode_average(model: Program, template: Data, values: Values, seed: int | N
 
     with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="averages"):
         try:
-            return _of_images(model, template, values, average)
+            return _apply_to_pixels(model, template, values, average)
         except NotImplementedError:
             return None
 
@@ -88,7 +91,7 @@ def decode_average(model: Program, template: Data, values: Values, seed: int | N
 def decode_mean_or_sample(
     model: Program, template: Data, values: Values, seed: int | None = None
 ) -> tuple[Tensor, str]:
-    """Return what figures show at latents, and what it is: means, means of 100 draws, or draws of p(x|z)."""
+    """Return images for figures, and their kind: means, means of 100 samples, or samples (``draws``) of p(x|z)."""
     if (means := decode_mean(model, template, values)) is not None:
         return means, "means"
     if (means := decode_average(model, template, values, seed)) is not None:
@@ -97,9 +100,9 @@ def decode_mean_or_sample(
 
 
 def inpaint_exact(model: Program, x: Data, num_observed: int, seed: int | None = None) -> Tensor | None:
-    """Draw the rest of images x (N, *pixels) given their first pixels in raster order, exactly.
+    """Sample the remaining pixels of images x (N, *pixels) given the first ones in raster order, exactly.
 
-    None where the program has latents, or pixels that are not drawn one after the other.
+    Returns None if the program has latents, or a likelihood that does not sample its pixels one after another.
     """
     batch = Batch.of(x)
     with torch.no_grad(), read_only(model, x=batch, seed=seed, purpose="completion"):
@@ -108,8 +111,8 @@ def inpaint_exact(model: Program, x: Data, num_observed: int, seed: int | None =
         return None if inpaint is None or others or result.values else inpaint(batch.x, num_observed)
 
 
-def _of_images(model: Program, template: Data, values: Values, fn: Callable[[Any], Tensor]) -> Tensor:
-    """Return what a function makes of p(x|z), its mean or a draw, in the shape of x."""
+def _apply_to_pixels(model: Program, template: Data, values: Values, fn: Callable[[Any], Tensor]) -> Tensor:
+    """Return a function of p(x|z), e.g. its mean or a sample, in the shape of x."""
     batch = Batch.of(template)
     name, index = find_image_site(model, batch, values)
     return to_images(fn(trace_particles(model, batch, 1, values).observed[name][0]), index, batch.x).to(batch.x.dtype)

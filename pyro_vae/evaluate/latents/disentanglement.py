@@ -1,14 +1,14 @@
-r"""How far each known factor of the data is coded by one latent unit, and each unit codes one factor.
+r"""Disentanglement: the extent to which one latent unit encodes each known factor, and each unit one factor.
 
-Codes z are (N, D), factors v are (N, F), whole numbers. Three matrices (D, F) say what unit d tells of factor f:
+Codes z are (N, D), factors v are integers (N, F). Three matrices (D, F) measure how much unit d reveals of factor f:
 
-    information    I(z_d; v_f) / H(v_f), z_d in 20 bins
-    separability   balanced accuracy of a linear classifier of v_f from z_d alone, on held-out data
-    importance     share of unit d in what a random forest gains, which tells v_f from all units
+    information    I(z_d; v_f) / H(v_f), with z_d in 20 bins
+    separability   held-out balanced accuracy of a linear classifier of v_f from z_d
+    importance     fraction of the impurity decrease due to z_d in a random forest that predicts v_f from all units
 
 Locatello, Bauer, Lucic, Rätsch, Gelly, Schölkopf, Bachem, "Challenging Common Assumptions in the Unsupervised Learning
-of Disentangled Representations", ICML 2019 (https://arxiv.org/abs/1811.12359), compare the scores made of them and say
-how little these agree.
+of Disentangled Representations", ICML 2019 (https://arxiv.org/abs/1811.12359), compare the scores below and find that
+they often disagree.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ Array = np.ndarray
 
 _NUM_BINS = 20
 _NUM_TREES = 50
-_LEAF = 5  # codes: smaller leaves learn noise by heart, whose importance then is every unit's
+_LEAF = 5  # minimum codes per leaf: smaller leaves overfit and spread importance over all units
 
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """The matrices (D, F), the forests' held-out balanced accuracy of each factor (F,), and the scores, 0 to 1."""
+    """The three matrices and the scores derived from them, each between 0 and 1.
+
+    Attributes:
+        information: Normalized mutual information, shape (D, F).
+        separability: Balanced accuracy of a linear classifier on one unit, shape (D, F).
+        importance: Feature importance in random forests, shape (D, F).
+        accuracy: Held-out balanced accuracy of the forest of each factor, shape (F,).
+    """
 
     information: Array
     separability: Array
@@ -38,7 +45,7 @@ class Disentanglement:
 
     @property
     def mig(self) -> float:
-        """Mutual information gap: by how much the best unit of a factor is ahead of the second, mean over factors.
+        """Mutual information gap: difference between the two most informative units of a factor, mean over factors.
 
         Chen, Li, Grosse, Duvenaud, "Isolating Sources of Disentanglement in Variational Autoencoders", NeurIPS 2018
         (https://arxiv.org/abs/1802.04942).
@@ -56,9 +63,9 @@ class Disentanglement:
 
     @property
     def disentanglement(self) -> float:
-        """1 where each unit matters to one factor: less the entropy of each row, rows weighted by their importance.
+        """One minus the normalized entropy of each row of importances, weighted by row sums: 1 for one factor per unit.
 
-        This and the two below: Eastwood, Williams, "A Framework for the Quantitative Evaluation of Disentangled
+        This score and the two below: Eastwood, Williams, "A Framework for the Quantitative Evaluation of Disentangled
         Representations", ICLR 2018 (https://openreview.net/forum?id=By-7dz-AZ).
         """
         weights = self.importance.sum(1) / (self.importance.sum() or 1)
@@ -66,52 +73,53 @@ class Disentanglement:
 
     @property
     def completeness(self) -> float:
-        """1 where one unit matters to each factor: less the entropy of each column, mean over factors."""
+        """One minus the normalized entropy of each column, mean over factors: 1 for one unit per factor."""
         return float(_concentration(self.importance.T).mean())
 
     @property
     def informativeness(self) -> float:
-        """How well all units together tell the factors: mean balanced accuracy of the forests on held-out data."""
+        """Mean held-out balanced accuracy of the forests: how well all units jointly predict the factors."""
         return float(self.accuracy.mean())
 
 
 def disentanglement_scores(train: tuple[Array, Array], test: tuple[Array, Array], seed: int = 0) -> Disentanglement:
-    """Score codes against the factors behind them.
+    """Score codes against the factors that generated the data.
 
     Args:
-        train: codes (N, D) and factors (N, F), to which classifiers are fitted.
-        test: codes and factors held out, on which they are scored. Information is that of both together.
-        seed: of the forests.
+        train: Codes (N, D) and factors (N, F), to which the classifiers are fitted.
+        test: Held-out codes and factors, on which they are scored. Information is estimated from both sets together.
+        seed: Random seed of the forests.
 
     Raises:
-        ValueError: fewer than two units or two factors, a code that is not finite, or a factor of one value only.
+        ValueError: There are fewer than two units or factors, a code is non-finite, or a factor has only one value.
     """
     codes, factors = (np.concatenate(pair) for pair in zip(train, test, strict=True))
     if codes.shape[1] < 2 or factors.shape[1] < 2:
-        raise UserError(f"{codes.shape[1]} units and {factors.shape[1]} factors: two or more of each are needed.")
+        raise UserError(f"{codes.shape[1]} units and {factors.shape[1]} factors: at least two of each are required.")
     if not np.isfinite(codes).all():
-        raise UserError("A code is not finite: the fit has diverged.")
+        raise UserError("A code is non-finite: the fit has diverged.")
     if (constant := np.ptp(train[1], axis=0) == 0).any():
-        raise UserError(f"Factor {int(constant.argmax())} has one value only: take more images.")
+        raise UserError(f"Factor {int(constant.argmax())} has only one value: use more images.")
     return Disentanglement(information(codes, factors), separability(train, test), *_forests(train, test, seed))
 
 
 def information(codes: Array, factors: Array) -> Array:
-    """Estimate I(z_d; v_f) / H(v_f) from 20 bins of equal width between the least and the largest code, (D, F).
+    """Estimate I(z_d; v_f) / H(v_f) (D, F), with 20 bins of equal width between the lowest and highest code of a unit.
 
-    The plug-in estimate of N codes: too high by about (bins - 1) (values - 1) / 2N nats, alike for all units of a
-    factor, so that a gap loses this. Bins follow a change of scale, shift or sign of a unit; any other monotone map
-    moves them.
+    The plug-in estimate from N codes is biased upward by about (bins - 1) (values - 1) / 2N nats for every unit of a
+    factor, which cancels in gaps. It is invariant to the scale, shift and sign of a unit, since the bins follow them,
+    but not to other monotone transformations.
     """
     bins = np.stack([_bins(unit) for unit in codes.T])
-    return np.array([[_shared(unit, factor) for factor in factors.T] for unit in bins])
+    return np.array([[_normalized_information(unit, factor) for factor in factors.T] for unit in bins])
 
 
 def separability(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
-    """Classify each factor from each unit alone; return balanced accuracies on the test data, (D, F).
+    """Classify each factor from each unit, and return balanced accuracies on the test data (D, F).
 
-    The classifier is the linear discriminant of equal class weights, for one unit the nearest class mean: thresholds
-    halfway between. A machine of one class against the rest, as is often taken, cannot tell middle values by one unit.
+    The classifier is linear discriminant analysis with equal class weights. For a single unit it predicts the nearest
+    class mean, with thresholds halfway between means. One-vs-rest SVMs, a common choice, cannot separate middle values
+    with one unit.
     """
     codes, factors = train
     accuracies = np.empty((codes.shape[1], factors.shape[1]))
@@ -124,12 +132,12 @@ def separability(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array
 
 
 def _forests(train: tuple[Array, Array], test: tuple[Array, Array], seed: int) -> tuple[Array, Array]:
-    """Fit a forest for each factor; return the mean decrease in impurity by each unit, (D, F), and accuracies (F,)."""
-    from sklearn.ensemble import RandomForestClassifier  # on use: scikit-learn takes seconds to import
+    """Fit a forest per factor; return the mean decrease in impurity by each unit (D, F), and accuracies (F,)."""
+    from sklearn.ensemble import RandomForestClassifier  # imported on use: scikit-learn takes seconds to import
 
     importances, accuracies = [], []
     for factor, held_out in zip(train[1].T, test[1].T, strict=True):
-        # Every unit is tried at every split: a tree that is not shown the best one would have to take another.
+        # max_features=None tries every unit at every split, so that the best one is always available.
         forest = RandomForestClassifier(_NUM_TREES, min_samples_leaf=_LEAF, max_features=None, random_state=seed)
         forest.fit(train[0], factor)
         importances.append(forest.feature_importances_)
@@ -142,7 +150,7 @@ def _bins(unit: Array) -> Array:
     return np.digitize(unit, edges[1:-1])
 
 
-def _shared(bins: Array, factor: Array) -> float:
+def _normalized_information(bins: Array, factor: Array) -> float:
     _, values = np.unique(factor, return_inverse=True)
     counts = np.zeros((_NUM_BINS, values.max() + 1), int)
     np.add.at(counts, (bins, values), 1)
@@ -151,13 +159,13 @@ def _shared(bins: Array, factor: Array) -> float:
 
 
 def _entropy(weights: Array) -> float:
-    """Return the entropy in nats of the shares of weights."""
-    shares = weights[weights > 0] / weights.sum()
-    return float(-(shares * np.log(shares)).sum())
+    """Return the entropy in nats of a distribution with the given unnormalized weights."""
+    probs = weights[weights > 0] / weights.sum()
+    return float(-(probs * np.log(probs)).sum())
 
 
 def _concentration(rows: Array) -> Array:
-    """Return 1 - H(row) / log(length of a row), and 0 for rows of zeros: units or factors that no tree has used."""
+    """Return 1 - H(row) / log(row length), and 0 for rows of zeros: units or factors that no tree uses."""
     return np.array([1 - _entropy(row) / math.log(len(row)) if row.any() else 0.0 for row in rows])
 
 
@@ -167,5 +175,5 @@ def _gap(matrix: Array) -> float:
 
 
 def _balanced_accuracy(factor: Array, predicted: Array) -> float:
-    """Return the share of hits among the images of each value, mean over the values that are there."""
+    """Return the mean recall over the values that occur."""
     return float(np.mean([(predicted[factor == value] == value).mean() for value in np.unique(factor)]))

@@ -1,4 +1,12 @@
-r"""What a program does with its latents: posterior means and moments, active units."""
+r"""Posterior means and moments of latent units, and the number of active units.
+
+A unit u is active if Var_x(E_q[u|x]) > 0.01: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR
+2016 (https://arxiv.org/abs/1509.00519). With means m_n of S posterior samples, whose variances are v_n, the variance of
+the m_n over N images also contains the Monte Carlo noise, E[Var_n(m_n)] = Var_x(E_q[u|x]) + E_x[Var_q(u|x)] / S. The
+unbiased estimate is therefore
+
+    Var_n(m_n)  -  (1/N) sum_n v_n / S.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,7 @@ _ACTIVE_VARIANCE = 0.01
 
 
 class Moments(NamedTuple):
-    """Mean and variance over S posterior draws of every latent unit, (N, units) each."""
+    """Mean and variance over S posterior samples of every latent unit, shape (N, units) each."""
 
     mean: Tensor
     variance: Tensor
@@ -24,14 +32,27 @@ class Moments(NamedTuple):
 
     @staticmethod
     def concatenate(moments: Iterable[Moments]) -> Moments:
-        """Join the moments of several batches of images."""
+        """Concatenate the moments of several batches of images."""
         moments = list(moments)
         means, variances = (torch.cat(column) for column in list(zip(*moments, strict=True))[:2])
         return Moments(means, variances, moments[0].num_samples)
 
 
 def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int | None = None) -> Moments:
-    """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S draws, sites flattened and joined."""
+    """Estimate E_q[z|x] and Var_q[z|x] of all latent sites from S samples, float64.
+
+    Args:
+        guide: Guide q(z|x).
+        x: Images (N, ...), a tuple of positional arguments, or a `Batch`.
+        num_samples: Posterior samples per image, S.
+        seed: Random seed. None uses fresh entropy.
+
+    Returns:
+        Moments (N, units), with the sites flattened and concatenated.
+
+    Raises:
+        ValueError: A latent site is shared by all images.
+    """
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="moments"):
         result = trace_particles(guide, x, num_samples)
         refuse_shared(result)
@@ -44,20 +65,20 @@ def posterior_moments(guide: Program, x: Data, num_samples: int = 100, seed: int
 
 
 def refuse_shared(result: ParticleTrace) -> None:
-    """Refuse a guide with latents that all images share: they are no units of one image.
+    """Raise if the guide has latents that all images share: they are not units of one image.
 
     Raises:
-        ValueError: names the site.
+        ValueError: A latent site is shared by all images.
     """
     if result.shared:
-        raise UserError(f"Site {result.shared[0]!r} is shared by all images: it is no latent unit of one of them.")
+        raise UserError(f"Site {result.shared[0]!r} is shared by all images, so it is not a latent unit of one image.")
 
 
 def analytic_mean(guide: Program, x: Data) -> Tensor | None:
-    """Return E_q[z|x] (N, units) of a guide of one latent site whose distribution says its mean, otherwise None.
+    """Return E_q[z|x] (N, units) of a guide with one latent site and a closed-form mean, else None.
 
-    It keeps its gradients. Several sites have no such mean: that of a site which is drawn given another one is the mean
-    given that draw. Nor has a `Delta` that holds what has been drawn before. To be called inside `read_only`.
+    The mean is differentiable. Guides with several sites return None: the mean of a site that is sampled given another
+    one is conditional on that sample. So does a `Delta` that holds a value sampled before. Call inside `read_only`.
     """
     batch = Batch.of(x)
     result = trace_particles(guide, batch)
@@ -75,9 +96,9 @@ def analytic_mean(guide: Program, x: Data) -> Tensor | None:
 
 
 def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
-    """Return E_q[z|x] (N, units), float64: exact where there is a `analytic_mean`, otherwise of 100 draws.
+    """Return E_q[z|x] (N, units), float64: the `analytic_mean` if it exists, else the mean of 100 samples.
 
-    Means that are not finite, such as those of a categorical latent, are taken for none.
+    Non-finite analytic means, such as those of a categorical latent, are treated as missing.
     """
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="means"):
         mean = analytic_mean(guide, x)
@@ -87,10 +108,9 @@ def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
 
 
 def active_units(moments: Moments) -> int:
-    """Count the units u with Var_x(E_q[u|x]) > 0.01, the criterion of Burda et al. (2016).
+    """Count the units u with Var_x(E_q[u|x]) > 0.01, corrected for the noise of the S samples behind each mean.
 
-    The means are of S draws: what their noise adds to the variance over images is subtracted. With one image there is
-    no such variance, and no unit that is active.
+    A single image has no variance over images, and no active units.
     """
     if not moments.mean.numel() or len(moments.mean) == 1:
         return 0

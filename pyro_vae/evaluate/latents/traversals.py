@@ -1,7 +1,7 @@
-r"""Ways through the latents: along one unit, from image to image, and what lies on them.
+r"""Latent traversals and interpolations, and the images along them.
 
-Units are those of all latent sites, flattened and joined in their order, as `posterior_moments` and `posterior_means`
-have them.
+Units are the elements of all latent sites, flattened and concatenated in order, as in `posterior_moments` and
+`posterior_means`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pyro_vae.trace import Batch, Data, Program
 
 
 def decode_units(model: Program, guide: Program, x: Data, units: Tensor, seed: int | None = None) -> tuple[Tensor, str]:
-    """Return the images at latents.
+    """Decode latents to images.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x), of which only the sites and their shapes count.
-        x: an image or more (N, *pixels), of which only the shape of one counts.
-        units: latents (..., units).
-        seed: of draws.
+        model: Model p(x, z).
+        guide: Guide q(z|x), used only for its sites and their shapes.
+        x: At least one image (N, *pixels), used only for its shape.
+        units: Latents (..., units).
+        seed: Random seed of pixels that are sampled. None uses fresh entropy.
 
     Returns:
-        (..., *pixels), and what they are; see `decode_mean_or_sample`.
+        Images (..., *pixels), and their kind as returned by `decode_mean_or_sample`.
     """
     rows = units.flatten(0, -2)
     batch = Batch.of(x)
@@ -35,26 +35,26 @@ def decode_units(model: Program, guide: Program, x: Data, units: Tensor, seed: i
 
 
 def traverse(base: Tensor, low: Tensor, high: Tensor, units: Tensor, steps: int) -> Tensor:
-    """Move one unit at a time from its low to its high value, the others staying where they are.
+    """Move one unit at a time from its low to its high value, with all others fixed at `base`.
 
     Args:
-        base: where they are (units,).
-        low: where each begins (units,).
-        high: where each ends (units,).
-        units: numbers of those that move (R,).
-        steps: T.
+        base: Values of the fixed units (units,).
+        low: Start values (units,).
+        high: End values (units,).
+        units: Indices of the R units to move (R,).
+        steps: Number of points per unit, T.
 
     Returns:
         Latents (R, T, units).
     """
     progress = torch.linspace(0, 1, steps, dtype=base.dtype, device=base.device).unsqueeze(1)
     values = low[units] + progress * (high - low)[units]  # (T, R)
-    moving = torch.nn.functional.one_hot(units, len(base)).bool().unsqueeze(1)
-    return torch.where(moving, values.T.unsqueeze(-1), base)
+    is_moved = torch.nn.functional.one_hot(units, len(base)).bool().unsqueeze(1)
+    return torch.where(is_moved, values.T.unsqueeze(-1), base)
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Return the straight ways from latents (R, units) to others: (R, T, units), both ends included."""
+    """Interpolate linearly between latents `start` and `end` (R, units): (R, T, units), both included."""
     progress = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).view(-1, 1)
     return torch.lerp(start.unsqueeze(1), end.unsqueeze(1), progress)
 
@@ -62,16 +62,16 @@ def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
 def most_visible_units(
     model: Program, guide: Program, x: Data, base: Tensor, low: Tensor, high: Tensor, num_units: int
 ) -> Tensor:
-    """Return the units whose move from low to high changes the image most, in squared error, the first most.
+    """Return the units whose move from low to high changes the image most in squared error, in decreasing order.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        x: as `decode_units`.
-        base: as `traverse`, like those that follow.
-        low: where each begins.
-        high: where each ends.
-        num_units: of units, at most.
+        model: Model p(x, z).
+        guide: Guide q(z|x).
+        x: Images (N, *pixels), used only for their shape.
+        base: Values of the fixed units (units,).
+        low: Start values (units,).
+        high: End values (units,).
+        num_units: Maximum number of units to return.
     """
     all_units = torch.arange(len(base), device=base.device)
     ends, _ = decode_units(model, guide, x, traverse(base, low, high, all_units, 2), seed=0)
@@ -80,7 +80,7 @@ def most_visible_units(
 
 
 def _sites(units: Tensor, template: Values) -> Values:
-    """Return latents (N, units) as {site: (1, N, ...)} with the shapes of the sites of `template`."""
+    """Split latents (N, units) into {site: (1, N, ...)} with the site shapes of `template`."""
     sizes = [value[0, 0].numel() for value in template.values()]
     parts = units.split(sizes, -1)
     return {

@@ -1,1 +1,1 @@
-"""Importance weights, the scores made of them, and their diagnostics."""
+"""Importance weights, the scores computed from them, and their diagnostics."""

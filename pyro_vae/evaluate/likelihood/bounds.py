@@ -1,9 +1,9 @@
-r"""The importance-weighted bound of k particles from K weights, and standard errors of means.
+r"""Importance-weighted bounds with k particles, estimated from K weights, and standard errors of means.
 
-    IWAE_k  =  mean over groups of k of (logsumexp - log k)
+    IWAE_k  =  mean over groups of k weights of (logsumexp(log w) - log k)
 
-Where k divides the sizes above it and all divide K, groups lie inside groups and the curve rises by Jensen's
-inequality, not only on average; 2 and 5 are no such pair.
+If each k divides the larger ones and K, groups are nested and the curve is nondecreasing by Jensen's inequality for any
+weights, not only in expectation. Groups of 2 and 5 are not nested.
 
 Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
 """
@@ -20,34 +20,37 @@ from pyro_vae.errors import UserError
 
 
 def particle_counts(num_samples: int) -> list[int]:
-    """Return the sizes k = 1, 2, 5, 10, 50, 100, 500, ... up to K, and K itself."""
+    """Return the group sizes k = 1, 2, 5, 10, 50, 100, 500, ... below K, followed by K."""
     sizes = [1, 2, 5] + [step * 10**power for power in range(1, 10) for step in (1, 5)]
     return [k for k in sizes if k < num_samples] + [num_samples]
 
 
 def iwae(log_w: Tensor, k: int) -> Tensor:
-    """Estimate the bound of k particles from K weights.
+    """Estimate the bound with k particles from K weights.
 
     Args:
-        log_w: log importance weights (K, B).
-        k: group size, at most K; weights beyond the last whole group are left out.
+        log_w: Log importance weights in nats, shape (K, B).
+        k: Group size, between 1 and K. Trailing weights that do not fill a group are dropped.
 
     Returns:
-        IWAE_k of each image in each of floor(K / k) groups, (groups, B).
+        IWAE_k of each group and image, shape (floor(K / k), B).
+
+    Raises:
+        ValueError: k is not between 1 and K.
     """
     if not 1 <= k <= len(log_w):
-        raise UserError(f"k is {k}; it must lie between 1 and the {len(log_w)} weights.")
+        raise UserError(f"k is {k}; it must be between 1 and {len(log_w)}, the number of weights.")
     groups = log_w[: len(log_w) // k * k].unflatten(0, (-1, k))
     return groups.logsumexp(1) - math.log(k)
 
 
 def error_over_groups(groups: Tensor) -> Tensor:
-    """Return the standard error (B,) of the mean over groups (G, B); with a single one there is none, NaN."""
+    """Return the standard error (B,) of the mean over groups (G, B); NaN if G = 1."""
     num_groups = len(groups)
     return groups.std(0) / math.sqrt(num_groups) if num_groups > 1 else torch.full_like(groups[0], math.nan)
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Return the standard error of the mean over images (N,); NaN for a single one, or one that is not finite."""
+    """Return the standard error of the mean of values (N,); NaN if N = 1 or a value is non-finite."""
     finite = len(values) > 1 and np.isfinite(values).all()
     return float(values.std(ddof=1) / math.sqrt(len(values))) if finite else math.nan

@@ -1,8 +1,17 @@
-r"""What ArviZ says of importance weights: their smoothed mean, k-hat and verdict.
+r"""Pareto-smoothed importance sampling (PSIS) of importance weights, and comparison of models, with ArviZ.
 
-Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", JMLR 25 (2024)
-(https://arxiv.org/abs/1507.02646). Numpy in, numpy out, on both lines of ArviZ: 0.2x (Python 3.11) and 1.x. It is
-imported on use: with xarray, pandas and matplotlib it takes longer to import than Pyro itself.
+PSIS models the tail of the weights of an image, the M = min(0.2 K, 3 sqrt(K)) largest of K, by a generalized Pareto
+distribution above the largest weight u outside the tail,
+
+    P(w > u + y | w > u)  =  (1 + k y / sigma)^(-1/k),
+
+and replaces the sorted tail weights by its quantiles at (m - 1/2) / M, m = 1, ..., M, truncated at the largest weight.
+The fitted shape k-hat estimates the tail index k of the distribution of the weights, whose moments are finite up to
+order 1/k: the variance for k < 1/2, the mean for k < 1. Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed
+Importance Sampling", JMLR 25 (2024) (https://arxiv.org/abs/1507.02646).
+
+Inputs and outputs are NumPy arrays. ArviZ, version 0.2x (Python 3.11) or 1.x, is imported on use: with xarray, pandas
+and matplotlib it takes longer to import than Pyro itself.
 """
 
 from __future__ import annotations
@@ -14,31 +23,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_MIN_DRAWS = 30  # a tail of six: with five, ArviZ 1.x cannot tell the first quartile from the minimum
-_LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can hold
-_DOMINANT = 30.0  # a weight that outweighs the next by more is all there is to the sum
+_MIN_DRAWS = 30  # a tail of six: in one of five, the quartile that ArviZ 1.x uses is the minimum
+_LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can represent
+_DOMINANT = 30.0  # a weight this many nats above the next dominates the sum
 
 
 class PSISResult(NamedTuple):
-    """Pareto-smoothed importance sampling of N images: log of the mean weight, in nats, and k-hat, (N,) each."""
+    """PSIS results of N images: log of the mean smoothed weight in nats, and k-hat, shape (N,) each."""
 
     log_mean: np.ndarray
     khat: np.ndarray
 
 
 def psis(log_w: np.ndarray) -> PSISResult:
-    """Fit the tail of each image's importance weights, and average them with that tail smoothed.
+    """Smooth the tail of each image's importance weights, and return the log of their mean, and k-hat.
 
     Args:
-        log_w: log importance weights (K, N), not normalized.
+        log_w: Log importance weights in nats, not normalized, shape (K, N).
 
     Returns:
-        k-hat: below 0.5 the variance of the weights is finite, above 0.7 the estimate is unreliable. NaN where it
-        does not exist: fewer than 30 draws, a tail of equal weights (an exact posterior, or ties of a discrete
-        one), or weights of which one is NaN or +inf or all are zero. Infinite where one weight outweighs all
-        others beyond a fit. Where there is no fit, the mean is that of the weights as they are.
+        `log_mean` and `khat`. If k-hat is below 0.5 the variance of the weights is finite; above 0.7 the estimate is
+        unreliable. k-hat is NaN if it is undefined: fewer than 30 draws, a tail of equal weights (an exact posterior,
+        or a discrete one with ties), a weight that is NaN or +inf, or only zero weights. It is infinite if one weight
+        dominates all others, so that no tail can be fitted. Without a fit, `log_mean` is that of the raw weights.
+
+    Example:
+        Weights with a Pareto tail of index 1/4, whose mean is 4/3:
+
+        >>> weights = 1 + np.random.default_rng(0).pareto(4.0, size=(10_000, 1))
+        >>> result = psis(np.log(weights))
+        >>> print(f"k-hat {result.khat[0]:.2f}, mean {np.exp(result.log_mean[0]):.2f}")
+        k-hat 0.26, mean 1.33
     """
-    with np.errstate(invalid="ignore"):  # NaN and +inf say so in the result
+    with np.errstate(invalid="ignore"):  # NaN and +inf propagate to the result
         log_mean = np.logaddexp.reduce(log_w, 0) - math.log(len(log_w))
     khat = np.full(log_w.shape[1], np.nan)
     if len(log_w) < _MIN_DRAWS:
@@ -59,41 +76,41 @@ def khat_threshold(num_samples: int) -> float:
 
 
 def count_khat(khat: np.ndarray, num_samples: int) -> tuple[int, int]:
-    """Return how many of the k-hats (N,) of K draws are too large, and how many exist."""
+    """Return how many of the k-hats (N,) from K draws exceed the threshold, and how many are defined."""
     return int((khat > khat_threshold(num_samples)).sum()), int((~np.isnan(khat)).sum())
 
 
 def describe_khat(khat: np.ndarray, num_samples: int) -> str:
-    """Say in words what the k-hats (N,) mean."""
+    """Return a one-line verdict on the k-hats (N,) from K draws."""
     bad, num_khat = count_khat(khat, num_samples)
     if num_khat == 0:
-        return "k-hat does not exist: too few draws, or weights that are equal or not finite"
+        return "k-hat is undefined: too few draws, or weights that are equal or non-finite"
     words = f"unreliable for {bad} of {num_khat} images" if bad else f"good for all {num_khat} images"
-    missing = "" if num_khat == len(khat) else f", without k-hat for {len(khat) - num_khat}"
+    missing = "" if num_khat == len(khat) else f", undefined for {len(khat) - num_khat}"
     return f"{words}{missing} (good: k-hat <= {khat_threshold(num_samples):.2f})"
 
 
 def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Compare models on the same images.
+    """Compare the log-likelihoods of models on the same held-out images.
 
-    The log-likelihoods are of held-out images, which ArviZ's comparison pairs as it does those of
-    leave-one-out cross-validation.
+    ArviZ's comparison pairs them by image, as it pairs the terms of leave-one-out cross-validation.
 
     Args:
         log_likelihoods: {model: log p(x) of each image (N,)}, in nats.
 
     Returns:
-        {model: (how far it is below the best, standard error over images)}, nats per image, best model first.
+        {model: (distance below the best model, standard error of this paired difference)}, in nats per image, sorted
+        from best to worst.
     """
     import arviz
 
     num_images = len(next(iter(log_likelihoods.values())))
-    # Under numbers: pandas refuses names that are no Unicode, as those of files may be.
+    # Numbered keys: names may be those of files and not valid Unicode, which pandas rejects.
     names = {f"m{index}": name for index, name in enumerate(log_likelihoods)}
     data = {key: _elpd(log_likelihoods[name]) for key, name in names.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of models too alike to tell, which the standard error says too
-        # Pseudo-BMA: the method of the weights, which are not used, that does not exponentiate densities.
+        warnings.simplefilter("ignore")  # models too similar to rank: the standard error shows that
+        # The model weights are not used; pseudo-BMA is the method that does not exponentiate pointwise densities.
         extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
         table = arviz.compare(data, method="pseudo-BMA", **extra)
     rows = {names[key]: (abs(row["elpd_diff"]) / num_images, row["dse"] / num_images) for key, row in table.iterrows()}
@@ -106,7 +123,7 @@ def _elpd(values: np.ndarray) -> Any:
 
     num_images = len(values)
     total, error = float(values.sum()), float(math.sqrt(num_images * values.var()))
-    points = xarray.DataArray(values, dims="image")
+    pointwise = xarray.DataArray(values, dims="image")
     if is_arviz_1():
         return arviz.ELPDData(
             elpd=total,
@@ -117,7 +134,7 @@ def _elpd(values: np.ndarray) -> Any:
             scale="log",
             warning=False,
             good_k=0.7,
-            elpd_i=points,
+            elpd_i=pointwise,
         )
     fields: dict[str, Any] = {
         "elpd_loo": total,
@@ -126,32 +143,32 @@ def _elpd(values: np.ndarray) -> Any:
         "n_samples": 1,
         "n_data_points": num_images,
     }
-    fields |= {"warning": False, "loo_i": points, "scale": "log"}
+    fields |= {"warning": False, "loo_i": pointwise, "scale": "log"}
     return arviz.ELPDData(data=list(fields.values()), index=list(fields))
 
 
 def is_arviz_1() -> bool:
-    """Whether ArviZ is of the 1.x line, whose names and signs are others."""
+    """Return whether ArviZ is 1.x, which has other names and sign conventions than 0.2x."""
     import arviz
 
     return int(arviz.__version__.split(".")[0]) >= 1
 
 
 def _equal_tail(column: np.ndarray) -> bool:
-    """Whether the weights of the tail that is fitted differ by no more than the rounding of float32 densities."""
-    # The shorter of the two tails that the lines of ArviZ take.
+    """Return whether the tail weights are equal up to the rounding error of float32 densities."""
+    # The two versions of ArviZ round M differently: this is the shorter tail.
     tail = np.sort(column)[-math.floor(min(0.2 * len(column), 3 * math.sqrt(len(column)))) :]
     return bool(np.isfinite(tail).all() and np.ptp(tail) < 1e-6 * (1 + abs(tail[-1])))
 
 
 def _fit(log_w: np.ndarray) -> tuple[float, float]:
-    """Log of the sum of smoothed weights of one image, and k-hat, of the weights as they are.
+    """Return the log of the sum of the smoothed weights of one image, and k-hat, given its log weights (K,).
 
-    ArviZ 1.x takes log-likelihoods and negates them; both lines return weights that sum to 1. Where many weights are
-    tied 1.x has no fit: k-hat is infinite if one weight outweighs all others, else NaN.
+    ArviZ 1.x takes log-likelihoods and negates them. Both versions return log weights whose exponentials sum to 1. With
+    many tied weights ArviZ 1.x fits no tail: k-hat is then infinite if one weight dominates all others, else NaN.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ warns of a large k, which is what is asked for
+        warnings.simplefilter("ignore")  # ArviZ warns of a large k-hat, which is returned
         if is_arviz_1():
             from arviz_stats.base import array_stats
 
@@ -163,5 +180,5 @@ def _fit(log_w: np.ndarray) -> tuple[float, float]:
     if not np.isfinite(khat):
         second, first = np.partition(log_w, -2)[-2:]
         return math.nan, math.inf if first - second > _DOMINANT else math.nan
-    smallest = log_w.argmin()  # below the tail, where smoothing changes nothing but the normalization
+    smallest = log_w.argmin()  # below the tail: smoothing changes only its normalization
     return float(log_w[smallest] - normalized[smallest]), float(khat)

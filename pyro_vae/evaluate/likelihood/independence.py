@@ -1,7 +1,7 @@
-r"""Whether what a program says of one image depends on the images beside it.
+r"""Check that the log-density of an image does not depend on the other images of its batch.
 
-Batch statistics in the forward pass make it so, BatchNorm in training mode for one: then p(x_i | z) is no density of
-image i, and a bound on log p(x) of it means nothing.
+Batch statistics in the forward pass violate this, e.g. BatchNorm in training mode. Then p(x_i | z) is not a density of
+image i, and a bound on its log p(x) is meaningless.
 """
 
 from __future__ import annotations
@@ -19,56 +19,61 @@ from pyro_vae.trace.run_result import Values
 
 
 def check_independence(model: Program, guide: Program, batch: Batch, p: ParticleTrace, q: ParticleTrace) -> None:
-    """Refuse programs whose densities of the first image change with the other images, at a batch of the same size.
+    """Raise if the log-densities of the first image change with the other images of the batch.
 
-    The other rows become copies of the first, images and latents alike. A program that cannot be run so, or scored at
-    given values, is let through: nothing is found out of it.
+    All other rows are replaced by copies of the first, images and latents alike, at the same batch size. The check is
+    inconclusive, and passes, if a program cannot run on such a batch or be scored at given values.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        batch: what they are called with.
-        p: a run of the model for one particle.
-        q: a run of the guide for one particle.
+        model: Model p(x, z).
+        guide: Guide q(z|x).
+        batch: Arguments of both.
+        p: Trace of the model for one particle.
+        q: Trace of the guide for one particle.
 
     Raises:
-        ValueError: names the program and the site.
+        ValueError: The model or the guide, which is named with the site, depends on the other images.
     """
     if len(batch) == 1:
         return
-    copies = batch.map_rows(_copied)
-    values = q.values | p.get_values(p.summed)  # at the first of their values
-    alike = {name: _copied(value[0]).unsqueeze(0) if name not in q.shared else value for name, value in values.items()}
-    # A tensor beside x may have as many rows by accident, a vocabulary for one, and then stays as it is.
-    images = batch.replace_x(_copied(batch.x))
-    for kind, program, run in (("model", model, p), ("guide", guide, q)):
-        of_first = partial(_of_first, program, Layout("plain", run.frame.data))
+    repeated = batch.map_rows(_repeat_first_row)
+    values = q.values | p.get_values(p.summed)  # summed-out latents at their first value
+    repeated_values = {
+        name: _repeat_first_row(value[0]).unsqueeze(0) if name not in q.shared else value
+        for name, value in values.items()
+    }
+    # Another argument may have B rows by coincidence, e.g. a vocabulary: this batch changes only x.
+    repeated_x = batch.replace_x(_repeat_first_row(batch.x))
+    for kind, program, trace in (("model", model, p), ("guide", guide, q)):
+        score_first = partial(_score_first_image, program, Layout("plain", trace.frame.data))
         try:
-            before = of_first(batch, values)
-            if not (name := _changed(before, of_first(copies, alike))):
+            before = score_first(batch, values)
+            if not (name := _find_changed_site(before, score_first(repeated, repeated_values))):
                 continue
-            # Not where it changes from call to call, nor where only what stands beside x has made the difference.
-            if _changed(before, of_first(batch, values)) or not (name := _changed(before, of_first(images, alike))):
+            # Ignore log-densities that change from call to call, and changes due only to arguments other than x.
+            if _find_changed_site(before, score_first(batch, values)) or not (
+                name := _find_changed_site(before, score_first(repeated_x, repeated_values))
+            ):
                 continue
         except Exception:  # noqa: BLE001 -- any program may fail in its own way
             return
         raise UserError(
-            f"The {kind} scores an image at site {name!r} by the images beside it: what depends on the other images of "
-            "a batch is no density of one. Give BatchNorm running statistics and put it into evaluation mode."
+            f"The {kind}'s log-density of an image at site {name!r} depends on the other images of the batch. Give "
+            "BatchNorm running statistics and put it into evaluation mode."
         )
 
 
-def _of_first(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
-    """Score the first image at each site; noise of the program's own is the same at every call."""
+def _score_first_image(program: Program, layout: Layout, batch: Batch, latents: Values) -> Values:
+    """Return the log-density of the first image at each site. Noise outside the sites is the same in every call."""
     with seed_rng(batch.x, 0):
         terms = trace_in_layout(program, batch, 1, layout, latents).log_probs()
     return {name: term[0, 0] for name, term in terms.items()}
 
 
-def _changed(before: Values, after: Values) -> str | None:
-    """Return the first site whose density has changed by more than rounding."""
+def _find_changed_site(before: Values, after: Values) -> str | None:
+    """Return the first site whose log-density has changed by more than rounding error, or None."""
     return next((n for n, term in before.items() if (after[n] - term).abs() > 1e-3 * (1 + term.abs())), None)
 
 
-def _copied(rows: Tensor) -> Tensor:
+def _repeat_first_row(rows: Tensor) -> Tensor:
     return rows[:1].expand_as(rows).contiguous()

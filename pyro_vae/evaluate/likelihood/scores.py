@@ -1,8 +1,10 @@
-r"""Scores of images, in nats, from one set of importance weights per image.
+r"""Scores of images in nats, from one set of K importance weights per image.
 
-ELBO    = mean_k log w_k = -(rate + distortion)
-IWAE_k  = mean over groups of k of (logsumexp - log k)
-log p(x) is estimated by IWAE_K, with all K weights: a lower bound in expectation.
+    rate + distortion  =  mean_k (log q(z_k|x) - log p(z_k))  +  mean_k (-log p(x|z_k))  =  -ELBO
+    ELBO               =  mean_k log w_k
+    IWAE_k             =  mean over groups of k weights of (logsumexp(log w) - log k)
+
+log p(x) is estimated by IWAE_K, from all K weights: a lower bound in expectation.
 """
 
 from __future__ import annotations
@@ -27,13 +29,24 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of N images, float64 arrays (N,) unless a shape is given; nats.
+    """Scores of N images in nats: float64 arrays (N,), unless another shape is given.
 
-    `iwae` is (len(ladder), N), and `iwae_se` its standard error over groups, NaN for a single one.
-    `relative_variance` is that of the estimate of p(x), (1/K) var(w) / mean(w)^2, which by the delta method is the
-    variance of log p(x). `psis` is the Pareto-smoothed estimate of log p(x), `jvi1` and `jvi2` the jackknife-corrected
-    ones; `khat` is NaN where it does not exist. A program without log weights has a distortion, and with a loss in the
-    place of a likelihood a rate; all else is NaN, and `reason` says why.
+    Attributes:
+        num_samples: Number of weights per image, K.
+        elbo: ELBO.
+        rate: Monte Carlo estimate of KL(q(z|x) || p(z)).
+        distortion: Mean of -log p(x|z).
+        log_likelihood: Estimate of log p(x), IWAE_K.
+        relative_variance: (1/K) var(w) / mean(w)^2, by the delta method the variance of `log_likelihood`.
+        ess: Effective sample size (sum w)^2 / sum w^2.
+        khat: Tail index of the weights, NaN if undefined. See `psis`.
+        psis: Pareto-smoothed estimate of log p(x).
+        jvi1: First-order jackknife estimate of log p(x).
+        jvi2: Second-order jackknife estimate of log p(x).
+        iwae: IWAE_k for each k in `particle_counts`, shape (len(particle_counts), N).
+        iwae_se: Standard error of `iwae` over groups, same shape. NaN for a single group.
+        reason: Why log weights are undefined, or None. If it is set, all arrays are NaN except `distortion` and, if the
+            densities of the latents are defined, `rate`.
     """
 
     num_samples: int
@@ -53,16 +66,16 @@ class Scores:
 
     @property
     def num_images(self) -> int:
-        """N."""
+        """Number of images, N."""
         return len(self.elbo)
 
     @property
     def particle_counts(self) -> list[int]:
-        """Group sizes of the rows of `iwae`."""
+        """Group sizes k of the rows of `iwae`."""
         return particle_counts(self.num_samples)
 
     def __str__(self) -> str:
-        """Return one line: means over images, in nats, and for how many of them k-hat is too large."""
+        """Return one line: means over images in nats, and the number of images whose k-hat is too large."""
         images = f"{self.num_images} image" + "s" * (self.num_images != 1)
         if self.reason:
             distortion = self.distortion.mean()
@@ -75,14 +88,14 @@ class Scores:
 
     @staticmethod
     def concatenate(scores: Iterable[Scores]) -> Scores:
-        """Join the scores of several batches of images."""
+        """Concatenate the scores of several batches of images."""
         scores = list(scores)
         columns = {
             name: np.concatenate([getattr(part, name) for part in scores], axis=-1)
             for name in Scores.__dataclass_fields__
             if name not in ("num_samples", "reason")
         }
-        # A reason may concern one batch alone, whose draws have left the support of the prior.
+        # A reason may concern a single batch, e.g. one with samples outside the support of the prior.
         reason = next((part.reason for part in scores if part.reason), None)
         return Scores(scores[0].num_samples, **columns, reason=reason)
 
@@ -100,26 +113,41 @@ def score(
     backend: EagerBackend | None = None,
     progress: bool = False,
 ) -> Scores:
-    """Score images: ELBO, IWAE bounds, log p(x) and the diagnostics of their importance weights.
+    """Score images: ELBO, IWAE bounds, log p(x), and diagnostics of the importance weights.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        x: images (N, ...), a tuple of the programs' arguments, or a `Batch`.
-        num_samples: K.
-        batch_size: images scored at once. None scores all at once, whose K x N weights then exist together.
-        chunk: particles scored at once, as in `log_weight_terms`.
-        seed: of the draws; with a batch size, each batch draws with a seed derived from it. None draws afresh.
-        compile: whether the programs are read by compiled graphs, compiled once for all batches of the same size.
-        backend: how the programs are read, instead of `compile`; a `CompiledBackend` serves later calls as well.
-        progress: whether a bar shows how many batches are done, on a terminal.
+        model: Model p(x, z).
+        guide: Guide q(z|x).
+        x: Images (N, ...), a tuple of positional arguments, or a `Batch`.
+        num_samples: Number of weights per image, K.
+        batch_size: Images scored at once. None scores all of them, and holds K x N weights in memory.
+        chunk: Particles scored at once, as in `log_weight_terms`.
+        seed: Random seed. With `batch_size`, each batch uses a seed derived from it. None uses fresh entropy.
+        compile: Evaluate the program with compiled graphs, compiled once for all batches of the same size.
+        backend: Backend that evaluates the program, which overrides `compile`. A `CompiledBackend` that is passed to
+            several calls compiles once.
+        progress: Show a progress bar over batches, if on a terminal.
 
     Raises:
-        ValueError: the batch size is below 1, or as `log_weight_terms`.
+        ValueError: `batch_size` is below 1, or as `log_weight_terms`.
+
+    Example:
+        With the exact posterior as the guide, every weight is p(x) = N(x; 0, 2 I), here 1 / (4 pi):
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+        >>> print(score(model, guide, torch.zeros(3, 2), num_samples=100, seed=0))
+        log p(x) -2.53 +- 0.00 nats (ELBO -2.53, K = 100, 3 images); no k-hat
     """
     backend = backend or (CompiledBackend() if compile else EagerBackend())
     x = Batch.of(x)
-    if batch_size is None or len(x) == 0:  # which refuses no images
+    if batch_size is None or len(x) == 0:  # an empty batch raises below
         return scores_from_terms(
             log_weight_terms(model, guide, x, num_samples, chunk=chunk, seed=seed, backend=backend)
         )
@@ -143,12 +171,12 @@ def score(
 
 
 def scores_from_terms(terms: LogWeightTerms) -> Scores:
-    """Reduce the weights of a batch, (K, B), to scores of its images."""
+    """Reduce the log weights (K, B) of a batch to scores of its images."""
     log_w = terms.log_weights
     num_samples = len(log_w)
     log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * log_sum - log_sum_squares).exp()
-    # (1/K) var(w) / mean(w)^2 with the unbiased variance, which does not exist for one weight.
+    # (1/K) var(w) / mean(w)^2 with the unbiased variance, undefined for K = 1. K / ESS = mean(w^2) / mean(w)^2.
     degrees_of_freedom = num_samples - 1 if num_samples > 1 else math.nan
     relative_variance = (1 / ess - 1 / num_samples) * num_samples / degrees_of_freedom
     groups = [iwae(log_w, k) for k in particle_counts(num_samples)]

@@ -1,1 +1,1 @@
-"""How good the guide is: posteriors of single images, calibration, and what the rate is made of."""
+"""Quality of the guide: calibration, inference gaps, ELBO surgery, and posteriors of discrete latents."""

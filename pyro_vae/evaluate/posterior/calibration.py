@@ -1,7 +1,7 @@
-r"""Is the guide calibrated? Simulation-based calibration of q(z|x).
+r"""Simulation-based calibration (SBC) of the guide q(z|x).
 
-With (z, x) drawn from the model, z is an exact draw of p(z|x). Where q(z|x) is that posterior, the rank of z among L
-draws from it is uniform on 0, ..., L, unit by unit; a guide too narrow ranks it too often at the ends. Talts,
+With (z, x) sampled from the model, z is an exact sample of p(z|x). If q(z|x) equals that posterior, the rank of z among
+L samples from q(z|x) is uniform on 0, ..., L for every latent unit; an overconfident guide gives U-shaped ranks. Talts,
 Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based Calibration",
 2018 (https://arxiv.org/abs/1804.06788).
 """
@@ -21,33 +21,34 @@ Array = np.ndarray
 def sbc_ranks(
     model: Program, guide: Program, template: Data, num_samples: int = 99, *, seed: int | None = None
 ) -> Array:
-    """Rank the latents behind simulated images among draws from the guide.
+    """Rank the latents of simulated images among samples from the guide.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        template: images (B, ...), of which only number and shape count.
-        num_samples: L; ranks go from 0 to L.
-        seed: of all noise.
+        model: Model p(x, z).
+        guide: Guide q(z|x).
+        template: Images (B, ...), a tuple of positional arguments, or a `Batch`. Only the number and shape of the
+            images are used.
+        num_samples: Samples per image, L. Ranks are between 0 and L.
+        seed: Random seed. None uses fresh entropy.
 
     Returns:
-        Ranks (B, units), all latent sites flattened and joined.
+        Ranks (B, units), with all latent sites flattened and concatenated.
 
     Raises:
-        ValueError: as `simulate`, or the program has no latent site.
+        ValueError: The program has no latent site, or as `simulate`.
     """
     require_per_image(model, guide, template)
     with torch.no_grad(), read_only(model, guide, x=template, seed=seed, purpose="calibration", validate=False):
         x, exact = simulate(model, template)
         if not exact:
-            raise UserError("The program has no latent site: there is nothing to calibrate.")
+            raise UserError("The program has no latent site to calibrate.")
         drawn, _ = draw(guide, x, num_samples)
         ranks = [_ranks(exact[name][0], z).reshape(len(exact[name][0]), -1) for name, z in drawn.items()]
     return torch.cat(ranks, 1).cpu().numpy()
 
 
 def _ranks(exact: Tensor, drawn: Tensor) -> Tensor:
-    """Rank values (B, ...) among draws (L, B, ...); among equal ones, of a discrete latent, at random."""
+    """Rank values (B, ...) among samples (L, B, ...). Ties, as in discrete latents, are broken at random."""
     ties = (drawn == exact).sum(0)
     noise = torch.rand(ties.shape, dtype=torch.float64, device=ties.device)
     return (drawn < exact).sum(0) + (noise * (ties + 1)).floor().long()

@@ -1,6 +1,6 @@
-r"""Discrete latents given the image: p(y | x) by importance sampling, exact where no other latent is drawn.
+r"""Posterior probabilities of discrete latents, p(y | x), by importance sampling; exact if no other latent is sampled.
 
-With the particles z_k of an image and the joint values y of what is summed out,
+With particles z_k of an image and the joint values y of the latents that are summed out,
 
     p(y | x) = sum_k w_ky / sum_k sum_y w_ky,    w_ky = p(x, z_k, y) / q(z_k | x, y).
 """
@@ -29,21 +29,23 @@ from pyro_vae.trace.enumeration import FiniteSite, count_states, joint_values
 def posterior_probs(
     model: Program, guide: Program, x: Data, num_samples: int = 100, *, seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Estimate p(y | x) of the discrete latents that are summed out: those that the guide enumerates or does not draw.
+    """Estimate p(y | x) of the discrete latents that are summed out.
+
+    These are the sites that the guide enumerates or does not sample.
 
     Args:
-        model: the generative program, p(x, z, y).
-        guide: its guide, q(z, y | x) or q(z | x).
-        x: images (B, ...), or the arguments of the programs, as in `log_weights`.
-        num_samples: K, particles of each image.
-        seed: of the draws.
+        model: Model p(x, z, y).
+        guide: Guide q(z, y | x) or q(z | x).
+        x: Images (B, ...), a tuple of positional arguments, or a `Batch`.
+        num_samples: Particles per image, K.
+        seed: Random seed. None uses fresh entropy.
 
     Returns:
-        {site: (B, S)}, float64: the probabilities of the S values of each image, in the order of `enumerate_support`;
-        of a site with several elements in the order of the numbers whose digits they are, the first element the last.
+        {site: (B, S)}, float64: probabilities of the S values of each image, in the order of `enumerate_support`. If a
+        site has several elements, value s assigns them the digits of s, the least significant one to the first.
 
     Raises:
-        ValueError: no latent is summed out, there are no log weights, or as `log_weights`.
+        ValueError: No latent is summed out, log weights are undefined, or as `log_weights`.
     """
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; it must be at least 1.")
@@ -51,11 +53,11 @@ def posterior_probs(
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="classes", validate=False):
         description, _, layouts = check_programs(model, guide, batch, EagerBackend(), joint=False)
         if description.no_density_reason:
-            raise UserError(f"There is no p(y | x): {description.no_density_reason}.")
+            raise UserError(f"p(y | x) is undefined: {description.no_density_reason}.")
         sites = (*layouts.model.summed, *layouts.guide.enumerated)
         if not sites:
             raise UserError(
-                "No latent is summed out: leave a discrete one out of the guide, or mark it there, "
+                "No latent is summed out: omit a discrete site from the guide, or mark it there with "
                 'infer={"enumerate": "parallel"}.'
             )
         layouts = choose_layouts(model, guide, batch, num_samples)
@@ -65,16 +67,16 @@ def posterior_probs(
             p, q = trace_model_and_guide(model, guide, batch, min(size, num_samples - start), layouts)
             total = torch.logaddexp(total, _log_weights(p, q).logsumexp(1))
         probs = total.softmax(0)
-    return _of_sites(probs, sites)
+    return _marginalize(probs, sites)
 
 
 def discrete_values(model: Program, guide: Program, x: Data) -> dict[str, Tensor]:
-    """Return every joint value of the latents that are summed out, {site: (S, ...)}; empty where none is.
+    """Return every joint value of the latents that are summed out, {site: (S, ...)}; empty if there is none.
 
     Args:
-        model: as in `posterior_probs`.
-        guide: as in `posterior_probs`.
-        x: images (B, ...).
+        model: Model p(x, z, y).
+        guide: Guide q(z, y | x) or q(z | x).
+        x: Images (B, ...), a tuple of positional arguments, or a `Batch`.
     """
     batch = Batch.of(x)
     with torch.no_grad(), read_only(model, guide, x=batch, seed=0, validate=False):
@@ -84,15 +86,15 @@ def discrete_values(model: Program, guide: Program, x: Data) -> dict[str, Tensor
 
 
 def _log_weights(p: ParticleTrace, q: ParticleTrace) -> Tensor:
-    """Return log w_ky (S, K, B), the values of what the guide does not draw outside."""
+    """Return log w_ky (S, K, B); latents that the guide does not sample vary slowest over the S states."""
     log_p = sum(p.state_terms().values())
     drawn = [term for name, term in q.terms(guide=True).densities.items() if name not in q.enumerated]
     log_w = torch.as_tensor(log_p).unflatten(0, (count_states(p.layout.summed), -1)) - sum(drawn)
     return log_w.unflatten(1, (count_states(q.layout.enumerated), -1)).flatten(0, 1)
 
 
-def _of_sites(probs: Tensor, sites: tuple[FiniteSite, ...]) -> dict[str, Tensor]:
-    """Return the probabilities of each site (B, S) from those of the joint values (S, B)."""
+def _marginalize(probs: Tensor, sites: tuple[FiniteSite, ...]) -> dict[str, Tensor]:
+    """Return the probabilities (B, S_i) of each site from those of the joint values (S, B)."""
     by_site = probs.unflatten(0, [site.size for site in sites])
     return {
         site.name: by_site.sum([dim for dim in range(len(sites)) if dim != axis]).T if len(sites) > 1 else by_site.T

@@ -1,6 +1,8 @@
-r"""Families of posteriors for single images, over latents (K, B, D) in units where the amortized one is N(0, I).
+r"""Variational families for single images, over latents (K, B, D) whitened by the amortized posterior.
 
-Each is a function of a list of parameters, with one set for each image, and the list at which it is N(0, I).
+In whitened units the amortized posterior has mean 0 and standard deviation 1 in each dimension. A family is a pair of
+functions: from parameters, with one set per image, to a distribution; and from a template (B, D) to initial parameters,
+at which the distribution is N(0, I).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ def _full(parameters: Parameters) -> dist.Distribution:
 
 
 def _flow(parameters: Parameters) -> dist.Distribution:
-    starts = range(2, len(parameters), 4)  # after loc and scale, four tensors of each coupling
-    couplings = [_Coupling(parameters[start : start + 4], flip=i % 2 == 0) for i, start in enumerate(starts)]
+    offsets = range(2, len(parameters), 4)  # loc and log_scale come first, then four tensors per coupling
+    couplings = [_Coupling(parameters[offset : offset + 4], flip=i % 2 == 0) for i, offset in enumerate(offsets)]
     return dist.TransformedDistribution(_diagonal(parameters), couplings)
 
 
@@ -46,7 +48,8 @@ def _full_start(template: Tensor) -> Parameters:
 def _flow_start(template: Tensor) -> Parameters:
     num_images, dim = template.shape
     if dim < 2:
-        raise UserError("A flow of couplings splits the latents in two: it needs two of them or more.")
+        raise UserError("The flow family splits the latents into two parts, so it needs at least two latent units.")
+    # The output layers are zero, so that each coupling is initially the identity.
     parameters = _diagonal_start(template)
     for i in range(_COUPLINGS):
         given, moved = (dim - dim // 2, dim // 2) if i % 2 == 0 else (dim // 2, dim - dim // 2)
@@ -64,7 +67,7 @@ FAMILIES: dict[str, tuple[Callable[[Parameters], dist.Distribution], Callable[[T
 
 
 class _Coupling(dist.transforms.Transform):
-    """An affine coupling with a network of each image: one part of u moves by what the network makes of the other."""
+    """Affine coupling layer with one network per image: it shifts and scales one part of u, given the other part."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
@@ -75,8 +78,8 @@ class _Coupling(dist.transforms.Transform):
         self.weights = weights
         self.flip = flip
 
-    def _parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Split u (K, B, D) into what is given and what moves; return both, the shift and the log scale."""
+    def _split(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Split u (K, B, D) into the given and the moved part; return both, the shift and the log scale."""
         given_size = self.weights[0].shape[-2]
         sizes = [u.shape[-1] - given_size, given_size] if self.flip else [given_size, u.shape[-1] - given_size]
         parts = u.split(sizes, -1)
@@ -86,17 +89,17 @@ class _Coupling(dist.transforms.Transform):
         shift, log_scale = (torch.einsum("kbh,bho->kbo", hidden, second) + second_bias).chunk(2, -1)
         return given, moved, shift, log_scale.tanh()
 
-    def _joined(self, given: Tensor, moved: Tensor) -> Tensor:
+    def _join(self, given: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, given] if self.flip else [given, moved], -1)
 
     def _call(self, u: Tensor) -> Tensor:
-        given, moved, shift, log_scale = self._parts(u)
-        return self._joined(given, moved * log_scale.exp() + shift)
+        given, moved, shift, log_scale = self._split(u)
+        return self._join(given, moved * log_scale.exp() + shift)
 
     def _inverse(self, v: Tensor) -> Tensor:
-        given, moved, shift, log_scale = self._parts(v)
-        return self._joined(given, (moved - shift) * (-log_scale).exp())
+        given, moved, shift, log_scale = self._split(v)
+        return self._join(given, (moved - shift) * (-log_scale).exp())
 
     def log_abs_det_jacobian(self, u: Tensor, v: Tensor) -> Tensor:
         """Return log |det dv/du| (K, B)."""
-        return self._parts(u)[3].sum(-1)
+        return self._split(u)[3].sum(-1)

@@ -1,11 +1,11 @@
-r"""Where the slack is: a posterior of its own for each image, optimized from the amortized one.
+r"""Inference gaps: variational posteriors of single images, optimized from the amortized one.
 
     log p(x) - ELBO(q_phi)  =  [log p(x) - ELBO(q*)]  +  [ELBO(q*) - ELBO(q_phi)]
                                 approximation gap         amortization gap
 
-with q* the best of a family for this image alone. Each gap is relative to that family, and the optimum is that of an
-optimizer: a longer one can only move slack from the first gap to the second. Cremer, Li, Duvenaud, "Inference
-Suboptimality in Variational Autoencoders", ICML 2018 (https://arxiv.org/abs/1801.03558).
+where q* is the best member of a family for one image. Both gaps are relative to the family, and q* is found by gradient
+descent: longer optimization can only shift slack from the approximation to the amortization gap. Cremer, Li, Duvenaud,
+"Inference Suboptimality in Variational Autoencoders", ICML 2018 (https://arxiv.org/abs/1801.03558).
 """
 
 from __future__ import annotations
@@ -43,27 +43,28 @@ def per_image_elbos(
     seed: int | None = None,
     progress: Progress = iter,
 ) -> dict[str, Array]:
-    """Optimize a posterior for each image in each family, and estimate the ELBOs.
+    """Optimize a variational posterior for each image in each family, and estimate the ELBOs.
 
     Args:
-        model: program of p(x, z), its latents continuous.
-        guide: program of q(z|x), where the optimization starts.
-        x: images (B, ...).
-        families: of `FAMILIES`: ``diagonal`` and ``full`` Gaussians, ``flow`` (affine couplings on a diagonal one).
-        num_steps: of Adam, the step size falling to zero.
-        num_particles: of each step, whose gradient is that of the path alone.
-        num_samples: fresh draws that estimate the ELBO in the end.
-        seed: of all noise.
-        progress: wraps the iteration over steps.
+        model: Model p(x, z) with continuous latents.
+        guide: Guide q(z|x), where the optimization starts.
+        x: Images (B, ...), a tuple of positional arguments, or a `Batch`.
+        families: Names in `FAMILIES`: Gaussians with ``diagonal`` or ``full`` covariance, or a ``flow`` of affine
+            couplings on a diagonal Gaussian.
+        num_steps: Adam steps, with a cosine learning-rate decay to zero.
+        num_particles: Particles per step, with path-derivative gradients.
+        num_samples: Fresh samples for the final estimate of the ELBO.
+        seed: Random seed. None uses fresh entropy.
+        progress: Wrapper of the loop over steps, e.g. `tqdm`.
 
     Returns:
-        {"amortized": of the guide (B,), family: of the best q found in it (B,)}, nats.
+        {"amortized": ELBO of the guide (B,), family: ELBO of the optimized posterior (B,)}, in nats.
 
     Raises:
-        ValueError: a family is not known, or needs more latents; as `AnnealingPath`.
+        ValueError: A family is unknown or needs more latents, or as `AnnealingPath`.
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
-        raise UserError(f"family {unknown[0]!r} is not known; choose of {', '.join(FAMILIES)}.")
+        raise UserError(f"Unknown family {unknown[0]!r}; choose one of {', '.join(FAMILIES)}.")
     elbos = {
         "amortized": log_weights(model, guide, x, num_samples, seed=derive_seed(seed, "amortized"))
         .mean(0)
@@ -75,19 +76,19 @@ def per_image_elbos(
         draws = path.draw(_MOMENT_DRAWS)
         loc, scale = draws.mean(0), draws.std(0)
         for family in families:
-            make, start = FAMILIES[family]
-            parameters = start(loc)
-            _fit(path, make, loc, scale, parameters, num_steps, num_particles, progress)
+            family_distribution, initial_parameters = FAMILIES[family]
+            parameters = initial_parameters(loc)
+            _fit(path, family_distribution, loc, scale, parameters, num_steps, num_particles, progress)
             with torch.no_grad():
-                q = _whole(make(parameters), loc, scale)
-                parts = [_elbo(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
-            elbos[family] = torch.cat(parts).mean(0).cpu().numpy()
+                q = _unwhiten(family_distribution(parameters), loc, scale)
+                chunks = [_elbo(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
+            elbos[family] = torch.cat(chunks).mean(0).cpu().numpy()
     return elbos
 
 
 def _fit(
     path: AnnealingPath,
-    make: Callable[[Parameters], dist.Distribution],
+    family_distribution: Callable[[Parameters], dist.Distribution],
     loc: Tensor,
     scale: Tensor,
     parameters: Parameters,
@@ -99,10 +100,11 @@ def _fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, num_steps)
     for _ in progress(range(num_steps)):
         with torch.enable_grad():
-            q = _whole(make(parameters), loc, scale)
-            # The score is left out (sticking the landing): no noise is left where q is the posterior.
-            fixed = _whole(make([p.detach() for p in parameters]), loc, scale)
-            loss = -_elbo(path, q, fixed, num_particles).mean(0).sum()
+            q = _unwhiten(family_distribution(parameters), loc, scale)
+            # log q has detached parameters, which drops its score, whose expectation is zero (sticking the landing):
+            # the variance of the gradient is zero where q equals the posterior.
+            detached_q = _unwhiten(family_distribution([p.detach() for p in parameters]), loc, scale)
+            loss = -_elbo(path, q, detached_q, num_particles).mean(0).sum()
             gradients = torch.autograd.grad(loss, parameters)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
@@ -110,11 +112,11 @@ def _fit(
         schedule.step()
 
 
-def _elbo(path: AnnealingPath, q: Any, scored: Any, num_particles: int) -> Tensor:
+def _elbo(path: AnnealingPath, q: Any, scored_q: Any, num_particles: int) -> Tensor:
     u = q.rsample((num_particles,))
-    return path.log_joint(u) - scored.log_prob(u).double()
+    return path.log_joint(u) - scored_q.log_prob(u).double()
 
 
-def _whole(standard: dist.Distribution, loc: Tensor, scale: Tensor) -> dist.Distribution:
-    """Return q over u: that of the family, in units of the amortized posterior's mean and scale."""
+def _unwhiten(standard: dist.Distribution, loc: Tensor, scale: Tensor) -> dist.Distribution:
+    """Return q over u: the family's distribution, scaled and shifted to the amortized posterior."""
     return dist.TransformedDistribution(standard, dist.transforms.AffineTransform(loc, scale, event_dim=1))

@@ -1,4 +1,4 @@
-r"""ELBO surgery: what the rate is made of, by the aggregate posterior q(z) = (1/N) sum_n q(z|x_n).
+r"""ELBO surgery: decompose the rate via the aggregate posterior q(z) = (1/N) sum_n q(z|x_n).
 
     rate = E_n KL(q(z|x_n) || p(z))  =  I(x; z)  +  KL(q(z) || p(z))
 
@@ -27,16 +27,21 @@ from pyro_vae.trace import (
 
 Array = np.ndarray
 
-_ROWS = 20_000  # densities of the guide at once
+_ROWS = 20_000  # guide densities evaluated at once
 
 
 @dataclass(frozen=True)
 class ELBOSurgery:
-    """Parts of the rate of N images, (N,) each, nats; their means are those of the formula above.
+    """Terms of the rate of N images in nats, shape (N,) each. Their means estimate the terms of the formula above.
 
-    The aggregate is that of these N images, the one a draw came from included. So the mutual information is that of
-    the index of an image and its code: it cannot exceed log N, and is the less biased downwards, as an estimate for the
-    data distribution, the farther it stays below; the marginal KL is biased upwards by as much.
+    The aggregate posterior is that of these N images, including the image whose posterior the sample came from. The
+    mutual information is therefore that of the index of an image and its code, at most log N. As an estimate for the
+    data distribution it is biased downward, less so the further it is below log N; the marginal KL is biased upward by
+    the same amount.
+
+    Attributes:
+        mutual_information: log q(z_n|x_n) - log q(z_n).
+        marginal_kl: log q(z_n) - log p(z_n).
     """
 
     mutual_information: Array
@@ -44,41 +49,42 @@ class ELBOSurgery:
 
     @property
     def rate(self) -> Array:
-        """Their sum (N,)."""
+        """Sum of both terms (N,), in nats."""
         return self.mutual_information + self.marginal_kl
 
 
 def elbo_surgery(model: Program, guide: Program, x: Data, *, seed: int | None = None) -> ELBOSurgery:
-    """Split the rate of images into mutual information and marginal KL, from one draw of each posterior.
+    """Split the rate of images into mutual information and marginal KL, with one sample of each posterior.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        x: images (N, ...), all in one batch; N^2 densities of the guide are taken.
-        seed: of the draws.
+        model: Model p(x, z).
+        guide: Guide q(z|x).
+        x: Images (N, ...) in one batch, a tuple of positional arguments, or a `Batch`. N^2 densities of the guide are
+            evaluated.
+        seed: Random seed. None uses fresh entropy.
 
     Raises:
-        ValueError: as `log_density`.
+        ValueError: As `log_density`, or a latent site is shared by all images.
     """
     batch = Batch.of(x)
     require_per_image(model, guide, batch)
     num_images = len(batch)
-    at_once = max(1, _ROWS // num_images)
+    chunk = max(1, _ROWS // num_images)
     with torch.no_grad(), read_only(model, guide, x=batch, seed=seed, purpose="surgery", validate=False):
         values, log_q = draw(guide, batch, 1)
-        if not values:  # nothing is coded, and nothing costs
+        if not values:  # no latents: the rate is zero
             return ELBOSurgery(np.zeros(num_images), np.zeros(num_images))
         sites = log_density(model, batch, values)
         log_prior = torch.stack([sites[name][0] for name in values]).sum(0)
         log_posterior = torch.stack(list(log_q.values())).sum(0)[0]
         layout = choose_layouts(model, guide, batch, 2).guide
         aggregate = []
-        for chosen in torch.arange(num_images, device=batch.device).split(at_once):
-            # Each chosen draw beside every image: (chosen, N).
-            beside = {
-                name: z[0, chosen].unsqueeze(1).expand(-1, num_images, *z.shape[2:]) for name, z in values.items()
+        for indices in torch.arange(num_images, device=batch.device).split(chunk):
+            # Pair each sample with every image: (chunk, N).
+            pairs = {
+                name: z[0, indices].unsqueeze(1).expand(-1, num_images, *z.shape[2:]) for name, z in values.items()
             }
-            log_densities = torch.stack(list(log_density(guide, batch, beside, layout).values())).sum(0)
+            log_densities = torch.stack(list(log_density(guide, batch, pairs, layout).values())).sum(0)
             aggregate.append(log_densities.logsumexp(1) - math.log(num_images))
         log_aggregate = torch.cat(aggregate)
     return ELBOSurgery((log_posterior - log_aggregate).cpu().numpy(), (log_aggregate - log_prior).cpu().numpy())

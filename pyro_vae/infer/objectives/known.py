@@ -1,4 +1,4 @@
-r"""What an objective knows of the programs that it is asked for again and again."""
+r"""Cached facts about the programs that an objective evaluates at every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.trace.graphs.surroundings import Surroundings
 
 @dataclass
 class Fact:
-    """What is known of a model and a guide at one batch size: how particles are run, and what the programs are."""
+    """Facts about a model and a guide at one batch size: the layouts of particles, and a description of the program."""
 
     layouts: Layouts | None = None
     description: Description | None = None
@@ -22,13 +22,16 @@ class Fact:
     _state: int = 0
 
     def has_changed(self, model: Program, guide: Program, num_samples: int) -> bool:
-        """Whether other numbers are around the programs than when last asked; of one particle nothing depends on it."""
+        """Return whether a Python value around the programs has changed since the last call.
+
+        With one particle and no layouts, no fact depends on such values.
+        """
         if num_samples == 1 and not self.layouts:
             return False
         if self._surroundings is None:
             try:
                 self._surroundings = Surroundings([model, guide])
-            except OverflowError:  # too much to watch: found out every time
+            except OverflowError:  # too much to watch: determine the facts at every use
                 return True
         before, self._state = self._state, self._surroundings.state()
         return before != self._state
@@ -36,24 +39,23 @@ class Fact:
 
 @dataclass
 class FactCache:
-    """Facts of programs, one for each form of their arguments.
+    """Facts about programs, one entry for each structure and shape of their arguments.
 
-    They are found out anew at uses 1, 2, 4, 8, ..., since weights move, and where numbers around the programs change.
-
-    A decoder whose gate starts at zero shows only later that it mixes particles. While a graph is recorded nothing is
-    found out: the run before has done that.
+    Facts are determined again at uses 1, 2, 4, 8, ..., because parameters change, and when a Python value around the
+    programs changes. For example, a decoder whose gate starts at zero reveals only later that it mixes particles. While
+    a graph is recorded, the facts of the preceding eager run are used.
     """
 
-    is_cache: ClassVar[bool] = True  # no record of a step goes stale with it
+    is_cache: ClassVar[bool] = True  # not watched: its changes do not make a recorded step stale
     facts: dict[Any, Fact] = field(default_factory=dict)
 
     def look_up(self, model: Program, guide: Program, batch: Batch, num_samples: int, *, one_layout: bool) -> Fact:
-        """Return the fact of a model and a guide for K particles of batches of this form."""
+        """Return the facts about a model and a guide for K particles of batches of this structure and shape."""
         try:
             tensors, _, form = batch.flatten()
             key = model, guide, form, tuple(tensor.shape for tensor in tensors)
             fact = self.facts.setdefault(key, Fact())
-        except TypeError:  # a program or an argument that cannot be hashed is not remembered
+        except TypeError:  # a program or argument that cannot be hashed is not cached
             fact = Fact()
         if get_proxy_mode() is not None:
             return fact
@@ -65,5 +67,5 @@ class FactCache:
         return fact
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing, for copies and pickles of an objective: facts are found out again."""
+        """Exclude the facts from copies and pickles of an objective; they are determined again."""
         return {"facts": {}}

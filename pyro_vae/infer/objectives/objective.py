@@ -1,7 +1,7 @@
-r"""What every objective is: the loss of a step as a Pyro ELBO object, made of K particles of each image.
+r"""Base class of all objectives: the loss of a step as a Pyro ELBO object, computed from K particles of each image.
 
-Gradients are pathwise (reparameterized). The loss is minus the objective summed over the batch, the
-convention of `pyro.infer.Trace_ELBO`, and nothing in a step waits for the device.
+Gradients are pathwise (reparameterized). The loss is minus the objective, summed over the batch, as in
+`pyro.infer.Trace_ELBO`. No step synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from pyro_vae.trace import Batch, Layouts, Program
 
 
 class Objective(Trace_ELBO):
-    """A pathwise objective that takes the place of `pyro.infer.Trace_ELBO` in any `pyro.infer.SVI`.
+    """A pathwise objective, a drop-in replacement for `pyro.infer.Trace_ELBO` in any `pyro.infer.SVI`.
 
-    The images of a batch stand in one data plate, so that each has a bound of its own. Scales of `poutine.scale` and of
-    mini-batch plates weigh the terms of the loss as in stock Pyro; the ELBO beside it stays the true one. Factors, and
-    what a guide observes, are added to the loss and are no densities.
+    The images of a batch are inside one data plate, so that each has a separate bound. Scales of `poutine.scale` and of
+    mini-batch plates weight the terms of the loss as in stock Pyro; the reported ELBO is unweighted. Factors, and sites
+    that a guide observes, are added to the loss but are not densities.
 
     Args:
-        num_particles: K.
+        num_particles: Number of particles K of each image.
     """
 
     allows_site_scales = False
-    """Whether each site may have a scale of its own, which multiplies its term; otherwise all have one in common."""
+    """Whether sites may have different scales, each of which multiplies its term; otherwise all share one scale."""
     rescores = False
     """Whether the programs are scored a second time at the same particles."""
     reads_prior = False
-    """Whether the distribution of a latent in the model is read, beside its density."""
+    """Whether the model's distribution of a latent is used, not only its density."""
     draws_from_prior = False
-    """Whether the prior is drawn from, so that it must be a distribution with a sampler."""
+    """Whether the prior is sampled, and so must have a sampler."""
     one_layout = False
-    """Whether the distributions of model and guide are compared with each other, and so must have one layout."""
+    """Whether the distributions of model and guide are compared with each other, and so must have the same layout."""
 
     def __init__(self, num_particles: int = 1) -> None:
         if num_particles < 1:
@@ -50,26 +50,26 @@ class Objective(Trace_ELBO):
 
     @abstractmethod
     def per_image(self, particles: Particles) -> Tensor:
-        """Map the terms of the particles (K, B) to the objective of each image (B,), in nats."""
+        """Map the terms of the particles, shape (K, B), to the objective of each image, shape (B,), in nats."""
 
     def set_step(self, step: int) -> None:
-        """Prepare for a step; its number counts from 0."""
+        """Prepare for a step, whose index counts from 0."""
 
     def bounds(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Estimate the objective and the ELBO of each image from the same particles.
 
         Args:
-            model: program of p(x, z).
-            guide: program of q(z|x).
-            *args: of the programs, or one `Batch`.
-            **kwargs: of the programs.
+            model: Callable that defines p(x, z).
+            guide: Callable that defines q(z|x).
+            *args: Positional arguments of the program, or one `Batch`.
+            **kwargs: Keyword arguments of the program.
 
         Returns:
-            (objective (B,), ELBO (B,)) in nats; the ELBO carries no gradient, and is NaN where there is none.
+            (objective, ELBO), each of shape (B,), in nats. The ELBO has no gradient, and is NaN if it is undefined.
 
         Raises:
-            ValueError: as `draw_particles`; or the sites have scales, or latents that all images share, of which this
-                objective cannot make a bound of each image.
+            ValueError: As `draw_particles`. Also if scales of sites, or latents shared by all images, leave this
+                objective without a bound for each image.
         """
         batch = Batch.from_call(*args, **kwargs)
         num_particles = self.num_particles
@@ -97,38 +97,40 @@ class Objective(Trace_ELBO):
         return objective, particles.elbo
 
     def _check_summed(self, particles: Particles) -> None:
-        """Refuse what is no sum over the values of a discrete latent.
+        """Raise if the objective does not support summation over a discrete latent.
 
         Raises:
-            ValueError: names the site and the objective.
+            ValueError: Names the site and the objective.
         """
         (name, *_) = (*particles.p.summed, *particles.q.enumerated)
         if self.reads_prior or (self.rescores and particles.q.enumerated):
-            raise UserError(f"Site {name!r} is summed out, which {type(self).__name__} cannot do: use ELBO or IWAE.")
+            raise UserError(
+                f"Site {name!r} is summed out, which {type(self).__name__} cannot handle: use ELBO or IWAE."
+            )
 
     def _common_scale(self, particles: Particles) -> float:
-        """Return the one scale of all sites, as of a mini-batch plate; refuse what has no bound of each image."""
+        """Return the scale shared by all sites, e.g. of a mini-batch plate; raise if an image has no bound."""
         name = type(self).__name__
         if shared := particles.description.shared:
             raise UserError(
-                f"Site {shared[0]!r} is shared by all images, which {name} cannot bound one by one: use ELBO."
+                f"Site {shared[0]!r} is shared by all images, so that {name} has no bound for each of them: use ELBO."
             )
         p, q = particles.p, particles.q
         sites = [(n, s) for run in (p, q) for n, s in run.sites.items() if n in particles.log_p or n in particles.log_q]
         for site_name, site in sites:
             if isinstance(site["scale"], Tensor) or site["scale"] != sites[0][1]["scale"]:
                 raise UserError(
-                    f"Site {site_name!r} has a scale of its own, and {name} is no sum over sites: use ELBO, or "
-                    "BetaELBO for a weight of the rate."
+                    f"Site {site_name!r} has a separate scale, but {name} is not a sum over sites: use ELBO, or "
+                    "BetaELBO to weight the rate."
                 )
         return float(sites[0][1]["scale"]) if sites else 1.0
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return minus the objective, summed over the batch, in nats; differentiable."""
+        """Return the loss, minus the objective summed over the batch, in nats; differentiable."""
         return -self.bounds(model, guide, *args, **kwargs)[0].sum()
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the detached loss, after adding its gradients to the parameters."""
+        """Add the gradients of the loss to the parameters, and return the loss, detached."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return loss.detach()
@@ -140,7 +142,7 @@ class Objective(Trace_ELBO):
 
 
 def require_nonnegative(name: str, value: float) -> float:
-    """Return a weight or a floor, or raise ValueError where it is negative or not finite."""
+    """Return a value, or raise ValueError if it is negative or non-finite."""
     if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"{name} is {value}; it must be a number of 0 or more.")
+        raise UserError(f"{name} is {value}; it must be a finite number, 0 or larger.")
     return value

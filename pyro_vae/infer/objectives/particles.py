@@ -1,4 +1,4 @@
-r"""K particles of each image with all their log-densities: what every objective is made of."""
+r"""K particles of each image with all their log-densities, from which every objective is computed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pyro_vae.trace.enumeration import count_states
 
 @dataclass(frozen=True)
 class Particles:
-    """Particles z_k ~ q(z|x) of B images, scored by model and guide; all terms (K, B), float64, in nats.
+    """Particles z_k ~ q(z|x) of B images, scored by model and guide. All terms have shape (K, B), float64, in nats.
 
-    `description` says what the program is, from the first time that it was drawn from.
+    `description` is that of the program, determined when it was first sampled.
     """
 
     model: Program
@@ -46,7 +46,7 @@ class Particles:
 
     @property
     def x(self) -> Tensor:
-        """The images (B, ...)."""
+        """The images, shape (B, ...)."""
         return self.batch.x
 
     @property
@@ -61,9 +61,9 @@ class Particles:
 
     @cached_property
     def log_w(self) -> Tensor:
-        """Log importance weights, log p(x, z) - log q(z|x); a point mass and an improper prior add nothing.
+        """Log importance weights, log p(x, z) - log q(z|x).
 
-        What the guide enumerates is summed out of them.
+        Point masses and improper priors contribute 0. Sites that the guide enumerates are summed out.
         """
         if not self.q.enumerated:
             return self._log_ratio
@@ -80,35 +80,35 @@ class Particles:
 
     @property
     def weighted(self) -> Tensor:
-        """The terms of the ELBO, each times the scale of its site, as stock `Trace_ELBO` has it."""
+        """The terms of the ELBO, each multiplied by the scale of its site, as in stock `Trace_ELBO`."""
         if not (self.p_terms.scaled or self.q_terms.scaled):
             return self._bound
         return self._expected(_total(self.p_terms.weighted) - _total(self.q_terms.weighted))
 
     @property
     def losses(self) -> Tensor:
-        """What stands in the objective beside densities: factors of the model less those of the guide, scaled."""
+        """Scaled terms of the objective that are not densities: factors of the model minus those of the guide."""
         return self._expected(_total(self.p_terms.losses) - _total(self.q_terms.losses))
 
     def _of_states(self, value: Tensor) -> Tensor:
-        """Return a quantity of every particle, (S * K, B), as (S, K, B)."""
+        """Reshape a value of every particle and state of the enumerated sites, from (S * K, B) to (S, K, B)."""
         return value.unflatten(0, (count_states(self.q.layout.enumerated), -1))
 
     def _expected(self, value: Tensor) -> Tensor:
-        """Return the mean over what the guide enumerates, under its own probabilities: (K, B) of (S * K, B)."""
+        """Return the mean over the enumerated states under their own probabilities, from (S * K, B) to (K, B)."""
         if not self.q.enumerated:
             return value
-        shares = self._of_states(_total({name: self.log_q[name] for name in self.q.enumerated})).exp()
-        possible = shares > 0  # what has no probability counts for nothing, and may have no finite term
-        return (shares * torch.where(possible, self._of_states(value), 0.0)).sum(0)
+        probs = self._of_states(_total({name: self.log_q[name] for name in self.q.enumerated})).exp()
+        possible = probs > 0  # other states contribute 0, although their terms may be infinite
+        return (probs * torch.where(possible, self._of_states(value), 0.0)).sum(0)
 
     @property
     def elbo(self) -> Tensor:
-        """The ELBO of each image (B,), without gradient, scales or factors; NaN of a program without log weights."""
+        """The ELBO of each image (B,), without gradient, scales or factors; NaN for a program without log weights."""
         if self.description.no_density_reason:
             return torch.full_like(self.log_w[0], torch.nan).detach()
         value = self._bound.detach().mean(0)
-        # Of what all images share, a batch has the part of its images in the data set.
+        # A site that all images share counts in proportion to the fraction of the data set that is in the batch.
         rest = 1 - self.p.batch_size / self.p.frame.data.full_size
         for name in self.description.shared if rest else ():
             for terms, sign in ((self.log_p, rest), (self.log_q, -rest)):
@@ -117,17 +117,17 @@ class Particles:
 
     @property
     def log_likelihood(self) -> Tensor:
-        """The observed sites' terms, log p(x|z)."""
+        """Log-likelihood log p(x|z), the sum over observed sites."""
         return self._observed(self.p_terms.densities)
 
     @property
     def weighted_likelihood(self) -> Tensor:
-        """The same, each term times the scale of its site."""
+        """Log-likelihood with each term multiplied by the scale of its site."""
         return self._observed(self.p_terms.weighted)
 
     @property
     def weighted_rate(self) -> Tensor:
-        """The latent sites' terms, log q(z|x) - log p(z), times their scales: the rate, in expectation."""
+        """Log ratio log q(z|x) - log p(z) over latent sites, scaled, whose expectation is the rate."""
         p_terms = {name: self.p_terms.weighted[name] for name in self.q.latents}
         return self._expected(_total(self.q_terms.weighted) - _total(p_terms))
 
@@ -135,21 +135,21 @@ class Particles:
         return self._expected(_total({name: value for name, value in terms.items() if name not in self.q.latents}))
 
     def rescore_detached(self, program: Program, *, weighted: bool = False) -> Tensor:
-        """Score the model or the guide at the same z, through which no gradient flows: the sum of its terms.
+        """Return the log-density of the model or the guide, scored again at the detached samples.
 
         Raises:
-            ValueError: it has no density at given values, as a flow without an inverse.
+            ValueError: If it has no density at given values, e.g. a flow without an inverse.
         """
-        which = int(program == self.guide)
-        run = (self.p, self.q)[which]
+        is_guide = int(program == self.guide)
+        run = (self.p, self.q)[is_guide]
         values = {name: value.detach() for name, value in self.q.values.items()}
         try:
-            again = replay(program, self.batch, values, run, self.noise[which] if self.noise else None)
-            terms = again.terms(guide=bool(which))
+            rescored = replay(program, self.batch, values, run, self.noise[is_guide] if self.noise else None)
+            terms = rescored.terms(guide=bool(is_guide))
         except (KeyError, NotImplementedError) as error:
             raise UserError(
-                f"{type(error).__name__} where a program is scored again at the values that it has drawn: stl and dreg "
-                "need invertible transforms; use elbo or iwae."
+                f"The program cannot be scored again at its own samples ({type(error).__name__}): stl and dreg need "
+                "invertible transforms; use elbo or iwae."
             ) from error
         return _total(terms.weighted if weighted else terms.densities)
 
@@ -164,20 +164,20 @@ def draw_particles(
     description: Description | None = None,
     rescores: bool = False,
 ) -> Particles:
-    """Draw and score K particles of each image with pathwise gradients.
+    """Sample and score K particles of each image with pathwise gradients.
 
     Args:
-        model: program of p(x, z).
-        guide: program of q(z|x).
-        batch: what they are called with.
-        num_samples: K.
-        layouts: how they are run, where that is known.
-        description: what they are, where that is known.
-        rescores: whether the programs will be scored a second time, under the same noise.
+        model: Callable that defines p(x, z).
+        guide: Callable that defines q(z|x).
+        batch: Arguments of the program.
+        num_samples: Number of particles K.
+        layouts: Layouts of the particles, if known.
+        description: Description of the program, if known.
+        rescores: Whether the program will be scored a second time, with the same noise.
 
     Raises:
-        ValueError: a latent site has no reparameterized gradient or is missing on one side, or as
-            `trace_model_and_guide`; where Pyro's validation is on, data outside their support.
+        ValueError: If a latent site has no reparameterized sampler, or is missing in the model or the guide, or as
+            `trace_model_and_guide`. With Pyro's validation enabled, also if data are outside their support.
     """
     batch = Batch.of(batch)
     noise = (SharedNoise(), SharedNoise()) if rescores else None
@@ -186,7 +186,7 @@ def draw_particles(
     if is_validation_enabled():
         check_trace_support(p)
     description = description or describe_traces(guide, batch, p, q)
-    # Model before guide, the order of stock Pyro: gradients then add up in its order, to the same bits.
+    # Score the model first, as stock Pyro does: gradients then accumulate in its order, bit for bit.
     p_terms = p.terms()
     return Particles(model, guide, batch, p, q, p_terms, q.terms(guide=True), description, noise)
 
@@ -199,12 +199,12 @@ def _check_gradients(q: ParticleTrace) -> None:
         if name in q.enumerated:
             continue
         if not kind.has_rsample and (name in q.drawn or q.is_factor(name)):
-            remedy = "pass has_rsample=True to pyro.factor" if q.is_factor(name) else "use one that has"
+            remedy = "pass has_rsample=True to pyro.factor" if q.is_factor(name) else "use a distribution that has one"
             if getattr(kind, "has_enumerate_support", False):
-                remedy = 'mark it infer={"enumerate": "parallel"} to have it summed over'
+                remedy = 'mark it infer={"enumerate": "parallel"} to sum it out'
             raise UserError(f"Guide site {name!r} ({type(kind).__name__}) has no reparameterized sampler; {remedy}.")
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
     values = list(terms.values())
-    return sum(values[1:], values[0]) if values else torch.tensor(0)  # from the first: adding it to 0 is an operation
+    return sum(values[1:], values[0]) if values else torch.tensor(0)  # not from 0, which would add an operation

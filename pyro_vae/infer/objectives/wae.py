@@ -1,17 +1,18 @@
-r"""The Wasserstein autoencoder with a kernel: all codes together, not those of each image, are to match the prior.
+r"""The Wasserstein autoencoder with a kernel: matches the aggregate posterior, not each posterior, to the prior.
 
     E_q[log p(x|z)]  -  weight * MMD^2(q(z), p(z)),        q(z) = E_x q(z|x)
 
-The cost of an image is its own distortion, in nats; the penalty is the maximum mean discrepancy of the two laws of z,
+The cost of an image is its own distortion, in nats. The penalty is the squared maximum mean discrepancy of the two
+distributions of z,
 
     MMD^2(q, p) = E k(a, a') + E k(b, b') - 2 E k(a, b),    a, a' ~ q,  b, b' ~ p,  all independent,
 
-which is 0 where they are one law, for the inverse multiquadratic kernel over R^D, summed over scales s,
+which is 0 if and only if they are equal, for the inverse multiquadratic kernel over R^D, summed over scales s,
 
     k(a, b) = sum_s C / (C + |a - b|^2),    C = 2 D s,    s = 0.1, 0.2, 0.5, 1, 2, 5, 10.
 
-2 D is the mean squared distance of two draws from N(0, I); the scales are those of the authors' code. No bound on
-log p(x) comes of it. Tolstikhin, Bousquet, Gelly, Schoelkopf, "Wasserstein Auto-Encoders", ICLR 2018
+2 D is the mean squared distance between two samples of N(0, I); the scales are those of the authors' code. The
+objective is not a bound on log p(x). Tolstikhin, Bousquet, Gelly, Schoelkopf, "Wasserstein Auto-Encoders", ICLR 2018
 (https://arxiv.org/abs/1711.01558); the U-statistic of Gretton, Borgwardt, Rasch, Schoelkopf, Smola, "A Kernel
 Two-Sample Test", JMLR 13 (2012).
 """
@@ -32,38 +33,47 @@ _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def mmd(a: Tensor, b: Tensor) -> Tensor:
-    """Estimate MMD^2 of the laws that two samples come from, without bias: about 0 it is negative as often as not.
+    """Estimate MMD^2 between the distributions of two samples, without bias: near 0 the estimate may be negative.
 
     Args:
-        a: n independent draws of one law, (..., n, D).
-        b: m of the other, (..., m, D).
+        a: n independent draws from one distribution, shape (..., n, D).
+        b: m independent draws from the other, shape (..., m, D).
 
     Returns:
-        The U-statistic, (...), float64.
+        The U-statistic, shape (...), float64.
 
     Raises:
-        ValueError: a sample has fewer than two draws, or they lie in different spaces.
+        ValueError: If a sample has fewer than two draws, or the dimensions D differ.
+
+    Example:
+        Samples of one distribution, and of two that are one unit apart:
+
+        >>> a, b = torch.randn(2, 1000, 1)
+        >>> print(f"{mmd(a, b).abs():.2f}, {mmd(a, b + 1):.2f}")
+        0.00, 0.78
     """
     if min(a.shape[-2], b.shape[-2]) < 2 or a.shape[-1] != b.shape[-1]:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise UserError(f"The samples have shapes {shapes}; give two draws or more of each, (..., n, D), in one R^D.")
+        raise UserError(
+            f"The samples have shapes {shapes}; give at least two draws of each, as (..., n, D) and (..., m, D)."
+        )
     a, b = a.double(), b.double()
     return _within(_kernel(a, a)) + _within(_kernel(b, b)) - 2 * _kernel(a, b).mean((-2, -1))
 
 
 class WAE(Objective):
-    """E_q[log p(x|z)] - mmd_weight * MMD^2 of the codes of the batch and as many prior draws, for each particle.
+    """E_q[log p(x|z)] - mmd_weight * MMD^2 between the codes of the batch and equally many prior samples, per particle.
 
-    The penalty is the same for all images of a batch, and a batch of one has none. A prior is trained where its draws
-    are pathwise; others stay as they start, since nothing here asks for log p(z). Nor does anything keep a Gaussian
-    posterior wide: the ELBO beside this objective is the true one, and may fall while this rises.
+    The penalty is the same for all images of a batch, and 0 for a batch of one. A prior is trained only if its samples
+    are reparameterized, because the objective does not contain log p(z). Nothing prevents a Gaussian posterior from
+    shrinking to a point. The reported ELBO is not affected, and may decrease while the objective increases.
 
     Args:
-        num_particles: K.
-        mmd_weight: nats per unit of MMD^2.
+        num_particles: Number of particles K.
+        mmd_weight: Weight of MMD^2, in nats.
 
     Raises:
-        ValueError: at the first use, where a program has several latent sites, or the prior has no sampler.
+        ValueError: At the first use, if the program has several latent sites, or the prior has no sampler.
     """
 
     reads_prior = True
@@ -74,14 +84,14 @@ class WAE(Objective):
         self.mmd_weight = require_nonnegative("mmd_weight", mmd_weight)
 
     def per_image(self, particles: Particles) -> Tensor:
-        """Return the log-likelihood less the weighted discrepancy of the batch."""
+        """Return the log-likelihood minus the weighted discrepancy of the batch."""
         return particles.log_likelihood.mean(0) - self.mmd_weight * self.discrepancy(particles)
 
     def discrepancy(self, particles: Particles) -> Tensor:
-        """Estimate MMD^2 of the codes and the prior, the mean over particles."""
+        """Estimate MMD^2 between the codes and the prior, averaged over particles."""
         if len(particles.q.values) != 1:
             num_sites = len(particles.q.values)
-            raise UserError(f"The MMD to the prior is of one latent site, and this program has {num_sites}.")
+            raise UserError(f"WAE supports exactly one latent site, and this program has {num_sites}.")
         ((name, z),) = particles.q.values.items()
         if z.shape[1] == 1:
             return torch.zeros((), dtype=torch.float64, device=z.device)
@@ -91,8 +101,8 @@ class WAE(Objective):
             draws = particles.p.per_image(name, _draws, extra=prior.event_dim)
         except NotImplementedError as error:
             raise UserError(
-                f"The prior of {name!r} ({type(prior).__name__}) has no sampler, and the codes are held against its "
-                "draws: give the program a proper prior."
+                f"The prior of {name!r} ({type(prior).__name__}) has no sampler, but the codes are compared with "
+                "its samples: use a proper prior."
             ) from error
         codes, draws = (values.reshape(*z.shape[:2], -1) for values in (z, draws))
         return mmd(codes, draws).mean()
@@ -105,14 +115,14 @@ def _draws(site: Any) -> Tensor:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Return k of each of n points with each of m, (..., n, m)."""
+    """Return the kernel between each of n and each of m points, shape (..., n, m)."""
     square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2) - 2 * a @ b.mT
     sizes = [2 * a.shape[-1] * scale for scale in _SCALES]
     return torch.as_tensor(sum(size / (size + square) for size in sizes))
 
 
 def _within(kernel: Tensor) -> Tensor:
-    """Return the mean of k (..., n, n) over pairs of different points."""
+    """Return the mean of a kernel matrix, shape (..., n, n), over pairs of distinct points."""
     num_points = kernel.shape[-1]
-    of_pairs = kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return of_pairs / (num_points * (num_points - 1))
+    off_diagonal = kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return off_diagonal / (num_points * (num_points - 1))

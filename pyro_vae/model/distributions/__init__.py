@@ -1,1 +1,1 @@
-"""Distributions that neither torch nor Pyro has."""
+"""Distributions that torch and Pyro lack, or that are less accurate there."""

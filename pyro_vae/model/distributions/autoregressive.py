@@ -1,9 +1,9 @@
-r"""Distributions of binary images by their pixels in raster order, each given those before it.
+r"""Autoregressive distributions of binary images, each pixel conditioned on the preceding ones in raster order.
 
     p(x|h) = prod_i Bernoulli(x_i; sigmoid(logits_i(x_<i, h)))
 
-The density of an image takes one pass of a network. Drawing one takes its pixels in turn, but not a pass for each: what
-the rows above say is computed once for a row, what stands to the left once for a pixel.
+Evaluating the probability of an image takes one pass of the network. Sampling is sequential, but does not repeat that
+pass for every pixel: the features of the rows above are computed once per row, those of the current row once per pixel.
 """
 
 from __future__ import annotations
@@ -21,32 +21,39 @@ from pyro_vae.errors import UserError
 
 
 class RasterNetwork(Protocol):
-    """What gives the logits, in two parts: of the rows above a pixel, and of what stands to its left as well."""
+    """Network that computes features of the rows above a pixel, and logits from these and the pixels to its left."""
 
     receptive_rows: int
-    """Rows above its own that a pixel depends on."""
+    """Number of rows above a pixel in its receptive field."""
 
     @property
     def bias(self) -> Tensor:
-        """Of the logits, (height, width)."""
+        """Logit bias, shape (height, width)."""
 
     def vertical(self, x: Tensor, features: Tensor | None) -> Iterable[Tensor]:
-        """Map rows (N, rows, width), and the feature maps of these, (N, F, rows, width), to maps (N, C, rows, width).
+        """Compute features of the rows above each row.
 
-        Those of a row depend on the rows above it, and are those of the whole image where there are `receptive_rows`.
+        The features of a row equal those from the whole image if `x` contains the `receptive_rows` rows above it.
+
+        Args:
+            x: Rows, shape (N, rows, width).
+            features: Conditioning features of these rows, shape (N, F, rows, width), or None.
+
+        Returns:
+            Feature maps, shape (N, C, rows, width), of one or more layers.
         """
 
     def logits(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
-        """Map rows (N, rows, width) and what stands above them to logits (N, rows, width), less their bias."""
+        """Return logits without bias, shape (N, rows, width), for rows `x` and the features `above` from `vertical`."""
 
 
 class Autoregressive(dist.TorchDistribution):
-    """A distribution of binary images, event shape (height, width). Its mean has no closed form.
+    """Autoregressive distribution of binary images, event shape (height, width). Its mean has no closed form.
 
     Args:
-        net: gives the logits.
-        features: feature maps h, (..., F, height, width), batch shape (...), or None.
-        batch_shape: of a distribution without features.
+        net: Network that computes the logits.
+        features: Conditioning features h, shape (..., F, height, width), or None; (...) is the batch shape.
+        batch_shape: Batch shape if there are no features.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as in torch
@@ -64,26 +71,26 @@ class Autoregressive(dist.TorchDistribution):
         super().__init__(batch_shape, net.bias.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Autoregressive:
-        """Return the same distribution under more batch dimensions."""
+        """Return the same distribution with batch shape `batch_shape`."""
         features = self.features
         if features is not None:
             features = features.expand(*batch_shape, *features.shape[-3:])
         return Autoregressive(self.net, features, batch_shape, validate_args=False)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logit of each pixel of x, (..., height, width), given those before it.
+        """Return the logit of each pixel of `x`, shape (..., height, width), given the preceding pixels.
 
-        Without features they are those of x alone, whatever the batch shape.
+        Without features, the logits do not depend on the batch shape, and are not expanded to it.
         """
         leading = x.shape[:-2]
         if self.features is not None:
             leading = torch.broadcast_shapes(leading, self.batch_shape)
-        rows, features = self._in_rows(x, leading)
+        rows, features = self._flatten_leading(x, leading)
         logits = self.net.logits(rows, self.net.vertical(rows, features)) + self.net.bias
         return logits.view(*leading, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score images (..., height, width), in nats."""
+        """Return the log-probability of images, shape (..., height, width), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         total = logsigmoid((2 * value - 1) * self.logits(value)).sum((-2, -1))
@@ -95,36 +102,37 @@ class Autoregressive(dist.TorchDistribution):
 
     @torch.no_grad()
     def inpaint(self, x: Tensor, num_observed: int) -> Tensor:
-        """Draw the rest of images from its exact conditional distribution given their first pixels.
+        """Sample the remaining pixels from their exact conditional distribution given the first pixels.
 
         Args:
-            x: images, (..., height, width).
-            num_observed: number of pixels, in raster order, that are held; the others are not looked at.
+            x: Images, shape (..., height, width).
+            num_observed: Number of observed pixels, in raster order. The values of the others are ignored.
 
         Returns:
-            Images, of the leading dimensions of x and of the batch shape together.
+            Completed images, whose leading dimensions are those of `x` broadcast with the batch shape.
 
         Raises:
-            ValueError: more pixels are seen than there are, or fewer than none.
+            ValueError: If `num_observed` is negative or exceeds the number of pixels.
         """
         height, width = self.event_shape
         if not 0 <= num_observed <= height * width:
-            raise UserError(f"num_observed is {num_observed}; it must lie between 0 and {height * width}.")
+            raise UserError(f"num_observed is {num_observed}; it must be between 0 and {height * width}.")
         leading = torch.broadcast_shapes(x.shape[:-2], self.batch_shape)
-        rows, features = self._in_rows(x, leading)
+        rows, features = self._flatten_leading(x, leading)
         raster = torch.arange(height * width, device=x.device).view(height, width)
         rows = torch.where(raster < num_observed, rows, 0)
         for row in range(num_observed // width, height):
-            near = slice(max(0, row - self.net.receptive_rows), row + 1)
-            known = None if features is None else features[..., near, :]
-            above = [part[..., -1:, :] for part in self.net.vertical(rows[:, near], known)]
+            # The logits of a row depend only on this window, in which it is the last row.
+            window = slice(max(0, row - self.net.receptive_rows), row + 1)
+            window_features = None if features is None else features[..., window, :]
+            above = [layer[..., -1:, :] for layer in self.net.vertical(rows[:, window], window_features)]
             for column in range(max(0, num_observed - row * width), width):
                 logits = self.net.logits(rows[:, row : row + 1], above)[:, 0, column] + self.net.bias[row, column]
                 rows[:, row, column] = torch.bernoulli(logits.sigmoid())
         return rows.view(*leading, height, width)
 
-    def _in_rows(self, x: Tensor, leading: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Bring images and features to one batch dimension, (N, height, width) and (N, F, height, width)."""
+    def _flatten_leading(self, x: Tensor, leading: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Flatten the leading dimensions: images to (N, height, width), features to (N, F, height, width)."""
         features = self.features
         if features is not None:
             features = features.expand(*leading, *features.shape[-3:]).reshape(-1, *features.shape[-3:])

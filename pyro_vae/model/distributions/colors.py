@@ -1,14 +1,14 @@
-r"""Color images whose three channels are one mixture in each pixel, green given red and blue given both.
+r"""Color images with one mixture per pixel over its three channels: green depends on red, and blue on both.
 
     p(r, g, b) = sum_c pi_c P(r | c) P(g | r, c) P(b | r, g, c),
 
-each factor a `DiscretizedLogistic` with a scale of its own and the locations
+where each factor is a `DiscretizedLogistic` with its own scale, and with the locations
 
     m_r = mu_r,    m_g = mu_g + alpha (r - 1/2),    m_b = mu_b + beta (r - 1/2) + gamma (g - 1/2).
 
-Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017 (https://arxiv.org/abs/1701.05517), section 2.2. Their values
-are y = 2 x - 1, in [-1, 1], where ours are x, in [0, 1]: alpha y_r added to a location of y is alpha (r - 1/2) added to
-one of x, so that the coefficients are theirs, number for number, and zero is no dependence in either.
+Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017 (https://arxiv.org/abs/1701.05517), section 2.2. They use
+values y = 2 x - 1 in [-1, 1] instead of x in [0, 1]. Adding alpha y_r to a location of y amounts to adding
+alpha (r - 1/2) to a location of x, so that the coefficients are identical to theirs, and zero means independence.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pyro_vae.model.distributions.pixels import DiscretizedLogistic
 
 
 class ColorLogisticMixture(dist.TorchDistribution):
-    """Independent pixels of three dependent channels, batch shape (...), event shape (3, height, width).
+    """Independent pixels with three dependent channels, batch shape (...), event shape (3, height, width).
 
-    Its mean and variance have no closed form: a location moves with channels that are rounded and cut off at the ends,
-    and the exact mean of blue is a sum over the 256^2 values of red and green.
+    The mean and the variance have no closed form, because locations depend on channels that are rounded and clamped to
+    [0, 1]: e.g. the exact mean of blue is a sum over the 256^2 values of red and green.
 
     Args:
-        logits: unnormalized log-weights of the C components of a pixel, (..., height, width, C).
-        loc: mu of each channel, in units of x, (..., 3, height, width, C).
-        scale: of the shape of loc.
-        coefficients: alpha, beta and gamma, of the shape of loc.
+        logits: Unnormalized log-weights of the C components of a pixel, shape (..., height, width, C).
+        loc: mu of each channel, in units of x, shape (..., 3, height, width, C).
+        scale: Scale of each channel, in units of x, same shape as `loc`.
+        coefficients: alpha, beta and gamma, same shape as `loc`.
     """
 
     arg_constraints = {  # noqa: RUF012 -- as in torch
@@ -51,7 +51,7 @@ class ColorLogisticMixture(dist.TorchDistribution):
         super().__init__(loc.shape[:-4], loc.shape[-4:-1], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ColorLogisticMixture:
-        """Return the same distribution under more batch dimensions."""
+        """Return the same distribution with batch shape `batch_shape`."""
         logits = self.logits.expand(*batch_shape, *self.logits.shape[-3:])
         loc, scale, coefficients = (
             part.expand(*batch_shape, *part.shape[-4:]) for part in (self.loc, self.scale, self.coefficients)
@@ -59,7 +59,7 @@ class ColorLogisticMixture(dist.TorchDistribution):
         return ColorLogisticMixture(logits, loc, scale, coefficients, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Score images (..., 3, height, width), in nats."""
+        """Return the log-probability of images, shape (..., 3, height, width), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         x = value.unsqueeze(-1)  # the same for every component
@@ -72,7 +72,7 @@ class ColorLogisticMixture(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw images, without gradients: of each pixel a component, then red, green and blue in turn."""
+        """Draw images without gradients: for each pixel a component, then red, green and blue."""
         component = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
         index = component[..., None, :, :, None].expand(*self._extended_shape(sample_shape), 1)
         mu, scale, coefficients = (

@@ -1,4 +1,4 @@
-"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over an image or a row; see `base`."""
+"""Likelihoods p(x|z): modules whose ``forward(z)`` returns a distribution over an image or a row of a table."""
 
 from pyro_vae.model.likelihoods.base import Decoder, Likelihood, mean_logits
 from pyro_vae.model.likelihoods.binary import Bernoulli, ContinuousBernoulli, CrossEntropy

@@ -1,4 +1,4 @@
-r"""Likelihoods of pixels between black and white, by one logit for each."""
+r"""Likelihoods with one logit per pixel, for pixels in {0, 1} or in [0, 1]."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class Bernoulli(Likelihood):
 
 
 class CrossEntropy(Bernoulli):
-    """The binary cross-entropy of gray pixels, in the place of log p(x|z): a loss, and no likelihood. Domain: [0, 1].
+    """Binary cross-entropy of gray pixels, used instead of -log p(x|z): a loss, not a likelihood. Domain: [0, 1].
 
-    It is what many introductions train on gray MNIST. It has no normalization, so that there is a rate and a distortion
-    but neither an ELBO nor log p(x); `ContinuousBernoulli` is the likelihood that it lacks.
+    Many introductions train it on gray MNIST. It is unnormalized, so that rate and distortion exist, but the ELBO and
+    log p(x) do not. `ContinuousBernoulli` is its normalized counterpart.
     """
 
     def forward(self, z: Tensor) -> dist.Distribution:
-        """Return the loss as a distribution, batch shape (...), event shape (*pixels)."""
+        """Return the unnormalized distribution of the loss, batch shape (...), event shape (*pixels)."""
         (logits,) = self._outputs(z)
         return self._independent(pixels.CrossEntropy(logits=logits))
 
 
 class ContinuousBernoulli(Likelihood):
-    r"""Independent pixels of density C(l) exp(l x) on [0, 1], l the logit. Domain: [0, 1].
+    r"""Independent pixels with the density C(l) exp(l x) on [0, 1], where l is the logit. Domain: [0, 1].
 
     Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
     NeurIPS 2019 (https://arxiv.org/abs/1907.06845).
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
-        # Of the mean there is no closed-form inverse; it rises from 0.02 to 0.98 over this table.
+        # The mean has no closed-form inverse: interpolate a table, over which it rises from 0.02 to 0.98.
         logits = torch.linspace(-50, 50, 10_001, dtype=torch.float64, device=images.device)
         means = pixels.ContinuousBernoulli(logits).mean
         init_bias = np.interp(mean_image(images).cpu(), means.cpu(), logits.cpu())

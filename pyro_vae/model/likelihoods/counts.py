@@ -1,9 +1,10 @@
-r"""Likelihoods of counts, such as of genes in a cell: p(x|z) with mean l(z) * softmax(f(z)).
+r"""Likelihoods of counts, e.g. of genes in a cell: p(x|z) with mean l(z) * softmax(f(z)).
 
-l(z) is the library size, the expected sum of a row, and the softmax says how it is shared among the columns, as in
-Lopez, Regier, Cole, Jordan, Yosef, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15 (2018)
-(https://doi.org/10.1038/s41592-018-0229-2). There l is a latent of its own, or the observed sum of the row. Here it is
-read off z: a density that is given the sum of x is not one of x, and its numbers would compare with no other's.
+l(z) is the library size, the expected sum of a row, and the softmax distributes it over the columns, as in Lopez,
+Regier, Cole, Jordan, Yosef, "Deep generative modeling for single-cell transcriptomics", Nature Methods 15 (2018)
+(https://doi.org/10.1038/s41592-018-0229-2). There, l is a separate latent or the observed sum of the row. Here, the
+decoder predicts it from z: a density conditioned on the sum of x is not a density of x, and its values could not be
+compared with those of other likelihoods.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from torch import Tensor, nn
 
 from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 
-_MIN_LOG_MEAN = -30.0  # the exponential of less is 0 in float32, and its logarithm infinite
-_MAX_LOG_DISPERSION = 7.0  # beyond 1,100 the distribution is a Poisson one, and lgamma has no digits left in float32
+_MIN_LOG_MEAN = -30.0  # keeps the mean well above 0 in float32, where its logarithm would be infinite
+# A dispersion of exp(7), about 1,100. Beyond it, the distribution is nearly Poisson, and differences of lgamma lose
+# their precision in float32.
+_MAX_LOG_DISPERSION = 7.0
 
 
 class Poisson(Likelihood):
-    """Independent counts, Poisson given z. Domain: 0, 1, 2, ...
+    """Independent counts with a Poisson distribution given z. Domain: 0, 1, 2, ...
 
     Args:
-        decoder: as in `likelihoods`.
-        images: training rows (N, columns) of counts, floating-point.
+        decoder: Function that returns a network with the given number of output channels.
+        images: Training rows of counts, floating-point, shape (N, columns).
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:
@@ -36,19 +39,21 @@ class Poisson(Likelihood):
         return self._independent(dist.Poisson(self._log_mean(z).exp()))
 
     def _log_mean(self, z: Tensor) -> Tensor:
-        shares, library = self._outputs(z)
-        log_mean = shares.log_softmax(-1) + library.mean(-1, keepdim=True)
+        logits, library = self._outputs(z)
+        log_mean = logits.log_softmax(-1) + library.mean(-1, keepdim=True)
         return log_mean.clamp(min=_MIN_LOG_MEAN)
 
 
 class NegativeBinomial(Poisson):
-    """Independent counts, negative binomial given z, with a dispersion for each column. Domain: 0, 1, 2, ...
+    """Independent counts with a negative binomial distribution given z. Domain: 0, 1, 2, ...
 
-    With mean m and dispersion d the variance is m (1 + m / d).
+    With mean m and dispersion d, the variance is m (1 + m / d). Each column has a learned dispersion, which does not
+    depend on z.
 
     Args:
-        decoder: as in `likelihoods`.
-        images: training rows (N, columns) of counts, floating-point; the dispersions start at their moments.
+        decoder: Function that returns a network with the given number of output channels.
+        images: Training rows of counts, floating-point, shape (N, columns). The dispersions are initialized from their
+            means and variances.
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:

@@ -1,4 +1,4 @@
-r"""Likelihoods of the 256 levels of 8-bit pixels, as these are."""
+r"""Likelihoods of 8-bit pixels as 256 discrete gray levels, without dequantization."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from pyro_vae.model.likelihoods.base import Decoder, Likelihood
 class LogisticMixture(Likelihood):
     """Independent pixels, each a mixture of C logistic distributions rounded to gray levels. Domain: 0, 1/255, ..., 1.
 
-    Of color images (3, height, width) a pixel is one mixture over its three channels, green given red and blue given
-    both, by coefficients tanh(a(z)): see `ColorLogisticMixture`. With another number of channels than three, they are
-    independent pixels.
+    For color images, shape (3, height, width), each pixel is one mixture over its three channels, in which green
+    depends on red, and blue on both, with coefficients tanh(a(z)): see `ColorLogisticMixture`. Channels are independent
+    if their number is not three.
 
     Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017 (https://arxiv.org/abs/1701.05517).
 
     Args:
-        decoder: as above. It gives each channel of a color image a log-weight for each component, and that of the pixel
-            is their mean.
-        images: as above; the locations start at quantiles of each pixel, over the first 2,000, so that a component of a
-            color pixel starts as dark, medium or bright in all channels; the coefficients start at zero.
-        num_components: C.
+        decoder: Function that returns a network with the given number of output channels. For color images, the network
+            returns log-weights of the components for each color channel, which are averaged over the three.
+        images: Training images, uint8, shape (N, *pixels). The biases of the locations are initialized to quantiles of
+            each pixel over the first 2,000 images, so that a component of a color pixel is initially dark, medium or
+            bright in all three channels. Those of the coefficients are initialized to zero.
+        num_components: C, the number of components.
     """
 
     def __init__(self, decoder: Decoder, images: Tensor, num_components: int = 5) -> None:
@@ -36,7 +37,7 @@ class LogisticMixture(Likelihood):
         loc = torch.quantile(images[:2000].to(levels.dtype) / 255, levels, dim=0)
         init_bias = [torch.zeros_like(loc), loc, torch.full_like(loc, math.log(0.05))]
         if images.dim() == 4 and images.shape[1] == 3:
-            init_bias.append(torch.zeros_like(loc))  # of the coefficients
+            init_bias.append(torch.zeros_like(loc))  # coefficients
         super().__init__(decoder, torch.cat(init_bias))
         self.num_components = num_components
 
@@ -44,7 +45,7 @@ class LogisticMixture(Likelihood):
         """Return p(x|z), batch shape (...), event shape (*pixels)."""
         outputs = torch.stack(self._outputs(z), -1).unflatten(-1, (-1, self.num_components))
         logits, loc, log_scale, *coefficients = outputs.unbind(-2)
-        # A floor of a seventh of a level, far below what the data can tell apart, keeps the scale positive.
+        # Clamping at a seventh of a gray level, far below the resolution of the data, keeps the scale positive.
         scale = log_scale.clamp(min=-7.5).exp()
         if coefficients:
             return ColorLogisticMixture(logits.mean(-4), loc, scale, coefficients[0].tanh())
@@ -53,9 +54,9 @@ class LogisticMixture(Likelihood):
 
 
 class Categorical(Likelihood):
-    """Independent pixels with a probability for each of the 256 gray levels. Domain: 0, 1/255, ..., 1.
+    """Independent pixels, categorical over the 256 gray levels. Domain: 0, 1/255, ..., 1.
 
-    The levels start at their frequencies in each pixel, each counted half a time more than it was seen.
+    The biases are initialized to the log-frequencies of the levels in each pixel, with add-1/2 smoothing.
     """
 
     def __init__(self, decoder: Decoder, images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Networks of encoders and decoders, each kind built from the shape of an image."""
+"""Encoder and decoder networks, in families that are bound to an image shape."""
 
 from pyro_vae.model.nets.conv import Conv, ResNet
 from pyro_vae.model.nets.dense import MLP, Dense, Gated, NetworkFamily, relu

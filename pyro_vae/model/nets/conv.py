@@ -1,13 +1,13 @@
-r"""Convolutional networks of images of any size, which is halved again and again: 28x28 -> 14x14 -> 7x7.
+r"""Convolutional networks for images of any size, with strided stages that halve it: 28x28 -> 14x14 -> 7x7.
 
-An image below 64 pixels on its longer side is halved twice. From 64 on it is halved once more each time that side
-doubles (64: three times, 128: four), down to 8 to 16 pixels, so that the dense layer behind does not grow with the
-image. The channels double at each halving, up to 256.
+There are two stages for images with a longer side below 64 pixels, and one more whenever that side doubles from 64 on
+(64: three, 128: four). That side then ends at 8 to 16 pixels, so that the dense layer does not grow with the image. The
+number of channels doubles at each stage, up to 256.
 
-They have no batch normalization, which would mix particles and images; residual branches start at zero instead
-(Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321). Of more than two at a
-resolution each counts 2/depth: Adam moves every weight by the learning rate, and the first steps of many branches would
-add up.
+There is no batch normalization, because it would couple particles and images. Residual branches are initialized to zero
+instead (Zhang, Dauphin, Ma, "Fixup Initialization", ICLR 2019, https://arxiv.org/abs/1901.09321). If a stage has more
+than two of them, each is scaled by 2/depth: Adam changes every weight by about the learning rate, so that the first
+updates of many branches would add up.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError
 from pyro_vae.model.nets.dense import check_pixels, linear, relu
 
-_MAX_CHANNELS = 256  # of a resolution, unless the first has more
+_MAX_CHANNELS = 256  # per stage, unless `width` is larger
 
 
 class Conv:
     """Convolutional encoders and decoders with rectified linear units (see `nets.NetworkFamily`).
 
     Args:
-        pixel_shape: height and width of an image, after its channels where it has some.
-        hidden_dim: units of the dense layer between image and code.
-        depth: residual blocks at each resolution.
-        width: channels of the first resolution, that of the image halved once.
+        pixel_shape: (height, width) or (colors, height, width).
+        hidden_dim: Width of the dense layer between the convolutions and the code.
+        depth: Number of residual blocks per stage.
+        width: Number of channels of the first stage, which has half the resolution of the image.
 
     Raises:
-        ValueError: images that are not of height and width.
+        ValueError: If `pixel_shape` has fewer than two or more than three dimensions.
     """
 
     def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, depth: int = 0, width: int = 32) -> None:
         if len(pixel_shape) not in (2, 3):
-            raise UserError(f"Images of shape {tuple(pixel_shape)} have no height and width: choose --net mlp.")
+            raise UserError(f"Images of shape {tuple(pixel_shape)} have no height and width; use --net mlp.")
         self.pixel_shape = tuple(pixel_shape)
-        self.colors = self.pixel_shape[:-2]  # their number, or nothing of gray images
+        self.colors = self.pixel_shape[:-2]  # (colors,), or () for grayscale images
         self.hidden_dim = hidden_dim
         self.depth = depth
         halvings = max(2, max(self.pixel_shape[-2:]).bit_length() - 4)
@@ -51,7 +51,7 @@ class Conv:
             self.sizes.append(tuple(-(-size // 2) for size in self.sizes[-1]))
 
     def encoder(self, num_outputs: int) -> nn.Module:
-        """Return halvings and a dense layer."""
+        """Build the encoder: stages of strided convolutions and residual blocks, then two dense layers."""
         layers: list[nn.Module] = [nn.Identity() if self.colors else nn.Unflatten(1, (1, -1))]
         channels = math.prod(self.colors)
         for width in self.widths:
@@ -65,14 +65,14 @@ class Conv:
         return _FlattenLeading(nn.Sequential(*layers), self.pixel_shape)
 
     def decoder(self, num_inputs: int, channels: int) -> nn.Module:
-        """Return a dense layer and doublings."""
+        """Build the decoder: two dense layers, then stages of residual blocks and transposed convolutions."""
         smallest = (self.widths[-1], *self.sizes[-1])
         layers: list[nn.Module] = [
             relu(num_inputs, self.hidden_dim),
             linear(self.hidden_dim, math.prod(smallest)),
             nn.Unflatten(1, smallest),
         ]
-        outputs = [channels * math.prod(self.colors), *self.widths]  # of each doubling, by level
+        outputs = [channels * math.prod(self.colors), *self.widths]  # output channels of each stage
         for level in reversed(range(len(self.widths))):
             width = self.widths[level]
             layers += [
@@ -88,21 +88,21 @@ class Conv:
         return [_Residual(channels, min(1.0, 2 / self.depth)) for _ in range(self.depth)]
 
     def _double(self, num_inputs: int, num_outputs: int, level: int, *, bias: bool) -> nn.ConvTranspose2d:
-        # Odd sizes were rounded up on the way down; the output padding undoes that.
+        # The encoder rounds odd sizes up when it halves them; the output padding reverses that.
         height, width = self.sizes[level]
         padding = (1 - height % 2, 1 - width % 2)
         return nn.ConvTranspose2d(num_inputs, num_outputs, 3, stride=2, padding=1, output_padding=padding, bias=bias)
 
 
 class ResNet(Conv):
-    """`Conv` with two residual blocks at each resolution, or as many as `depth` says."""
+    """`Conv` with two residual blocks per stage by default."""
 
     def __init__(self, pixel_shape: Sequence[int], hidden_dim: int, depth: int = 2, width: int = 32) -> None:
         super().__init__(pixel_shape, hidden_dim, depth, width)
 
 
 class _Residual(nn.Module):
-    """h + scale A relu(B relu(h)), with A starting at zero."""
+    """h + scale * A relu(B relu(h)), where A is initialized to zero."""
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Residual(nn.Module):
 
 
 class _FlattenLeading(nn.Module):
-    """A network of one batch dimension, for inputs with any leading dimensions: (..., *event) as rows."""
+    """Wrap a network with a single batch dimension to take inputs (..., *event), by flattening leading dimensions."""
 
     def __init__(self, net: nn.Module, event: tuple[int, ...]) -> None:
         super().__init__()

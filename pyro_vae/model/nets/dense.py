@@ -1,11 +1,11 @@
-r"""Networks without probability, for any leading dimensions (K, B, ...).
+r"""Deterministic networks over any leading dimensions (K, B, ...): the common interface, and fully connected networks.
 
-A kind of network knows the shape of an image and builds what the parts ask for:
+A network family is bound to an image shape and builds the networks that posteriors and likelihoods request:
 
     encoder(num_outputs)              (..., *pixels)    -> (..., num_outputs)
     decoder(num_inputs, channels)     (..., num_inputs) -> (..., channels, *pixels)
 
-A decoder's last layer has no bias: that is one number for each pixel, and the likelihood's own.
+The last layer of a decoder has no bias: the likelihood owns the output bias, shape (channels, *pixels).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Layer = Callable[[int, int], nn.Module]
 
 
 class NetworkFamily(Protocol):
-    """The networks of one kind, for images of one shape."""
+    """Builder of encoders and decoders for one image shape."""
 
     def encoder(self, num_outputs: int) -> nn.Module:
-        """Return a network of images, (..., *pixels) -> (..., num_outputs)."""
+        """Build an encoder, (..., *pixels) -> (..., num_outputs)."""
 
     def decoder(self, num_inputs: int, channels: int) -> nn.Module:
-        """Return a network of latents, (..., num_inputs) -> (..., channels, *pixels)."""
+        """Build a decoder, (..., num_inputs) -> (..., channels, *pixels)."""
 
 
 def linear(num_inputs: int, num_outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -42,7 +42,7 @@ def linear(num_inputs: int, num_outputs: int, *, bias: bool = True) -> nn.Linear
 
 
 def tanh(num_inputs: int, num_outputs: int) -> nn.Module:
-    """Return a hidden layer of tanh units, those of Burda et al. (2016)."""
+    """Return a hidden layer of tanh units, as in Burda et al. (2016)."""
     return nn.Sequential(linear(num_inputs, num_outputs), nn.Tanh())
 
 
@@ -52,7 +52,7 @@ def relu(num_inputs: int, num_outputs: int) -> nn.Module:
 
 
 class Gated(nn.Module):
-    """A hidden layer (A h + a) * sigmoid(G h + g), (..., num_inputs) -> (..., num_outputs).
+    """Gated hidden layer, (A h + a) * sigmoid(G h + g), (..., num_inputs) -> (..., num_outputs).
 
     Tomczak, Welling, "VAE with a VampPrior", AISTATS 2018 (https://arxiv.org/abs/1705.07120).
     """
@@ -63,20 +63,20 @@ class Gated(nn.Module):
         self.gate = linear(num_inputs, num_outputs)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Apply the layer."""
+        """Return the activations for inputs `h`, shape (..., num_inputs)."""
         return self.value(h) * self.gate(h).sigmoid()
 
 
 class MLP(nn.Sequential):
     """Fully connected layers, (..., sizes[0]) -> (..., sizes[-1]).
 
-    With two hidden layers of 200 tanh units this is the network of Burda, Grosse, Salakhutdinov, "Importance
-    Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
+    With two hidden layers of 200 tanh units, this is the network of Burda, Grosse, Salakhutdinov, "Importance Weighted
+    Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
 
     Args:
-        sizes: widths of all layers, input first.
-        layer: builds a hidden layer.
-        bias: whether the last layer has one.
+        sizes: Widths of all layers, from input to output.
+        layer: Builder of a hidden layer from its numbers of inputs and outputs.
+        bias: Whether the last layer has a bias.
     """
 
     def __init__(self, sizes: Sequence[int], layer: Layer = tanh, *, bias: bool = True) -> None:
@@ -88,11 +88,11 @@ class Dense:
     """Fully connected encoders and decoders (see `NetworkFamily`).
 
     Args:
-        pixel_shape: shape of an image.
-        hidden_dim: units of the hidden layer beside the image.
-        layer: builds a hidden layer.
-        depth: number of hidden layers; without any the networks are linear.
-        shrink: how many times as wide as the next towards the code a hidden layer is.
+        pixel_shape: Shape of an image.
+        hidden_dim: Width of the hidden layer next to the image.
+        layer: Builder of a hidden layer from its numbers of inputs and outputs.
+        depth: Number of hidden layers; with 0 the networks are linear.
+        shrink: Factor by which the width decreases from one hidden layer to the next, towards the code.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Dense:
         self.hidden = [max(1, hidden_dim // shrink**index) for index in range(depth)]
 
     def encoder(self, num_outputs: int) -> nn.Module:
-        """Return flattening, hidden layers and a linear one."""
+        """Build the encoder: flattened pixels, hidden layers and a linear output layer."""
         sizes = [math.prod(self.pixel_shape), *self.hidden, num_outputs]
         return nn.Sequential(Flatten(self.pixel_shape), MLP(sizes, self.layer))
 
     def decoder(self, num_inputs: int, channels: int) -> nn.Module:
-        """Return hidden layers and a linear one."""
+        """Build the decoder: hidden layers in reverse order and a linear output layer without bias."""
         sizes = [num_inputs, *reversed(self.hidden), channels * math.prod(self.pixel_shape)]
         return nn.Sequential(MLP(sizes, self.layer, bias=False), nn.Unflatten(-1, (channels, *self.pixel_shape)))
 
@@ -117,7 +117,7 @@ class Flatten(nn.Module):
     """Merge the pixel dimensions: (..., *pixel_shape) -> (..., prod(pixel_shape)).
 
     Raises:
-        ValueError: x does not end in the pixel shape.
+        ValueError: If the trailing dimensions of the input are not `pixel_shape`.
     """
 
     def __init__(self, pixel_shape: Sequence[int]) -> None:
@@ -125,13 +125,13 @@ class Flatten(nn.Module):
         self.pixel_shape = tuple(pixel_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Flatten x."""
+        """Return `x`, shape (..., *pixel_shape), with its pixel dimensions merged."""
         check_pixels(x, self.pixel_shape)
         return x.flatten(-len(self.pixel_shape))
 
 
 def check_pixels(x: Tensor, pixel_shape: tuple[int, ...]) -> None:
-    """Raise ValueError where x does not end in the pixel shape."""
+    """Raise `ValueError` if the trailing dimensions of `x` are not `pixel_shape`."""
     if tuple(x.shape[-len(pixel_shape) :]) != pixel_shape:
-        wanted = ", ".join(str(size) for size in pixel_shape)
-        raise UserError(f"x has shape {tuple(x.shape)}; the model expects (*, {wanted}). Reshape the images.")
+        expected = ", ".join(str(size) for size in pixel_shape)
+        raise UserError(f"x has shape {tuple(x.shape)}; the model expects (*, {expected}). Reshape the images.")

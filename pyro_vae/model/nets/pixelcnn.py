@@ -1,15 +1,16 @@
-r"""Gated PixelCNN, a network of `Autoregressive` distributions: as a density of images, and as a likelihood p(x|z).
+r"""Gated PixelCNN, a network for `Autoregressive` distributions: a density of images, and a likelihood p(x|z).
 
-Two stacks of convolutions, without a blind spot between them: the vertical one sees the rows above a pixel, the
-horizontal one what stands to its left, and at every layer what the vertical one has found. With weights W over a stack
-and V over features h of the image, a layer is
+It consists of two convolutional stacks without a blind spot. The vertical stack covers the rows above a pixel. The
+horizontal stack covers the pixels to its left and, at every layer, adds features of the vertical stack. With weights W
+of the input and V of conditioning features h, a layer computes
 
     tanh(W x + V h) * sigmoid(W' x + V' h).
 
 van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu, "Conditional Image Generation with PixelCNN
-Decoders", NeurIPS 2016 (https://arxiv.org/abs/1606.05328). No weight is masked: the image goes into one stack a row
-lower, into the other a column to the right, and from there kernels reach up and to the left of their own place.
-Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017 (https://arxiv.org/abs/1701.05517).
+Decoders", NeurIPS 2016 (https://arxiv.org/abs/1606.05328). No weights are masked. Instead, the input is shifted down by
+one row (vertical stack) or right by one column (horizontal stack), and kernels cover no rows below and, in the
+horizontal stack, no columns to the right: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017
+(https://arxiv.org/abs/1701.05517).
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from pyro_vae.model.likelihoods import Decoder, mean_logits
 
 
 class PixelCNN(nn.Module):
-    """Binary images, pixel by pixel. Domain: {0, 1}.
+    """Autoregressive density of binary images. Domain: {0, 1}.
 
-    The last layer starts at zero and the output bias, a number for each pixel, at the logits of the mean image:
-    it starts as independent pixels.
+    The last layer is initialized to zero, and the output bias, shape (height, width), to the logits of the mean image.
+    Initially, the pixels are therefore independent.
 
     Args:
-        images: training images, uint8 (N, height, width).
-        channels: of each stack.
-        kernels: the width of each layer's kernels, odd.
-        num_features: channels of h, or 0.
+        images: Training images, uint8, shape (N, height, width).
+        channels: Number of channels of each stack.
+        kernels: Kernel width of each layer; odd.
+        num_features: Number of channels of the conditioning features, or 0 without any.
 
     Raises:
-        ValueError: images that are not of height and width.
+        ValueError: If the images are not of shape (N, height, width).
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class PixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         if images.dim() != 3:
-            raise UserError(f"Images of shape {tuple(images.shape[1:])} have no height and width for a PixelCNN.")
+            raise UserError(f"A PixelCNN requires images of shape (height, width), not {tuple(images.shape[1:])}.")
         inputs = [1] + [channels] * (len(kernels) - 1)
         layers = [_Layer(*sizes, channels, num_features) for sizes in zip(inputs, kernels, strict=True)]
         last = nn.Conv2d(channels, 1, 1, bias=False)
@@ -57,11 +58,11 @@ class PixelCNN(nn.Module):
         self.receptive_rows = 1 + sum(layer.margin for layer in layers)
 
     def forward(self, features: Tensor | None = None) -> Autoregressive:
-        """Return p(x), or p(x|h) of features (..., num_features, height, width), batch shape (...)."""
+        """Return p(x), or p(x|h) for features h, shape (..., num_features, height, width), batch shape (...)."""
         return Autoregressive(self, features)
 
     def vertical(self, x: Tensor, features: Tensor | None) -> Iterator[Tensor]:
-        """Yield what each layer of the vertical stack tells the horizontal one; see `autoregressive.RasterNetwork`."""
+        """Yield the contribution of each vertical layer to the horizontal stack; see `autoregressive.RasterNetwork`."""
         v = pad(_signs(x), (0, 0, 1, 0))[..., :-1, :]
         for layer in self.layers:
             gates, conditioning = layer.vertical_gates(v, features)
@@ -69,26 +70,27 @@ class PixelCNN(nn.Module):
             v = _gated(gates)
 
     def logits(self, x: Tensor, above: Iterable[Tensor]) -> Tensor:
-        """Return the logits of the horizontal stack; see `autoregressive.RasterNetwork`."""
+        """Return the logits computed by the horizontal stack; see `autoregressive.RasterNetwork`."""
         h = pad(_signs(x), (1, 0))[..., :-1]
-        # Layer by layer, so that no more than one is held; the vertical stack's last gate is not asked for.
+        # `above` may be a generator: zip holds one of its layers at a time, and skips the last vertical activations.
         for layer, conditioning in zip(self.layers, above, strict=False):
             h = layer.horizontal_step(h, conditioning)
         return self.head(h).squeeze(1)
 
 
 class ConditionalPixelCNN(nn.Module):
-    """The likelihood p(x|z) whose features are what a decoder makes of z. Domain: {0, 1}.
+    """Likelihood p(x|z): a PixelCNN conditioned on the feature maps that a decoder computes from z. Domain: {0, 1}.
 
-    It has few layers: what these see of the image, z need not tell. Gulrajani, Kumar, Ahmed, Taiga, Visin, Vazquez,
-    Courville, "PixelVAE: A Latent Variable Model for Natural Images", ICLR 2017 (https://arxiv.org/abs/1611.05013).
+    It has few layers, so that it models local structure only and z encodes the rest. Gulrajani, Kumar, Ahmed, Taiga,
+    Visin, Vazquez, Courville, "PixelVAE: A Latent Variable Model for Natural Images", ICLR 2017
+    (https://arxiv.org/abs/1611.05013).
 
     Args:
-        decoder: returns a network of so many channels, as in `likelihoods`.
-        images: training images, uint8 (N, height, width).
-        channels: as of `PixelCNN`.
-        kernels: as of `PixelCNN`.
-        num_features: channels of the decoder.
+        decoder: Function that returns a network with the given number of output channels, as in `likelihoods`.
+        images: Training images, uint8, shape (N, height, width).
+        channels: Number of channels of each stack.
+        kernels: Kernel width of each layer; odd.
+        num_features: Number of feature maps, the output channels of the decoder.
     """
 
     def __init__(
@@ -104,12 +106,12 @@ class ConditionalPixelCNN(nn.Module):
         self.pixelcnn = PixelCNN(images, channels, kernels, num_features)
 
     def forward(self, z: Tensor) -> Autoregressive:
-        """Return p(x|z), batch shape (...), event shape (height, width)."""
+        """Return p(x|z) for `z`, shape (..., D): batch shape (...), event shape (height, width)."""
         return self.pixelcnn(self.net(z))
 
 
 class _Layer(nn.Module):
-    """A layer of both stacks; its kernels reach half their width from their own place."""
+    """One layer of both stacks. Kernels extend from their position by `margin`, half their width."""
 
     def __init__(self, inputs: int, kernel: int, channels: int, num_features: int) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class _Layer(nn.Module):
         self.merge = nn.Conv2d(channels, channels, 1)
 
     def vertical_gates(self, v: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the gates of the vertical stack, and what they add to those of the horizontal one."""
+        """Return the gates of the vertical stack and their contribution to those of the horizontal one."""
         gates = self.vertical(pad(v, (self.margin, self.margin, self.margin, 0)))
         if self.condition is None:
             return gates, self.across(gates)
@@ -130,7 +132,7 @@ class _Layer(nn.Module):
         return gates, self.across(gates) + horizontal
 
     def horizontal_step(self, h: Tensor, conditioning: Tensor) -> Tensor:
-        """Return the horizontal stack; the first layer adds the one channel of the image to each of its own."""
+        """Return the next horizontal activations. The single input channel of the first layer broadcasts."""
         return h + self.merge(_gated(self.horizontal(pad(h, (self.margin, 0))) + conditioning))
 
 
@@ -140,5 +142,5 @@ def _gated(gates: Tensor) -> Tensor:
 
 
 def _signs(x: Tensor) -> Tensor:
-    """Return pixels as -1 and 1, (N, 1, rows, width); beyond the edges there are zeros."""
+    """Map {0, 1} to {-1, 1}, shape (N, 1, rows, width), so that zero padding marks pixels outside the image."""
     return (2 * x - 1).unsqueeze(1)

@@ -1,4 +1,4 @@
-r"""Networks of tables: the columns are standardized before an encoder reads them."""
+r"""Networks for tables, whose encoders standardize the columns of their input."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pyro_vae.model.nets.dense import NetworkFamily
 
 
 class Standardize(nn.Module):
-    """x -> (x - mean) / standard deviation of each column, over the training rows.
+    """x -> (x - mean) / std, with the mean and the standard deviation of each column over the training rows.
 
     Args:
-        values: training rows (N, columns), floating-point.
+        values: Training rows, floating-point, shape (N, columns).
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -20,31 +20,31 @@ class Standardize(nn.Module):
         std, mean = torch.std_mean(values.double(), 0)
         dtype = torch.get_default_dtype()
         self.register_buffer("loc", mean.to(dtype))
-        # A count that is the same in every training row tells nothing apart, and is only centered.
+        # Columns of counts that are constant over the training rows are centered, but not scaled.
         self.register_buffer("scale", std.where(std > 0, 1.0).to(dtype))
         self.loc: Tensor
         self.scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Standardize x (..., columns)."""
+        """Return standardized rows, shape (..., columns)."""
         return (x - self.loc) / self.scale
 
 
 class Log1p(nn.Module):
-    """x -> log(1 + x), under which counts of any size have a scale in common."""
+    """x -> log(1 + x), which brings counts of all magnitudes to a common scale."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return log(1 + x)."""
+        """Return log(1 + x) elementwise."""
         return x.log1p()
 
 
 class StandardizedNets:
-    """The networks of a kind (see `NetworkFamily`), whose encoders read standardized columns.
+    """A network family (see `NetworkFamily`) whose encoders standardize the columns of their input.
 
     Args:
-        nets: networks of rows of so many columns.
-        values: training rows (N, columns), floating-point.
-        counts: whether the columns are counts, which are standardized on the scale of log(1 + x).
+        nets: Network family for rows with the same number of columns.
+        values: Training rows, floating-point, shape (N, columns).
+        counts: Whether the columns are counts; if so, log(1 + x) is standardized instead of x.
     """
 
     def __init__(self, nets: NetworkFamily, values: Tensor, *, counts: bool) -> None:
@@ -53,10 +53,10 @@ class StandardizedNets:
         self.counts = counts
 
     def encoder(self, num_outputs: int) -> nn.Module:
-        """Return a network of rows, (..., columns) -> (..., num_outputs)."""
-        before = [Log1p(), Standardize(self.values)] if self.counts else [Standardize(self.values)]
-        return nn.Sequential(*before, self.nets.encoder(num_outputs))
+        """Build an encoder, (..., columns) -> (..., num_outputs)."""
+        preprocessing = [Log1p(), Standardize(self.values)] if self.counts else [Standardize(self.values)]
+        return nn.Sequential(*preprocessing, self.nets.encoder(num_outputs))
 
     def decoder(self, num_inputs: int, channels: int) -> nn.Module:
-        """Return a network of latents, (..., num_inputs) -> (..., channels, columns)."""
+        """Build a decoder, (..., num_inputs) -> (..., channels, columns)."""
         return self.nets.decoder(num_inputs, channels)

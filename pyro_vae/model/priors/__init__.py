@@ -1,4 +1,4 @@
-"""Priors p(z): modules whose ``forward()`` returns a distribution over one latent vector, one file each."""
+"""Priors p(z): modules whose ``forward()`` returns a distribution, batch shape (), event shape (D,). One file each."""
 
 from pyro_vae.model.priors.flat import FlatPrior
 from pyro_vae.model.priors.flow import Flow, maf, nsf, realnvp

@@ -1,4 +1,4 @@
-r"""No prior at all, p(z) = 1 over R^D: no distribution, and no term of any objective."""
+r"""Improper flat prior, p(z) = 1 over R^D, which contributes nothing to an objective."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 class FlatPrior(nn.Module):
-    """The improper uniform "density" of an autoencoder's code, which costs nothing and cannot be drawn from.
+    """Improper uniform prior for autoencoders. Its log-density is zero, and it cannot be sampled.
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the latent dimension.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -19,5 +19,5 @@ class FlatPrior(nn.Module):
         self.latent_dim = latent_dim
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return an `ImproperUniform` over R^D."""
         return dist.ImproperUniform(constraints.real_vector, (), (self.latent_dim,))

@@ -9,10 +9,10 @@ from torch.nn.functional import softplus
 
 
 class DiagonalGaussian(nn.Module):
-    """Normal with learned mean and scale for each latent unit, N(0, I) at the start.
+    """Normal with learned mean and scale for each latent unit, initialized to N(0, I).
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the latent dimension.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -21,5 +21,5 @@ class DiagonalGaussian(nn.Module):
         self.raw_scale = nn.Parameter(torch.ones(latent_dim).expm1().log())
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return N(m, diag(s^2))."""
         return dist.Normal(self.loc, softplus(self.raw_scale)).to_event(1)

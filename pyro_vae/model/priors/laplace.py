@@ -9,10 +9,10 @@ from torch.nn.functional import softplus
 
 
 class Laplace(nn.Module):
-    """Laplace with learned location and scale for each latent unit, unit variance at the start.
+    """Laplace with learned location and scale for each latent unit, initialized to mean 0 and variance 1.
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the latent dimension.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -21,5 +21,5 @@ class Laplace(nn.Module):
         self.raw_scale = nn.Parameter(torch.full((latent_dim,), 0.5**0.5).expm1().log())
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return the product of the D Laplace distributions."""
         return dist.Laplace(self.loc, softplus(self.raw_scale)).to_event(1)

@@ -1,7 +1,7 @@
-r"""Resampled prior: N(0, I) through a learned accept-reject step, truncated after T proposals.
+r"""Resampled prior: learned accept-reject sampling from N(0, I), truncated after T proposals.
 
-With the acceptance a(z) in (0, 1), Z = E[a(z)] over N(0, I) and q = (1 - Z)^(T-1), the chance that the last proposal,
-which is always taken, is reached,
+Let a(z) in (0, 1) be the probability of accepting a proposal z, and Z = E[a(z)] its mean over N(0, I). The T-th
+proposal is always accepted; the probability of reaching it is q = (1 - Z)^(T-1). The density is
 
     p(z) = N(z; 0, I) ((1 - q) a(z) / Z + q).
 
@@ -25,19 +25,20 @@ _TRAINING_POINTS, _POINTS = 2**10, 2**17
 
 
 class LARS(nn.Module):
-    """Learned accept-reject sampling.
+    """Prior with learned accept-reject sampling (LARS).
 
-    Training estimates Z anew at each step. In evaluation mode it is a number: the mean over 131,072 points of a
-    scrambled Sobol sequence that training never sees. Independent points would leave a standard error of
-    sqrt((1 - Z) / Z) / 362 or less in log Z, 0.008 nats at Z = 0.1; a Sobol sequence leaves less.
+    In training mode, every call estimates Z from new noise. In evaluation mode, Z is a cached constant: the mean over
+    131,072 points of a scrambled Sobol sequence, which training does not use. With independent points, the standard
+    error of log Z would be at most sqrt((1 - Z) / Z) / 362, i.e. 0.008 nats at Z = 0.1; that of a Sobol sequence is
+    smaller.
 
     Args:
-        latent_dim: D.
-        truncation: T.
-        hidden_dim: units of the two hidden layers of the acceptance.
+        latent_dim: D, the latent dimension.
+        truncation: T, the maximum number of proposals.
+        hidden_dim: Width of the two hidden layers of the acceptance network.
 
     Raises:
-        ValueError: a truncation below 2.
+        ValueError: If `truncation` is below 2.
     """
 
     def __init__(self, latent_dim: int, truncation: int = 100, hidden_dim: int = 100) -> None:
@@ -48,22 +49,22 @@ class LARS(nn.Module):
         self.truncation = truncation
         layers = [nn.Linear(latent_dim, hidden_dim), nn.Tanh(), nn.Linear(hidden_dim, hidden_dim), nn.Tanh()]
         self.net = nn.Sequential(*layers, nn.Linear(hidden_dim, 1))
-        self._cached_log_normalizer: tuple[list[Tensor], Tensor] | None = None  # parameters, and log Z at them
+        self._cached_log_normalizer: tuple[list[Tensor], Tensor] | None = None  # parameters and their log Z
 
     def log_acceptance(self, z: Tensor) -> Tensor:
-        """Return log a(z), (...)."""
+        """Return log a(z), shape (...), for `z`, shape (..., D)."""
         return nn.functional.logsigmoid(self.net(z).squeeze(-1))
 
     def log_normalizer(self) -> Tensor:
-        """Return log Z: with gradients and from fresh noise in training mode, otherwise a constant."""
+        """Return log Z: an estimate with gradients in training mode, a cached constant in evaluation mode."""
         if self.training:
             template = next(self.parameters())
             z = torch.randn(_TRAINING_POINTS, self.latent_dim, dtype=template.dtype, device=template.device)
             estimate = self.log_acceptance(z).logsumexp(0) - math.log(_TRAINING_POINTS)
-            return estimate.clamp(max=-1e-6)  # below 1, where the chance of the last proposal has a logarithm
-        present = list(self.parameters())
-        if self._cached_log_normalizer is None or not _same(self._cached_log_normalizer[0], present):
-            self._cached_log_normalizer = ([p.detach().clone() for p in present], self._by_quadrature())
+            return estimate.clamp(max=-1e-6)  # keep Z < 1, so that log q is finite
+        parameters = list(self.parameters())
+        if self._cached_log_normalizer is None or not _all_equal(self._cached_log_normalizer[0], parameters):
+            self._cached_log_normalizer = ([p.detach().clone() for p in parameters], self._by_quadrature())
         return self._cached_log_normalizer[1]
 
     @torch.no_grad()
@@ -77,12 +78,12 @@ class LARS(nn.Module):
         return (total / _POINTS).log().clamp(max=-1e-6).to(template.dtype)
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return the resampled distribution."""
         return _Resampled(self, self.log_normalizer())
 
 
-def _same(known: Sequence[Tensor], present: Sequence[Tensor]) -> bool:
-    pairs = zip(known, present, strict=True)
+def _all_equal(cached: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    pairs = zip(cached, parameters, strict=True)
     return all(p.device == q.device and p.dtype == q.dtype and torch.equal(p, q) for p, q in pairs)
 
 
@@ -99,7 +100,7 @@ class _Resampled(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_last = (self.prior.truncation - 1) * torch.log1p(-self.log_normalizer.exp())
-        log_earlier = (-log_last.expm1()).log() - self.log_normalizer
+        log_earlier = (-log_last.expm1()).log() - self.log_normalizer  # log((1 - q) / Z)
         resampled = torch.logaddexp(log_earlier + self.prior.log_acceptance(value), log_last.expand(value.shape[:-1]))
         return dist.Normal(0.0, 1.0).log_prob(value).sum(-1) + resampled
 
@@ -108,9 +109,9 @@ class _Resampled(dist.TorchDistribution):
         template = self.log_normalizer
         shape = self._extended_shape(sample_shape)
         z = torch.randn(shape, dtype=template.dtype, device=template.device)
-        waiting = torch.ones(shape[:-1], dtype=torch.bool, device=template.device)
+        rejected = torch.ones(shape[:-1], dtype=torch.bool, device=template.device)
         for _ in range(self.prior.truncation - 1):
             noise = torch.rand(shape[:-1], dtype=template.dtype, device=template.device)
-            waiting = waiting & (noise.log() >= self.prior.log_acceptance(z))
-            z = torch.where(waiting.unsqueeze(-1), torch.randn_like(z), z)
+            rejected = rejected & (noise.log() >= self.prior.log_acceptance(z))
+            z = torch.where(rejected.unsqueeze(-1), torch.randn_like(z), z)
         return z

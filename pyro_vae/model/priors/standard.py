@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class StandardNormal(nn.Module):
-    """N(0, I) over R^D, without parameters.
+    """Standard normal over R^D, without parameters.
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the latent dimension.
     """
 
     loc: Tensor
@@ -23,5 +23,5 @@ class StandardNormal(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return N(0, I)."""
         return dist.Normal(self.loc, self.scale).to_event(1)

@@ -11,10 +11,10 @@ from torch.nn.functional import softplus
 class StudentT(nn.Module):
     """Student's t with learned degrees of freedom, location and scale for each latent unit.
 
-    The degrees of freedom start at 5 and stay above 2, so that the variance exists.
+    The degrees of freedom are initialized to 5, and are constrained to exceed 2, so that the variance exists.
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the latent dimension.
     """
 
     def __init__(self, latent_dim: int) -> None:
@@ -24,5 +24,5 @@ class StudentT(nn.Module):
         self.raw_scale = nn.Parameter(torch.ones(latent_dim).expm1().log())
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return the product of the D Student's t distributions."""
         return dist.StudentT(2 + softplus(self.raw_df), self.loc, softplus(self.raw_scale)).to_event(1)

@@ -1,4 +1,4 @@
-r"""VampPrior: the mixture of the posteriors of learned pseudo-inputs, p(z) = (1/P) sum_p q(z|u_p).
+r"""VampPrior: mixture of the posteriors at learned pseudo-inputs u_p, p(z) = (1/P) sum_p q(z|u_p).
 
 Tomczak, Welling, "VAE with a VampPrior", AISTATS 2018 (https://arxiv.org/abs/1705.07120).
 """
@@ -14,24 +14,24 @@ from pyro_vae.model.distributions.diagonal_normals import DiagonalNormalComponen
 
 
 class VampPrior(nn.Module):
-    """Uniform mixture of the amortized posterior at P pseudo-inputs, which are learned.
+    """Uniform mixture of the amortized posterior at P learned pseudo-inputs.
 
-    The posterior network is the program's own: its gradient comes from both places. Generating draws a
-    component uniformly at random, as the density says.
+    The posterior network is shared with the guide, and receives gradients from both the prior and the guide. Sampling
+    draws a component uniformly at random, consistent with the density.
 
     Args:
-        posterior: q(z|x), a module of images.
-        pseudo_inputs: images (P, *pixels) in [0, 1] where the pseudo-inputs start.
+        posterior: Module; ``posterior(x)`` returns q(z|x) for images x.
+        pseudo_inputs: Initial pseudo-inputs, images in [0, 1], shape (P, *pixels).
     """
 
     def __init__(self, posterior: nn.Module, pseudo_inputs: Tensor) -> None:
         super().__init__()
         self.posterior = posterior
-        # Sigmoid keeps the pseudo-inputs in the range of images; the start stays off its flat ends.
+        # The sigmoid restricts pseudo-inputs to the range of images; they are initialized away from its saturation.
         self.logits = nn.Parameter(pseudo_inputs.clamp(0.02, 0.98).logit())
 
     def forward(self) -> dist.Distribution:
-        """Return p(z), batch shape (), event shape (D,)."""
+        """Return the mixture at the current pseudo-inputs."""
         components = self.posterior(self.logits.sigmoid())
         if isinstance(components, dist.Independent) and isinstance(components.base_dist, dist.Normal):
             components = DiagonalNormalComponents(components.base_dist.loc, components.base_dist.scale)
@@ -40,17 +40,17 @@ class VampPrior(nn.Module):
 
 
 def from_images(posterior: nn.Module, images: Tensor, num_components: int = 200) -> VampPrior:
-    """Return a VampPrior whose pseudo-inputs start at training images drawn at random.
+    """Return a VampPrior with pseudo-inputs initialized to randomly chosen training images.
 
     Args:
-        posterior: q(z|x), a module of images.
-        images: uint8 (N, *pixels).
-        num_components: P, at most N.
+        posterior: Module; ``posterior(x)`` returns q(z|x) for images x.
+        images: Training images, uint8, shape (N, *pixels).
+        num_components: P, the number of pseudo-inputs; all N images are used if it exceeds N.
 
     Raises:
-        UserError: the data are numbers: pseudo-inputs are images.
+        UserError: If the data are a table, since pseudo-inputs are images.
     """
     if images.is_floating_point():
-        raise UserError("--prior vamp learns images, and the data are numbers: choose another --prior.")
-    chosen = torch.randperm(len(images))[:num_components]
-    return VampPrior(posterior, images[chosen].cpu() / 255)
+        raise UserError("--prior vamp requires images, and the data are a table; use a different --prior.")
+    indices = torch.randperm(len(images))[:num_components]
+    return VampPrior(posterior, images[indices].cpu() / 255)

@@ -1,1 +1,1 @@
-"""Records of programs: their tensor operations as one graph, and what keeps such a record from going stale."""
+"""Recorded programs: FX graphs of tensor operations, and the checks that such a graph is still valid."""

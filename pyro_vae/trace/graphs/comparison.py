@@ -1,4 +1,4 @@
-r"""Two functions that ought to do the same, run on the same inputs and the same noise."""
+r"""Compare two functions on the same inputs and the same noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vae.trace.graphs.fx import Tensors
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng
 
-# A record has the operations of the function, in its order; a compiler adds rounding, which sums of many terms enlarge.
+# A graph has the function's operations in the same order. A compiler adds rounding errors, which long sums amplify.
 TOLERANCE = 1e-4
 
 
@@ -24,17 +24,19 @@ def same_results(
     surroundings: Surroundings,
     tolerance: float,
 ) -> bool:
-    """Run two functions, undo what they change, and compare their results and what they leave in the buffers.
+    """Return whether two functions agree in their results and in the buffers that they leave.
+
+    Both run without gradients and from the same state of the random generators. Their side effects are undone.
 
     Args:
-        first: of the inputs.
-        second: likewise.
-        inputs: at least one; the random streams of its device are restored.
-        surroundings: the objects that the functions may change.
-        tolerance: relative difference that rounding may make.
+        first: Function of `inputs` that returns tensors.
+        second: Function that is compared with `first`.
+        inputs: At least one tensor; the random generators of its device are restored afterwards.
+        surroundings: Python objects that the functions may modify.
+        tolerance: Largest difference attributed to rounding, relative to the largest entry of each tensor.
 
     Raises:
-        GraphError: as `undo_effects`.
+        GraphError: If a function has side effects that a graph would not repeat, see `undo_effects`.
     """
     outputs = []
     for function in (first, second):
@@ -45,14 +47,18 @@ def same_results(
 
 
 def agree(pairs: Sequence[tuple[Tensor | None, Tensor | None]], tolerance: float) -> bool:
-    """Whether tensors are equal up to rounding.
+    """Return whether paired tensors are equal up to rounding.
 
-    Each difference is relative to the largest entry of its tensor, to which a thousandth of the largest entry of all
-    tensors is added: a gradient that ought to be zero is a sum of terms that cancel, and keeps their rounding.
+    The difference of a pair is relative to the largest entry of its first tensor plus 1e-3 times the largest entry of
+    all tensors that differ. The second term covers gradients that should be zero: they are sums of terms that cancel,
+    and retain the rounding errors of these terms.
     """
     if any((a is None) != (b is None) or (a is not None and a.shape != b.shape) for a, b in pairs):  # type: ignore[union-attr]
         return False
-    differing = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and a.numel()]
-    differing = [(a.nan_to_num(0.0), b.nan_to_num(0.0)) for a, b in differing if not torch.equal(a, b)]
-    largest = max((float(a.abs().max()) for a, _ in differing), default=0.0)
-    return all(float((a - b).abs().max()) <= tolerance * (float(a.abs().max()) + 1e-3 * largest) for a, b in differing)
+    unequal = [(a.double(), b.double()) for a, b in pairs if a is not None and b is not None and not torch.equal(a, b)]
+    for a, b in unequal:  # NaN and infinities have no relative difference, and must be at the same indices
+        if any(not torch.equal(test(a), test(b)) for test in (torch.isnan, torch.isposinf, torch.isneginf)):
+            return False
+    unequal = [(a.where(a.isfinite(), 0.0), b.where(b.isfinite(), 0.0)) for a, b in unequal]
+    largest = max((float(a.abs().max()) for a, _ in unequal), default=0.0)
+    return all(float((a - b).abs().max()) <= tolerance * (float(a.abs().max()) + 1e-3 * largest) for a, b in unequal)

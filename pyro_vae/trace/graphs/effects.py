@@ -1,8 +1,8 @@
-r"""Side effects of a function that is run to be recorded or compared: undone, and refused where Python makes them.
+r"""Undo the side effects of a function that runs to be recorded or compared, and reject those that no graph repeats.
 
-A record repeats what its function does to tensors, since that is made of operations: a BatchNorm goes on counting. What
-the function does in Python (a counter, a list that grows, a draw from NumPy) happens only while it is recorded, so that
-a replay would silently leave it out.
+A graph repeats changes to tensors, because these are operations: BatchNorm keeps updating its statistics. Changes to
+Python objects (a counter, a growing list, a draw from NumPy's generator) happen only while the function is recorded, so
+that a replay would silently omit them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from pyro_vae.trace.graphs.surroundings import Surroundings
 
 @contextmanager
 def undo_effects(surroundings: Surroundings) -> Iterator[None]:
-    """Undo what happens inside to the objects around a program; the caller restores the random streams.
+    """Undo changes made inside the context to the objects around a program; the caller restores the random generators.
 
     Raises:
-        GraphError: a number or a list in Python has changed, or NumPy or Python have drawn random numbers.
+        GraphError: If a Python number changed, a tensor was rebound, a list grew, or NumPy or Python drew random
+            numbers.
     """
     values = surroundings.values()
-    # Buffers, and whatever else holds numbers of its own: a moving average in an attribute, for one.
+    # Buffers, and tensors in attributes that the program may update in place, e.g. a moving average.
     tensors = [value for value in values if isinstance(value, Tensor) and not value.requires_grad]
     before = [(t, t.clone()) for t in {id(t): t for t in (*surroundings.buffers(), *tensors)}.values()]
     lists = surroundings.lists()
@@ -45,30 +46,30 @@ def undo_effects(surroundings: Surroundings) -> Iterator[None]:
             generator.set_state(state)
         drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))
         changed = surroundings.find_changes(values)
-        counted = [(slot, old) for slot, old in changed if _is_kept(slot.read(), old)]
-        for slot, old in counted:
+        continued = [(slot, old) for slot, old in changed if _is_continued(slot.read(), old)]
+        for slot, old in continued:
             slot.write(old)
-        grown = [things for things, length in lists if len(things) > length]
-        for things, length in lists:
-            del things[length:]
+        grown = [contents for contents, length in lists if len(contents) > length]
+        for contents, length in lists:
+            del contents[length:]
     if drawn:
         raise GraphError("it draws random numbers from NumPy or Python, which a graph would freeze")
     if grown:
-        raise GraphError("a list of the program grows from call to call, which a graph would not do")
-    for slot, _ in counted:
+        raise GraphError("a list of the program grows from call to call, which a graph would not repeat")
+    for slot, _ in continued:
         raise GraphError(f"{slot.name} changes from call to call, which a graph would freeze; make it a tensor")
-    # What is left is caches, which hold what the program has computed last. To watch them would make every call look
-    # like a change of the program.
+    # The remaining changes are caches of the program's latest results. If they were watched, every call would look like
+    # a change of the program.
     for slot, _ in changed:
         surroundings.ignore(slot)
     if changed:
         surroundings.scan()
 
 
-def _is_kept(new: Any, old: Any) -> bool:
-    """Whether a new value continues an old one from call to call: a counter, or a tensor that is rebound.
+def _is_continued(new: Any, old: Any) -> bool:
+    """Return whether a new value continues an old one from call to call: a counter, or a tensor that is rebound.
 
-    A value in the place of None, or of another object, is a cache.
+    Every other replacement, e.g. of None by a tensor, is taken for a cache.
     """
     if isinstance(new, Tensor) and isinstance(old, Tensor):
         return True

@@ -1,4 +1,4 @@
-r"""What is done to a record of tensor operations before it takes the place of the function that issued them."""
+r"""Compile and post-process recorded FX graphs."""
 
 from __future__ import annotations
 
@@ -16,70 +16,70 @@ Tensors = tuple[Tensor | None, ...]
 
 
 class GraphError(RuntimeError):
-    """A function that cannot become a graph; says why in one line."""
+    """Raised if a function cannot be recorded as a graph; the message gives the reason in one line."""
 
 
 def compile_graph(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
-    """Compile a record for inputs of these shapes."""
-    from torch import _inductor  # a second of imports, which a run that is not compiled does without
+    """Compile a graph with TorchInductor for inputs of these shapes."""
+    from torch import _inductor  # slow import, only needed here
 
-    log = logging.getLogger("torch.utils.cpp_extension")  # has a line about devices that a CPU has no use for
+    log = logging.getLogger("torch.utils.cpp_extension")  # logs a line about devices, irrelevant on CPU
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler about itself
-            # With inductor's own generator, the draws would not be those of the eager function.
+            warnings.simplefilter("ignore")  # internal to the compiler
+            # Inductor's default generator would not reproduce the draws of the eager function.
             return _inductor.compile(record, list(inputs), options={"fallback_random": True})
     finally:
         log.setLevel(level)
 
 
 def constant_fold_masks(record: GraphModule) -> list[Tensor]:
-    """Compute where a mask of the program is true (the halves of a coupling flow), which decides shapes.
+    """Evaluate `nonzero` of constant masks, e.g. of a coupling flow, because its result determines shapes.
 
     Returns:
-        The tensors that the masks are made of, which must stay as they are.
+        The tensors from which the masks are computed. The graph is valid only while their values are unchanged.
 
     Raises:
-        GraphError: the mask depends on the images or on what is drawn.
+        GraphError: If a mask depends on the inputs or on random numbers.
     """
-    read: dict[int, Tensor] = {}
+    sources: dict[int, Tensor] = {}
     for position, node in enumerate(list(record.graph.nodes)):
-        if node.target is torch.ops.aten.index.Tensor:  # by a mask the record has the number of its true entries
+        if node.target is torch.ops.aten.index.Tensor:  # a mask freezes its number of true entries
             for index in node.args[1]:
                 if index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8):
-                    _value(record, index, read)
+                    _value(record, index, sources)
         if node.target is torch.ops.aten.nonzero.default:
             name = f"places_{position}"
-            record.register_buffer(name, _value(record, node, read))
+            record.register_buffer(name, _value(record, node, sources))
             with record.graph.inserting_before(node):
                 node.replace_all_uses_with(record.graph.get_attr(name))
     record.graph.eliminate_dead_code()
-    return list(read.values())
+    return list(sources.values())
 
 
-def _value(record: GraphModule, node: Node, read: dict[int, Tensor]) -> Any:
-    """Return the value of a node that depends on no input, and note the tensors that it is made of."""
+def _value(record: GraphModule, node: Node, sources: dict[int, Tensor]) -> Any:
+    """Evaluate a node that depends on no input, and add the tensors that it reads to `sources`."""
     if node.op == "get_attr":
         value = getattr(record, str(node.target))
         if isinstance(value, Tensor):
-            read[id(value)] = value
+            sources[id(value)] = value
         return value
     if node.op == "placeholder":
         raise GraphError("its shapes depend on the images")
     assert callable(node.target)
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-        raise GraphError("its shapes depend on what is drawn")
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n, read))
+        raise GraphError("its shapes depend on random numbers")
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(record, n, sources))
     return node.target(*args, **kwargs)
 
 
 def lift_constants(record: GraphModule) -> list[Tensor]:
-    """Make inputs of the tensors that a record reads from outside, and return these.
+    """Turn the tensors that a graph captures into additional inputs, and return these tensors.
 
     Raises:
-        GraphError: it reads something else than tensors, or a parameter with a gradient hook.
+        GraphError: If the graph captures an object other than a tensor, or a parameter with a gradient hook.
     """
     graph = record.graph
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
@@ -88,7 +88,7 @@ def lift_constants(record: GraphModule) -> list[Tensor]:
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(record, node.target)
         if not isinstance(tensor, Tensor):
-            raise GraphError(f"it uses a {type(tensor).__name__}, which is no tensor")
+            raise GraphError(f"it uses a {type(tensor).__name__}, which is not a tensor")
         if id(tensor) not in inputs:
             with graph.inserting_after(last_input):
                 last_input = inputs[id(tensor)] = graph.placeholder(f"outside_{len(outside)}")

@@ -1,17 +1,16 @@
-r"""A function that runs programs, as one graph of tensor operations.
+r"""Record a function that runs programs as one FX graph of tensor operations.
 
-Effect handlers, distributions and autograd run once, while the operations that they issue are recorded; from then on
-the record takes the place of the function, compiled or operation by operation.
+Effect handlers, distributions and autograd run once, while the operations that they issue are recorded. Later calls run
+the graph instead of the function, either compiled or operation by operation.
 
-    inputs of the record      every tensor that it reads (parameters, buffers, a tensor that anneals beta, labels in an
-                              attribute), read anew at each call
-    part of the record        what Python decides. A call with other shapes, modules in another mode, other parameters
-                              that train, or other numbers around the program gets a record of its own
-    refused                   a function that changes numbers in Python, or reads them off a tensor
+    graph inputs    every tensor that the function reads (parameters, buffers, a tensor that anneals beta, labels in an
+                    attribute); each call uses its current value
+    frozen          everything that Python decides; a call with different shapes, module modes, trainable parameters or
+                    numbers around the program is recorded separately
+    rejected        functions that change Python numbers, or read numbers off a tensor
 
-What escapes these rules shows when the record is compared with the function on another batch and the same noise:
-`compare`. Random numbers are drawn from torch's own streams, so that the graph draws what the function would have
-drawn.
+Changes that these rules miss are found by `compare`, which runs the graph and the function on another batch with the
+same noise. Random numbers come from torch's generators, so that the graph draws what the function would have drawn.
 """
 
 from __future__ import annotations
@@ -46,19 +45,20 @@ from pyro_vae.trace.modes import ModuleRecorder
 
 _LOG = logging.getLogger("pyro_vae")
 
-_MOST_STATES = 10  # of the surroundings: what changes more often changes from call to call
+_MOST_STATES = 10  # of the surroundings; more of them mean that a value changes at every call
 
 
 class Graph:
     """A function of tensors that runs programs, recorded at its first call for each shape.
 
     Args:
-        function: of one tensor or more; returns what Python knows, such as the names of sites, and a tuple of tensors,
-            or None.
-        programs: those it runs, and other objects whose attributes it reads: what they reach is watched.
-        compiled: whether the record is compiled. Where that fails, for want of a C++ compiler for one, a line of the
-            log says so and the operations run one by one.
-        tolerance: relative difference that rounding may make.
+        function: Function of one or more tensors. Returns static Python values, e.g. the names of sites, and a tuple
+            whose entries are tensors or None.
+        programs: Programs that the function runs, and other objects whose attributes it reads. Every Python value that
+            can be reached from them is watched.
+        compiled: Whether to compile the graph. If that fails, e.g. without a C++ compiler, a warning is logged and the
+            operations run one by one.
+        tolerance: Largest relative difference attributed to rounding.
     """
 
     def __init__(
@@ -76,28 +76,28 @@ class Graph:
         self._records: dict[Any, Record] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Any, Tensors]:
-        """Run the graph on tensors that carry no gradient; neither do the results.
+        """Run the graph; neither inputs nor results carry gradients.
 
         Returns:
-            What Python knew when the graph was recorded, and the tensors.
+            The static Python values that the function returned while it was recorded, and the tensors.
 
         Raises:
-            GraphError: the function cannot be recorded.
+            GraphError: If the function cannot be recorded.
         """
-        inputs = tuple(x.contiguous() for x in inputs)  # what is compiled is compiled for one layout
+        inputs = tuple(x.contiguous() for x in inputs)  # compiled code assumes contiguous inputs
         record = self.recorded(inputs)
         with torch.no_grad():
             return record.static, record.run(*inputs, *record.read())
 
     def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
-        """Run the graph as a call does, after it has been compared with the function on the same noise.
+        """Run the graph after comparing it with the function on these inputs and the same noise.
 
         Raises:
-            GraphError: the function cannot be recorded, or its record differs. Nothing has been drawn or changed then.
+            GraphError: If recording fails or the results differ; no state or random generator has changed in that case.
         """
-        # Watching Python is a heuristic: a number in a file, in a C extension or in a library's global can change
-        # unseen, and the record would go on with the old one without an error. Only the numbers themselves show it,
-        # and only on another batch than the one that was recorded.
+        # Watching Python values is a heuristic: a number in a file, in a C extension or in a global of a library can
+        # change undetected, and the graph would silently continue with the old one. Only the results reveal that, and
+        # only on a batch other than the recorded one.
         inputs = tuple(x.contiguous() for x in inputs)
         record = self.recorded(inputs)
         assert self._surroundings is not None
@@ -109,18 +109,18 @@ class Graph:
             return record.run(*inputs, *record.read())
 
         if not same_results(eager, recorded, inputs, self._surroundings, self.tolerance):
-            raise GraphError("the program gives other numbers than its record, by something that changes between calls")
+            raise GraphError("the program and its graph give different results; a frozen value changes between calls")
         return self(*inputs)
 
     def cache_key(self, inputs: tuple[Tensor, ...]) -> Any:
-        """Return all that Python may decide by: calls of one key share a record."""
+        """Return everything that Python control flow may depend on; calls with equal keys share a record."""
         state = self._surroundings.state() if self._surroundings else None
         return state, tuple(stored_ids().items()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
 
     def cuda_graph_key(self, inputs: tuple[Tensor, ...]) -> Any:
-        """Return all that a CUDA graph of such inputs depends on: the key, and the tensors that the record reads.
+        """Return everything that a captured CUDA graph depends on: the cache key and the tensors that the record reads.
 
-        Of a tensor on the host also how often it has been written to: its values are copied into the CUDA graph.
+        CPU tensors count with their version, because capture copies their values into the CUDA graph.
         """
         key = self.cache_key(inputs)
         record = self._records.get(key)
@@ -128,21 +128,21 @@ class Graph:
         return key, [(id(t), t._version if t.device.type == "cpu" else 0) for t in tensors]
 
     def recorded(self, inputs: tuple[Tensor, ...]) -> Record:
-        """Return the record for inputs of these shapes, made anew where there is none or it is stale."""
+        """Return the record for inputs of these shapes; make one if there is none or it is stale."""
         try:
             if self._surroundings is None:
                 self._surroundings = Surroundings(self._programs)
             key = self.cache_key(inputs)
             if key not in self._records or self._records[key].is_stale():
                 record = self._record(inputs)
-                key = self.cache_key(inputs)  # the modules that ran are watched from now on
+                key = self.cache_key(inputs)  # recompute: modules found while recording are now watched
                 self._records[key] = record
         except OverflowError as error:
             raise GraphError(str(error)) from error
         return self._records[key]
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Record:
-        """Record the function at some inputs, and compile the record where that is wanted."""
+        """Record the function at these inputs, and compile the graph if requested."""
         assert self._surroundings is not None
         if self._surroundings.num_states > _MOST_STATES:
             name = self._surroundings.last_change
@@ -151,8 +151,8 @@ class Graph:
 
         def tensors(*inputs: Tensor) -> Tensors:
             nonlocal static
-            static, found = self.function(*inputs)
-            return found
+            static, results = self.function(*inputs)
+            return results
 
         with fork_rng(inputs[0]), pyro.validation_enabled(False):
             with undo_effects(self._surroundings):
@@ -163,13 +163,14 @@ class Graph:
         return Record.of(static, run, outside, masks, self._surroundings)
 
     def _trace(self, tensors: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> GraphModule:
-        """Return the operations of a function of tensors, after a first run that does what is done only once.
+        """Run a function once, then trace it and return its operations.
 
-        Each run has copies of the inputs: a transform remembers the very tensor that it was given last, and would put
-        the inverse that it remembers into the record as a constant.
+        The first run performs one-time work, which must not be recorded, and finds the modules that run. Each run gets
+        copies of the inputs: a transform recognizes the tensor that it was given last, and would put its cached inverse
+        into the graph as a constant.
         """
 
-        def strictly(*inputs: Tensor) -> Tensors:
+        def without_host_reads(*inputs: Tensor) -> Tensors:
             with refuse_host_reads():
                 return tensors(*inputs)
 
@@ -177,7 +178,7 @@ class Graph:
             with ModuleRecorder() as ran:
                 tensors(*_copies(inputs))
             self._watch(ran)
-            return make_fx(strictly)(*_copies(inputs))
+            return make_fx(without_host_reads)(*_copies(inputs))
         except GraphError:
             raise
         except Exception as error:
@@ -186,7 +187,7 @@ class Graph:
             raise GraphError(f"it cannot be traced ({in_one_line(error)})") from error
 
     def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
-        """Compile a record and compare the result with the record: compilers have errors, too."""
+        """Compile a graph and compare it with the interpreted one, because compilers have bugs."""
         assert self._surroundings is not None
 
         def interpreted(*inputs: Tensor) -> Tensors:
@@ -198,16 +199,16 @@ class Graph:
         try:
             run = compile_graph(graph, [*inputs, *(tensor.detach() for tensor in outside)])
             if not same_results(interpreted, compiled, inputs, self._surroundings, self.tolerance):
-                raise RuntimeError("the compiled graph gives other numbers")
-        except Exception as error:  # a compiler may fail in any way; the record needs none
+                raise RuntimeError("the compiled graph gives different results")
+        except Exception as error:  # compilers may raise anything; run the interpreted graph
             if is_out_of_memory(error):
                 raise
-            _LOG.warning("Not compiled (%s): operations run one by one.", in_one_line(error))
+            _LOG.warning("Not compiled (%s): recorded operations run one by one.", in_one_line(error))
             return graph
         return run
 
     def _watch(self, ran: ModuleRecorder) -> None:
-        """Watch the modules that ran as well, whatever holds them."""
+        """Watch the modules that ran, including those that cannot be reached from the programs."""
         assert self._surroundings is not None
         if hidden := [module for module in ran.found if module not in self._surroundings.modules]:
             self._programs += hidden

@@ -1,4 +1,4 @@
-r"""What leaves torch: numbers and arrays read off a tensor, which a record of tensor operations would freeze."""
+r"""Detect values that leave torch: numbers and arrays read off a tensor, which a graph would freeze."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.trace.graphs.fx import GraphError
 
-# Methods that copy out of torch's reach, without an operation that a record would see.
+# Methods that copy values to Python or NumPy, without an operation that tracing would record.
 _READS = {
     getattr(Tensor, name): name.strip("_")
     for name in ("item", "tolist", "numpy", "__array__", "__float__", "__int__", "__bool__", "__index__", "__complex__")
 }
 _aten = torch.ops.aten
-# Operations that read values in order to decide what comes next: a number, or the lengths of sequences.
+# Operations whose values decide which operations follow: a Python number, or the lengths of sequences.
 _DECIDES = {_aten._local_scalar_dense.default: "item", _aten._pack_padded_sequence.default: "pack_padded_sequence"}
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Return what torch's does, but for its check of the labels, for which it reads their least and largest."""
+    """Return `torch.nn.functional.one_hot` without its range check, which reads the largest and smallest label."""
     return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).long()
 
 
@@ -33,7 +33,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch that reads no values."""
+        """Call a torch function, or raise if it reads values off a tensor."""
         if func is one_hot:
             sizes = (*args[1:], *(kwargs or {}).values())
             if sizes and sizes[0] > 0:
@@ -47,7 +47,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call an operation that reads no values."""
+        """Call an operation, or raise if it reads values off a tensor."""
         if func in _DECIDES:
             raise GraphError(f"it reads values off a tensor ({_DECIDES[func]}), which a graph would freeze")
         return func(*args, **(kwargs or {}))
@@ -55,6 +55,6 @@ class _Operations(TorchDispatchMode):
 
 @contextmanager
 def refuse_host_reads() -> Iterator[None]:
-    """Raise `GraphError` where a function reads numbers or arrays off a tensor."""
+    """Raise `GraphError` if a function inside the context reads numbers or arrays off a tensor."""
     with _Functions(), _Operations():
         yield

@@ -1,4 +1,4 @@
-r"""A record of a function: the tensor operations that it issued, and the tensors outside that they read."""
+r"""A recorded function: its tensor operations, and the external tensors that they read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyro_vae.trace.graphs.surroundings import Surroundings
 
 
 class Mask(NamedTuple):
-    """A tensor whose values decided the shapes of a record: itself, its slot if it has one, and a copy of its values.
+    """A tensor whose values determined shapes in a graph, its slot if it may be exchanged, and a copy of its values.
 
-    Such values, unlike those of every other tensor that a record reads, are part of the record.
+    These values are part of the record, unlike those of all other external tensors.
     """
 
     tensor: Tensor
@@ -27,9 +27,12 @@ class Mask(NamedTuple):
 class Record(NamedTuple):
     """A recorded function.
 
-    `static` is what it returned beside tensors, and `run` takes its inputs followed by the tensors that `read` returns.
-    `outside` are the tensors that it read when it was recorded, held here so that none of them is freed, and `slots`
-    the places of those that the program may exchange for others, in the same order.
+    Attributes:
+        static: Python values that the function returned with its tensors.
+        run: The graph as a function of the inputs, followed by the tensors that `read` returns.
+        outside: External tensors that the graph reads, in the order of its inputs; held so that none is freed.
+        slots: For each external tensor, the slot that holds it if the program may exchange it for another, else None.
+        masks: Tensors whose values determined shapes.
     """
 
     static: Any
@@ -47,15 +50,15 @@ class Record(NamedTuple):
         masks: list[Tensor],
         surroundings: Surroundings,
     ) -> Record:
-        """Return a record, given the tensors that it reads and those that decided its shapes."""
-        places = surroundings.exchangeable_slots()
-        slots = [places.get(id(tensor)) for tensor in outside]
-        return cls(static, run, outside, slots, [Mask(t, places.get(id(t)), t.clone()) for t in masks])
+        """Build a record from the external tensors that it reads and those that determined shapes."""
+        slots_by_id = surroundings.exchangeable_slots()
+        slots = [slots_by_id.get(id(tensor)) for tensor in outside]
+        return cls(static, run, outside, slots, [Mask(t, slots_by_id.get(id(t)), t.clone()) for t in masks])
 
     def is_stale(self) -> bool:
-        """Whether the values of a mask have changed since it decided the shapes of the record."""
+        """Return whether the values of a mask have changed since they determined shapes."""
         return any(not torch.equal(t if slot is None else slot.read(), values) for t, slot, values in self.masks)
 
     def read(self) -> list[Tensor]:
-        """Return the tensors outside that it reads, as they are now."""
+        """Return the external tensors, with exchanged ones replaced by those that their slots hold now."""
         return [t if slot is None else slot.read() for t, slot in zip(self.outside, self.slots, strict=True)]

@@ -1,4 +1,4 @@
-r"""The places in which Python objects hold values, and those of what a program can reach."""
+r"""Slots: the locations in which the objects that a program can reach hold values."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-# Libraries whose functions and classes hold no state of a program. Their modules, handlers and distributions are
-# objects that do, and are walked.
+# Functions and classes of these libraries hold no state of a program, and are skipped. Instances of their modules,
+# effect handlers and distributions may hold some, and are walked.
 _LIBRARIES = {
     "torch", "pyro", "numpy", "scipy", "zuko", "math", "random", "functools", "itertools", "collections", "typing",
     "builtins", "logging", "warnings", "contextlib", "dataclasses", "abc", "enum", "os", "sys", "pathlib", "weakref",
     "types", "threading", "tqdm", "pytest", "_pytest", "pyro_vae",
 }  # fmt: skip
 _MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
-# Attributes in which Pyro keeps what it has computed last.
+# Attributes in which Pyro caches its latest results.
 _CACHES = {"_intermediates_cache", "_inv", "__dict__"}
-LARGEST = 1000  # contents of one container that are watched
-GONE = object()
+LARGEST = 1000  # entries; those of larger containers and arrays are not watched
+GONE = object()  # read from a slot that no longer exists
 
 
 class Slot(NamedTuple):
-    """A place that holds a value: a key of a dictionary, an index of a sequence, a cell, or an attribute in a slot."""
+    """A location that holds a value.
+
+    It is a key of a dictionary (e.g. of the attributes of an instance), an index of a sequence, a closure cell, or an
+    attribute without a dictionary.
+    """
 
     container: Any
     key: Any
     name: str
 
     def read(self) -> Any:
-        """Return what stands there now."""
+        """Return the current value, or `GONE`."""
         container, key = self.container, self.key
         if isinstance(container, Mapping):
             return container.get(key, GONE)
@@ -49,7 +53,7 @@ class Slot(NamedTuple):
         return getattr(container, key, GONE)
 
     def write(self, value: Any) -> None:
-        """Put a value there, where that is possible."""
+        """Store a value, unless the container is immutable."""
         if isinstance(self.container, CellType):
             self.container.cell_contents = value
         elif isinstance(self.container, (dict, list, deque)):
@@ -59,12 +63,12 @@ class Slot(NamedTuple):
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a word or nothing, which a record freezes."""
+    """Return whether a value is a number, a string, None or another constant that a graph freezes."""
     return isinstance(value, _PLAIN)
 
 
 def containers(obj: Any) -> list[Any]:
-    """Return what an object holds its contents in, whose length tells of new ones: also attributes and hooks."""
+    """Return the containers of an object's attributes, entries and hooks; a new length reveals new contents."""
     if isinstance(obj, nn.Module):
         hooks = (obj._forward_hooks, obj._forward_pre_hooks, obj._backward_hooks)
         return [obj._parameters, obj._buffers, obj._modules, *hooks, vars(obj)]
@@ -76,7 +80,7 @@ def containers(obj: Any) -> list[Any]:
 
 
 def contents(obj: Any, name: str) -> Iterator[Slot]:
-    """Yield the slots of an object."""
+    """Yield the slots of an object, which error messages call `name`."""
     if isinstance(obj, nn.Module):
         class_name = type(obj).__name__
         for table in (obj._parameters, obj._buffers, obj._modules):
@@ -115,11 +119,11 @@ def _sequence(values: Any, name: str) -> Iterator[Slot]:
     return (Slot(values, index, name) for index in range(len(values)))
 
 
-def _attributes(obj: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
+def _attributes(obj: Any, name: str, excluded: set[str]) -> Iterator[Slot]:
     table = getattr(obj, "__dict__", {})
-    cached = "_cached" if isinstance(obj, torch.distributions.Transform) else None  # what it has computed last
+    cached = "_cached" if isinstance(obj, torch.distributions.Transform) else None  # prefix of its caches
     for key in table:
-        if key not in left_out and key not in _CACHES and not (cached and key.startswith(cached)):
+        if key not in excluded and key not in _CACHES and not (cached and key.startswith(cached)):
             yield Slot(table, key, f"{name}.{key}")
     for base in type(obj).__mro__:
         slots = () if _is_library(base.__module__) else base.__dict__.get("__slots__", ())
@@ -129,12 +133,12 @@ def _attributes(obj: Any, name: str, left_out: set[str]) -> Iterator[Slot]:
 
 
 def _of_class(kind: type) -> Iterator[Slot]:
-    """Yield class attributes and methods of classes that are no library's."""
+    """Yield class attributes and methods of a class and its bases, except those of libraries."""
     for base in kind.__mro__:
         if not _is_library(base.__module__):
             table = vars(base)
             for key, value in table.items():
-                # Of the names that Python gives meaning to, methods alone.
+                # Among dunder names, only methods: the others hold no state of a program.
                 if isinstance(value, FunctionType) or not key.startswith("__"):
                     yield Slot(table, key, f"{base.__name__}.{key}")
 

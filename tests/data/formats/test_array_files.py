@@ -1,4 +1,4 @@
-"""Files of arrays: the arrays that were saved, and nothing that could run code or fill the memory."""
+"""Files of arrays: the saved arrays are read, without executing code or exhausting memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.own_data import refused_alike
+from helpers.own_data import error_with_and_without_cache
 
 from pyro_vae.data import DataError, Images, from_arrays, from_file
 
@@ -29,13 +29,13 @@ def same(a: Images, b: Images) -> bool:
 
 
 @pytest.mark.parametrize("array", [GRAY, GRAY / 255, np.asfortranarray(GRAY), GRAY.astype(">f8") / 255], ids=str)
-def test_an_array_is_read_as_it_was_saved(array: np.ndarray, tmp_path: Path) -> None:
+def test_array_round_trips_through_a_file(array: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", array)
-    (tmp_path / "images.npy").rename(tmp_path / "images.data")  # known by what it holds
+    (tmp_path / "images.npy").rename(tmp_path / "images.data")  # the format is recognized by content
     assert same(from_file(tmp_path / "images.data"), from_arrays(GRAY))
 
 
-def test_colors_may_stand_last(tmp_path: Path) -> None:
+def test_colors_may_be_the_last_dimension(tmp_path: Path) -> None:
     first = np.moveaxis(COLOR, -1, 1)
     for name, array in (("last", COLOR), ("first", first)):
         np.save(tmp_path / f"{name}.npy", array)
@@ -43,7 +43,7 @@ def test_colors_may_stand_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_archive_holds_images_and_labels(save: object, tmp_path: Path) -> None:
+def test_archive_holds_images_and_labels(save: object, tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     for named in (
         {"x": GRAY, "y": CLASSES},
@@ -100,13 +100,13 @@ def save(path: Path, array: np.ndarray) -> None:
 BAD = {
     "pickled objects": (pickled, "holds pickled objects, which are never read"),
     "a pickled archive": (lambda path: np.savez(path, x=np.array([None] * 60)), "x holds pickled objects"),
-    "a bomb": (bomb, "x takes 931322.6 GiB, and the memory is"),
+    "a bomb": (bomb, "x takes 931322.6 GiB, but the memory is"),
     "a wrong sum": (bad_sum, "cannot be read"),
     "a truncated archive": (truncated_archive, "cannot be read"),
     "a truncated array": (lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(99)), "ends after 99 of 1,800"),
     "an array and more": (
         lambda path: path.write_bytes(header_of((60, 6, 5)) + bytes(1801)),
-        "goes on after its array",
+        "has trailing bytes after its array",
     ),
     "a truncated header": (lambda path: path.write_bytes(header_of((60, 6, 5))[:40]), "no header of an array"),
     "no header": (
@@ -114,37 +114,40 @@ BAD = {
         "no header",
     ),
     "other names": (lambda path: np.savez(path, a=GRAY), "holds a.npy; name its images x"),
-    "an empty archive": (lambda path: zipfile.ZipFile(path, "w").close(), "is of no known kind"),
-    "an empty file": (lambda path: path.write_bytes(b""), "holds nothing; give a"),
-    "one row of text": (lambda path: path.write_text("1,2,3"), "of 1 items none falls into the split of share 0.1"),
+    "an empty archive": (lambda path: zipfile.ZipFile(path, "w").close(), "has an unknown format"),
+    "an empty file": (lambda path: path.write_bytes(b""), "is empty; give a"),
+    "one row of text": (lambda path: path.write_text("1,2,3"), "of 1 items, none falls into the split of fraction 0.1"),
     "one number": (lambda path: save(path, np.uint8(3)), r"images have shape \(\)"),
     "integers": (lambda path: save(path, GRAY.astype(int)), "pixels are torch.int64"),
     "complex numbers": (lambda path: save(path, GRAY.astype(complex)), "pixels are"),
     "NaN": (lambda path: save(path, np.where(GRAY > 250, np.nan, 0.5)), "holds nan"),
     "words": (lambda path: save(path, np.array(["a"] * 60)), "pixels are"),
     "labels of another length": (lambda path: np.savez(path, x=GRAY, y=CLASSES[1:]), r"labels have shape \(59,\)"),
-    "labels of one half": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES), "alone"),
+    "labels of one half": (
+        lambda path: np.savez(path, x_train=GRAY, x_test=GRAY, y_train=CLASSES),
+        "only some of the splits",
+    ),
     "test images of another size": (lambda path: np.savez(path, x_train=GRAY, x_test=GRAY[:, 1:]), r"\(5, 5\)"),
-    "one image": (lambda path: save(path, GRAY[:1]), "of 1 items none falls"),
+    "one image": (lambda path: save(path, GRAY[:1]), "of 1 items, none falls"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_bad_file_is_rejected_with_one_line(name: str, tmp_path: Path) -> None:
     make, words = BAD[name]
     path = tmp_path / "data.npz"
     make(path)
-    message = refused_alike(from_file, path, tmp_path / "cache")
+    message = error_with_and_without_cache(from_file, path, tmp_path / "cache")
     assert re.search(words, message)
     assert "\n" not in message
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.npy cannot be read"):
         from_file(tmp_path / "nowhere.npy")
 
 
-def test_images_stay_when_their_file_is_written_over(tmp_path: Path) -> None:
+def test_images_survive_overwriting_of_their_file(tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, GRAY)
     found = from_file(path)

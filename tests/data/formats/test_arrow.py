@@ -1,4 +1,4 @@
-"""Tables of images: each format gives the pixels, labels and splits that a folder or an array of them gives."""
+"""Tables of images: each format gives the same pixels, labels and splits as a folder or an array of the images."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ LABELS: dict[str, Any] = {
 
 @pytest.mark.parametrize("images", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_image_files_in_a_table_are_those_of_a_folder(name: str, images: np.ndarray, tmp_path: Path) -> None:
+def test_image_files_in_a_table_match_a_folder(name: str, images: np.ndarray, tmp_path: Path) -> None:
     FORMATS[name](tmp_path / "data", table(images, label=CLASSES))
     assert identical(from_path(tmp_path / "data"), from_folder(write_folder(tmp_path / "own", images)))
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_labels_are_integers_or_words_under_their_usual_names(name: str, tmp_path: Path) -> None:
+def test_labels_may_be_integers_or_words_under_common_names(name: str, tmp_path: Path) -> None:
     save(tmp_path / "data", table(GRAY, **{name: LABELS[name]}))
     assert identical(from_path(tmp_path / "data"), from_folder(write_folder(tmp_path / "own", GRAY)))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_the_options_of_a_folder_of_images(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One image is bad, and their sizes differ: they are cropped, made gray and counted as in a folder."""
+def test_image_options_apply_as_in_a_folder(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sizes differ and one image is bad: images are cropped, made gray and counted as in a folder."""
     images = [image[: 4 + n % 3] for n, image in enumerate(COLOR)]
     for n, image in enumerate(images):
         (tmp_path / "own" / WORDS[CLASSES[n]]).mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def test_the_options_of_a_folder_of_images(kind: str, tmp_path: Path, caplog: py
 
 
 def nested(images: np.ndarray, *fixed: int) -> pa.Array:
-    """Return images as lists of lists; the dimensions in `fixed` are lists of a fixed size."""
+    """Return images as nested lists; the dimensions in `fixed` are fixed-size lists."""
     values = pa.array(images.reshape(-1))
     for axis in range(images.ndim - 1, 0, -1):
         length = images.shape[axis]
@@ -95,12 +95,12 @@ def nested(images: np.ndarray, *fixed: int) -> pa.Array:
 
 @pytest.mark.parametrize("fixed", [(), (1,), (1, 2), (2,)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_nested_lists_of_bytes_are_an_array(name: str, fixed: tuple[int, ...], tmp_path: Path) -> None:
+def test_nested_lists_of_bytes_match_an_array(name: str, fixed: tuple[int, ...], tmp_path: Path) -> None:
     FORMATS[name](tmp_path / "data", pa.table({"pixels": nested(GRAY, *fixed), "y": CLASSES}))
     assert identical(from_path(tmp_path / "data"), from_arrays(GRAY, labels=CLASSES))
 
 
-def test_lists_of_colors_and_of_vectors_are_arrays(tmp_path: Path) -> None:
+def test_lists_of_colors_and_of_vectors_match_arrays(tmp_path: Path) -> None:
     colors = np.moveaxis(COLOR, -1, 1)
     for name, lists, images in (
         ("last", COLOR, colors),
@@ -120,7 +120,7 @@ def test_splits_are_kept(name: str, tmp_path: Path) -> None:
     assert identical(from_path(tmp_path / "data"), from_folder(tmp_path / "own"))
 
 
-def test_validation_is_taken_from_train_where_it_is_absent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_validation_split_is_taken_from_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = table(GRAY, label=CLASSES)
     save_splits(tmp_path / "data", test=rows[31:], extra=rows[:3], train=rows[:31])
     for split, part in (("train", slice(31)), ("test", slice(31, 40))):
@@ -142,15 +142,13 @@ def test_splits_of_pixels_and_of_numbers_are_kept(tmp_path: Path) -> None:
         assert identical(from_path(tmp_path / name), expected)
 
 
-def test_a_saved_table_of_numbers_is_a_table(tmp_path: Path) -> None:
+def test_saved_table_of_numbers_is_read_as_numbers(tmp_path: Path) -> None:
     numbers = RNG.normal(size=(40, 2))
     save(tmp_path / "data", pa.table({"a": numbers[:, 0], "kind": WORDS[CLASSES], "b": numbers[:, 1]}), shards=2)
     assert identical(from_path(tmp_path / "data"), from_numbers(numbers, labels=CLASSES))
 
 
-def test_what_is_neither_images_nor_labels_is_left_out_with_a_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_columns_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = {"id": np.arange(40), "target": RNG.normal(size=40), "caption": ["tree"] * 40}
     parquet.write_table(table(GRAY, label=CLASSES, **other), tmp_path / "data")
     with caplog.at_level(logging.WARNING, "pyro_vae"):
@@ -159,7 +157,7 @@ def test_what_is_neither_images_nor_labels_is_left_out_with_a_line(
     assert "Left out: columns id, target, caption of" in caplog.text
 
 
-def test_a_folder_called_as_a_partition_adds_no_column(tmp_path: Path) -> None:
+def test_folder_named_like_a_partition_adds_no_column(tmp_path: Path) -> None:
     numbers = RNG.normal(size=(40, 1))
     (tmp_path / "year=2020").mkdir()
     parquet.write_table(pa.table({"a": numbers[:, 0]}), tmp_path / "year=2020" / "data.parquet")

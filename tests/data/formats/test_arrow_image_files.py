@@ -1,4 +1,4 @@
-"""Bad images in tables, and options of images: as in folders, with the row in place of the file."""
+"""Bad images in tables, and image options: as in folders, with messages that name the row instead of the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(path: Path, images: Any, **columns: Any) -> None:
 
 
 def without(row: int | None, **instead: object) -> pa.Array:
-    """Return the images with something else in one row, or in all."""
+    """Return the images with fields replaced in one row, or in every row if None."""
     files: list[Any] = image_files(GRAY).to_pylist()
     for n in range(40) if row is None else [row]:
         files[n] = {**files[n], **instead} if instead else None
@@ -37,7 +37,7 @@ def without(row: int | None, **instead: object) -> pa.Array:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Return a PNG whose header promises so many pixels."""
+    """Return a PNG whose header claims the given size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = [(13, header), (0, b"IDAT")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -49,22 +49,22 @@ def bomb(width: int, height: int) -> bytes:
     ("instead", "says"),
     [
         ({}, "is null; leave out such rows"),
-        ({"bytes": None}, "names a file, which is not opened, and holds no bytes"),
+        ({"bytes": None}, "holds a path, which is never opened, but no bytes"),
         ({"bytes": None, "path": None}, "is null"),
-        ({"bytes": b""}, "cannot be read as an image (of no known format)"),
+        ({"bytes": b""}, "cannot be read as an image (unknown format)"),
         ({"bytes": png(GRAY[0])[:-40]}, "cannot be read as an image ("),
         ({"bytes": bomb(9_400, 9_500)}, "cannot be read as an image ("),
         ({"bytes": bomb(11_000, 10_000)}, "has 11000 x 10000 pixels; make it smaller"),
         ({"bytes": bomb(40_000, 40_000)}, "cannot be read as an image (Image size"),
         (
             {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n"},
-            "cannot be read as an image (of no known format)",
+            "cannot be read as an image (unknown format)",
         ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bad_image_is_named_or_left_out(instead: dict[str, Any], says: str, tmp_path: Path) -> None:
-    """A null is one without fields; the file that a row names is there, and is not opened."""
+def test_bad_image_is_named_or_skipped(instead: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """With no fields the row is null. A file that a row names exists, but is never opened."""
     (tmp_path / "17.png").write_bytes(png(GRAY[17]))
     named = {"path": str(tmp_path / "17.png")} if instead else {}
     write(tmp_path / "data.parquet", without(17, **{**named, **instead}), label=CLASSES)
@@ -80,7 +80,7 @@ def test_a_bad_image_is_named_or_left_out(instead: dict[str, Any], says: str, tm
     assert not kept
 
 
-def test_nothing_but_bad_images(tmp_path: Path) -> None:
+def test_table_of_only_bad_images_is_rejected(tmp_path: Path) -> None:
     write(tmp_path / "data", without(None, bytes=None))
     with pytest.raises(DataError, match=r"None of the 40 image files can be used; the first: .*row 0 of image"):
         from_path(tmp_path / "data", skip_bad=True)
@@ -97,14 +97,14 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"size": 3}, {"channels": 1}, {"skip_bad": True}])
 @pytest.mark.parametrize("column", [PIXELS, np.arange(40)], ids=["pixels", "numbers"])
-def test_options_of_image_files_are_refused_elsewhere(column: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_image_options_are_rejected_for_other_tables(column: Any, options: dict[str, Any], tmp_path: Path) -> None:
     save(tmp_path / "data", pa.table({"column": column}))
-    with pytest.raises(DataError, match="data is read as it is: leave out --image-size, --channels and --skip-bad"):
+    with pytest.raises(DataError, match="data is read unchanged: leave out --image-size, --channels and --skip-bad"):
         from_path(tmp_path / "data", **options)
 
 
 @pytest.mark.parametrize("kind", ["saved", "Parquet"])
-def test_pyarrow_is_asked_for_where_it_is_needed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_reported_when_needed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "saved":
         save(tmp_path / "data", pa.table({"image": image_files(GRAY)}))
     else:
@@ -114,12 +114,12 @@ def test_pyarrow_is_asked_for_where_it_is_needed(kind: str, tmp_path: Path, monk
         from_path(tmp_path / "data")
 
 
-def test_a_folder_of_images_needs_no_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_images_needs_no_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     for n, image in enumerate(GRAY):
         (tmp_path / "data" / f"{n}.png").write_bytes(png(image))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert from_path(tmp_path / "data").pixel_shape == (6, 5)
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(DataError, match="is no folder of images"):
+    with pytest.raises(DataError, match="is not a folder of images"):
         from_folder(tmp_path / "data")

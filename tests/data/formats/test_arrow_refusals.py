@@ -1,4 +1,4 @@
-"""Tables that cannot be used: each is refused in one line that says where, and no file is opened that they name."""
+"""Unusable tables: each is rejected with one line that says where, and files that a table names are never opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.arrow_tables import image_files, save, save_splits
-from helpers.own_data import refused_alike
+from helpers.own_data import error_with_and_without_cache
 from pyarrow import parquet
 
 from pyro_vae.data import from_path
@@ -30,7 +30,7 @@ def write(images: Any = IMAGES, **columns: Any) -> Write:
 
 
 def spoiled(spoil: Callable[[Path], object]) -> Write:
-    """Save good images, and change their folder."""
+    """Return a function that saves good images and then damages their folder."""
 
     def write(path: Path) -> None:
         save(path, pa.table({"image": IMAGES, "label": CLASSES}))
@@ -61,7 +61,7 @@ def lists(*values: object) -> pa.Array:
 
 
 def bad_offsets(path: Path) -> None:
-    """Write lists whose offsets point far behind their values: unless these are checked, any memory is read."""
+    """Write lists whose offsets point far beyond their values: without validation, arbitrary memory would be read."""
     offsets = pa.py_buffer(np.array([0, 10**8, 2], np.int32).tobytes())
     values = pa.Array.from_buffers(pa.list_(pa.uint8()), 2, [None, offsets], children=[pa.array([1, 2], pa.uint8())])
     save(path, pa.table({"pixels": values}))
@@ -70,27 +70,27 @@ def bad_offsets(path: Path) -> None:
 ROWS = pa.table({"image": IMAGES, "label": CLASSES})
 BAD: dict[str, tuple[Write, str]] = {
     "a stream cut within a batch": (cut(300), f"data/{FIRST} cannot be read as an Arrow stream"),
-    "a stream cut after a batch": (cut(8), f"data/{FIRST} is cut short; repair or replace it"),
+    "a stream cut after a batch": (cut(8), f"data/{FIRST} is truncated; repair or replace it"),
     "a stream and more": (
         spoiled(lambda path: (path / FIRST).write_bytes(2 * (path / FIRST).read_bytes())),
-        "goes on after its end",
+        "has trailing bytes after its end",
     ),
     "no stream": (spoiled(lambda path: (path / FIRST).write_bytes(b"nothing")), "cannot be read as an Arrow stream"),
     "an empty file": (spoiled(lambda path: (path / FIRST).write_bytes(b"")), "cannot be read as an Arrow stream"),
     "offsets out of bounds": (bad_offsets, "cannot be read as an Arrow stream"),
-    "a missing file": (spoiled(lambda path: (path / FIRST).unlink()), f"data/{FIRST} is absent"),
+    "a missing file": (spoiled(lambda path: (path / FIRST).unlink()), f"data/{FIRST} is missing"),
     "a file elsewhere": (
         state(_data_files=[{"filename": "../other/" + FIRST}]),
-        f"state.json names ../other/{FIRST}, which is no file of the folder",
+        f"state.json names ../other/{FIRST}, which is not a file of the folder",
     ),
-    "a file by its whole path": (state(_data_files=[{"filename": "/etc/passwd"}]), "which is no file of the folder"),
-    "the folder above": (state(_data_files=[{"filename": ".."}]), "data/.. is absent"),
-    "a file of no name": (state(_data_files=[{}]), "names None, which is no file of the folder"),
-    "no files": (state(), "state.json names no files of data"),
+    "a file by its whole path": (state(_data_files=[{"filename": "/etc/passwd"}]), "which is not a file of the folder"),
+    "the folder above": (state(_data_files=[{"filename": ".."}]), "data/.. is missing"),
+    "a file of no name": (state(_data_files=[{}]), "names None, which is not a file of the folder"),
+    "no files": (state(), "state.json names no data files"),
     "a list of no files": (state(_data_files="all"), "state.json has no list _data_files"),
-    "rows chosen elsewhere": (state(_indices_data_files=[{"filename": "i.arrow"}]), "chosen by a file of indices"),
+    "rows chosen elsewhere": (state(_indices_data_files=[{"filename": "i.arrow"}]), "selected by an index file"),
     "JSON cut short": (spoiled(lambda path: (path / "state.json").write_text("{")), "state.json cannot be read ("),
-    "no object": (spoiled(lambda path: (path / "state.json").write_text("[]")), "state.json holds no JSON object"),
+    "no object": (spoiled(lambda path: (path / "state.json").write_text("[]")), "state.json is not a JSON object"),
     "no training split": (splits(test=ROWS), "has splits test; give train"),
     "no test split": (splits(train=ROWS, validation=ROWS), "has splits train, validation; give train, train and test"),
     "two validation splits": (splits(train=ROWS, valid=ROWS, val=ROWS, test=ROWS), "train, valid, val, test; give"),
@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "an empty split": (splits(train=ROWS, test=ROWS[:0]), "data/test holds no rows"),
     "labels of one split": (
         splits(train=ROWS, test=ROWS.drop(["label"])),
-        "data/test has no column label of type int64, and ",
+        "data/test has no column label of type int64, but ",
     ),
     "labels of two types": (
         splits(train=ROWS, test=ROWS.set_column(1, "label", pa.array(list("abcd" * 10)))),
@@ -111,39 +111,42 @@ BAD: dict[str, tuple[Write, str]] = {
     ),
     "no images": (
         lambda path: parquet.write_table(pa.table({"image": [[0.5, 1.0]] * 40, "label": CLASSES}), path),
-        "image is of type list<element: double>, neither images (structs of bytes and path, or lists of uint8) nor",
+        "image is of type list<element: double>, which is not images (structs of bytes and path, or",
     ),
-    "two columns of images": (write(mask=IMAGES), "image, mask hold images, and one column may; leave out the others"),
-    "two columns of labels": (write(label=CLASSES, y=CLASSES), "label, y are called as labels are, and one may be"),
+    "two columns of images": (
+        write(mask=IMAGES),
+        "image, mask hold images, but only one column may; leave out the others",
+    ),
+    "two columns of labels": (write(label=CLASSES, y=CLASSES), "label, y are named like labels, but only one may be"),
     "two columns of one name": (
         lambda path: save(path, pa.Table.from_arrays([IMAGES, IMAGES], ["image", "image"])),
-        "has two columns of one name",
+        "has two columns of the same name",
     ),
     "no rows": (lambda path: parquet.write_table(ROWS[:0], path), "data holds no rows"),
     "no label": (write(label=[0] * 17 + [None] * 23), "data: row 17 of label is null"),
-    "a label that is not known": (write(label=[0] * 17 + [-1] * 23), "data: row 17 of label is -1, no class"),
+    "a label that is not known": (write(label=[0] * 17 + [-1] * 23), "data: row 17 of label is -1, not a class"),
     "rows of other sizes": (
         lambda path: save(path, pa.table({"x": lists(*[[[1, 2], [3, 4]]] * 9, [[1, 2], [3]])})),
-        "data: row 9 of x has lists of 1 pixels and row 0 of 2",
+        "data: row 9 of x has lists of 1 pixels, and row 0 of 2",
     ),
     "a null among pixels": (
         lambda path: save(path, pa.table({"x": lists(*[[[1, 2], [3, 4]]] * 9, [[1, 2], [None, 3]])})),
-        "data: row 9 of x is null, or part of it is",
+        "data: row 9 of x is null, or contains nulls",
     ),
     "a null among rows": (
         lambda path: save(path, pa.table({"x": lists([[1]], None, [[1]])})),
-        "data: row 1 of x is null, or part of it is",
+        "data: row 1 of x is null, or contains nulls",
     ),
     "no pixels": (lambda path: save(path, pa.table({"x": lists([], [])})), "data: row 0 of x holds no pixels"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_data_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_bad_table_is_rejected_with_one_line(kind: str, tmp_path: Path) -> None:
     write, says = BAD[kind]
-    save(tmp_path / "other", ROWS)  # good data, which nothing may lead to
+    save(tmp_path / "other", ROWS)  # good data that no table may refer to
     write(tmp_path / "data")
-    message = refused_alike(from_path, tmp_path / "data", tmp_path / "cache")
+    message = error_with_and_without_cache(from_path, tmp_path / "data", tmp_path / "cache")
     assert says in message
-    assert message.isprintable()  # no line feed among others
+    assert message.isprintable()  # no line breaks in the message
     assert str(tmp_path / "data") in message

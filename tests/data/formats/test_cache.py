@@ -1,4 +1,4 @@
-"""Decoded images kept on disk: the same as decoded anew, never those of other files, and never in the way."""
+"""The cache of decoded images: equal to decoding again, never mixed up between files, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(folder: Path, pixels: np.ndarray) -> None:
 
 
 def identical(a: Images, b: Images) -> bool:
-    """Whether all is the same to the bit, in the same order."""
+    """Return whether all pixels, labels and attributes are bit-identical, in the same order."""
     pixels = [torch.equal(getattr(a, split), getattr(b, split)) for split in ("train", "valid", "test")]
     if a.labels is None or b.labels is None:
         return a.name == b.name and all(pixels) and a.labels is b.labels
@@ -47,7 +47,7 @@ def entries(cache: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes; colors come last, after gray images have been stored."""
+    """Two classes of images; color files come after gray ones, so that the shape changes while they are stored."""
     write(tmp_path / "images" / "a", GRAY)
     write(tmp_path / "images" / "b", COLOR)
     return tmp_path / "images"
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what makes every further decoding fail."""
+    """Return a function after which any decoding fails."""
 
     def refuse(path: Path, size: int | None) -> np.ndarray:
         raise AssertionError(f"{path} is decoded")
@@ -64,7 +64,7 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 1}, {"channels": 3, "size": 4}, {"splits": (0.5, 0.3, 0.2)}])
-def test_what_is_kept_is_what_is_decoded(
+def test_cached_images_equal_decoded_ones(
     options: dict[str, object], folder: Path, tmp_path: Path, no_decoder: Callable[[], None]
 ) -> None:
     expected = from_folder(folder, **options)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_what_is_kept_is_what_is_decoded(
 
 
 @pytest.mark.parametrize("valid", [True, False])
-def test_folders_of_splits_are_kept(valid: bool, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
+def test_folders_of_splits_are_cached(valid: bool, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
     write(tmp_path / "own" / "train", GRAY[:25])
     write(tmp_path / "own" / "test", GRAY[35:])
     if valid:
@@ -108,14 +108,14 @@ def another_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [other_bytes, other_encoding, other_name, other_class, another_file])
-def test_other_files_have_another_entry(change: Callable[[Path], None], folder: Path, tmp_path: Path) -> None:
+def test_changed_files_get_a_new_entry(change: Callable[[Path], None], folder: Path, tmp_path: Path) -> None:
     from_folder(folder, cache=tmp_path / "cache")
     change(folder)
     assert identical(from_folder(folder, cache=tmp_path / "cache"), from_folder(folder))
     assert len(entries(tmp_path / "cache")) == 2
 
 
-def test_every_option_has_its_entry_and_neither_time_nor_place_has(folder: Path, tmp_path: Path) -> None:
+def test_entries_depend_on_options_but_not_on_times_or_paths(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     options = [{}, {"size": 4}, {"size": 5}, {"channels": 1}, {"channels": 3}, {"skip_bad": True}]
     for each in [*options, {"splits": (0.7, 0.2, 0.1)}]:
@@ -174,7 +174,7 @@ def half(entry: Path) -> None:
 
 
 def foreign(entry: Path) -> None:
-    """The good entry of other images under this name."""
+    """Replace the entry by the valid entry of other images."""
     write(entry.parents[1] / "other", GRAY)
     from_folder(entry.parents[1] / "other", cache=entry.parent / "in")
     shutil.rmtree(entry)
@@ -186,7 +186,7 @@ DAMAGE = [truncated, longer, a_pixel, pickled, other_type, a_label, no_json, oth
 
 
 @pytest.mark.parametrize("spoil", DAMAGE)
-def test_a_damaged_entry_is_decoded_anew(
+def test_damaged_entry_is_decoded_again(
     spoil: Callable[[Path], None],
     folder: Path,
     tmp_path: Path,
@@ -195,7 +195,7 @@ def test_a_damaged_entry_is_decoded_anew(
 ) -> None:
     cache = tmp_path / "cache"
     expected = from_folder(folder, cache=cache)
-    expected = expected.map(torch.clone)  # lest the damage reach it
+    expected = expected.map(torch.clone)  # so that damage cannot reach it
     (name,) = entries(cache)
     spoil(cache / name)
     with caplog.at_level(logging.WARNING, "pyro_vae"):
@@ -212,7 +212,7 @@ def full(self: decoding.InFile, image: np.ndarray) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_leaves_nothing_and_stops_nothing(
+def test_full_disk_leaves_no_entry_and_loading_succeeds(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding.InFile, "append", full)
@@ -223,20 +223,18 @@ def test_a_full_disk_leaves_nothing_and_stops_nothing(
     assert entries(tmp_path / "cache") == []
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unwritable_cache_does_not_stop_loading(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     assert identical(from_folder(folder, cache=tmp_path / "file" / "cache"), from_folder(folder))
     assert len(caplog.messages) == 1
-    if os.geteuid() == 0:  # to whom every folder is open
+    if os.geteuid() == 0:  # root may write to every folder
         return
     (tmp_path / "closed").mkdir(mode=0o555)
     assert identical(from_folder(folder, cache=tmp_path / "closed"), from_folder(folder))
     assert len(caplog.messages) == 2
 
 
-def test_files_that_change_while_they_are_decoded_are_not_kept(
+def test_files_changed_during_decoding_are_not_cached(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = decoding.read_image
@@ -252,7 +250,7 @@ def test_files_that_change_while_they_are_decoded_are_not_kept(
     assert entries(tmp_path / "cache") == []
 
 
-def test_two_at_once_leave_one_good_entry(folder: Path, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
+def test_concurrent_readers_leave_one_valid_entry(folder: Path, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
     cache, expected, found = tmp_path / "cache", from_folder(folder), []
     start = threading.Barrier(3)
 
@@ -272,7 +270,7 @@ def test_two_at_once_leave_one_good_entry(folder: Path, tmp_path: Path, no_decod
     assert identical(from_folder(folder, cache=cache), expected)
 
 
-def test_warnings_of_files_left_out_are_repeated(
+def test_warnings_about_skipped_files_are_repeated(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, no_decoder: Callable[[], None]
 ) -> None:
     (folder / "a" / "000.png").write_text("not an image")
@@ -293,7 +291,9 @@ def test_warnings_of_files_left_out_are_repeated(
     assert caplog.messages == warnings
 
 
-def test_nothing_is_written_where_nothing_may_be(folder: Path, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
+def test_without_download_permission_nothing_is_written(
+    folder: Path, tmp_path: Path, no_decoder: Callable[[], None]
+) -> None:
     root = tmp_path / "root"
     expected = load(str(folder), root, download=False)
     assert not root.exists()
@@ -313,13 +313,13 @@ def test_nothing_is_written_where_nothing_may_be(folder: Path, tmp_path: Path, n
     assert kept.stat().st_size == 1000
 
 
-def test_writing_to_the_images_does_not_reach_the_entry(folder: Path, tmp_path: Path) -> None:
+def test_modifying_images_does_not_change_the_entry(folder: Path, tmp_path: Path) -> None:
     expected = from_folder(folder, cache=tmp_path / "cache").map(torch.clone)
     from_folder(folder, cache=tmp_path / "cache").train.zero_()
     assert identical(from_folder(folder, cache=tmp_path / "cache"), expected)
 
 
-def test_what_a_kill_has_left_is_removed_once_it_is_old(folder: Path, tmp_path: Path) -> None:
+def test_unfinished_entries_are_removed_once_old(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name, age in (("old", 2 * 86_400), ("new", 60)):
         left = cache / f".unfinished-{name}"
@@ -332,7 +332,7 @@ def test_what_a_kill_has_left_is_removed_once_it_is_old(folder: Path, tmp_path: 
     assert len(entries(cache)) == 2
 
 
-def test_an_exception_leaves_nothing_of_an_entry(tmp_path: Path) -> None:
+def test_exception_leaves_no_partial_entry(tmp_path: Path) -> None:
     def interrupted() -> None:
         with Entry(tmp_path / "cache", "key").writing() as temporary:
             (temporary / "images.npy").write_bytes(b"half")
@@ -343,8 +343,8 @@ def test_an_exception_leaves_nothing_of_an_entry(tmp_path: Path) -> None:
     assert entries(tmp_path / "cache") == []
 
 
-def test_results_are_never_far_ahead_and_in_order() -> None:
-    """Of 50, with 7 ahead at most, whoever is slow: the one who computes them or the one who takes them."""
+def test_results_are_in_order_and_boundedly_ahead() -> None:
+    """50 items, at most 7 ahead, whether the producer or the consumer is slower."""
     asked, started, lock = 0, 0, threading.Lock()
     far: list[int] = []
 
@@ -363,4 +363,4 @@ def test_results_are_never_far_ahead_and_in_order() -> None:
             asked += 1
 
     assert list(taken(decoding.in_order(compute, range(50), 7))) == [each**2 for each in range(50)]
-    assert max(far) <= 7 + 1  # the one that is being taken
+    assert max(far) <= 7 + 1  # the one being consumed

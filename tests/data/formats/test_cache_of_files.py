@@ -1,4 +1,4 @@
-"""Arrays and tables of images kept on disk: what is read without a cache, decoded in pieces and once."""
+"""The cache of arrays and tables of images: equal to reading without a cache, decoded in pieces and only once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.arrow_tables import image_files, save, save_splits
-from helpers.own_data import identical, refused_alike
+from helpers.own_data import error_with_and_without_cache, identical
 from pyarrow import parquet
 
 from pyro_vae.data import from_path, load, npy
@@ -44,7 +44,7 @@ def write_npz(path: Path, save: Callable[..., None] = np.savez_compressed, **arr
 FORMATS: dict[str, Callable[[Path], object]] = {
     ".npy": lambda path: write_npy(path, COLOR),
     "rows of .npy": lambda path: write_npy(path, GRAY.reshape(40, 30)),
-    "Fortran's order": lambda path: write_npy(path, np.asfortranarray(GRAY)),  # read into memory
+    "Fortran's order": lambda path: write_npy(path, np.asfortranarray(GRAY)),  # read into memory, not cached
     ".npz": lambda path: write_npz(path, np.savez, x=GRAY, y=CLASSES),
     "a compressed .npz": lambda path: write_npz(path, x=GRAY, y=CLASSES[:, None]),
     "floats": lambda path: write_npz(path, x=(COLOR / 255).astype(">f4")),
@@ -61,7 +61,7 @@ KEPT = [name for name in FORMATS if name != "Fortran's order"]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the forty images come in more than one piece."""
+    """Split the forty images over several pieces."""
     monkeypatch.setattr(array_files, "_PIECE", 200)
     monkeypatch.setattr(arrow, "ROWS", 7)
     monkeypatch.setattr(columns, "ROWS", 7)
@@ -69,7 +69,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what makes every further reading of an array, a table or an image file fail."""
+    """Return a function after which reading an array, a table or an image file fails."""
 
     def refuse(*args: object) -> None:
         raise AssertionError("decoded")
@@ -89,7 +89,7 @@ def entries(cache: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_kept_is_what_is_read_into_memory(name: str, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
+def test_cached_images_equal_those_read_into_memory(name: str, tmp_path: Path, no_decoder: Callable[[], None]) -> None:
     FORMATS[name](tmp_path / "data")
     expected = from_path(tmp_path / "data")
     found = from_path(tmp_path / "data", cache=tmp_path / "cache")
@@ -105,7 +105,7 @@ def test_what_is_kept_is_what_is_read_into_memory(name: str, tmp_path: Path, no_
     assert files == (["entry.json", "images.npy"] if name in KEPT else [])
 
 
-def test_every_option_and_every_content_has_its_entry(tmp_path: Path) -> None:
+def test_entries_depend_on_options_and_content(tmp_path: Path) -> None:
     path, kept = tmp_path / "data", tmp_path / "cache"
     parquet.write_table(FILES, path)
     tried: list[dict[str, Any]] = [{}, {"size": 4}, {"channels": 1}, {"skip_bad": True}, {"splits": (0.7, 0.2, 0.1)}]
@@ -133,7 +133,7 @@ LATE: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (lambda path: write_npy(path, NAN), "training images: image 33 holds nan"),
     "another size": (
         lambda path: save(path, lists([*GRAY[:33], *GRAY[33:, 1:]])),
-        "row 33 of x has lists of 5 pixels and row 0 of 6",
+        "row 33 of x has lists of 5 pixels, and row 0 of 6",
     ),
     "a null": (lambda path: parquet.write_table(lists([*GRAY[:33], None]), path), "row 33 of x is null"),
     "one label too few": (lambda path: write_npz(path, x=GRAY, y=CLASSES[1:]), "labels have shape (39,)"),
@@ -146,28 +146,28 @@ LATE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", LATE)
-def test_what_is_found_out_midway_leaves_no_entry(name: str, tmp_path: Path) -> None:
+def test_error_found_midway_leaves_no_entry(name: str, tmp_path: Path) -> None:
     write, says = LATE[name]
     write(tmp_path / "data")
-    assert says in refused_alike(from_path, tmp_path / "data", tmp_path / "cache")
+    assert says in error_with_and_without_cache(from_path, tmp_path / "data", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_cannot_be_written_leaves_nothing_and_stops_nothing(
+def test_failed_write_leaves_no_entry_and_loading_succeeds(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(file: object) -> None:
         raise OSError("No space left on device")
 
     FORMATS[name](tmp_path / "data")
-    monkeypatch.setattr(cache.os, "fsync", full)  # the images have been written
+    monkeypatch.setattr(cache.os, "fsync", full)  # fails after the images have been written
     found = from_path(tmp_path / "data", cache=tmp_path / "cache")
     assert caplog.messages == ["The cache is not written (No space left on device); images are decoded into memory."]
     assert entries(tmp_path / "cache") == []
     assert identical(found, from_path(tmp_path / "data"))
 
 
-def test_a_promise_of_more_than_the_disk_holds_is_not_begun(
+def test_images_larger_than_the_free_disk_are_not_cached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_npz(tmp_path / "data", x=GRAY)
@@ -195,7 +195,7 @@ def test_warnings_are_repeated(
             no_decoder()
 
 
-def test_tables_of_numbers_and_what_may_not_be_written_have_no_entry(tmp_path: Path) -> None:
+def test_numbers_and_runs_without_download_are_not_cached(tmp_path: Path) -> None:
     numbers = RNG.normal(size=(40, 2))
     write_npy(tmp_path / "array", numbers)
     parquet.write_table(pa.table({"a": numbers[:, 0], "b": numbers[:, 1]}), tmp_path / "table")

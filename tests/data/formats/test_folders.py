@@ -1,4 +1,4 @@
-"""Folders of image files: every format to the same pixels, and every bad file refused by its name."""
+"""Folders of image files: the same pixels from every format, and every bad file rejected by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(folder: Path, pixels: np.ndarray, suffix: str = ".png", mode: str | No
 
 
 def same(a: Images, b: Images) -> bool:
-    """Whether each split holds the same images, in any order."""
+    """Return whether each split holds the same images, in any order."""
     return all(rows(getattr(a, split)) == rows(getattr(b, split)) for split in ("train", "valid", "test"))
 
 
@@ -37,16 +37,16 @@ def rows(images: torch.Tensor) -> list[bytes]:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp", ".PNG"])
-def test_formats_without_loss_give_the_pixels(suffix: str, tmp_path: Path) -> None:
+def test_lossless_formats_give_the_same_pixels(suffix: str, tmp_path: Path) -> None:
     options = {"lossless": True} if suffix == ".webp" else {}
     write(tmp_path / "gray", GRAY, suffix, **options)
     write(tmp_path / "color", COLOR, suffix, **options)
-    channels = 1 if suffix == ".webp" else None  # which has no gray images of its own
+    channels = 1 if suffix == ".webp" else None  # WebP has no grayscale mode
     assert same(from_folder(tmp_path / "gray", channels=channels), from_arrays(GRAY))
     assert same(from_folder(tmp_path / "color"), from_arrays(np.moveaxis(COLOR, -1, 1)))
 
 
-def test_jpegs_are_near(tmp_path: Path) -> None:
+def test_jpegs_are_close(tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(16), np.arange(16))[None].repeat(80, 0) * 5 + np.arange(80)[:, None, None]
     write(tmp_path, smooth.astype(np.uint8), ".jpg", quality=95)
     found = from_folder(tmp_path)
@@ -55,9 +55,9 @@ def test_jpegs_are_near(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK"])
-def test_modes_of_color_are_colors(mode: str, tmp_path: Path) -> None:
+def test_every_color_mode_is_read_as_colors(mode: str, tmp_path: Path) -> None:
     few = np.zeros((40, 6, 5, 3), np.uint8)
-    few[..., 0] = 255 * (GRAY > 128)  # red and black alone, which a palette holds
+    few[..., 0] = 255 * (GRAY > 128)  # only red and black, which fit a palette
     write(tmp_path, few, ".tif" if mode == "CMYK" else ".png", mode)
     assert same(from_folder(tmp_path), from_arrays(np.moveaxis(few, -1, 1)))
 
@@ -67,22 +67,22 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     assert same(from_folder(tmp_path), from_arrays(GRAY))
 
 
-def test_bits_are_black_and_white(tmp_path: Path) -> None:
+def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:
     write(tmp_path, GRAY > 128)
     assert same(from_folder(tmp_path), from_arrays(255 * (GRAY > 128).astype(np.uint8)))
 
 
-def test_a_rotated_photograph_stands_upright(tmp_path: Path) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     for number, image in enumerate(GRAY):
         picture = Image.fromarray(np.rot90(image))
         exif = picture.getexif()
-        exif[0x0112] = 6  # rotate by 270 degrees to see it upright
+        exif[0x0112] = 6  # rotate by 270 degrees for an upright view
         picture.save(tmp_path / f"{number:03}.png", exif=exif)
     assert same(from_folder(tmp_path), from_arrays(GRAY))
 
 
-def test_colors_and_gray_are_made_one(tmp_path: Path) -> None:
+def test_gray_and_color_images_are_converted_to_one_mode(tmp_path: Path) -> None:
     write(tmp_path / "a", GRAY)
     write(tmp_path / "b", COLOR)
     colors = from_folder(tmp_path)
@@ -92,8 +92,8 @@ def test_colors_and_gray_are_made_one(tmp_path: Path) -> None:
     assert same(gray, from_arrays(np.concatenate([GRAY, luma])))
 
 
-def test_a_size_keeps_the_middle(tmp_path: Path) -> None:
-    """A constant image stays what it is; of a wide one the sides are cut off."""
+def test_resizing_keeps_the_center(tmp_path: Path) -> None:
+    """Constant images stay constant, and the sides of wide images are cropped."""
     wide = np.zeros((50, 8, 24), np.uint8)
     wide[:, :, 8:16] = 200 + np.arange(50)[:, None, None]
     write(tmp_path, wide)
@@ -103,8 +103,8 @@ def test_a_size_keeps_the_middle(tmp_path: Path) -> None:
     assert sorted(every[:, 1, 1].tolist()) == list(range(200, 250))
 
 
-def test_the_first_images_are_a_sample_of_all_classes(tmp_path: Path) -> None:
-    """The order has nothing to do with the names. All 15 of one class by chance: below 1e-6."""
+def test_first_images_are_a_sample_of_all_classes(tmp_path: Path) -> None:
+    """The order is independent of file names. Probability that all 15 are of one class: below 1e-6."""
     write(tmp_path / "a", GRAY[:20])
     write(tmp_path / "b", GRAY[20:])
     first = {image.numpy().tobytes() for image in from_folder(tmp_path).train[:15]}
@@ -140,7 +140,7 @@ def test_folders_are_splits(valid: bool, tmp_path: Path) -> None:
         assert same(found, from_arrays(GRAY[:25], GRAY[35:]))
 
 
-def test_a_link_back_and_other_files_are_left_out(tmp_path: Path) -> None:
+def test_link_loops_and_other_files_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / "a", GRAY)
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "a" / "notes.txt").write_text("not an image")
@@ -207,20 +207,20 @@ BAD: dict[Callable[[Path], None], str] = {
     transparent: "has transparent pixels; put it on a background",
     see_through_palette: "has transparent pixels",
     real: "has pixels of type F; give 8 or 16 bits",
-    nowhere: "is no file; remove it",
-    a_socket: "is no file; remove it",
+    nowhere: "is not a file; remove it",
+    a_socket: "is not a file; remove it",
 }
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_a_bad_file_is_named_or_left_out(
+def test_bad_file_is_named_or_skipped(
     spoil: Callable[[Path], None],
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a path of a socket must be short
+    monkeypatch.chdir(tmp_path)  # socket paths must be short
     folder = Path("f")
     write(folder, GRAY)
     spoil(folder / "017.png")
@@ -233,7 +233,7 @@ def test_a_bad_file_is_named_or_left_out(
     assert "017.png" in caplog.text
 
 
-def test_a_class_without_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_class_without_images_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, part in zip(("cat", "dog"), np.split(GRAY, 2), strict=True):
         write(tmp_path / name, part)
     expected = from_folder(tmp_path)
@@ -245,11 +245,11 @@ def test_a_class_without_images_is_named(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         assert same(from_folder(tmp_path, skip_bad=True), expected)
     assert "emu is a class without images" in caplog.text
-    write(tmp_path, GRAY[:1])  # an image beside the folders: they are no classes then
+    write(tmp_path, GRAY[:1])  # with an image next to them, folders are not classes
     assert from_folder(tmp_path).labels is None
 
 
-def test_it_is_said_how_images_have_come_to_their_splits(tmp_path: Path) -> None:
+def test_name_reports_how_the_images_were_split(tmp_path: Path) -> None:
     write(tmp_path / "alone", GRAY)
     write(tmp_path / "two" / "train", GRAY[10:])
     write(tmp_path / "two" / "test", GRAY[:10])
@@ -262,7 +262,7 @@ def test_it_is_said_how_images_have_come_to_their_splits(tmp_path: Path) -> None
             assert str(from_folder(tmp_path / name, cache=cache)).endswith(f"pixels, {how}")
 
 
-def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
+def test_image_of_another_size_is_named(tmp_path: Path) -> None:
     write(tmp_path, GRAY)
     larger(tmp_path / "017.png")
     with pytest.raises(DataError, match=r"017.png is 7 x 5 pixels and 000.png 6 x 5; give a size for all"):
@@ -270,13 +270,13 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
     assert from_folder(tmp_path, size=3).pixel_shape == (3, 3)
 
 
-def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder of images"):
+def test_invalid_folder_of_images_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a folder of images"):
         from_folder(tmp_path / "nothing")
     with pytest.raises(DataError, match="holds no images"):
         from_folder(tmp_path)
     write(tmp_path, GRAY[:1])
-    with pytest.raises(DataError, match="of 1 items none falls into the split of share"):
+    with pytest.raises(DataError, match="of 1 items, none falls into the split of fraction"):
         from_folder(tmp_path)
     with pytest.raises(DataError, match="channels is 2; choose 1 or 3"):
         from_folder(tmp_path, channels=2)

@@ -1,4 +1,4 @@
-"""Files of tables: each format gives the same rows, labels and splits, and what is no table is refused in one line."""
+"""Files of tables: each format gives the same rows, labels and splits; invalid files are rejected with one line."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ FORMATS: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_gives_the_same_table(name: str, tmp_path: Path) -> None:
-    FORMATS[name](tmp_path / "data")  # known by what it holds
+def test_formats_give_the_same_table(name: str, tmp_path: Path) -> None:
+    FORMATS[name](tmp_path / "data")  # the format is recognized by content
     table = from_file(tmp_path / "data")
     assert isinstance(table, Numbers)
     assert same(table, expected())
 
 
-def test_a_table_without_names_numbers_its_columns(tmp_path: Path) -> None:
+def test_columns_without_names_are_numbered(tmp_path: Path) -> None:
     WITH_KINDS.to_csv(tmp_path / "data", index=False, header=False)
     table = from_file(tmp_path / "data")
     assert isinstance(table, Numbers)
@@ -67,7 +67,7 @@ def test_a_table_without_names_numbers_its_columns(tmp_path: Path) -> None:
 
 
 def write_h5ad(path: Path, where: str = "X", kind: str = "dense", values: object = None) -> None:
-    """Write what AnnData writes: a matrix, the names of its columns, and the type of each cell as a category."""
+    """Write a file like AnnData's: a matrix, its column names, and the type of each cell as a category."""
     with h5py.File(path, "w") as file:
         words = h5py.string_dtype()
         file.create_group("var").attrs["_index"] = "gene"
@@ -96,8 +96,8 @@ def test_counts_of_cells_are_read_dense_or_sparse(kind: str, where: str, tmp_pat
 
 
 @pytest.mark.parametrize("values", [FRAME.to_numpy(), FRAME.to_numpy(np.float32).clip(0, 1)])
-def test_rows_of_an_array_that_are_no_levels_are_numbers(values: np.ndarray, tmp_path: Path) -> None:
-    """Also between 0 and 1, where rounding to 255 levels would lose what they say."""
+def test_array_rows_that_are_not_levels_are_numbers(values: np.ndarray, tmp_path: Path) -> None:
+    """Also between 0 and 1, where rounding to 255 levels would lose information."""
     np.save(tmp_path / "data", values)
     table = from_file(tmp_path / "data.npy")
     assert table.kind == "real"
@@ -112,7 +112,7 @@ BAD: dict[str, tuple[Write, str]] = {
     "row numbers": (FRAME.to_csv, "column 0 has no name (row numbers?); name it or leave it out"),
     "two columns of words": (
         lambda path: labelled(path, kind=KINDS, place=KINDS),
-        "kind, place are no numbers, and one column may hold labels",
+        "kind, place are not numbers, but only one column may hold labels",
     ),
     "a gap": (lambda path: labelled(path, depth=[0.1] * 5 + [None] + [0.2] * 194), "row 5 of depth is nan"),
     "a gap among labels": (
@@ -123,8 +123,8 @@ BAD: dict[str, tuple[Write, str]] = {
     "prose": (lambda path: path.write_text("No table\nbut some\nlines.\n" * 9), "has no column of numbers"),
     "lines of other lengths": (lambda path: path.write_text("a,b\n1,2\n1,2,3\n"), "cannot be read as a table"),
     "not UTF-8": (lambda path: path.write_bytes(b"\xff\xfe1,2\n"), "cannot be read as a table"),
-    "bytes": (lambda path: path.write_bytes(b"abc\0def"), "is of no known kind"),
-    "nothing": (lambda path: path.write_bytes(b""), "holds nothing"),
+    "bytes": (lambda path: path.write_bytes(b"abc\0def"), "has an unknown format"),
+    "nothing": (lambda path: path.write_bytes(b""), "is empty"),
     "Parquet cut short": (
         lambda path: (FRAME.to_parquet(path), path.write_bytes(path.read_bytes()[:-100])),
         "cannot be read as Parquet",
@@ -138,7 +138,7 @@ BAD: dict[str, tuple[Write, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_bad_file_is_rejected_with_one_line(kind: str, tmp_path: Path) -> None:
     write, says = BAD[kind]
     write(tmp_path / "data")
     with pytest.raises(DataError) as caught:

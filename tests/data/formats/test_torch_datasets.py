@@ -1,4 +1,4 @@
-"""Datasets of torch: the same data as from arrays, and what is no such dataset refused in one line."""
+"""torch datasets: the same data as from arrays; other objects are rejected with one line."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Items(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self.items):
-            raise RuntimeError("no such item")  # iteration by index would not stop
+            raise RuntimeError("no such item")  # iterating by index would not terminate
         return self.items[index]
 
 
 class Stream(IterableDataset):
-    """Has a length, as some have, and no indices."""
+    """An iterable dataset that has a length, as some do, but no indices."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items
@@ -55,7 +55,7 @@ def identical(a: Collection, b: Collection) -> bool:
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Return what torchvision's ToTensor gives of pixels (height, width) or (3, height, width)."""
+    """Return what torchvision's ToTensor returns for pixels (height, width) or (3, height, width)."""
     return torch.from_numpy(image).reshape(-1, *image.shape[-2:]).float() / 255
 
 
@@ -76,21 +76,21 @@ KINDS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("build", [Items, Stream, list], ids=["items", "stream", "list"])
 @pytest.mark.parametrize("images", [GRAY, COLOR], ids=["gray", "color"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_are_those_of_an_array(kind: str, images: np.ndarray, build: Callable[..., Any]) -> None:
+def test_dataset_of_images_matches_arrays(kind: str, images: np.ndarray, build: Callable[..., Any]) -> None:
     items = [(KINDS[kind](image), int(label)) for image, label in zip(images, CLASSES, strict=True)]
     assert identical(from_dataset(build(items)), from_arrays(images, labels=CLASSES))
     assert identical(from_dataset(build(items), labels=False), from_arrays(images))
     assert identical(from_dataset(build([x for x, _ in items])), from_arrays(images))
 
 
-def test_test_items_are_the_test_images() -> None:
+def test_separate_test_dataset_is_the_test_split() -> None:
     data = [Items(list(zip(GRAY[part], CLASSES[part], strict=True))) for part in (slice(30), slice(30, 40))]
     expected = from_arrays(GRAY[:30], GRAY[30:], labels=CLASSES[:30], test_labels=CLASSES[30:], splits=(0.5, 0.3, 0.2))
     assert identical(from_dataset(*data, splits=(0.5, 0.3, 0.2)), expected)
 
 
 @pytest.mark.parametrize("label", [int, np.int64, torch.tensor, lambda y: torch.tensor([y]), lambda y: np.array([y])])
-def test_labels_are_integers_of_any_make(label: Callable[[int], Any]) -> None:
+def test_labels_may_be_integers_of_any_type(label: Callable[[int], Any]) -> None:
     items = [(image, label(int(y))) for image, y in zip(GRAY, CLASSES, strict=True)]
     assert identical(from_dataset(Items(items)), from_arrays(GRAY, labels=CLASSES))
 
@@ -103,8 +103,8 @@ def test_vectors_are_numbers_unless_they_are_levels() -> None:
     assert identical(from_dataset(TensorDataset(flat / 255)), from_arrays(flat))
 
 
-def test_test_vectors_that_are_no_levels_are_not_rounded_to_them() -> None:
-    """Training rows that happen to be levels do not decide what the test rows are."""
+def test_test_vectors_are_not_rounded_to_levels() -> None:
+    """Training rows that happen to be levels do not determine the type of the test rows."""
     train, test = GRAY.reshape(40, 30) / 255, RNG.uniform(size=(5, 30))
     found = from_dataset(Items(list(train)), Items(list(test)))
     assert identical(found, from_numbers(train, test))
@@ -155,15 +155,15 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_dataset_of_images_is_refused_in_one_line(kind: str) -> None:
+def test_invalid_dataset_is_rejected_with_one_line(kind: str) -> None:
     dataset, says = BAD[kind]
     with pytest.raises(DataError) as caught:
         from_dataset(dataset, name="mine")
     assert says in one_line(caught.value)
 
 
-def test_a_bad_test_item_is_named_as_such() -> None:
+def test_bad_test_item_is_named() -> None:
     with pytest.raises(DataError, match=r"^mine, test: item 17 has no label"):
         from_dataset(with_item((GRAY[0], 1)), with_item(GRAY[0]), name="mine")
-    with pytest.raises(DataError, match=r"mine: labels are given for training or test images alone"):
+    with pytest.raises(DataError, match=r"mine: labels are given for only some of the splits"):
         from_dataset(with_item((GRAY[0], 1)), Items(list(GRAY)), name="mine")

@@ -1,4 +1,4 @@
-"""Data sets by name: files of each format, written here, come back as the images and labels that were put into them."""
+"""Data sets by name: files written here in each format are read back as the images and labels put into them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.named_files import HELD, TRAIN, WRITERS, check, few_validation_imag
 from pyro_vae import data
 from pyro_vae.data import DataError
 
-# Published images of each set, training (with validation where this is taken from them), validation and test.
+# Images of each published set: training (including validation if taken from it), validation, test.
 SIZES: dict[str, Sequence[int]] = {
     "cifar10": (45_000, 5_000, 10_000),
     "svhn": (68_257, 5_000, 26_032),
@@ -30,8 +30,8 @@ def _few_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_was_written_is_read(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Upright, in the order of the file, with one line that these are not the published images."""
+def test_written_files_are_read_back(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Upright, in file order, with one warning that these are not the published images."""
     WRITERS[name](tmp_path)
     check(data.load(name, tmp_path, download=False), *HELD[name])
     (record,) = caplog.records
@@ -43,10 +43,10 @@ def test_what_was_written_is_read(name: str, tmp_path: Path, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_module_says_how_many_images_the_published_set_has(
+def test_modules_state_the_published_numbers_of_images(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where so many are found there is no line in the log."""
+    """They are passed to the check that warns of other sizes."""
     told: list[Sequence[int]] = []
 
     def compare(where: Path, name: str, found: dict[str, int], published: Sequence[int]) -> None:
@@ -60,7 +60,7 @@ def test_the_module_says_how_many_images_the_published_set_has(
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_each_absent_file_is_named(name: str, tmp_path: Path) -> None:
+def test_each_missing_file_is_named(name: str, tmp_path: Path) -> None:
     folder = WRITERS[name](tmp_path)
     for path in list(folder.iterdir()):
         content = path.read_bytes()
@@ -68,23 +68,23 @@ def test_each_absent_file_is_named(name: str, tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             data.load(name, tmp_path, download=False)
         assert one_line(caught.value).startswith(f"{folder} has no {path.name} (")
-        assert "name the folder of your data sets by --data-root" in one_line(caught.value)
+        assert "set --data-root to the folder of your data sets" in one_line(caught.value)
         path.write_bytes(content)
     data.load(name, tmp_path)
 
 
-def test_the_pickled_cifar10_is_not_read(tmp_path: Path) -> None:
+def test_pickled_cifar10_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz .*pickles, which are never read"):
         data.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_truncated_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_truncated_file_is_rejected(name: str, tmp_path: Path) -> None:
     folder = WRITERS[name](tmp_path)
     for path in list(folder.iterdir()):
         content = path.read_bytes()
-        for length in (0, 10, len(content) // 2 + 1, len(content) - 2):  # none between two records
+        for length in (0, 10, len(content) // 2 + 1, len(content) - 2):  # never between two records
             path.write_bytes(content[:length])
             with pytest.raises(DataError) as caught:
                 data.load(name, tmp_path)
@@ -94,10 +94,10 @@ def test_a_truncated_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "emnist", "omniglot"])
-def test_validation_leaves_images_to_train_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_must_leave_training_images(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_validation_images(monkeypatch, TRAIN)
     WRITERS[name](tmp_path)
-    with pytest.raises(DataError, match=f"holds {TRAIN} .*images, too few: {TRAIN + 1} are the least") as caught:
+    with pytest.raises(DataError, match=f"holds {TRAIN} .*images, but at least {TRAIN + 1} are required") as caught:
         data.load(name, tmp_path)
     one_line(caught.value)
 
@@ -106,7 +106,7 @@ def test_validation_leaves_images_to_train_on(name: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("svhn", "SVHN"), ("emnist", "EMNIST")])
-def test_what_torchvision_downloads_is_read(
+def test_files_downloaded_by_torchvision_are_read(
     name: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -121,11 +121,11 @@ def test_what_torchvision_downloads_is_read(
     assert [call[:2] for call in asked] == expected
     assert all(download for *_, download in asked)
     check(data.load(name, tmp_path), *HELD[name])
-    assert len(asked) == len(expected)  # what is there is not asked for
+    assert len(asked) == len(expected)  # existing files are not downloaded again
 
 
 @pytest.mark.parametrize("dataset", ["SVHN", "EMNIST"])
-def test_a_download_that_fails_is_one_line(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_is_reported_in_one_line(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise OSError("no\nnetwork")
 

@@ -1,4 +1,4 @@
-"""The data sets by name whose files are large: dSprites, read piece by piece, and CelebA, decoded file by file."""
+"""Data sets whose files are large: dSprites, read in pieces, and CelebA, decoded file by file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 FACTORS = ("shape", "scale", "orientation", "x", "y")
 GRID = np.array(
     list(itertools.product(range(1), range(3), range(2), range(2), range(2), range(2)))
-)  # 48 of six factors
+)  # 48 from six factors
 SPRITES = RNG.integers(0, 2, (len(GRID), 64, 64), dtype=np.uint8)
 NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 
@@ -55,8 +55,8 @@ def test_each_sprite_is_read_once_with_its_factors(tmp_path: Path, caplog: pytes
     assert record.getMessage().endswith("is not dSprites: it holds 40 training, 4 validation and 4 test images.")
 
 
-def test_the_split_of_dsprites_is_the_same_for_ever(tmp_path: Path) -> None:
-    """These are the first places of the permutation; published results on this split depend on them."""
+def test_split_of_dsprites_is_fixed(tmp_path: Path) -> None:
+    """The first indices of the permutation. Published results on this split depend on them."""
     write_dsprites(tmp_path)
     images = data.load("dsprites", tmp_path)
     order = np.random.RandomState(20170602).permutation(48)
@@ -68,7 +68,7 @@ def test_the_split_of_dsprites_is_the_same_for_ever(tmp_path: Path) -> None:
 BAD = {
     "pixels of 2": ({"imgs": 2 * SPRITES}, "imgs holds 2, not 0 or 1"),
     "64-bit pixels": ({"imgs": SPRITES.astype(int)}, "imgs is int64 (48, 64, 64) and must be uint8 (48, 64, 64)"),
-    "pixels in another order": ({"imgs": np.asfortranarray(SPRITES)}, "imgs is uint8 (48, 64, 64) in Fortran's order"),
+    "pixels in another order": ({"imgs": np.asfortranarray(SPRITES)}, "imgs is uint8 (48, 64, 64) in Fortran order"),
     "fewer images": ({"imgs": SPRITES[1:]}, "imgs is uint8 (47, 64, 64) and must be uint8 (48, 64, 64)"),
     "other sizes": ({"imgs": SPRITES[:, 1:]}, "imgs is uint8 (48, 63, 64)"),
     "pickled images": ({"imgs": np.full(48, None)}, "imgs holds pickled objects, which are never read"),
@@ -81,7 +81,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_of_sprites_is_refused(case: str, tmp_path: Path) -> None:
+def test_bad_file_of_sprites_is_rejected(case: str, tmp_path: Path) -> None:
     changes, says = BAD[case]
     path = write_dsprites(tmp_path, **changes)
     with pytest.raises(DataError) as caught:
@@ -90,7 +90,7 @@ def test_a_bad_file_of_sprites_is_refused(case: str, tmp_path: Path) -> None:
     assert says in one_line(caught.value)
 
 
-def test_a_damaged_file_of_sprites_is_refused(tmp_path: Path) -> None:
+def test_damaged_file_of_sprites_is_rejected(tmp_path: Path) -> None:
     path = write_dsprites(tmp_path)
     content = path.read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 3):
@@ -99,7 +99,7 @@ def test_a_damaged_file_of_sprites_is_refused(tmp_path: Path) -> None:
             data.load("dsprites", tmp_path)
         assert one_line(caught.value).startswith(str(path))
     flipped = bytearray(content)
-    flipped[2000] ^= 16  # within the images
+    flipped[2000] ^= 16  # within the image data
     path.write_bytes(flipped)
     with pytest.raises(DataError, match="cannot be read"):
         data.load("dsprites", tmp_path)
@@ -114,7 +114,7 @@ def test_a_damaged_file_of_sprites_is_refused(tmp_path: Path) -> None:
 
 # CelebA
 
-PARTITION = [0, 2, 0, 1, 0, 2]  # of six files
+PARTITION = [0, 2, 0, 1, 0, 2]  # of six image files
 
 
 def write_celeba(root: Path) -> Path:
@@ -129,7 +129,7 @@ def write_celeba(root: Path) -> Path:
     return folder
 
 
-def test_faces_are_those_of_torchvision(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_faces_match_torchvision(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_celeba(tmp_path)
     crop = transforms.Compose([transforms.CenterCrop(148), transforms.Resize(64), transforms.PILToTensor()])
     images = data.load("celeba64", tmp_path)
@@ -143,7 +143,7 @@ def test_faces_are_those_of_torchvision(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_faces_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_celeba(tmp_path) / "img_align_celeba"
-    fresh = data.load("celeba64", tmp_path, download=False)  # which writes nothing
+    fresh = data.load("celeba64", tmp_path, download=False)  # writes nothing
     assert not (tmp_path / "cache").exists()
     first = data.load("celeba64", tmp_path)
     with monkeypatch.context() as patch:
@@ -157,14 +157,14 @@ def test_faces_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (data.load("celeba64", tmp_path).train[1] == 9).all()
 
 
-def test_a_gray_face_has_three_equal_colors(tmp_path: Path) -> None:
+def test_gray_face_has_three_equal_channels(tmp_path: Path) -> None:
     path = write_celeba(tmp_path) / "img_align_celeba" / "000003.jpg"
     Image.open(path).convert("L").save(path)
     face = data.load("celeba64", tmp_path).train[1]
     assert torch.equal(face, face[:1].expand(3, -1, -1))
 
 
-def test_a_bad_face_is_named(tmp_path: Path) -> None:
+def test_bad_face_is_named(tmp_path: Path) -> None:
     folder = write_celeba(tmp_path) / "img_align_celeba"
     path = folder / "000005.jpg"
     content = path.read_bytes()
@@ -183,7 +183,7 @@ def test_a_bad_face_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", ["000003.jpg", "000003.jpg 3", "../000003.jpg 0", "000003.png 0", "", "000003.jpg 0 1"])
-def test_a_bad_row_of_the_partition_is_named(row: str, tmp_path: Path) -> None:
+def test_bad_row_of_the_partition_is_named(row: str, tmp_path: Path) -> None:
     path = write_celeba(tmp_path) / "list_eval_partition.txt"
     rows = path.read_text().splitlines()
     path.write_text("\n".join([*rows[:2], row, *rows[3:]]))

@@ -1,4 +1,4 @@
-"""Data sets by name: values that no file of the published set holds are refused in one line that names the file."""
+"""Data sets by name: values that the published files never contain are rejected with one line naming the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def replaced(path: Path, place: int, value: int) -> None:
     path.write_bytes(content)
 
 
-def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
+def test_labels_beyond_the_classes_are_rejected(tmp_path: Path) -> None:
     replaced(write_cifar10(tmp_path) / "data_batch_2.bin", 3073, 10)
     with pytest.raises(DataError, match=r"data_batch_2.bin holds a label 10, not 0 to 9"):
         data.load("cifar10", tmp_path)
@@ -59,14 +59,14 @@ BAD_SVHN = {
     "label 0": ({"X": PIXELS, "y": np.arange(TRAIN)[:, None] % 10}, "y holds a label 0, not 1 to 10"),
     "label 1.5": ({"X": PIXELS, "y": LABELS * 1.5}, "y holds a label 1.5, not 1 to 10"),
     "no number": ({"X": PIXELS, "y": LABELS * np.nan}, "y holds a label nan"),
-    "fewer labels": ({"X": PIXELS, "y": LABELS[1:]}, "y has 19 labels of 20 images"),
-    "words": ({"X": PIXELS, "y": np.array([["one"]])}, "y is no array of numbers"),
-    "cells": ({"X": PIXELS, "y": np.array([[1.0], [2.0]], object)}, "y is no array of numbers"),
+    "fewer labels": ({"X": PIXELS, "y": LABELS[1:]}, "y has 19 labels for 20 images"),
+    "words": ({"X": PIXELS, "y": np.array([["one"]])}, "y is not an array of numbers"),
+    "cells": ({"X": PIXELS, "y": np.array([[1.0], [2.0]], object)}, "y is not an array of numbers"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_SVHN)
-def test_bad_variables_of_svhn_are_refused(case: str, tmp_path: Path) -> None:
+def test_bad_variables_of_svhn_are_rejected(case: str, tmp_path: Path) -> None:
     held, says = BAD_SVHN[case]
     path = write_svhn(tmp_path) / "train_32x32.mat"
     savemat(path, held)
@@ -76,7 +76,7 @@ def test_bad_variables_of_svhn_are_refused(case: str, tmp_path: Path) -> None:
     assert says in one_line(caught.value)
 
 
-def test_pixels_of_omniglot_outside_0_and_1_are_refused(tmp_path: Path) -> None:
+def test_pixels_of_omniglot_outside_0_and_1_are_rejected(tmp_path: Path) -> None:
     for value in (1.5, -0.1, np.nan):
         pixels = np.full((784, TEST), 0.5)
         pixels[3, 1] = value
@@ -86,7 +86,7 @@ def test_pixels_of_omniglot_outside_0_and_1_are_refused(tmp_path: Path) -> None:
         one_line(caught.value)
 
 
-def test_labels_of_omniglot_are_read_where_each_image_has_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_labels_of_omniglot_are_read_if_every_image_has_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_omniglot(tmp_path, target=None)
     check(data.load("omniglot", tmp_path), GRAY, None)
     caplog.clear()
@@ -96,12 +96,12 @@ def test_labels_of_omniglot_are_read_where_each_image_has_one(tmp_path: Path, ca
         assert "no labels are read" in caplog.records[-1].getMessage()
 
 
-def test_pixels_and_labels_of_silhouettes_are_checked(tmp_path: Path) -> None:
+def test_pixels_and_labels_of_silhouettes_are_validated(tmp_path: Path) -> None:
     bad: list[tuple[dict[str, object], str]] = [
         ({"val_data": 2 * columns(BITS[:5])}, "val_data holds 2, not 0 or 1"),
         ({"val_data": columns(GRAY[:5] / 255)}, "val_data holds 0."),
         ({"test_labels": np.full((TEST, 1), 102)}, "test_labels holds a label 102, not 1 to 101"),
-        ({"test_labels": np.ones((TEST + 1, 1))}, "test_labels has 5 labels of 4 images"),
+        ({"test_labels": np.ones((TEST + 1, 1))}, "test_labels has 5 labels for 4 images"),
         ({"train_data": np.zeros((784, 15))}, "train_data is 784 x 15, not N x 784"),
         ({"train_data": None}, "holds no train_data"),
     ]
@@ -114,12 +114,12 @@ def test_pixels_and_labels_of_silhouettes_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [{"end": " \n", "last": " \n"}, {"end": "\r\n", "last": "\r\n"}, {"last": ""}])
-def test_rows_of_text_may_end_otherwise(layout: dict[str, str], tmp_path: Path) -> None:
+def test_other_line_endings_are_read(layout: dict[str, str], tmp_path: Path) -> None:
     write_static_mnist(tmp_path, **layout)
     check(data.load("static-mnist", tmp_path), 255 * BITS, None)
 
 
-def test_a_row_that_is_no_binary_image_is_named(tmp_path: Path) -> None:
+def test_row_that_is_not_a_binary_image_is_named(tmp_path: Path) -> None:
     path = write_static_mnist(tmp_path) / "binarized_mnist_train.amat"
     rows = path.read_text().splitlines()
     for bad in (

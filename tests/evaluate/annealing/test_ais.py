@@ -1,4 +1,4 @@
-"""Annealed importance sampling and its two-sided check, against closed forms and quadrature."""
+"""Annealed importance sampling and BDMC, against closed forms and quadrature."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def se(values: np.ndarray) -> float:
         pytest.param(20, "guide", 1.5, marks=pytest.mark.slow),
     ],
 )
-def test_annealing_finds_log_p_of_the_linear_gaussian_program(latent_dim: int, start: str, ratio: float) -> None:
-    """Mean of 100 images within 0.05 nats at 1,000 temperatures."""
+def test_ais_estimates_log_p_of_the_linear_gaussian_program(latent_dim: int, start: str, ratio: float) -> None:
+    """Mean over 100 images within 0.05 nats at 1,000 temperatures."""
     program = LinearGaussian(latent_dim, variance_ratio=ratio)
     x = program.simulate(100)
     settings = AISConfig(num_chains=16, num_temperatures=1000, num_leapfrogs=1, start=start)
@@ -45,12 +45,12 @@ def test_annealing_finds_log_p_of_the_linear_gaussian_program(latent_dim: int, s
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
-def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(start: str, schedule: str) -> None:
-    """E[w] = p(x) forwards and E[1/w] = 1/p(x) backwards, of 20,000 chains over 4 temperatures: 3 images at 4 s.e.
+def test_weights_are_unbiased_in_both_directions_with_few_temperatures(start: str, schedule: str) -> None:
+    """E[w] = p(x) forward and E[1/w] = 1/p(x) backward: 20,000 chains, 4 temperatures, 3 images at 4 s.e.
 
     False alarms 4e-4 for each of the four cases.
     """
-    program = LinearGaussian(2, noise=4.0, variance_ratio=1.5)  # a posterior not far from the prior
+    program = LinearGaussian(2, noise=4.0, variance_ratio=1.5)  # a posterior close to the prior
     settings = AISConfig(20_000, 4, 3, start, schedule)
     with read_only(program.model, program.guide, x=program.bias, seed=5):
         x, values = simulate(program.model, torch.zeros(3, 7))
@@ -58,7 +58,7 @@ def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(st
         kernels = HMCKernels(path, SCHEDULES[schedule](4), 3)
         kernels.adapt(16, iter)
         forward = kernels.forward(path.draw(settings.num_chains), iter).log_w
-        # A chain of its own exact draw each: the backward weights are then independent.
+        # Each chain gets its own exact draw, so that the backward weights are independent.
         mean, scale = program.posterior_mean(x), torch.linalg.cholesky(program.covariance)
         exact = dist.MultivariateNormal(mean, scale_tril=scale).sample((settings.num_chains,))
         backward = kernels.backward(exact, iter).log_w
@@ -69,8 +69,8 @@ def test_weights_are_unbiased_in_both_directions_however_few_the_temperatures(st
         assert ((ratio.mean(0) - 1).abs() < 4 * error).all()
 
 
-def test_a_kernel_keeps_its_distribution() -> None:
-    """Exact draws of f_b, a Gaussian, moved ten times: Kolmogorov-Smirnov of each whitened unit, level 1e-4 in all."""
+def test_kernel_leaves_its_distribution_invariant() -> None:
+    """Exact draws from the Gaussian f_b, moved ten times: Kolmogorov-Smirnov per whitened unit, level 1e-4 in all."""
     program = LinearGaussian(2, variance_ratio=1.5)
     x, b = program.simulate(1), 0.4
     precision = (1 - b) * (1.5 * program.covariance).inverse() + b * program.covariance.inverse()
@@ -89,8 +89,8 @@ def test_a_kernel_keeps_its_distribution() -> None:
         assert ks_1samp(white[:, unit].cpu(), norm.cdf).pvalue > 5e-5
 
 
-def test_both_directions_bracket_the_truth() -> None:
-    """Simulated images of the linear-Gaussian program: bounds on the right sides within 4 s.e., and close."""
+def test_bdmc_bounds_bracket_the_truth() -> None:
+    """Simulated images of the linear-Gaussian program: bounds on the correct sides within 4 s.e., and close."""
     program = LinearGaussian(5, variance_ratio=1.5)
     settings = AISConfig(num_chains=8, num_temperatures=200, num_leapfrogs=3)
     found = bdmc(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
@@ -104,7 +104,7 @@ def test_both_directions_bracket_the_truth() -> None:
     np.testing.assert_allclose(found.gap, low + high)
 
 
-def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
+def test_ais_lies_between_the_iwae_bound_and_the_upper_bound() -> None:
     """A Bernoulli decoder by quadrature and a guide that ignores x, 200 simulated images, 4 s.e. and a sign test."""
     program = BernoulliDecoder(2)
     for parameter in program.parameters():
@@ -115,14 +115,14 @@ def test_annealing_lies_between_the_iwae_bound_and_the_upper_one() -> None:
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
     scores = score(program.model, program.guide, x, 250, seed=0)
-    importance = scores.iwae[scores.particle_counts.index(5)]  # the mean of 50 estimates
+    importance = scores.iwae[scores.particle_counts.index(5)]  # mean of 50 estimates
     for lower, upper in ((found.forward.lower, truth), (truth, found.backward.upper)):
         assert (upper - lower).mean() > -4 * se(upper - lower)
-    assert (found.forward.lower > importance).sum() > 100 + 4 * math.sqrt(200) / 2  # 3e-5 if neither were better
+    assert (found.forward.lower > importance).sum() > 100 + 4 * math.sqrt(200) / 2  # 3e-5 if neither bound were better
     assert found.gap.mean() < 0.05
 
 
-def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
+def test_annealing_is_read_only_and_repeatable() -> None:
     vae, x = small_vae(), images(4)
     before = {name: p.clone() for name, p in vae.named_parameters()}
     stream = torch.get_rng_state()
@@ -134,7 +134,7 @@ def test_annealing_leaves_no_mark_and_repeats_itself() -> None:
     assert not list(pyro.get_param_store())
 
 
-def test_estimates_of_given_weights() -> None:
+def test_estimates_for_given_weights() -> None:
     """Two chains of weights 1 and 3: mean 2, harmonic mean 1.5, ESS 16 / 10."""
     result = AISResult(np.log([[1.0], [3.0]]), np.ones(1))
     np.testing.assert_allclose(np.exp(result.lower), 2.0)
@@ -149,10 +149,10 @@ def test_temperatures_rise_from_zero_to_one(schedule: str) -> None:
     b = SCHEDULES[schedule](7)
     assert (len(b), b[0], b[-1]) == (8, 0, 1)
     assert (b.diff() > 0).all()
-    torch.testing.assert_close(b.flip(0), 1 - b)  # alike from both ends
+    torch.testing.assert_close(b.flip(0), 1 - b)  # symmetric
 
 
-def test_what_cannot_be_annealed_is_refused() -> None:
+def test_invalid_programs_and_settings_are_rejected() -> None:
     def discrete(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("digit", dist.Categorical(logits=torch.zeros(3)))
@@ -164,7 +164,7 @@ def test_what_cannot_be_annealed_is_refused() -> None:
     x = torch.zeros(3)
     with pytest.raises(ValueError, match="'digit' is discrete"):
         ais(discrete, discrete, x, AISConfig())
-    with pytest.raises(ValueError, match="no latent site"):
+    with pytest.raises(ValueError, match="no sampled latent site"):
         ais(nothing, lambda x: None, x, AISConfig())
     vae = small_vae()
     with pytest.raises(ValueError, match="outside the support"):
@@ -175,7 +175,7 @@ def test_what_cannot_be_annealed_is_refused() -> None:
         AISConfig(start="middle")
 
 
-def test_a_model_that_observes_something_else_is_not_simulated() -> None:
+def test_model_that_observes_a_transform_of_x_is_not_simulated() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -186,8 +186,8 @@ def test_a_model_that_observes_something_else_is_not_simulated() -> None:
 
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
-def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record itself stands for what the compiler makes of it; both take the same noise."""
+def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded graph runs instead of the compiled one; both use the same noise."""
     monkeypatch.setattr(graph, "compile_graph", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
@@ -199,7 +199,7 @@ def test_compiled_annealing_weighs_the_same_chains(start: str, monkeypatch: pyte
     assert compiled.acceptance == pytest.approx(plain.acceptance, abs=1e-9)
 
 
-def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_annealing_falls_back_to_eager_execution(caplog: pytest.LogCaptureFixture) -> None:
     vae = small_vae()
     vae.likelihood.net.register_forward_hook(lambda net, args, out: out if out.sum() < 1e9 else 0 * out)
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
@@ -212,8 +212,8 @@ def test_annealing_that_cannot_be_compiled_runs_all_the_same(caplog: pytest.LogC
     assert line.startswith("Annealing is not compiled: it reads values off a tensor (bool)")
 
 
-def test_simulated_images_come_with_draws_of_their_posterior() -> None:
-    """The latents behind simulated images, whitened by the exact posterior: Kolmogorov-Smirnov, level 1e-4."""
+def test_simulated_images_have_exact_posterior_draws() -> None:
+    """The latents of simulated images, whitened by the exact posterior: Kolmogorov-Smirnov, level 1e-4."""
     program = LinearGaussian(1)
     with read_only(program.model, x=program.bias, seed=0):
         x, values = simulate(program.model, torch.zeros(5_000, 7))

@@ -1,4 +1,4 @@
-"""Annealing of latents of any support and any prior: positive, around a turn, in mixtures, in layers."""
+"""Annealing of latents with any support and any prior: positive, circular, mixtures, layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Waiting:
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
-def test_constrained_latents_are_annealed_where_they_live(start: str) -> None:
+def test_constrained_latents_are_annealed_in_unconstrained_space(start: str) -> None:
     program = Waiting()
     with read_only(program.model, x=torch.zeros(100, 5), seed=0):
         x, _ = simulate(program.model, torch.ones(100, 5))
@@ -49,8 +49,8 @@ def test_constrained_latents_are_annealed_where_they_live(start: str) -> None:
     assert np.abs(error).max() < 0.5
 
 
-def test_an_angle_is_annealed_around_one_turn() -> None:
-    """Torch repeats the density of VonMises over the real line; the evidence counts one period. By quadrature."""
+def test_angle_is_annealed_over_one_period() -> None:
+    """torch extends the density of VonMises to the real line; the evidence counts one period. By quadrature."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
@@ -67,11 +67,11 @@ def test_an_angle_is_annealed_around_one_turn() -> None:
     truth = joint.logsumexp(1) + math.log(axis[1] - axis[0])
     error = ais(model, guide, x, AISConfig(100, 200, 3), seed=0).lower - truth.cpu().numpy()
     np.testing.assert_allclose(error[:3], 0, atol=0.1)
-    # At x = 4 the posterior piles up at the end of the turn, where it is hard to reach: low by a little, never high.
+    # At x = 4 the posterior has its mode at the end of the period, which is hard to reach: a little low, never high.
     assert -0.5 < error[3] < 0.05
 
 
-def test_a_support_that_moves_with_another_latent_is_refused() -> None:
+def test_support_that_depends_on_another_latent_is_rejected() -> None:
     def latents() -> None:
         width = pyro.sample("width", dist.LogNormal(0.0, 0.5))
         pyro.sample("place", dist.Uniform(torch.zeros_like(width), width))
@@ -85,12 +85,12 @@ def test_a_support_that_moves_with_another_latent_is_refused() -> None:
         with pyro.plate("data", x.shape[0]):
             latents()
 
-    with pytest.raises(ValueError, match="'place' moves with other latents"):
+    with pytest.raises(ValueError, match="'place' depends on other latents"):
         ais(model, guide, torch.zeros(3), AISConfig())
 
 
-def test_a_mixture_of_each_unit_is_annealed() -> None:
-    """A prior of independent mixtures, whose support hides inside two wrappers."""
+def test_independent_mixture_prior_is_annealed() -> None:
+    """Its support is inside two wrappers."""
     places = torch.tensor([-1.0, 0.0, 2.0])
 
     def model(x: Tensor) -> None:
@@ -110,8 +110,8 @@ def test_a_mixture_of_each_unit_is_annealed() -> None:
     np.testing.assert_allclose(found, truth.cpu(), atol=0.1)
 
 
-def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
-    """A positive site, one in the simplex and one in the plane: densities over u integrate what those over z do."""
+def test_unconstrained_latents_have_the_jacobian_of_the_transform() -> None:
+    """A positive, a simplex and a real site: log |det dz/du| sums over their transforms."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", 3):
@@ -133,8 +133,8 @@ def test_unconstrained_latents_carry_the_jacobian_of_their_map() -> None:
     torch.testing.assert_close(log_det, expected, check_dtype=False)
 
 
-def test_two_layers_are_annealed_as_one() -> None:
-    """Against the importance-sampled estimate of 50,000 draws, whose error is beside it: 20 images, 4 s.e."""
+def test_two_layers_are_annealed_jointly() -> None:
+    """Against the importance-sampling estimate of 50,000 draws and its standard error: 20 images, 4 s.e."""
     program, x = two_layer(), images(20)
     found = ais(program.model, program.guide, x, AISConfig(16, 200, 3), seed=0)
     scores = score(program.model, program.guide, x, 50_000, seed=1)
@@ -143,8 +143,8 @@ def test_two_layers_are_annealed_as_one() -> None:
     assert (np.abs(error) < 4 * spread + 1e-3).all()
 
 
-def test_a_flow_prior_is_annealed() -> None:
-    """Ten images within 4 s.e. of the importance-sampled estimate: false alarms 6e-4."""
+def test_flow_prior_is_annealed() -> None:
+    """Ten images within 4 s.e. of the importance-sampling estimate: false alarms 6e-4."""
     vae, x = small_vae(), images(10)
     vae.prior = flow.maf(2).to(torch.get_default_device())
     found = ais(vae.model, vae.guide, x, AISConfig(16, 100, 3, start="prior"), seed=0)

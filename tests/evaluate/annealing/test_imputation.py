@@ -1,4 +1,4 @@
-"""Missing pixels: the conditional distribution of the linear-Gaussian program, and a Bernoulli decoder's."""
+"""Missing pixels: the conditional distributions of the linear-Gaussian program and of a Bernoulli decoder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pyro_vae.trace import with_missing_pixels
 SETTINGS = AISConfig(num_chains=400, num_temperatures=100, num_leapfrogs=3)
 
 
-def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() -> None:
-    """Mean and variance of three missing pixels of seven, 20 images, from 4,000 chains: 5 s.e. of the means.
+def test_imputation_matches_the_conditional_of_the_linear_gaussian_program() -> None:
+    """Mean and variance of three missing pixels of seven, 20 images, from 4,000 chains: means at 5 s.e.
 
-    Variances are within 15 % of the truth, and log p(x_missing | x_seen), whose error grows with how surprising the
-    missing pixels are, within 0.5 nats; false alarms 1e-3 in all.
+    Variances are within 15 % of the truth. log p(x_missing | x_seen), whose error grows with how surprising the missing
+    pixels are, is within 0.5 nats; false alarms 1e-3 in all.
     """
     program = LinearGaussian(2, variance_ratio=1.5)
     whole = program.simulate(20)
@@ -51,8 +51,8 @@ def test_imputation_is_the_exact_conditional_of_the_linear_gaussian_program() ->
     assert found.log_missing.mean() == pytest.approx(of_missing.mean(), abs=0.1)
 
 
-def test_draws_of_an_imputation_follow_the_conditional() -> None:
-    """Of 1,000 copies of an image: means and variances of three missing pixels at 4.5 s.e., false alarms 4e-5."""
+def test_imputation_draws_follow_the_conditional() -> None:
+    """1,000 copies of an image: means and variances of three missing pixels at 4.5 s.e., false alarms 4e-5."""
     program = LinearGaussian(2, variance_ratio=1.5)
     whole = program.simulate(1)
     x = whole.repeat(1000, 1)
@@ -68,10 +68,10 @@ def test_draws_of_an_imputation_follow_the_conditional() -> None:
     assert torch.equal(found[:, :4], x[:, :4].cpu())
 
 
-def test_missing_pixels_of_a_bernoulli_decoder_by_quadrature() -> None:
-    """p(x_missing | x_seen) = p(x) / p(x_seen), both by quadrature: ten images with other gaps each.
+def test_missing_pixels_of_a_bernoulli_decoder_match_quadrature() -> None:
+    """p(x_missing | x_seen) = p(x) / p(x_seen), both by quadrature: ten images, each with its own gaps.
 
-    2,000 chains leave errors of 0.03 to 0.06 nats where p(x_missing | z) varies most.
+    2,000 chains have errors of 0.03 to 0.06 nats where p(x_missing | z) varies most.
     """
     program = BernoulliDecoder(2)
     whole = torch.bernoulli(torch.full((10, 6), 0.5))
@@ -93,9 +93,9 @@ def test_missing_pixels_of_a_bernoulli_decoder_by_quadrature() -> None:
     np.testing.assert_allclose(found.mean, expected, atol=0.1)
 
 
-def test_pixels_outside_the_domain_are_refused_where_they_are_seen() -> None:
+def test_observed_pixels_outside_the_support_are_rejected() -> None:
     vae, x = small_vae(), images(4)
-    fill = torch.full((3, 2), 0.4)  # off the support itself: what is masked does not count
+    fill = torch.full((3, 2), 0.4)  # itself outside the support: masked values do not count
     x[:, 2] = math.nan
     x[1, 0, 0] = 0.37
     with pytest.raises(ValueError, match=r"observes 0\.37, outside the support"):
@@ -105,8 +105,8 @@ def test_pixels_outside_the_domain_are_refused_where_they_are_seen() -> None:
         impute(vae.model, vae.guide, x, SETTINGS, fill_value=fill, truth=torch.full((4, 3, 2), 0.5))
 
 
-def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> None:
-    """LogNormal pixels with gaps: transitions are accepted, and log p(x_seen) is that of the seen pixel alone."""
+def test_likelihood_undefined_at_zero_can_be_imputed() -> None:
+    """LogNormal pixels with gaps: transitions are accepted, and log p(x_seen) is that of the observed pixel."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
@@ -124,16 +124,16 @@ def test_a_likelihood_that_is_not_smooth_at_zero_is_still_moved_through() -> Non
     np.testing.assert_allclose(found.lower, truth.cpu(), atol=0.05)
 
 
-def test_without_gaps_nothing_changes() -> None:
-    """The programs of what is seen are those of the whole image, and the filling is not looked at."""
+def test_without_gaps_the_weights_are_unchanged() -> None:
+    """The programs for missing pixels equal the original ones on complete images, whatever the fill value."""
     vae, x = small_vae(), images(5)
     of_seen, filled = with_missing_pixels(vae.model, vae.guide, torch.rand(3, 2))
     found, expected = (log_weights(m, g, x, 7, seed=0) for m, g in ((of_seen, filled), (vae.model, vae.guide)))
     torch.testing.assert_close(found, expected)
 
 
-def test_all_gaps_leave_the_prior() -> None:
-    """p(x_seen) is 1 where nothing is seen, and the completion is the mean of the prior's images."""
+def test_fully_missing_images_follow_the_prior() -> None:
+    """p(x_seen) is 1, and the completion is the mean image under the prior."""
     vae = small_vae()
     x = torch.full((4, 3, 2), math.nan)
     found = impute(vae.model, vae.guide, x, SETTINGS, fill_value=torch.full((3, 2), 0.4), seed=0)
@@ -143,7 +143,7 @@ def test_all_gaps_leave_the_prior() -> None:
     np.testing.assert_allclose(found.mean, np.broadcast_to(expected, (4, 3, 2)), atol=0.06)
 
 
-def test_pixels_that_are_not_independent_are_refused() -> None:
+def test_dependent_pixels_are_rejected() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -1,4 +1,4 @@
-"""Fine-tuning an encoder: what it reaches, what it starts from, and that it leaves no mark."""
+"""Fine-tuning an encoder: its accuracy, its starting point, and that the guide is unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_vae.infer.streams import rng_state
 
 
 class Encoder(nn.Module):
-    """q(z|x) = N(scale net(x), exp(spread(x))), scale a parameter of the store alone."""
+    """q(z|x) = N(scale net(x), exp(spread(x))), where scale is only in the param store."""
 
     def __init__(self, inputs: int, hidden: int, units: int) -> None:
         super().__init__()
@@ -36,19 +36,19 @@ class Encoder(nn.Module):
             pyro.sample("z", dist.Normal(scale * self.net(x), self.spread(x).exp()).to_event(1))
 
 
-def crosswise() -> tuple[Tensor, np.ndarray]:
-    """Four clusters, opposite ones of one class: no line divides them, let alone one unit of a random network."""
+def xor_clusters() -> tuple[Tensor, np.ndarray]:
+    """Four clusters, opposite ones of the same class, which no line separates, nor one unit of a random network."""
     corners = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]).repeat(25, 1)
     return corners + 0.1 * torch.randn(100, 2), np.arange(100) % 2
 
 
-def test_training_the_encoder_divides_what_no_head_can() -> None:
-    encoder, (x, classes) = Encoder(2, 50, 1), crosswise()
+def test_finetuning_separates_what_a_linear_head_cannot() -> None:
+    encoder, (x, classes) = Encoder(2, 50, 1), xor_clusters()
     assert (finetune(encoder.guide, x, classes, x, num_steps=0, seed=0) == classes).mean() < 0.9
     assert (finetune(encoder.guide, x, classes, x, num_steps=150, seed=0) == classes).all()
 
 
-def test_without_a_step_it_is_the_logistic_regression_of_the_means() -> None:
+def test_zero_steps_give_logistic_regression_on_the_means() -> None:
     vae, x, test = small_vae(), images(60), images(200)
     classes = np.arange(60) % 3 + 4
     means = [posterior_means(vae.guide, batch).cpu().numpy() for batch in (x, test)]
@@ -57,16 +57,16 @@ def test_without_a_step_it_is_the_logistic_regression_of_the_means() -> None:
     assert set(found) == {4, 5, 6}
 
 
-def test_the_same_seed_trains_the_same_classifier() -> None:
-    encoder, (x, classes) = Encoder(2, 50, 1), crosswise()
+def test_same_seed_trains_the_same_classifier() -> None:
+    encoder, (x, classes) = Encoder(2, 50, 1), xor_clusters()
     found = [finetune(encoder.guide, x[:60], classes[:60], x, num_steps=50, seed=s) for s in (0, 0)]
     np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("fitted", [False, True])
 def test_guide_is_unchanged(fitted: bool) -> None:
-    """Values, storages, gradients, modes, the param store and the random streams, bit for bit."""
-    encoder, (x, classes) = Encoder(2, 8, 1), crosswise()
+    """Values, storages, gradients, modes, the param store and the random generators, bit for bit."""
+    encoder, (x, classes) = Encoder(2, 8, 1), xor_clusters()
     if fitted:
         encoder.guide(x)
         for p in encoder.parameters():
@@ -88,12 +88,12 @@ def test_guide_is_unchanged(fitted: bool) -> None:
     before = state()
     finetune(encoder.guide, x, classes, x, num_steps=20, seed=None)
     assert_same(state(), before)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # images of another shape, after training
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # images of another shape after training
         finetune(encoder.guide, x, classes, x[:, :1], num_steps=3)
     assert_same(state(), before)
 
 
-def test_the_parameters_behind_a_mean_are_those_that_move_it() -> None:
+def test_mean_parameters_are_those_that_the_mean_depends_on() -> None:
     encoder = Encoder(2, 8, 3)
     scale = torch.tensor(2.0, requires_grad=True)
     found = find_parameters(scale * encoder.net(torch.randn(4, 2)))
@@ -113,8 +113,8 @@ def fixed(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
 
 
-@pytest.mark.parametrize(("guide", "words"), [(two_sites, "several latent sites"), (fixed, "no parameter")])
-def test_guides_of_which_no_classifier_can_be_made_are_refused(guide: Callable[..., None], words: str) -> None:
-    x, classes = crosswise()
+@pytest.mark.parametrize(("guide", "words"), [(two_sites, "exactly one latent site"), (fixed, "no parameter")])
+def test_guides_without_a_trainable_mean_are_rejected(guide: Callable[..., None], words: str) -> None:
+    x, classes = xor_clusters()
     with pytest.raises(NoAnalyticMeanError, match=words):
         finetune(guide, x, classes, x)

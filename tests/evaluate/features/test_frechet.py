@@ -1,4 +1,4 @@
-"""The Frechet distance in closed form, and features that tell classes apart."""
+"""The Frechet distance in closed form, and features that separate classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_vae.evaluate.features.frechet import frechet_distance, train_feature_n
 
 
 def with_moments(mean: Tensor, covariance: Tensor, number: int = 50) -> Tensor:
-    """Points whose sample mean and covariance are exactly these."""
+    """Return points whose sample mean and covariance are exactly those given."""
     z = torch.randn(number, len(mean))
     z = z - z.mean(0)
     z = z @ torch.linalg.inv(torch.linalg.cholesky(z.T.cov())).T
@@ -23,7 +23,7 @@ def a_covariance(dim: int) -> Tensor:
     return root @ root.T + 0.1 * torch.eye(dim)
 
 
-def test_of_covariances_that_commute_it_is_the_distance_of_means_and_standard_deviations() -> None:
+def test_commuting_covariances_give_the_distance_of_standard_deviations() -> None:
     m, n = torch.randn(4), torch.randn(4)
     s, t = torch.rand(4) + 0.1, torch.rand(4) + 0.1
     turn = torch.linalg.qr(torch.randn(4, 4))[0]
@@ -32,23 +32,23 @@ def test_of_covariances_that_commute_it_is_the_distance_of_means_and_standard_de
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_it_is_the_trace_formula_by_the_matrix_square_root() -> None:
+def test_distance_matches_the_matrix_square_root() -> None:
     c, d = a_covariance(3), a_covariance(3)
     found = frechet_distance(with_moments(torch.zeros(3), c), with_moments(torch.ones(3), d))
     root = scipy.linalg.sqrtm((c @ d).cpu().numpy()).real
     assert found == pytest.approx(3 + float(c.trace() + d.trace()) - 2 * root.trace(), rel=1e-6)
 
 
-def test_it_is_symmetric_and_nothing_for_the_same_moments_of_fewer_directions_than_features() -> None:
+def test_distance_of_singular_covariances_is_symmetric_and_zero_for_equal_moments() -> None:
     a, b = torch.randn(5, 8), torch.randn(6, 8)  # covariances without full rank
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
     assert frechet_distance(a, a.flip(0)) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="two images or more"):
+    with pytest.raises(ValueError, match="at least two images"):
         frechet_distance(a[:1], b)
 
 
-def test_features_tell_bars_apart_and_know_a_blurred_copy_from_noise() -> None:
-    """Rows against columns of light in noise: always told apart; and farther from noise than from other bars."""
+def test_features_separate_bars_and_distinguish_them_from_noise() -> None:
+    """Bright rows against bright columns: always classified correctly, and closer to other bars than to noise."""
 
     def bars(number: int) -> tuple[Tensor, Tensor]:
         classes, place = torch.randint(2, (number,)), torch.randint(8, (number,))

@@ -1,4 +1,4 @@
-"""Classifiers of features: closed forms, invariances, and the error of a mean accuracy."""
+"""Classifiers of features: closed forms, invariances, and the standard error of a mean accuracy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pyro_vae.evaluate.features.probe import k_nearest_neighbors, linear_head, l
 
 
 def gaussians(number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Classes 0 and 1 around -mu and mu in R^5, |mu| = 1: the best rule is right with probability Phi(1)."""
+    """Classes 0 and 1 around -mu and mu in R^5, |mu| = 1: the accuracy of the Bayes rule is Phi(1)."""
     classes = generator.integers(0, 2, number)
     mu = np.array([0.8, -0.6, 0, 0, 0])
     return generator.standard_normal((number, 5)) + np.outer(2 * classes - 1, mu), classes
 
 
-def test_logistic_regression_comes_up_to_bayes_rule() -> None:
-    """5,000 test images, 4 s.e.; five weights of 5,000 labels cost far less. False alarms 6e-5."""
+def test_logistic_regression_reaches_the_bayes_rate() -> None:
+    """5,000 test images, 4 s.e.; five weights fitted to 5,000 labels cost far less. False alarms 6e-5."""
     generator = np.random.default_rng(0)
     (train, known), (test, classes) = gaussians(5000, generator), gaussians(5000, generator)
     (row,) = (
@@ -35,7 +35,7 @@ def test_logistic_regression_comes_up_to_bayes_rule() -> None:
     assert abs(row.accuracy - bayes) < 4 * row.se
 
 
-def test_noise_is_classified_by_chance() -> None:
+def test_noise_is_classified_at_chance_level() -> None:
     """Ten classes, every classifier and number of labels, 4 s.e.: six comparisons, false alarms 4e-4."""
     generator = np.random.default_rng(1)
     train, test = generator.standard_normal((1000, 4)), generator.standard_normal((2000, 4))
@@ -50,13 +50,13 @@ def test_noise_is_classified_by_chance() -> None:
     ("num_subsets", "of_subset", "of_image", "of_both"),
     [(1, 0.0, 1.0, 0.5), (2, 0.6, 1.0, 0.5), (10, 0.6, 1.0, 0.5), (10, 1.0, 0.1, 0.1), (10, 0.0, 0.0, 1.0)],
 )
-def test_the_error_bar_is_that_of_subsets_and_images_crossed(
+def test_standard_error_covers_subsets_crossed_with_images(
     num_subsets: int, of_subset: float, of_image: float, of_both: float
 ) -> None:
     """A threshold on effects of subset, image and both: the squared deviation from Phi(0.2) is se^2 on average.
 
-    3,000 simulations, 4 s.e. of the mean of the difference. The effect of a single subset cannot be seen, and is left
-    out. False alarms 6e-5 each.
+    3,000 simulations, 4 s.e. of the mean difference. The effect of a single subset is not identifiable and is left out.
+    False alarms 6e-5 each.
     """
     generator = np.random.default_rng(num_subsets)
     total = math.hypot(of_subset, of_image, of_both)
@@ -69,11 +69,11 @@ def test_the_error_bar_is_that_of_subsets_and_images_crossed(
     assert abs(np.mean(differences)) < 4 * np.std(differences) / math.sqrt(3000)
 
 
-def test_the_error_bar_of_one_subset_is_binomial() -> None:
+def test_standard_error_of_one_subset_is_binomial() -> None:
     correct = np.arange(50)[None] < 40
     accuracy, error = mean_accuracy(correct)
     assert (accuracy, error) == (0.8, pytest.approx(math.sqrt(0.8 * 0.2 / 49)))
-    # The same mistakes on every subset are no more than one draw of the images.
+    # Equal mistakes on every subset carry no more information than one subset.
     assert mean_accuracy(np.repeat(correct, 7, 0)) == (0.8, pytest.approx(error))
     assert math.isnan(mean_accuracy(np.ones((3, 1)))[1])
 
@@ -87,21 +87,21 @@ def test_subsets_are_stratified(labels: list[int], budget: int, seed: int) -> No
     for places in subsets[budget]:
         assert len(set(places)) == budget
         counts, all_there = np.bincount(classes[places], minlength=5), np.bincount(classes, minlength=5)
-        # None has two more than another one that has some left.
+        # Class counts differ by at most one, except for classes that are exhausted.
         assert counts.max() - counts[counts < all_there].min(initial=counts.max()) <= 1
     again = labeled_subsets(classes, seed, (budget,), num_subsets=2)
     for places, same in zip(subsets[budget], again[budget], strict=False):
         np.testing.assert_array_equal(places, same)
 
 
-def test_an_odd_label_is_of_any_class() -> None:
-    """One label of four classes, of which one has nine tenths of the images: chi2 of 2,000 draws, false alarms 1e-4."""
+def test_remainder_label_may_be_of_any_class() -> None:
+    """One label for four classes, one with nine tenths of the images: chi2 of 2,000 draws, false alarms 1e-4."""
     classes = np.repeat([0, 1, 2, 3], [90, 4, 3, 3])
     draws = [classes[places[0]] for places in labeled_subsets(classes, 0, (1,), num_subsets=2000)[1]]
     assert scipy.stats.chisquare(np.bincount(draws)).pvalue > 1e-4
 
 
-def test_every_kind_of_features_meets_the_same_subsets() -> None:
+def test_all_features_use_the_same_subsets() -> None:
     generator = np.random.default_rng(2)
     (train, known), (test, classes) = gaussians(200, generator), gaussians(100, generator)
     rows = probe({"a": (train, test), "b": (train, test)}, (known, classes), labeled_subsets(known, 0, (10,)))
@@ -109,8 +109,8 @@ def test_every_kind_of_features_meets_the_same_subsets() -> None:
     assert {row.labels for row in rows} == {10, 200}
 
 
-def test_logistic_regression_knows_no_origin_unit_or_rotation() -> None:
-    """Features of four classes moved, turned and in another unit: the same log odds to 1e-6, the same predictions."""
+def test_logistic_regression_is_invariant_to_shift_scale_and_rotation() -> None:
+    """Features of four classes shifted, rotated and scaled: the same log odds to 1e-6, the same predictions."""
     generator = np.random.default_rng(3)
     train, test = generator.standard_normal((300, 6)) * np.arange(1, 7), generator.standard_normal((500, 6)) * 3
     known = generator.integers(0, 4, 300)
@@ -123,8 +123,8 @@ def test_logistic_regression_knows_no_origin_unit_or_rotation() -> None:
     np.testing.assert_array_equal(logistic(moved_train, known, moved_test), logistic(train, known, test))
 
 
-def test_the_head_of_two_classes_is_at_the_optimum() -> None:
-    """The gradient of sum log(1 + exp(-margin)) + |w|^2 / 2, features of mean variance 1, vanishes to 1e-3 of 200."""
+def test_linear_head_of_two_classes_is_optimal() -> None:
+    """The gradient of sum log(1 + exp(-margin)) + |w|^2 / 2, features of mean variance 1, is below 1e-3 of 200."""
     (train, known) = gaussians(200, np.random.default_rng(4))
     weight, bias = linear_head(train, known + 3)
     scale = math.sqrt(train.var(0).mean())
@@ -145,8 +145,8 @@ def test_principal_components_span_the_top_subspace() -> None:
         np.testing.assert_allclose(found @ found.T, centred @ top @ top.T @ centred.T, atol=1e-8)
 
 
-def test_all_principal_components_are_as_good_as_pixels() -> None:
-    """An orthogonal map changes no distance, and no log odds: exactly the same predictions."""
+def test_all_principal_components_predict_like_the_pixels() -> None:
+    """An orthogonal map changes no distance and no log odds: exactly the same predictions."""
     generator = np.random.default_rng(6)
     (train, known), (test, classes) = gaussians(300, generator), gaussians(300, generator)
     turned = principal_components(train, test, 100)
@@ -164,8 +164,8 @@ def test_all_principal_components_are_as_good_as_pixels() -> None:
 
 
 @pytest.mark.parametrize(("each", "neighbours"), [(1, 1), (3, 3), (40, 5)])
-def test_neighbours_are_five_or_the_labels_of_a_class(each: int, neighbours: int) -> None:
-    """Votes counted by hand; two classes and an odd number of neighbours, so that there are no ties."""
+def test_number_of_neighbors_is_five_or_the_labels_per_class(each: int, neighbours: int) -> None:
+    """Votes counted by hand; with two classes and an odd number of neighbors there are no ties."""
     generator = np.random.default_rng(7)
     train, test = generator.standard_normal((2 * each, 3)), generator.standard_normal((200, 3))
     known = np.arange(2 * each) % 2

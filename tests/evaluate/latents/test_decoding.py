@@ -1,4 +1,4 @@
-"""Means and draws of p(x|z), z from the prior or the posterior, against programs that are known."""
+"""Means and draws of p(x|z), with z from the prior or the posterior, for programs with known moments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.evaluate import decode_average, decode_mean, decode_sample, sample
 NUM = 20_000
 
 
-def test_means_under_the_prior_spread_as_the_weights_say() -> None:
+def test_decoded_prior_means_have_the_covariance_of_the_weights() -> None:
     """Covariance W W'; means at 4 s.e., false alarms 4e-4 in all."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM, 7)
@@ -28,8 +28,8 @@ def test_means_under_the_prior_spread_as_the_weights_say() -> None:
     torch.testing.assert_close(found.T.cov(), covariance, rtol=0.1, atol=0.1)
 
 
-def test_averages_are_the_means_but_for_the_noise_of_a_hundred_draws() -> None:
-    """Their difference has a hundredth of the variance of a pixel; at 4.5 s.e.: 14 comparisons, false alarms 1e-4."""
+def test_decode_average_equals_the_mean_up_to_noise() -> None:
+    """100 draws leave a hundredth of a pixel's variance; at 4.5 s.e.: 14 comparisons, false alarms 1e-4."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM // 10, 7)
     z = sample_prior(program.model, like, seed=0)
@@ -40,8 +40,8 @@ def test_averages_are_the_means_but_for_the_noise_of_a_hundred_draws() -> None:
     assert ((noise.var(0) - variance).abs() < 4.5 * variance * math.sqrt(2 / len(like))).all()
 
 
-def test_draws_add_the_noise_of_single_pixels_to_the_means() -> None:
-    """Mean and variance of draws less means at 4.5 s.e.: 14 comparisons, false alarms 1e-4 in all."""
+def test_draws_add_pixel_noise_to_the_means() -> None:
+    """Mean and variance of draws minus means at 4.5 s.e.: 14 comparisons, false alarms 1e-4 in all."""
     program = LinearGaussian(2)
     like = torch.zeros(NUM, 7)
     z = sample_prior(program.model, like, seed=0)
@@ -50,7 +50,7 @@ def test_draws_add_the_noise_of_single_pixels_to_the_means() -> None:
     assert ((noise.var(0) - program.noise).abs() < 4.5 * program.noise * math.sqrt(2 / NUM)).all()
 
 
-def test_reconstructions_lie_where_the_posterior_says() -> None:
+def test_reconstructions_follow_the_posterior() -> None:
     program = LinearGaussian(2)
     x = program.simulate(1).expand(NUM, 7)
     found = decode_mean(program.model, x, sample_posterior(program.guide, x, seed=0))
@@ -59,7 +59,7 @@ def test_reconstructions_lie_where_the_posterior_says() -> None:
     assert ((found.mean(0) - expected).abs() < 4 * (spread / NUM).sqrt()).all()  # false alarms 4e-4 in all
 
 
-def test_a_seed_draws_the_same_and_the_stream_of_the_caller_stays() -> None:
+def test_seeded_draws_repeat_and_leave_the_generator_unchanged() -> None:
     program, like = LinearGaussian(2), torch.zeros(5, 7)
     before = torch.get_rng_state()
     first, second = (decode_sample(program.model, like, {}, seed=0) for _ in range(2))
@@ -70,7 +70,7 @@ def test_a_seed_draws_the_same_and_the_stream_of_the_caller_stays() -> None:
 
 
 class Tossed(dist.TorchDistribution):
-    """Three coins, of a distribution that knows no mean."""
+    """Three coins, as a distribution without a `mean`."""
 
     support = constraints.independent(constraints.boolean, 1)
 
@@ -98,7 +98,7 @@ def improper(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
-def test_what_has_no_mean_or_no_prior_says_so() -> None:
+def test_missing_mean_or_prior_is_none() -> None:
     like = torch.zeros(200, 3)
     assert sample_prior(tossed, like) == {}
     assert decode_mean(tossed, like, {}) is None
@@ -108,13 +108,13 @@ def test_what_has_no_mean_or_no_prior_says_so() -> None:
     torch.testing.assert_close(decode_mean(improper, like, {"z": z}), z[0])
 
 
-def test_a_program_that_observes_no_image_is_refused() -> None:
+def test_program_that_observes_other_values_is_rejected() -> None:
     program = LinearGaussian(2)
     with pytest.raises(ValueError, match="observes no site with the elements of x"):
         decode_mean(lambda x: program.model(2 * x), torch.zeros(4, 7), {"z": torch.zeros(1, 4, 2)})
 
 
-def test_flattened_and_transposed_images_are_shown_as_they_were() -> None:
+def test_decoded_images_have_the_shape_of_x() -> None:
     program, z = LinearGaussian(2), torch.randn(1, 4, 2)
 
     def transposed(x: Tensor) -> None:

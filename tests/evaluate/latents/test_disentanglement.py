@@ -1,4 +1,4 @@
-"""Scores of codes whose relation to the factors is known: tables by hand, and grids that leave nothing to chance."""
+"""Scores of codes whose relation to the factors is known: tables by hand, and complete grids of factors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_TREES = 50
 
 
 def grid(*sizes: int, times: int = 1) -> np.ndarray:
-    """Every combination of values of as many factors, so often: (N, F)."""
+    """Return every combination of factor values, each `times` times: (N, F)."""
     return np.tile(np.indices(sizes).reshape(len(sizes), -1).T, (times, 1))
 
 
@@ -24,7 +24,7 @@ def score(codes: np.ndarray, factors: np.ndarray) -> Disentanglement:
 
 
 def test_information_of_a_joint_distribution_by_hand() -> None:
-    """I = sum p log(p / (p_code p_factor)), over a table of counts; the code's values are bins of their own."""
+    """I = sum p log(p / (p_code p_factor)) over a table of counts; each value of the code has its own bin."""
     counts = np.array([[2, 1, 0], [1, 0, 4]])
     code, factor = (np.repeat(index.ravel(), counts.ravel()) for index in np.indices(counts.shape))
     joint = counts / counts.sum()
@@ -36,18 +36,18 @@ def test_information_of_a_joint_distribution_by_hand() -> None:
     np.testing.assert_allclose(found, [[expected / entropy]], rtol=1e-12)
 
 
-def test_bins_are_of_equal_width() -> None:
-    """20 bins of (0, 40): 0 and 1.9 share one, 2.1 is in the next, and a far code makes them all wider."""
+def test_bins_have_equal_width() -> None:
+    """20 bins of (0, 40): 0 and 1.9 share a bin, 2.1 is in the next one, and an outlier widens all bins."""
     codes, factor = np.array([0.0, 1.9, 2.1, 40.0]), np.array([0, 1, 2, 3])
     quarters = information(codes[:, None], factor[:, None]).item() * math.log(4)
-    assert quarters == pytest.approx(1.5 * math.log(2))  # entropy of the shares 1/2, 1/4, 1/4
+    assert quarters == pytest.approx(1.5 * math.log(2))  # entropy of the fractions 1/2, 1/4, 1/4
     codes[3] = 400.0
     thirds = information(codes[:, None], factor[:, None]).item() * math.log(4)
     assert thirds == pytest.approx(math.log(4) - 3 / 4 * math.log(3))
 
 
-def test_codes_that_are_the_factors_have_every_score_in_closed_form() -> None:
-    """In another order, scaled, shifted, one with its sign changed: of other units there is chance alone."""
+def test_codes_equal_to_the_factors_have_closed_form_scores() -> None:
+    """Reordered, scaled, shifted and with one sign flipped; every other unit is at chance level."""
     factors = grid(3, 4, 10, times=20)
     codes = np.stack([5.0 * factors[:, 1], 0 * factors[:, 0], -factors[:, 2] / 7, 1e3 + factors[:, 0]], 1)
     found = score(codes, factors)
@@ -61,10 +61,10 @@ def test_codes_that_are_the_factors_have_every_score_in_closed_form() -> None:
     assert (found.disentanglement, found.completeness, found.informativeness) == pytest.approx((1, 1, 1))
 
 
-def test_codes_that_know_nothing() -> None:
-    """2N I is chi-squared of (bins - 1)(values - 1), and hits are binomial: false alarms 1.2e-4 and 6e-6.
+def test_random_codes_score_at_chance_level() -> None:
+    """2N I is chi-squared with (bins - 1)(values - 1) d.f., and hits are binomial: false alarms 1.2e-4 and 6e-6.
 
-    Of importances there is no such law: over 100 other seeds all three scores stayed below a third of the bound.
+    Importances have no such distribution: over 100 other seeds all three scores stayed below a third of the bound.
     """
     rng = np.random.default_rng(0)
     sizes = (3, 8)
@@ -77,21 +77,22 @@ def test_codes_that_know_nothing() -> None:
         low, high = scipy.stats.chi2(19 * (size - 1)).interval(1 - 2e-5)
         statistics = 2 * 8000 * entropy * shares[:, factor]
         assert ((low < statistics) & (statistics < high)).all()
-        # Var = sum_c p_c (1 - p_c) / n_c / size^2, at most 1 / (least n_c) / size^2, p_c the share predicted as c.
+        # Var = sum_c p_c (1 - p_c) / n_c / size^2 <= 1 / (min n_c) / size^2, where p_c is the fraction predicted as
+        # c.
         error = np.bincount(factors[1000:2000, factor]).min() ** -0.5 / size
         assert (np.abs(found.separability[:, factor] - 1 / size) < 5 * error).all()
         assert abs(found.accuracy[factor] - 1 / size) < 5 * error
     assert max(found.mig, found.disentanglement, found.completeness) < 0.015
 
 
-def test_a_collapsed_code_has_no_score() -> None:
+def test_collapsed_code_scores_zero() -> None:
     found = score(np.ones((240, 3)), grid(3, 4, times=20))
     assert (found.mig, found.sap, found.disentanglement, found.completeness) == (0, 0, 0, 0)
     assert found.informativeness == pytest.approx((1 / 3 + 1 / 4) / 2)
 
 
-def test_factors_coded_twice_have_no_gap_and_are_less_complete() -> None:
-    """A tree takes either of two equal units: completeness is 1 - H(share) / log 4, the share that of a fair coin.
+def test_duplicated_units_have_no_gap_and_lower_completeness() -> None:
+    """A tree uses either of two equal units: completeness is 1 - H(fraction) / log 4, the fraction binomial.
 
     Within four standard errors of 50 trees: false alarms 1.3e-4.
     """
@@ -104,10 +105,11 @@ def test_factors_coded_twice_have_no_gap_and_are_less_complete() -> None:
     assert 0.5 - 1e-12 <= found.completeness <= most < 1
 
 
-def test_two_factors_in_one_unit_are_complete_and_not_disentangled() -> None:
-    """Unit a + 3b: it matters to two of three factors alike. The gap of information does not see it; that of SAP does.
+def test_two_factors_in_one_unit_are_complete_but_not_disentangled() -> None:
+    """Unit a + 3b is equally important for two of three factors. MIG does not detect this; SAP does.
 
-    From a + 3b the class means of a are 3, 4, 5, of b 1, 4, 7: 2/3, 1/3, 2/3 of a are hit, and all of b.
+    The class means of a + 3b are 3, 4, 5 for a and 1, 4, 7 for b: 2/3, 1/3, 2/3 of a are classified correctly, and all
+    of b.
     """
     factors = grid(3, 3, 4, times=20)
     codes = np.stack([factors[:, 0] + 3 * factors[:, 1], factors[:, 2], 0 * factors[:, 0]], 1).astype(float)
@@ -120,8 +122,8 @@ def test_two_factors_in_one_unit_are_complete_and_not_disentangled() -> None:
     assert found.sap == pytest.approx(np.mean([5 / 9 - 1 / 3, 1 - 1 / 3, 1 - 1 / 4]))
 
 
-def test_a_turn_by_45_degrees_loses_both_gaps() -> None:
-    """(a + b, a - b): b reversed takes one for the other, so that no unit is ahead; together they tell all."""
+def test_rotation_by_45_degrees_removes_both_gaps() -> None:
+    """(a + b, a - b): reversing b swaps the units, so that neither leads; together they are fully informative."""
     factors = grid(9, 9, times=10)
     straight, turned = score(factors.astype(float), factors), score(factors @ [[1.0, 1.0], [1.0, -1.0]], factors)
     np.testing.assert_allclose(straight.information, np.eye(2), atol=1e-12)
@@ -135,7 +137,7 @@ def test_a_turn_by_45_degrees_loses_both_gaps() -> None:
         assert getattr(turned, name) < 0.05
 
 
-def test_scores_do_not_depend_on_order_scale_shift_and_sign_of_units() -> None:
+def test_scores_are_invariant_to_order_scale_shift_and_sign() -> None:
     rng = np.random.default_rng(0)
     factors = rng.integers(0, 5, (600, 2))
     codes = factors @ rng.normal(size=(2, 4)) + rng.normal(size=(600, 4))
@@ -146,7 +148,7 @@ def test_scores_do_not_depend_on_order_scale_shift_and_sign_of_units() -> None:
     np.testing.assert_allclose(separability(*changed), separability(train, test)[order])
 
 
-def test_monotone_maps_move_bins_and_no_tree() -> None:
+def test_monotone_maps_change_bins_but_not_trees() -> None:
     rng = np.random.default_rng(0)
     codes = np.stack([rng.permutation(600), rng.permutation(600)], 1) / 100
     factors = np.stack([codes[:, 0] // 2, (codes.sum(1) // 3)], 1).astype(int)
@@ -155,8 +157,8 @@ def test_monotone_maps_move_bins_and_no_tree() -> None:
     assert np.abs(bent.information - plain.information).max() > 0.1
 
 
-def test_accuracy_is_that_of_held_out_data_balanced_over_the_values_there() -> None:
-    """Thresholds of the class means 0 and 10: of three held-out zeros one is hit, of one ten all."""
+def test_separability_is_balanced_accuracy_on_held_out_data() -> None:
+    """Threshold between the class means 0 and 10: of three held-out zeros one is correct, of one ten all."""
     train = np.array([[0.0], [10.0]]), np.array([[0], [1]])
     test = np.array([[4.0], [6.0], [9.0], [8.0]]), np.array([[0], [0], [0], [1]])
     assert separability(train, test).item() == pytest.approx((1 / 3 + 1) / 2)
@@ -168,10 +170,10 @@ def test_accuracy_is_that_of_held_out_data_balanced_over_the_values_there() -> N
     [
         (np.zeros((6, 1)), grid(2, 3), "1 units and 2 factors"),
         (np.zeros((6, 2)), grid(6), "2 units and 1 factors"),
-        (np.full((6, 2), np.nan), grid(2, 3), "not finite"),
-        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has one value only"),
+        (np.full((6, 2), np.nan), grid(2, 3), "non-finite"),
+        (np.zeros((6, 2)), grid(6, 1), "Factor 1 has only one value"),
     ],
 )
-def test_what_cannot_be_scored(codes: np.ndarray, factors: np.ndarray, words: str) -> None:
+def test_invalid_codes_or_factors_are_rejected(codes: np.ndarray, factors: np.ndarray, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         score(codes, factors)

@@ -1,4 +1,4 @@
-"""Posterior moments and active units, against programs that are known."""
+"""Posterior moments and active units, for programs with known posteriors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def guide_of(loc: Tensor, scale: float):
     return guide
 
 
-def test_active_units_are_those_whose_mean_moves() -> None:
-    """Means of variance 0, 0.005, 0.02 and 1 under a posterior of scale 1: two are active, at any seed."""
+def test_units_whose_mean_varies_are_active() -> None:
+    """Means of variance 0, 0.005, 0.02 and 1 under a posterior of scale 1: two units are active, for any seed."""
     loc = torch.randn(2000, 4)
     loc = (loc - loc.mean(0)) / loc.std(0) * torch.tensor([0.0, 0.005, 0.02, 1.0]).sqrt()
     for seed in range(5):
@@ -32,7 +32,7 @@ def test_active_units_are_those_whose_mean_moves() -> None:
         assert active_units(moments) == 2
 
 
-def test_units_of_all_sites_are_counted() -> None:
+def test_active_units_include_all_sites() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z1", dist.Normal(x, 0.1).to_event(1))
@@ -41,8 +41,8 @@ def test_units_of_all_sites_are_counted() -> None:
     assert active_units(posterior_moments(guide, torch.randn(500, 3))) == 4
 
 
-def test_posterior_moments() -> None:
-    """Means within 5 s.e. of 10,000 draws, variances likewise: 40 comparisons, false alarms 2e-5."""
+def test_posterior_moments_match_the_guide() -> None:
+    """Means within 5 s.e. of 10,000 draws, variances within 5 s.e.: 40 comparisons, false alarms 2e-5."""
     loc = torch.randn(10, 2)
     moments = posterior_moments(guide_of(loc, 0.5), loc, num_samples=10_000, seed=0)
     assert ((moments.mean - loc).abs() < 5 * 0.5 / 100).all()
@@ -58,7 +58,7 @@ def test_posterior_moments() -> None:
         lambda loc: dist.Normal(loc, 3.0).mask(False).to_event(1),
     ],
 )
-def test_means_in_closed_form_are_exact(distribution: Callable[[Tensor], dist.Distribution]) -> None:
+def test_closed_form_means_are_exact(distribution: Callable[[Tensor], dist.Distribution]) -> None:
     loc = torch.randn(10, 3)
 
     def guide(x: Tensor) -> None:
@@ -73,7 +73,7 @@ def of_module(posterior: nn.Module, x: Tensor) -> None:
         pyro.sample("z", posterior(x))
 
 
-def test_the_mean_of_a_mixture_is_that_of_its_draws() -> None:
+def test_mean_of_a_mixture_matches_its_draws() -> None:
     """Within 5 s.e. of 10,000 draws: 20 comparisons, false alarms 1e-5."""
     posterior = posteriors.Mixture(nets.Dense((3,), 8, depth=1).encoder, 2)
     for p in posterior.parameters():
@@ -83,14 +83,14 @@ def test_the_mean_of_a_mixture_is_that_of_its_draws() -> None:
     assert ((drawn.mean - posterior_means(guide, x)).abs() < 5 * (drawn.variance / 10_000).sqrt()).all()
 
 
-def test_a_flow_has_the_means_of_its_draws() -> None:
+def test_mean_of_a_flow_is_estimated_from_draws() -> None:
     posterior = posteriors.IAF(nets.Dense((3,), 8, depth=1).encoder, 2)
     guide, x = partial(of_module, posterior), torch.randn(10, 3)
     assert torch.equal(posterior_means(guide, x, seed=0), posterior_moments(guide, x, seed=0).mean)
 
 
-def test_means_of_two_sites_are_drawn() -> None:
-    """z2 | z1 ~ N(2 z1, 1): E z2 = 2 x, its draws of variance 5, not that of one draw of z1. False alarms 2e-5."""
+def test_means_of_dependent_sites_are_estimated_from_draws() -> None:
+    """z2 | z1 ~ N(2 z1, 1): E z2 = 2 x, its draws have variance 5; not E[z2 | one draw of z1]. False alarms 2e-5."""
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
@@ -103,8 +103,8 @@ def test_means_of_two_sites_are_drawn() -> None:
     assert ((found - torch.cat([x, 2 * x], 1)).abs() < 5 * error).all()
 
 
-def test_a_mean_that_is_no_number_is_none() -> None:
-    """A categorical latent says NaN; its draws have one, with one logit of all the weight."""
+def test_nan_mean_is_replaced_by_that_of_draws() -> None:
+    """The `mean` of a categorical latent is NaN; its draws have one, here with all weight on one logit."""
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):

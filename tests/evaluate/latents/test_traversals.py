@@ -1,4 +1,4 @@
-"""Ways through the latents, on programs whose images are linear in them."""
+"""Traversals and interpolations of latents, for programs whose images are linear in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.evaluate import decode_units, interpolate, most_visible_units, traverse
 
 
-def test_a_traversal_moves_one_unit_from_end_to_end() -> None:
+def test_traversal_moves_one_unit_between_its_ends() -> None:
     base, low, high = torch.randn(4), torch.randn(4) - 5, torch.randn(4) + 5
     found = traverse(base, low, high, torch.tensor([2, 0]), 5)
     for row, unit in enumerate((2, 0)):
@@ -20,23 +20,23 @@ def test_a_traversal_moves_one_unit_from_end_to_end() -> None:
         assert torch.equal(found[row][:, others], base[others].expand(5, 3))
 
 
-def test_an_interpolation_is_straight_and_keeps_both_ends() -> None:
+def test_interpolation_is_linear_and_keeps_both_ends() -> None:
     first, second = torch.randn(3, 2), torch.randn(3, 2)
     found = interpolate(first, second, 4)
     for step in range(4):
         torch.testing.assert_close(found[:, step], first + step / 3 * (second - first))
 
 
-def test_images_at_latents_are_what_the_program_makes_of_them() -> None:
-    """x = W z + b, at any leading dimensions."""
+def test_images_at_latents_are_decoded() -> None:
+    """x = W z + b, for any leading dimensions."""
     program, units = LinearGaussian(3), torch.randn(2, 5, 3)
     images, what = decode_units(program.model, program.guide, torch.zeros(1, 7), units)
     assert what == "means"
     torch.testing.assert_close(images, units @ program.weight.T + program.bias)
 
 
-def test_units_of_several_sites_are_joined_in_their_order() -> None:
-    """x = (first_1, first_2, second): three units of two sites, one of them a scalar."""
+def test_units_of_several_sites_are_concatenated_in_order() -> None:
+    """x = (first_1, first_2, second): three units from two sites, one of them scalar."""
 
     def program(x: Tensor, obs: Tensor | None) -> None:
         with pyro.plate("data", len(x)):
@@ -51,7 +51,7 @@ def test_units_of_several_sites_are_joined_in_their_order() -> None:
     torch.testing.assert_close(images, units)
 
 
-def test_the_most_visible_units_are_those_of_the_longest_columns() -> None:
+def test_most_visible_units_have_the_longest_columns() -> None:
     program = LinearGaussian(4)
     program.weight = torch.eye(7)[:, :4] * torch.tensor([1.0, -3.0, 0.5, 2.0])
     base, low = torch.randn(4), torch.randn(4)

@@ -1,4 +1,4 @@
-"""The Pareto k-hat has the right sign and value on both lines of ArviZ; results can be read back."""
+"""The Pareto k-hat has the correct sign and value for both major versions of ArviZ; saved scores can be read back."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ import arviz
 import numpy as np
 import pytest
 import torch
-from helpers.tails import DRAWS, FOUND, TAILS, log_weights, pyros_khat
+from helpers.tails import DRAWS, FOUND, TAILS, log_weights, pyro_khat
 from pyro.ops.stats import fit_generalized_pareto
 
 from pyro_vae.evaluate import describe_khat, khat_threshold, paired_differences, psis
 from pyro_vae.runs.netcdf import read_netcdf, write_netcdf
 
 
-def test_khat_of_weights_with_a_known_tail(promised: Callable[[str], None]) -> None:
-    """The mean of 20 fits of 100,000 draws within 0.1 of the index, of four Pareto tails and four Gaussian ones.
+def test_khat_matches_the_index_of_known_tails(promised: Callable[[str], None]) -> None:
+    """The mean of 20 fits of 100,000 draws is within 0.1 of the index, for four Pareto tails and four Gaussian ones.
 
-    Over 300 fits of other draws the estimator is off by -0.07, -0.05 and -0.03 for the Gaussians of sigma = 0.3, 0.5
-    and 0.7, whose tail is a power over the root of a logarithm, and by 0.01 or less for the Pareto tails: the bias of a
-    fit to finitely many draws (-0.12 for sigma = 0.3 at 10,000, -0.05 at 1,000,000). With a standard error of 0.014
-    around that bias, draws of another seed would fail at 0.1 in 2 % of cases, all of sigma = 0.3.
+    Over 300 fits to other draws the estimator is biased by -0.07, -0.05 and -0.03 for the Gaussians of sigma = 0.3, 0.5
+    and 0.7, whose tail is a power law divided by the root of a logarithm, and by 0.01 or less for the Pareto tails: the
+    bias of a fit to finitely many draws (-0.12 for sigma = 0.3 at 10,000, -0.05 at 1,000,000). The standard error
+    around that bias is 0.014, so that another seed would exceed 0.1 in 2 % of cases, all with sigma = 0.3.
     """
     deviations = {name: psis(log_weights(name, 20)).khat.mean() - k for name, (k, _, _) in TAILS.items()}
     assert {name: off for name, off in deviations.items() if abs(off) >= 0.1} == {}
     worst = max(deviations, key=lambda name: abs(deviations[name]))
-    promised(f"k-hat of 8 known tails: the mean of 20 fits within {abs(deviations[worst]):.3f} (worst: {worst})")
+    promised(f"k-hat of 8 known tails: the mean of 20 fits is within {abs(deviations[worst]):.3f} (worst: {worst})")
 
 
 @pytest.mark.parametrize(
     ("name", "negated"),
     [(name, 1.0 if family == "pareto" else -1.8) for name, (_, family, _) in TAILS.items()],
 )
-def test_khat_of_negated_weights_is_another(name: str, negated: float) -> None:
-    """The control of its sign: 1/w has index 1 for a Pareto tail, and is bounded, of index -2, for a Gaussian.
+def test_khat_of_negated_log_weights_differs(name: str, negated: float) -> None:
+    """A check of the sign: 1/w has index 1 for a Pareto tail, and is bounded, with index -2, for a Gaussian.
 
-    So the verdict turns round wherever k and that lie on the two sides of 0.7; they do not for a Pareto tail of k = 1,
-    which is its own control, nor for Gaussians of k below 0.7, whose estimate is off by 2.
+    The verdict is therefore reversed whenever k and the index of 1/w lie on different sides of 0.7. They do not for a
+    Pareto tail of k = 1, whose 1/w has the same index, nor for Gaussians of k below 0.7, where k-hat still differs by
+    2.
     """
     log_w, k = log_weights(name, 5), TAILS[name][0]
     found, other = psis(log_w).khat, psis(-log_w).khat
@@ -51,26 +52,26 @@ def test_khat_of_negated_weights_is_another(name: str, negated: float) -> None:
 
 
 @pytest.mark.parametrize("name", TAILS)
-def test_both_lines_of_arviz_and_pyro_find_the_same_khat(name: str) -> None:
-    """The installed line and Pyro find what is recorded, and all that is recorded agrees, to 0.02.
+def test_both_versions_of_arviz_and_pyro_give_the_same_khat(name: str) -> None:
+    """The installed ArviZ and Pyro reproduce the recorded values, which agree with each other, to 0.02.
 
-    `tests/helpers/tails.py` says how the record is made. At 10,000 draws the installed two are compared as they are.
+    `tests/helpers/tails.py` documents the record. At 10,000 draws ArviZ and Pyro are compared directly.
     """
     recorded = json.loads(FOUND.read_text())[name]
     assert recorded.keys() == {"arviz 0.2x", "arviz 1.x", "pyro"}
     log_w = log_weights(name, 1)
-    found = [float(psis(log_w).khat[0]), pyros_khat(log_w[:, 0])]
+    found = [float(psis(log_w).khat[0]), pyro_khat(log_w[:, 0])]
     assert np.ptp([*recorded.values(), *found]) < 0.02
     fewer = log_weights(name, 1, draws=10_000)
-    assert float(psis(fewer).khat[0]) == pytest.approx(pyros_khat(fewer[:, 0]), abs=0.02)
+    assert float(psis(fewer).khat[0]) == pytest.approx(pyro_khat(fewer[:, 0]), abs=0.02)
 
 
-def test_khat_ignores_a_constant_factor() -> None:
+def test_khat_is_invariant_to_a_constant_factor() -> None:
     log_w = np.random.default_rng(3).standard_normal((2000, 3))
     np.testing.assert_allclose(psis(log_w + 700).khat, psis(log_w).khat, atol=1e-8)
 
 
-def test_weights_for_which_khat_does_not_exist() -> None:
+def test_khat_is_nan_for_degenerate_weights() -> None:
     generator = np.random.default_rng(4)
     normal = generator.standard_normal(200)
     one_nan, one_inf, dominant, zeros = normal.copy(), normal.copy(), normal.copy(), normal.copy()
@@ -80,14 +81,14 @@ def test_weights_for_which_khat_does_not_exist() -> None:
     khat = psis(np.stack([one_nan, one_inf, all_zero, equal], axis=1)).khat
     assert np.isnan(khat).all()
     khat = psis(np.stack([dominant, zeros, normal], axis=1)).khat
-    assert khat[0] > 0.7  # one weight carries everything: unreliable
+    assert khat[0] > 0.7  # one weight dominates: unreliable
     assert np.isfinite(khat[1:]).all()
     assert np.isnan(psis(generator.standard_normal((29, 2))).khat).all()
     assert np.isfinite(psis(generator.standard_normal((30, 2))).khat).all()
 
 
-def test_the_smoothed_mean_is_that_of_a_fitted_tail() -> None:
-    """The tail is replaced by quantiles of a generalized Pareto, here of Pyro's fit: to 1 % of the mean."""
+def test_psis_mean_uses_the_fitted_tail() -> None:
+    """Quantiles of a generalized Pareto distribution, here as fitted by Pyro, replace the tail: to 1 % of the mean."""
     k, size = 0.5, 2_000
     u = np.random.default_rng(8).random(size)
     w = np.expm1(-k * np.log1p(-u)) / k
@@ -105,7 +106,7 @@ def test_the_smoothed_mean_is_that_of_a_fitted_tail() -> None:
     np.testing.assert_allclose(shifted.log_mean, found.log_mean - 800)
 
 
-def test_without_a_fit_the_mean_is_that_of_the_weights() -> None:
+def test_psis_mean_without_a_fit_is_the_plain_mean() -> None:
     normal = np.random.default_rng(9).standard_normal(200)
     dominant, zeros, few = normal.copy(), np.full(200, -np.inf), normal[:20]
     dominant[3] = 800.0
@@ -116,8 +117,8 @@ def test_without_a_fit_the_mean_is_that_of_the_weights() -> None:
     assert np.isnan(psis(normal[:, None]).log_mean).all()
 
 
-def test_tied_weights_are_not_called_unreliable() -> None:
-    """A discrete posterior gives few different weights; so does float32 rounding of an exact one."""
+def test_tied_weights_are_not_reported_as_unreliable() -> None:
+    """Discrete posteriors give few distinct weights; so does float32 rounding with an exact posterior."""
     generator = np.random.default_rng(5)
     tied = np.log(generator.choice([0.7, 1.0, 1.3], size=(1000, 20)))
     rounded = (-100 + 1e-6 * generator.standard_normal((1000, 20))).astype(np.float32).astype(np.float64)
@@ -126,19 +127,19 @@ def test_tied_weights_are_not_called_unreliable() -> None:
         assert (np.isnan(khat) | (khat < 0.5)).all()
 
 
-def test_verdicts() -> None:
+def test_khat_verdicts() -> None:
     assert khat_threshold(10**6) == 0.7
     assert khat_threshold(1000) == pytest.approx(2 / 3)
     assert describe_khat(np.array([0.1, 0.6]), 1000) == "good for all 2 images (good: k-hat <= 0.67)"
     assert describe_khat(np.array([0.1, 0.8, np.inf]), 1000) == "unreliable for 2 of 3 images (good: k-hat <= 0.67)"
     assert describe_khat(np.array([0.1, np.nan]), 10**6) == (
-        "good for all 1 images, without k-hat for 1 (good: k-hat <= 0.70)"
+        "good for all 1 images, undefined for 1 (good: k-hat <= 0.70)"
     )
-    assert describe_khat(np.full(3, np.nan), 1000).startswith("k-hat does not exist")
+    assert describe_khat(np.full(3, np.nan), 1000).startswith("k-hat is undefined")
 
 
 def test_differences_are_paired_over_images() -> None:
-    """Against the same by hand, where images differ by far more than models do."""
+    """Compared with a computation by hand, where images vary far more than models do."""
     generator = np.random.default_rng(6)
     images = 20 * generator.standard_normal(400) - 90
     models = {
@@ -152,7 +153,7 @@ def test_differences_are_paired_over_images() -> None:
         assert found[name] == pytest.approx((below.mean(), below.std() / 20), abs=1e-9)
 
 
-def test_arviz_reads_what_is_written(tmp_path) -> None:
+def test_arviz_reads_saved_scores(tmp_path) -> None:
     scores = {"elbo": np.array([-1.0, -2.0, -4.0]), "iwae": np.arange(6.0).reshape(2, 3)}
     write_netcdf(scores, tmp_path / "scores.nc")
     group = arviz.from_netcdf(str(tmp_path / "scores.nc"))["constant_data"]

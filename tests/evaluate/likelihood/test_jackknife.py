@@ -1,4 +1,4 @@
-"""Jackknife corrections: the definition by all subsets, the order of the bias, and weights at the edge."""
+"""Jackknife corrections: the definition by all subsets, the order of the bias, and degenerate weights."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def by_subsets(log_w: Tensor, order: int) -> Tensor:
 
 @pytest.mark.parametrize("spread", [0.5, 3.0, 20.0])
 @pytest.mark.parametrize("num_samples", [3, 4, 25, 60])
-def test_the_jackknife_is_that_of_all_subsets(num_samples: int, spread: float) -> None:
-    """On both sides of the number of weights whose pairs are summed one by one, and where one or two dominate."""
+def test_jackknife_matches_its_definition_by_subsets(num_samples: int, spread: float) -> None:
+    """With and without the series for pairs beyond the 20 largest weights, and with one or two dominant weights."""
     log_w = (spread * torch.randn(num_samples, 3)).double()
     for order, found in enumerate(jackknife(log_w), start=1):
         torch.testing.assert_close(found, by_subsets(log_w, order), rtol=1e-11, atol=1e-11)
 
 
 def biases(num_samples: int, low: float = 0.9, high: float = 1.4, p: float = 0.2) -> Tensor:
-    """Mean error of the plain estimate, JVI-1 and JVI-2 where a weight is high with chance p, else low: exact.
+    """Return the exact bias of the plain estimate, JVI-1 and JVI-2 for weights `high` with probability p, else `low`.
 
-    The mean weight is 1, so log p(x) = 0. Only the number of high weights counts, which is binomial.
+    The mean weight is 1, so that log p(x) = 0. Only the number of high weights matters, which is binomial.
     """
     counts = torch.arange(num_samples + 1)
     is_high = torch.arange(num_samples).unsqueeze(1) < counts
@@ -46,8 +46,8 @@ def biases(num_samples: int, low: float = 0.9, high: float = 1.4, p: float = 0.2
     return torch.stack([(chance * estimate).sum() for estimate in estimates])
 
 
-def test_the_bias_falls_by_an_order_with_each_correction() -> None:
-    """In order at K = 4, 8, 16, and between these of orders 1/K, 1/K^2 and 1/K^3, up to the next order."""
+def test_each_correction_reduces_the_order_of_the_bias() -> None:
+    """Decreasing at K = 4, 8, 16; the slopes from 8 to 16 show orders 1/K, 1/K^2 and 1/K^3, up to the next order."""
     sizes = {k: biases(k).abs() for k in (4, 8, 16)}
     for plain, first, second in sizes.values():
         assert plain > 3 * first > 9 * second
@@ -55,7 +55,7 @@ def test_the_bias_falls_by_an_order_with_each_correction() -> None:
     assert slopes == pytest.approx([-1, -2, -3], abs=0.35)
 
 
-def test_weights_at_the_edge() -> None:
+def test_degenerate_weights() -> None:
     equal = torch.full((50,), -90.0, dtype=torch.float64)
     zeros, dominant, missing = (torch.zeros(50, dtype=torch.float64) for _ in range(3))
     zeros[:10], dominant[3], missing[3] = -math.inf, 800.0, math.nan

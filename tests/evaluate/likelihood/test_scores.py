@@ -1,4 +1,4 @@
-"""Bounds against closed forms and quadrature. Each 4 s.e. comparison has a false-alarm rate of 6e-5."""
+"""Bounds against closed forms and quadrature. Each comparison at 4 s.e. has a false-alarm rate of 6e-5."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def se(values: np.ndarray) -> float:
     return values.std(ddof=1) / math.sqrt(len(values))
 
 
-def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
+def test_bounds_for_guides_of_the_wrong_width(promised: Callable[[str], None]) -> None:
     """25 guides of 0.5 to 4 times the posterior's variance in 1 to 20 dimensions, 400 images each.
 
-    Everywhere the gap of the ELBO is the KL formula, IWAE rises at K = 1, 4, 16, 64, 256 image by image (groups inside
-    groups: Jensen) and its mean does not exceed log p(x). The estimate of log p(x) is held to its own error in the
-    9 cells where that exists and is small: at a ratio of 0.5 the weights have no variance, and where it is large 256
-    of them are too few for the delta method. 59 comparisons at 4 s.e., false alarms 0.4 % in all.
+    In every cell the gap of the ELBO matches the KL formula, IWAE rises over K = 1, 4, 16, 64, 256 image by image
+    (nested groups: Jensen), and its mean does not exceed log p(x). The estimate of log p(x) is compared at its own
+    standard error in the 9 cells where that exists and is small: at a ratio of 0.5 the weights have infinite variance,
+    and where the variance is large 256 weights are too few for the delta method. 59 comparisons at 4 s.e., false alarms
+    0.4 % in all.
     """
     gaps, errors = {}, {}
     for ratio, latent_dim in product((0.5, 1.1, 1.5, 2.0, 4.0), (1, 2, 5, 10, 20)):
@@ -58,8 +59,8 @@ def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
         below = truth - scores.log_likelihood
         assert below.mean() > -4 * se(below), cell
         if 1 < ratio <= 2 and latent_dim <= 5:
-            # Each image's error is divided by its own standard error, so that their mean has standard error
-            # 1/sqrt(N); the bias of log p(x), half the relative variance, is taken off.
+            # Each image's error is divided by its own standard error, so that the mean has standard error
+            # 1/sqrt(N); the bias of log p(x), half the relative variance, is removed.
             error = scores.relative_variance / 2 - below
             errors[cell] = (error / np.sqrt(scores.relative_variance)).mean() * math.sqrt(400)
     assert (len(gaps), len(errors)) == (25, 9)
@@ -67,17 +68,17 @@ def test_guides_of_another_width(promised: Callable[[str], None]) -> None:
     assert {cell: z for cell, z in errors.items() if abs(z) >= 4} == {}
     worst = max(map(abs, gaps.values())), max(map(abs, errors.values()))
     promised(
-        f"guides too wide or too narrow: ELBO off by the KL formula within {worst[0]:.1f} s.e. in 25 of 25 cells, "
-        f"log p(x) right within {worst[1]:.1f} s.e. in 9 of 9"
+        f"guides of the wrong width: the ELBO gap is the KL formula within {worst[0]:.1f} s.e. in 25 of 25 cells, "
+        f"log p(x) is correct within {worst[1]:.1f} s.e. in 9 of 9"
     )
 
 
-def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[str], None]) -> None:
+def test_log_likelihood_of_bernoulli_decoders_matches_quadrature(promised: Callable[[str], None]) -> None:
     """50 random nets in one and two dimensions, 8 images each, against 401 points on each axis.
 
-    Each image within 5 of its standard errors: 400 comparisons, false alarms 2.3e-4 in all. The guide knows nothing of
-    the image, so that standard error is of the order of 0.01 nats at K = 10,000: 0.02 nats for the mean error over all
-    nets, 0.03 for the mean of any one.
+    Each image is within 5 of its standard errors: 400 comparisons, false alarms 2.3e-4 in all. The guide ignores the
+    image, so that this standard error is of the order of 0.01 nats at K = 10,000; allowed are 0.02 nats for the mean
+    error over all nets and 0.03 for the mean of any net.
     """
     errors, deviations = [], []
     for latent_dim, net in product((1, 2), range(25)):
@@ -93,8 +94,8 @@ def test_log_likelihood_of_bernoulli_decoders_by_quadrature(promised: Callable[[
     assert np.mean(errors) < 0.02
     assert max(errors) < 0.03
     promised(
-        f"log p(x) by K = 10,000 against quadrature, 50 random decoders: {np.mean(errors):.4f} nats off on average, "
-        f"{max(errors):.3f} at most, within {max(deviations):.1f} s.e. for 400 of 400 images"
+        f"log p(x) for K = 10,000 against quadrature, 50 random decoders: mean error {np.mean(errors):.4f} nats, "
+        f"maximum {max(errors):.3f}, within {max(deviations):.1f} s.e. for 400 of 400 images"
     )
 
 
@@ -104,8 +105,8 @@ def test_quadrature_has_converged() -> None:
     torch.testing.assert_close(program.log_evidence(x, 401), program.log_evidence(x, 801, 10.0), atol=1e-9, rtol=0)
 
 
-def test_the_curve_rises_by_construction() -> None:
-    """For any weights whatever, from k to every multiple of it."""
+def test_iwae_curve_is_monotone_by_construction() -> None:
+    """For any weights, from k to each of its multiples."""
     log_w = 10 * torch.randn(5000, 30).double()
     sizes = particle_counts(5000)
     assert sizes == [1, 2, 5, 10, 50, 100, 500, 1000, 5000]
@@ -118,8 +119,8 @@ def test_the_curve_rises_by_construction() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 1.2, 1.5, 2.0])
-def test_the_bound_rises_with_k_in_expectation(ratio: float) -> None:
-    """K = 1, 2, 3, 7, 20, each from draws of its own, 2,000 images: no fall by more than 4 s.e., 20 steps in all."""
+def test_iwae_rises_with_k_in_expectation(ratio: float) -> None:
+    """K = 1, 2, 3, 7, 20, each with separate draws, 2,000 images: no decrease by more than 4 s.e., 20 steps in all."""
     program = LinearGaussian(2, variance_ratio=ratio)
     x = program.simulate(2000)
     truth = program.log_evidence(x)
@@ -130,18 +131,18 @@ def test_the_bound_rises_with_k_in_expectation(ratio: float) -> None:
         errors.append(float(below.std()) / math.sqrt(2000))
     for (low, high), (a, b) in zip(pairwise(means), pairwise(errors), strict=True):
         assert high < low + 4 * math.hypot(a, b)
-    assert means[-1] > -4 * errors[-1]  # and never above log p(x)
+    assert means[-1] > -4 * errors[-1]  # never above log p(x)
 
 
-def test_groups_of_k_by_hand() -> None:
+def test_iwae_groups_by_hand() -> None:
     log_w = torch.tensor([0.0, math.log(3.0), math.log(5.0), math.log(7.0), 9.0]).double().unsqueeze(1)
     by_hand = (math.log((1 + 3) / 2) + math.log((5 + 7) / 2)) / 2  # the fifth weight is left over
     assert iwae(log_w, 2).mean().item() == pytest.approx(by_hand)
-    with pytest.raises(ValueError, match="between 1 and the 5 weights"):
+    with pytest.raises(ValueError, match="between 1 and 5, the number of weights"):
         iwae(log_w, 6)
 
 
-def test_equal_weights_are_their_own_mean_whatever_k() -> None:
+def test_equal_weights_give_the_same_value_for_every_k() -> None:
     for num_samples in range(1, 61):
         log_w = torch.full((num_samples, 2), -90.0).double()
         scores = scores_from_terms(LogWeightTerms(log_w, 0 * log_w, 0 * log_w))
@@ -151,17 +152,17 @@ def test_equal_weights_are_their_own_mean_whatever_k() -> None:
             torch.testing.assert_close(iwae(log_w, k), log_w[: num_samples // k])
 
 
-def test_the_variance_of_two_weights_by_hand() -> None:
-    """Of weights 1 and 3: mean 2, variance 2 by the divisor K - 1, half of that for the mean, over 2^2."""
+def test_relative_variance_of_two_weights_by_hand() -> None:
+    """Weights 1 and 3: mean 2, variance 2 (divisor K - 1), half of it for the mean, divided by 2^2."""
     log_w = torch.tensor([[1.0], [3.0]]).double().log()
     scores = scores_from_terms(LogWeightTerms(log_w, 0 * log_w, 0 * log_w))
     assert scores.relative_variance == pytest.approx(0.25)
     assert scores.ess == pytest.approx(1.6)
-    assert scores.iwae_se[0] == pytest.approx(math.log(3) / 2)  # half the distance of two numbers
+    assert scores.iwae_se[0] == pytest.approx(math.log(3) / 2)  # half their difference
 
 
-def test_the_standard_error_of_the_estimator() -> None:
-    """The delta method against the spread of 400 repeats: a ratio of standard deviations, itself +- 3.5 %."""
+def test_standard_error_of_log_likelihood_matches_repeats() -> None:
+    """The delta method against the spread of 400 repeats: a ratio of standard deviations, known to 3.5 %."""
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(1)
     repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
@@ -169,7 +170,7 @@ def test_the_standard_error_of_the_estimator() -> None:
     assert abs(ratio - 1) < 4 * 0.035
 
 
-def test_summary_is_finite_or_says_why() -> None:
+def test_summary_is_finite_or_has_a_reason() -> None:
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(6)
     whole = score(program.model, program.guide, x, 60, seed=0)
@@ -181,7 +182,7 @@ def test_summary_is_finite_or_says_why() -> None:
     assert numbers["iwae"]["60"] == pytest.approx(numbers["log_likelihood"])
     assert numbers["log_likelihood_se"] == pytest.approx(se(whole.log_likelihood))
     assert numbers["log_likelihood_mc_se"] == pytest.approx(math.sqrt(whole.relative_variance.sum()) / 6)
-    # A uniform density over [0, 1] has log p = 0 and needs all 8 bits.
+    # A uniform density over [0, 1] has log p = 0 and costs all 8 bits.
     assert numbers["bits_per_dim"] == pytest.approx(8 - numbers["log_likelihood"] / 7 / math.log(2))
     probability = summarize(whole, active_units=2, num_pixels=7)
     assert probability["bits_per_dim"] == pytest.approx(-numbers["log_likelihood"] / 7 / math.log(2))
@@ -199,22 +200,22 @@ def test_summary_is_finite_or_says_why() -> None:
         "khat_bad_fraction",
     }
     assert missing == lonely["reasons"].keys()
-    assert "not finite" not in lonely["reasons"].values()
+    assert "an importance weight is zero or non-finite" not in lonely["reasons"].values()
 
 
-def test_the_error_over_groups_is_that_of_repeats() -> None:
-    """The s.e. of IWAE_5 from 400 groups, against the spread over 400 repeats: 5 % each, 4 of both."""
+def test_standard_error_over_groups_matches_repeats() -> None:
+    """The s.e. of IWAE_5 from 400 groups, against the spread over 400 repeats, known to 3.5 %, at 4 s.e."""
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(1)
     repeats = score(program.model, program.guide, x.expand(400, -1), 2000, seed=0)
     row = repeats.particle_counts.index(5)
     ratio = repeats.iwae_se[row].mean() / repeats.iwae[row].std(ddof=1)
     assert abs(ratio - 1) < 4 * 0.035
-    assert np.isnan(repeats.iwae_se[-1]).all()  # of one group there is none
+    assert np.isnan(repeats.iwae_se[-1]).all()  # undefined for one group
 
 
-def test_weights_of_zero_are_null_with_their_reason() -> None:
-    """A prior without the guide's support: the ELBO is -inf, log p(x) is not."""
+def test_zero_weights_make_metrics_null_with_a_reason() -> None:
+    """A prior whose support is smaller than the guide's: the ELBO is -inf, log p(x) is finite."""
     program = LinearGaussian(1)
 
     def model(x: torch.Tensor) -> None:
@@ -222,26 +223,26 @@ def test_weights_of_zero_are_null_with_their_reason() -> None:
             z = pyro.sample("z", dist.Uniform(-1.2, 1.2).expand([1]).to_event(1))
             pyro.sample("x", dist.Normal(z @ program.weight.T, 1.0).to_event(1), obs=x)
 
-    x = (program.weight[:, 0] + program.bias).expand(10, -1)  # of z = 1: some draws lie outside, and some inside
+    x = (program.weight[:, 0] + program.bias).expand(10, -1)  # z = 1: some draws are outside, and some inside
     numbers = summarize(score(model, program.guide, x, 100, seed=0), active_units=1, num_pixels=7)
     assert numbers["elbo"] is None
     assert numbers["iwae"]["1"] is None
     assert math.isfinite(numbers["log_likelihood"])
     assert {"elbo", "elbo_se", "rate", "iwae"} <= numbers["reasons"].keys()
-    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or not finite"}
+    assert set(numbers["reasons"].values()) >= {"an importance weight is zero or non-finite"}
     json.dumps(numbers, allow_nan=False)
 
 
-def test_weights_of_a_batch_are_its_images_own() -> None:
-    """A row of the weights is one image: the joint weight of the batch would be their sum."""
+def test_weights_are_per_image() -> None:
+    """A column of the weights belongs to one image; the joint weight of the batch would be their sum."""
     program = LinearGaussian(2)
     x = program.simulate(3)
     weights = log_weights(program.model, program.guide, x, 2, seed=0)
     torch.testing.assert_close(weights[0], program.log_evidence(x))
 
 
-def test_images_are_scored_in_batches_of_their_own_seeds() -> None:
-    """As the caller would batch them, to the bit; compiled graphs are kept from batch to batch."""
+def test_batched_scores_use_a_derived_seed_per_batch() -> None:
+    """Bit-identical to batching by the caller; compiled graphs are reused between batches."""
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((7, 6), 0.5))
     of = program.model, program.guide
@@ -266,7 +267,7 @@ FIRST = derive_seed(5, "batch", 0)
 
 
 def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, reason: str | None = None) -> Scores:
-    """Scores of which only what is printed has values."""
+    """Return scores with values only in the fields that are printed."""
     number = len(log_likelihood)
     nothing = dict.fromkeys(("rate", "relative_variance", "ess", "psis", "jvi1", "jvi2"), np.full(number, np.nan))
     return Scores(
@@ -283,7 +284,7 @@ def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, 
 
 
 def test_scores_print_one_line_in_nats() -> None:
-    """Mean -21.5 of -20 and -23, whose standard error is 3 / 2; 1 - 1 / log10(1000) = 0.667."""
+    """Mean -21.5 of -20 and -23, with standard error 3 / 2; the threshold is 1 - 1 / log10(1000) = 0.667."""
     assert str(of_values([-20.0, -23.0], [0.66, 0.68], 1000)) == (
         "log p(x) -21.50 +- 1.50 nats (ELBO -23.00, K = 1000, 2 images); k-hat > 0.67 for 1 of 2"
     )
@@ -293,14 +294,14 @@ def test_scores_print_one_line_in_nats() -> None:
     assert str(of_values([-20.0], [math.nan], 10)) == "log p(x) -20.00 nats (ELBO -21.50, K = 10, 1 image); no k-hat"
 
 
-def test_scores_without_weights_print_the_reason_in_their_place() -> None:
+def test_scores_without_weights_print_the_reason() -> None:
     assert str(of_values([math.nan] * 2, [math.nan] * 2, 10, "the prior is improper")) == (
         "no log p(x): the prior is improper (distortion 20.12 nats, K = 10, 2 images)"
     )
 
 
-def test_the_reason_of_one_batch_is_that_of_all() -> None:
-    """The guide draws positive numbers for the first two images alone: 5 or -5 and 30 standard deviations from 0."""
+def test_reason_of_one_batch_applies_to_all() -> None:
+    """Draws are positive for two images and negative for the others: 5 or -5, 30 standard deviations from 0."""
 
     def model(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -318,7 +319,7 @@ def test_the_reason_of_one_batch_is_that_of_all() -> None:
         assert np.isnan(scores.log_likelihood).tolist() == undefined
 
 
-def test_a_reader_that_is_kept_gives_the_scores_of_each_call() -> None:
+def test_reused_reader_gives_the_scores_of_each_call() -> None:
     program = LinearGaussian(2)
     backend = CompiledBackend()
     for seed in (0, 1):

@@ -1,6 +1,6 @@
-"""Weights at the edge, from the weights to the numbers of a run: six answers that are documented, and no warning.
+"""Degenerate weights, from the weights to the summary of a run: six documented results, without warnings.
 
-Warnings are errors in this suite. What a null stands for is said under "reasons".
+Warnings are errors in this suite. Every null has an entry in "reasons".
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 
 from pyro_vae.evaluate import LogWeightTerms, scores_from_terms, summarize
 
-NOT_FINITE = "an importance weight is zero or not finite"
-NO_KHAT = "k-hat needs 30 draws or more, of finite weights that are not equal"
-DOMINANT = "one weight outweighs all others: k-hat is infinite"
-# Of a single image there is no error over images, whatever its weights.
-ALONE = dict.fromkeys(("elbo_se", "log_likelihood_se"), "a standard error over images needs two of them")
+NOT_FINITE = "an importance weight is zero or non-finite"
+NO_KHAT = "k-hat needs at least 30 draws, with weights that are finite and not all equal"
+DOMINANT = "k-hat is infinite: one weight dominates all others"
+# A single image has no standard error over images.
+ALONE = dict.fromkeys(("elbo_se", "log_likelihood_se"), "a standard error needs at least two images")
 KHAT = ("khat_median", "khat_bad_fraction")
 ALL = ("elbo", "distortion", "log_likelihood", "log_likelihood_mc_se", "psis", "jvi1", "jvi2", "bits_per_dim", "iwae")
 
 
 def numbers_of(log_w: np.ndarray) -> dict[str, Any]:
-    """Summarise one image with given log weights (K,), as if all of them were the likelihood's."""
+    """Summarize one image with log weights (K,), as if they consisted only of the likelihood."""
     column = torch.as_tensor(log_w, dtype=torch.float64, device="cpu").unsqueeze(1)
     zeros = torch.zeros_like(column)
     found = summarize(scores_from_terms(LogWeightTerms(column, zeros, zeros)), active_units=1, num_pixels=7)
@@ -54,7 +54,7 @@ def test_equal_weights_are_exact_and_have_no_khat() -> None:
     assert found["reasons"] == ALONE | dict.fromkeys(KHAT, NO_KHAT)
 
 
-def test_one_weight_that_is_all_there_is_makes_khat_infinite() -> None:
+def test_single_dominant_weight_makes_khat_infinite() -> None:
     log_w = normal(first=800.0)
     found = numbers_of(log_w)
     assert found["elbo"] == pytest.approx(log_w.mean())
@@ -63,12 +63,14 @@ def test_one_weight_that_is_all_there_is_makes_khat_infinite() -> None:
     assert found["ess_median"] == pytest.approx(1)
     assert found["log_likelihood_mc_se"] == pytest.approx(1)
     assert found["khat_bad_fraction"] == 1
-    jackknife = dict.fromkeys(("jvi1", "jvi2"), "a jackknife needs three samples, of which no two outweigh all others")
+    jackknife = dict.fromkeys(
+        ("jvi1", "jvi2"), "the jackknife needs at least three samples, no two of which dominate all others"
+    )
     assert found["reasons"] == ALONE | jackknife | {"khat_median": DOMINANT}
 
 
-def test_a_weight_of_zero_leaves_the_estimate() -> None:
-    """It counts among the K, and takes the ELBO to minus infinity."""
+def test_zero_weight_makes_only_the_elbo_undefined() -> None:
+    """It counts as one of the K weights, and makes the ELBO minus infinity."""
     log_w = normal(first=-math.inf)
     found = numbers_of(log_w)
     assert found["log_likelihood"] == pytest.approx(log_mean(log_w))
@@ -79,7 +81,7 @@ def test_a_weight_of_zero_leaves_the_estimate() -> None:
 
 
 @pytest.mark.parametrize("first", [math.inf, math.nan])
-def test_a_weight_that_is_no_number_leaves_nothing(first: float) -> None:
+def test_nonfinite_weight_makes_every_metric_undefined(first: float) -> None:
     found = numbers_of(normal(first=first))
     missing = dict.fromkeys((*ALL, "ess_median"), NOT_FINITE)
     assert found["reasons"] == ALONE | missing | dict.fromkeys(KHAT, NO_KHAT)
@@ -87,7 +89,7 @@ def test_a_weight_that_is_no_number_leaves_nothing(first: float) -> None:
     assert found["iwae"]["200"] is None
 
 
-def test_weights_of_zero_alone_leave_nothing() -> None:
+def test_only_zero_weights_make_every_metric_undefined() -> None:
     found = numbers_of(np.full(200, -math.inf))
     missing = dict.fromkeys((*ALL, "ess_median"), NOT_FINITE)
     assert found["reasons"] == ALONE | missing | dict.fromkeys(KHAT, NO_KHAT)
@@ -104,8 +106,8 @@ def test_few_weights_are_scored_without_khat(number: int) -> None:
     assert found["reasons"] == ALONE | dict.fromkeys(KHAT, NO_KHAT)
 
 
-def test_one_bad_image_does_not_hide_the_khats_of_others() -> None:
-    """One of three images has a NaN among its weights: means are null, the median of k-hat is that of the others."""
+def test_one_bad_image_does_not_affect_the_khat_of_others() -> None:
+    """One image of three has a NaN weight: means are null, the median of k-hat is that of the other images."""
     log_w = torch.as_tensor(np.stack([normal(first=math.nan), normal(), normal(first=3.0)], 1), device="cpu")
     zeros = torch.zeros_like(log_w)
     scores = scores_from_terms(LogWeightTerms(log_w, zeros, zeros))

@@ -1,4 +1,4 @@
-"""Importance weights against closed forms; chunks change nothing; bad input is refused."""
+"""Importance weights against closed forms; chunk sizes do not change them; invalid input is rejected."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyro_vae.evaluate.likelihood import chunks
 from pyro_vae.trace import CompiledBackend, EagerBackend
 
 
-def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callable[[str], None]) -> None:
-    """In absolute terms: 1e-12 nats. Such weights have no tail, and k-hat says that it does not exist."""
+def test_exact_posterior_gives_log_evidence_in_every_weight(promised: Callable[[str], None]) -> None:
+    """To 1e-12 nats, absolute. Equal weights have no tail, so k-hat is undefined."""
     worst = 0.0
     for latent_dim in (1, 2, 5, 20):
         program = LinearGaussian(latent_dim)
@@ -32,13 +32,13 @@ def test_the_exact_posterior_gives_log_evidence_in_every_weight(promised: Callab
         numbers = summarize(scores, active_units=latent_dim, num_pixels=7)
         for name in ("khat_median", "khat_bad_fraction"):
             assert numbers[name] is None
-            assert numbers["reasons"][name].endswith("of finite weights that are not equal")
+            assert numbers["reasons"][name].endswith("with weights that are finite and not all equal")
     assert worst < 1e-12
-    promised(f"exact posterior: every weight is log p(x) within {worst:.1e} nats in 1, 2, 5 and 20 dimensions")
+    promised(f"exact posterior: every weight equals log p(x) within {worst:.1e} nats in 1, 2, 5 and 20 dimensions")
 
 
 @pytest.mark.parametrize("num_samples", [1, 99, 300, 301])
-def test_the_chunk_changes_no_weight(num_samples: int) -> None:
+def test_chunk_size_does_not_change_the_weights(num_samples: int) -> None:
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     default = log_weights(program.model, program.guide, x, num_samples, seed=5)
@@ -49,7 +49,7 @@ def test_the_chunk_changes_no_weight(num_samples: int) -> None:
 
 
 class Replay(EagerBackend):
-    """Draws what has been drawn: the next of given latents (K, B, D), as many as are asked for."""
+    """A backend that replays given latents (K, B, D), the next `num_samples` of them at each call."""
 
     def __init__(self, z: Tensor, log_q: Tensor) -> None:
         super().__init__()
@@ -62,10 +62,10 @@ class Replay(EagerBackend):
         return {"z": z}, {"z": log_q}
 
 
-def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
+def test_chunk_and_batch_size_do_not_change_weights_or_scores(
     monkeypatch: pytest.MonkeyPatch, promised: Callable[[str], None]
 ) -> None:
-    """K = 1,000 at six chunks and three batch sizes, the last batch a rest: weights and scores against one formula."""
+    """K = 1,000 at six chunk and three batch sizes, the last batch smaller: weights and scores against one formula."""
     monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 900, "cuda": 900})  # blocks of 900, 300 and 225 particles
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
@@ -90,11 +90,11 @@ def test_neither_chunk_nor_batch_changes_what_is_made_of_a_draw(
         worst = max(worst, float(abs(scores.log_likelihood - log_evidence.cpu().numpy()).max()))
         worst = max(worst, float(abs(scores.elbo - expected.mean(0).cpu().numpy()).max()))
     assert worst < 1e-12
-    promised(f"chunks and batches: 18 of 18 give the same weights and scores within {worst:.1e} nats")
+    promised(f"chunk and batch sizes: weights and scores agree within {worst:.1e} nats in 18 of 18 cases")
 
 
 def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole blocks of draws come first, so a longer run of the same seed starts with the shorter one."""
+    """Draws come in whole blocks, so that a longer run with the same seed starts with the shorter one."""
     monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 300, "cuda": 300})  # blocks of 100 particles
     program = BernoulliDecoder(1)
     x = torch.bernoulli(torch.full((3, 6), 0.5))
@@ -103,8 +103,8 @@ def test_more_samples_extend_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(many[:200], few, rtol=0, atol=1e-12)
 
 
-class Cramped(EagerBackend):
-    """Runs out of memory, in the words of a device or of the CPU, whenever more than so many particles are scored."""
+class SmallMemoryBackend(EagerBackend):
+    """A backend that raises the out-of-memory error of a device or the CPU for more than `most` particles."""
 
     def __init__(self, most: int, error: RuntimeError) -> None:
         super().__init__()
@@ -121,42 +121,44 @@ OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("De
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_out_of_memory_halves_the_chunk_and_changes_no_weight(
+def test_out_of_memory_halves_the_chunk_without_changing_weights(
     error: RuntimeError, promised: Callable[[str], None]
 ) -> None:
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     expected = log_weights(program.model, program.guide, x, 2500, seed=5)
-    cramped = Cramped(300, error)
+    cramped = SmallMemoryBackend(300, error)
     found = log_weights(program.model, program.guide, x, 2500, seed=5, backend=cramped)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert cramped.sizes[:4] == [1000, 500, 250, 250]
-    with pytest.raises(RuntimeError) as caught:  # a single particle that does not fit is the end of it
-        log_weights(program.model, program.guide, x, 10, backend=Cramped(0, error))
+    with pytest.raises(RuntimeError) as caught:  # raised if a single particle does not fit
+        log_weights(program.model, program.guide, x, 10, backend=SmallMemoryBackend(0, error))
     assert caught.value is error
-    promised("memory that ran out while scoring: chunks halved, 10,000 of 10,000 weights the same")
+    promised("out of memory while scoring: chunks are halved, 10,000 of 10,000 weights unchanged")
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_treated_as_out_of_memory() -> None:
     program = BernoulliDecoder(2)
     with pytest.raises(RuntimeError, match="shapes"):
-        log_weights(program.model, program.guide, torch.zeros(2, 6), 10, backend=Cramped(0, RuntimeError("shapes")))
+        log_weights(
+            program.model, program.guide, torch.zeros(2, 6), 10, backend=SmallMemoryBackend(0, RuntimeError("shapes"))
+        )
 
 
-def test_less_memory_means_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_memory_gives_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     program = BernoulliDecoder(2)
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     sizes = []
     for room in (10**6, 30):
         monkeypatch.setattr(chunks, "_max_particles_in_memory", lambda x, room=room: room)
-        counted = Cramped(10**6, RuntimeError())
+        counted = SmallMemoryBackend(10**6, RuntimeError())
         log_weights(program.model, program.guide, x, 1000, backend=counted)
         sizes.append(max(counted.sizes))
     assert sizes == [1000, 30]
 
 
-def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: the rests are read as they are."""
+def test_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in batches of 4, the last of 2, and 250 particles in blocks of 100: remainders run eagerly."""
     monkeypatch.setattr(chunks, "_MAX_ROWS", {"cpu": 400, "cuda": 400})
     program = BernoulliDecoder(2)
     backend = CompiledBackend()
@@ -168,7 +170,7 @@ def test_a_compiled_reader_gives_the_same_weights(monkeypatch: pytest.MonkeyPatc
     assert len(backend._graphs) == 2
 
 
-def test_parts_are_the_densities_of_their_names() -> None:
+def test_terms_are_the_log_densities_of_their_names() -> None:
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(3)
     parts = log_weight_terms(program.model, program.guide, x, 20_000, seed=0)
@@ -182,7 +184,7 @@ def test_parts_are_the_densities_of_their_names() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.5, -1.0, 2.0])
-def test_pixels_outside_the_domain_are_refused(bad: float) -> None:
+def test_pixels_outside_the_support_are_rejected(bad: float) -> None:
     program = BernoulliDecoder(1)
     x = torch.zeros(5, 6)
     x[3, 2] = bad
@@ -192,7 +194,7 @@ def test_pixels_outside_the_domain_are_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"num_samples": 0}, {"num_samples": 3, "chunk": 0}])
-def test_counts_below_one_are_refused(arguments: dict[str, int]) -> None:
+def test_counts_below_one_are_rejected(arguments: dict[str, int]) -> None:
     program = BernoulliDecoder(1)
     with pytest.raises(ValueError, match="is 0; it must be at least 1"):
         log_weights(program.model, program.guide, torch.zeros(2, 6), **arguments)

@@ -1,4 +1,4 @@
-"""Posteriors of single images: the optima that theory gives, and the flow's Jacobian."""
+"""Posteriors of single images: the optima that theory predicts, and the flow's Jacobian."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pyro_vae.evaluate import per_image_elbos, score
 from pyro_vae.evaluate.posterior.families import FAMILIES
 
 
-def test_a_full_gaussian_closes_the_amortization_gap() -> None:
+def test_full_gaussian_closes_the_amortization_gap() -> None:
     """A guide of 1.5 times the variance, D = 3: the exact posterior is in the family, 50 images to 0.01 nats."""
     program = LinearGaussian(3, variance_ratio=1.5)
     x = program.simulate(50)
     found = per_image_elbos(program.model, program.guide, x, ["full"], seed=0)
     truth = program.log_evidence(x).cpu().numpy()
     np.testing.assert_allclose(found["full"], truth, atol=0.01)
-    # The amortized one is off by its known KL, up to the noise of 1,000 draws of 50 images.
+    # The gap of the amortized guide is its known KL, up to the noise of 1,000 draws of 50 images.
     assert (truth - found["amortized"]).mean() == pytest.approx(program.gap, abs=0.02)
 
 
-def test_a_diagonal_gaussian_comes_as_close_as_theory_lets_it() -> None:
-    """Its gap is KL of the best mean field, (sum log P_ii - log det P) / 2; a flow gets below it."""
+def test_diagonal_gaussian_reaches_the_mean_field_optimum() -> None:
+    """Its gap is the KL of the best mean field, (sum log P_ii - log det P) / 2; a flow has a smaller gap."""
     program = LinearGaussian(3, variance_ratio=1.5)
     x = program.simulate(20)
     found = per_image_elbos(program.model, program.guide, x, ["diagonal", "flow"], num_samples=2000, seed=0)
@@ -34,12 +34,12 @@ def test_a_diagonal_gaussian_comes_as_close_as_theory_lets_it() -> None:
     precision = program.covariance.inverse()
     gap = float((precision.diagonal().log().sum() - precision.logdet()) / 2)
     assert gap > 0.1
-    # The ELBO of 2,000 draws of 20 images has errors of about 0.002; the optimum is flat.
+    # The ELBO of 2,000 draws of 20 images has an error of about 0.002; the optimum is flat.
     assert (truth - found["diagonal"]).mean() == pytest.approx(gap, abs=0.01)
     assert -0.005 < (truth - found["flow"]).mean() < 0.5 * gap
 
 
-def test_elbos_rise_with_the_family_and_stay_below_log_p() -> None:
+def test_elbos_increase_with_the_family_and_stay_below_log_p() -> None:
     vae, x = small_vae(), images(10)
     with torch.no_grad():
         for p in vae.likelihood.parameters():
@@ -55,7 +55,7 @@ def test_elbos_rise_with_the_family_and_stay_below_log_p() -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 5])
-def test_a_flow_of_couplings_is_inverted_and_its_jacobian_is_that_of_autograd(dim: int) -> None:
+def test_coupling_flow_inverts_and_its_jacobian_matches_autograd(dim: int) -> None:
     make, start = FAMILIES["flow"]
     parameters = [p + 0.5 * torch.randn_like(p) for p in start(torch.zeros(3, dim))]
     q = make(parameters)
@@ -66,7 +66,7 @@ def test_a_flow_of_couplings_is_inverted_and_its_jacobian_is_that_of_autograd(di
     jacobian = torch.autograd.functional.jacobian(transform, u)
     expected = torch.stack([jacobian[0, i, :, 0, i].slogdet()[1] for i in range(3)])
     torch.testing.assert_close(transform.log_abs_det_jacobian(u, v)[0], expected)
-    assert (v != u).all()  # every unit is moved by one coupling or another
+    assert (v != u).all()  # some coupling moves every unit
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -77,10 +77,10 @@ def test_every_family_starts_at_the_amortized_posterior(family: str) -> None:
     torch.testing.assert_close(found, -0.5 * u.square().sum(-1) - math.log(2 * math.pi))
 
 
-def test_families_that_cannot_be_are_refused() -> None:
+def test_invalid_families_are_rejected() -> None:
     program = LinearGaussian(1)
     x = torch.zeros(2, 7)
-    with pytest.raises(ValueError, match="'cubic' is not known"):
+    with pytest.raises(ValueError, match="Unknown family 'cubic'"):
         per_image_elbos(program.model, program.guide, x, ["cubic"])
-    with pytest.raises(ValueError, match="two of them or more"):
+    with pytest.raises(ValueError, match="at least two latent units"):
         per_image_elbos(program.model, program.guide, x, ["flow"])

@@ -16,8 +16,8 @@ from pyro_vae.evaluate import elbo_surgery
 from pyro_vae.trace import derive_seed, draw, log_density, read_only
 
 
-def test_surgery_is_that_of_the_mixture_of_posteriors() -> None:
-    """Term by term at the same draws, by the density of the mixture."""
+def test_surgery_matches_the_mixture_of_posteriors() -> None:
+    """Term by term for the same draws, by the density of the mixture."""
     program = LinearGaussian(2, variance_ratio=1.5)
     x = program.simulate(7)
     found = elbo_surgery(program.model, program.guide, x, seed=3)
@@ -32,7 +32,7 @@ def test_surgery_is_that_of_the_mixture_of_posteriors() -> None:
     np.testing.assert_allclose(found.rate, (q.log_prob(z) - prior).cpu())
 
 
-def test_a_guide_that_ignores_x_has_no_information() -> None:
+def test_guide_that_ignores_x_has_no_mutual_information() -> None:
     vae, x = small_vae(), images(9)
     with torch.no_grad():
         for p in vae.posterior.parameters():
@@ -43,7 +43,7 @@ def test_a_guide_that_ignores_x_has_no_information() -> None:
     assert (found.marginal_kl != 0).all()
 
 
-def test_codes_far_apart_have_all_the_information_there_is() -> None:
+def test_separated_codes_have_maximal_mutual_information() -> None:
     """log N, the entropy of the index of an image."""
 
     def model(x: Tensor) -> None:
@@ -58,7 +58,7 @@ def test_codes_far_apart_have_all_the_information_there_is() -> None:
     np.testing.assert_allclose(found.mutual_information, math.log(30))
 
 
-def test_surgery_of_two_layers_sums_to_their_rate() -> None:
+def test_surgery_of_two_layers_sums_to_the_rate() -> None:
     program, x = two_layer(), images(8)
     found = elbo_surgery(program.model, program.guide, x, seed=0)
     with torch.no_grad(), read_only(program.model, program.guide, x=x, seed=0, purpose="surgery"):

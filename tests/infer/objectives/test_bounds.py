@@ -1,4 +1,4 @@
-"""Objectives against Pyro's own estimators, closed forms and finite differences."""
+"""Objectives against Pyro's estimators, closed forms and finite differences."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pyro_vae.model import VAE
 
 
 @pytest.mark.parametrize("num_particles", [2, 5, 50])
-def test_iwae_is_the_renyi_bound_of_order_zero(num_particles: int) -> None:
+def test_iwae_equals_the_renyi_bound_of_order_zero(num_particles: int) -> None:
     vae, x = small_vae(), images(7)
     renyi = RenyiELBO(alpha=0, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True)
-    ELBO(num_particles).bounds(vae.model, vae.guide, x)  # the layout has been probed
+    ELBO(num_particles).bounds(vae.model, vae.guide, x)  # the layout is probed on the first call
     pyro.set_rng_seed(1)
     expected = renyi.loss(vae.model, vae.guide, x)
     pyro.set_rng_seed(1)
@@ -31,7 +31,7 @@ def test_iwae_is_the_renyi_bound_of_order_zero(num_particles: int) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_gradient_of_iwae_is_that_of_renyi() -> None:
+def test_iwae_gradient_equals_that_of_renyi() -> None:
     vae, x = small_vae(), images(7)
     gradients = []
     for objective in (
@@ -46,7 +46,7 @@ def test_the_gradient_of_iwae_is_that_of_renyi() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_one_particle_makes_all_bounds_one() -> None:
+def test_bounds_coincide_for_one_particle() -> None:
     vae, x = small_vae(), images(7)
     losses = []
     for objective in (ELBO(), IWAE(), Trace_ELBO()):
@@ -56,8 +56,8 @@ def test_one_particle_makes_all_bounds_one() -> None:
     assert losses[2] == pytest.approx(losses[0], rel=1e-12)
 
 
-def test_the_elbo_agrees_with_the_analytic_kl() -> None:
-    """Means of 2,000 particles at 4 s.e. of their difference, estimated from 20 groups."""
+def test_elbo_agrees_with_the_analytic_kl() -> None:
+    """Means over 2,000 particles at 4 s.e. of their difference, estimated from 20 groups."""
     vae, x = small_vae(), images(4)
     analytic = TraceMeanField_ELBO(num_particles=100, max_plate_nesting=1, vectorize_particles=True)
     differences = torch.tensor(
@@ -68,7 +68,7 @@ def test_the_elbo_agrees_with_the_analytic_kl() -> None:
 
 @pytest.mark.parametrize("objective", [ELBO(3), IWAE(3), MeanFieldELBO(3)])
 def test_gradients_match_finite_differences(objective: Objective) -> None:
-    """To 1e-6, absolute, of losses of about 10 nats."""
+    """To 1e-6, absolute, for losses of about 10 nats."""
     vae, x = small_vae(), images(3)
     names, values = zip(*vae.named_parameters(), strict=True)
 
@@ -92,7 +92,7 @@ class Loss(nn.Module):
 
 
 def test_bounds_of_the_linear_gaussian_program() -> None:
-    """ELBO = log p(x) - KL, and IWAE between the two; 4 s.e. over 500 images."""
+    """ELBO = log p(x) - KL, and IWAE lies between; 4 s.e. over 500 images."""
     program = LinearGaussian(2, variance_ratio=2.0)
     x = program.simulate(500)
     truth = program.log_evidence(x)
@@ -102,8 +102,8 @@ def test_bounds_of_the_linear_gaussian_program() -> None:
     assert elbo.mean() < iwae.mean() < truth.mean()
 
 
-def test_with_the_exact_posterior_every_bound_is_log_evidence_whatever_k() -> None:
-    """All weights are p(x): nothing but a division by another number than K can move a bound."""
+def test_exact_posterior_makes_every_bound_log_evidence() -> None:
+    """All weights are p(x), so that only division by a number other than K could change a bound."""
     program = LinearGaussian(2)
     x = program.simulate(3)
     truth = program.log_evidence(x)
@@ -114,7 +114,7 @@ def test_with_the_exact_posterior_every_bound_is_log_evidence_whatever_k() -> No
 
 
 def test_row_layout_matches_stock_gradients() -> None:
-    """A net that takes no particle plate: stock Pyro must loop over particles, ours repeats rows."""
+    """A net without a particle dimension: stock Pyro loops over particles, ours repeats rows."""
     program, x = ConvProgram(), torch.bernoulli(torch.full((6, 4, 4), 0.5))
     errors = torch.tensor(
         [
@@ -126,7 +126,7 @@ def test_row_layout_matches_stock_gradients() -> None:
     assert errors.mean().abs() < 4 * errors.std() / math.sqrt(10)
 
 
-def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
+def test_latent_without_reparameterized_gradient_is_rejected() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", dist.Bernoulli(0.5))
@@ -138,19 +138,19 @@ def test_a_latent_without_reparameterized_gradient_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Guide site 'z' \(Bernoulli\) has no reparameterized"):
         ELBO().differentiable_loss(model, guide, torch.zeros(3))
-    assert ELBO().loss(model, guide, torch.zeros(3)).isfinite()  # its value is no matter of gradients
+    assert ELBO().loss(model, guide, torch.zeros(3)).isfinite()  # the value itself needs no gradient
 
 
 @pytest.mark.parametrize("objective", [IWAE(3), Renyi(3)])
-def test_a_scale_of_one_site_is_refused_where_there_is_no_sum_over_sites(objective: Objective) -> None:
+def test_scale_of_one_site_is_rejected_unless_sites_are_summed(objective: Objective) -> None:
     program, x = LinearGaussian(1), torch.zeros(3, 7)
     half = poutine.scale(program.model, scale=0.5)
-    with pytest.raises(ValueError, match="has a scale of its own"):
+    with pytest.raises(ValueError, match="has a separate scale"):
         objective.loss(half, program.guide, x)
 
 
 @pytest.mark.parametrize("objective", [ELBO(3), IWAE(3), BetaELBO(3, 2.0), MeanFieldELBO(3)])
-def test_a_scale_of_all_sites_multiplies_the_loss_and_not_the_elbo(objective: Objective) -> None:
+def test_scale_of_all_sites_multiplies_the_loss_but_not_the_elbo(objective: Objective) -> None:
     vae, x = small_vae(), images(3)
     both = [poutine.scale(program, scale=7.0) for program in (vae.model, vae.guide)]
     pyro.set_rng_seed(1)
@@ -161,13 +161,13 @@ def test_a_scale_of_all_sites_multiplies_the_loss_and_not_the_elbo(objective: Ob
     torch.testing.assert_close(same, elbo)
 
 
-def test_grey_pixels_are_refused_before_the_first_step() -> None:
+def test_gray_pixels_are_rejected_before_the_first_step() -> None:
     vae = small_vae()
     with pytest.raises(ValueError, match=r"observes 0.5, outside the support of its Bernoulli"):
         ELBO().loss(vae.model, vae.guide, torch.full((2, 3, 2), 0.5))
 
 
-def test_no_particles_is_refused() -> None:
+def test_zero_particles_are_rejected() -> None:
     with pytest.raises(ValueError, match="num_particles is 0"):
         IWAE(0)
 
@@ -184,7 +184,7 @@ def with_global(program: BernoulliDecoder) -> tuple[Any, Any]:
     return model, guide
 
 
-def test_a_global_latent_trains_as_in_stock_pyro() -> None:
+def test_global_latent_trains_as_in_stock_pyro() -> None:
     programs, x = with_global(BernoulliDecoder(1)), torch.zeros(3, 6)
     pyro.set_rng_seed(1)
     expected = Trace_ELBO().loss(*programs, x)
@@ -192,15 +192,15 @@ def test_a_global_latent_trains_as_in_stock_pyro() -> None:
     torch.testing.assert_close(float(ELBO().loss(*programs, x)), expected)
 
 
-def test_an_objective_of_each_image_names_a_global_latent() -> None:
+def test_per_image_objective_names_a_global_latent() -> None:
     with pytest.raises(ValueError, match="Site 'theta' is shared by all images"):
         IWAE(2).loss(*with_global(BernoulliDecoder(1)), torch.zeros(3, 6))
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("kind", ["pixels", "images"])
-def test_masks_of_the_data_are_known_to_the_checks(kind: str, num_particles: int) -> None:
-    """Where a mask hides them, grey pixels pass under a Bernoulli; elsewhere they are refused. Validation is on."""
+def test_support_check_respects_masks(kind: str, num_particles: int) -> None:
+    """Masked gray pixels are accepted under a Bernoulli, others are rejected, with Pyro's validation on."""
     mask = torch.tensor([True, False, True, True])
     pixels = mask.view(4, 1).expand(4, 4) if kind == "images" else mask.expand(4, 4)
 

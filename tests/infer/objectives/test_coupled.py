@@ -26,7 +26,7 @@ def gradients(vae: VAE, loss: Tensor) -> dict[str, Tensor]:
 
 
 def test_free_bits_floor_the_rate_of_each_unit() -> None:
-    """Units of rate about 0.02 and 8 (in closed form) over a floor of 1: one costs 1, the other its rate."""
+    """Units with rates of about 0.02 and 8 (closed form) and a floor of 1: one costs 1, the other its rate."""
     vae, x = small_vae(), images(6)
     with torch.no_grad():
         last = vae.posterior.net[1][-1]
@@ -36,11 +36,11 @@ def test_free_bits_floor_the_rate_of_each_unit() -> None:
     torch.testing.assert_close(rates, torch.tensor([0.02, 8.0]))
     pyro.set_rng_seed(1)
     found, elbo = FreeBits(20_000, free_bits=1.0).bounds(vae.model, vae.guide, x)
-    # Of the same particles only the sampled rate of the first unit differs from 1, of scale 0.2 about 0.02: 4 s.e.
+    # With the same particles the difference is 1 minus the sampled rate of the first unit, 0.02 with s.d. 0.2: 4 s.e.
     assert (elbo - found).mean().item() == pytest.approx(1 - rates[0].item(), abs=4 * 0.2 / 120_000**0.5)
 
 
-def test_above_the_floor_free_bits_are_the_elbo() -> None:
+def test_free_bits_above_the_floor_equal_the_elbo() -> None:
     vae, x = small_vae(), images(6)
     for floor in (0.0, 1e-3):
         with torch.no_grad():
@@ -50,7 +50,7 @@ def test_above_the_floor_free_bits_are_the_elbo() -> None:
         torch.testing.assert_close(found.mean(), elbo.mean())
 
 
-def test_below_the_floor_the_rate_has_no_gradient() -> None:
+def test_rate_below_the_floor_has_no_gradient() -> None:
     vae, x = small_vae(), images(6)
 
     def loss(high: bool) -> Tensor:
@@ -61,8 +61,8 @@ def test_below_the_floor_the_rate_has_no_gradient() -> None:
     torch.testing.assert_close(gradients(vae, loss(True)), gradients(vae, loss(False)))
 
 
-def test_a_prior_that_does_not_factorise_is_one_group() -> None:
-    """Its floor is that of its two units together."""
+def test_prior_that_does_not_factorize_is_one_group() -> None:
+    """Its floor is the sum of the floors of its two units."""
     vae, x = small_vae(), images(6)
     vae.prior = GaussianMixture(2, 3)
     particles = draw_particles(vae.model, vae.guide, x, 50)
@@ -72,17 +72,17 @@ def test_a_prior_that_does_not_factorise_is_one_group() -> None:
     torch.testing.assert_close(FreeBits(50, 1e3).per_image(particles), likelihood - 2e3)
 
 
-def test_free_bits_of_two_layers_floor_each() -> None:
+def test_free_bits_of_two_layers_floor_each_layer() -> None:
     program, x = two_layer(), images(6)
     particles = draw_particles(program.model, program.guide, x, 5)
     found = FreeBits(5, 1e3).per_image(particles)
-    # z1 given z2 and z2 are sites of one unit each.
+    # z1 given z2 and z2 are sites with one unit each.
     torch.testing.assert_close(found, particles.log_likelihood.mean(0) - 2e3)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_free_bits_know_both_layouts(batch: int) -> None:
-    """A decoder that takes rows alone beside a guide that takes particles: with a floor of 0, the ELBO."""
+def test_free_bits_support_mixed_layouts(batch: int) -> None:
+    """A decoder that takes only rows with a guide that takes particles: with a floor of 0, the ELBO."""
     particles = draw_particles(RowsAlone.model, RowsAlone.guide, images(batch), 50)
     found = FreeBits(50, 0.0).per_image(particles)
     torch.testing.assert_close(found.mean(), particles.log_w.mean())
@@ -91,8 +91,8 @@ def test_free_bits_know_both_layouts(batch: int) -> None:
 # Total correlation
 
 
-def test_the_total_correlation_of_the_whole_data_set_is_exact() -> None:
-    """A batch that is the data set: log q(z) - sum_u log q(z_u) of the mixture of its posteriors."""
+def test_total_correlation_of_the_whole_data_set_is_exact() -> None:
+    """The batch is the data set: log q(z) - sum_u log q(z_u) of the mixture of its posteriors."""
     vae, x = small_vae(), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 7)
     found = BetaTCVAE(7, num_images=5).total_correlation(particles)
@@ -106,8 +106,8 @@ def test_the_total_correlation_of_the_whole_data_set_is_exact() -> None:
     torch.testing.assert_close(found, joint - sum(alone), check_dtype=False)
 
 
-def test_the_aggregate_posterior_is_unbiased_over_batches() -> None:
-    """Of 5 images every batch of 3 with a given one: the densities average to that of all, at the same z."""
+def test_aggregate_posterior_is_unbiased_over_batches() -> None:
+    """The densities of every batch of 3 of 5 images that contains the first average to that of all, at the same z."""
     vae, everything = small_vae(), images(5)
     z, q = torch.randn(2), vae.posterior(everything)
     exact = q.log_prob(z).exp().mean()
@@ -119,7 +119,7 @@ def test_the_aggregate_posterior_is_unbiased_over_batches() -> None:
     torch.testing.assert_close(torch.stack(found).mean(), exact)
 
 
-def test_beta_one_is_the_elbo_and_beta_weighs_the_total_correlation() -> None:
+def test_beta_weights_the_total_correlation() -> None:
     vae, x = small_vae(), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 4)
     elbo = ELBO(4).per_image(particles)
@@ -133,15 +133,15 @@ def test_beta_one_is_the_elbo_and_beta_weighs_the_total_correlation() -> None:
     torch.testing.assert_close(reported, ELBO(4).bounds(vae.model, vae.guide, x)[1])
 
 
-def test_one_image_has_no_total_correlation() -> None:
-    """The last batch of an epoch may hold a single image."""
+def test_total_correlation_of_one_image_is_zero() -> None:
+    """The last batch of an epoch may be a single image."""
     vae = small_vae()
     particles = draw_particles(vae.model, vae.guide, images(1), 4)
     found = BetaTCVAE(4, 4.0, num_images=20).total_correlation(particles)
     torch.testing.assert_close(found, torch.zeros_like(found))
 
 
-def test_a_posterior_that_does_not_factorise_is_refused() -> None:
+def test_posterior_that_does_not_factorize_is_rejected() -> None:
     x = images(4)
     deep, full = two_layer(), small_vae()
     full.posterior = posteriors.FullRank(nets.Dense((3, 2), 8, depth=1).encoder, 2)

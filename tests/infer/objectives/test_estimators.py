@@ -1,6 +1,6 @@
-"""Objectives and gradient estimators: bounds in order, equal expectations, the promised variances.
+"""Objectives and gradient estimators: order of the bounds, equal expectations, and lower variances.
 
-Comparisons of expectations are z-tests over repeats, of all coordinates at once at a level of 1e-4 in all
+Comparisons of expectations are z-tests over repeats, for all coordinates at once at a level of 1e-4 in all
 (Bonferroni), with fixed seeds.
 """
 
@@ -35,7 +35,7 @@ PROGRAMS = {"vae": small_vae, "two-layer": two_layer, "vamp": vamp_vae}
 
 
 def gradients(objective: Objective, program: nn.Module, x: Tensor, repeats: int) -> Tensor:
-    """Gradients of the loss, (repeats, number of parameters)."""
+    """Return gradients of the loss, (repeats, number of parameters)."""
     rows = []
     for _ in range(repeats):
         program.zero_grad()
@@ -50,7 +50,7 @@ def gradients(objective: Objective, program: nn.Module, x: Tensor, repeats: int)
 @pytest.mark.parametrize(("plain", "reduced"), [(ELBO(2), STL(2)), (IWAE(5), DReG(5))])
 def test_gradients_have_the_same_expectation(plain: Objective, reduced: Objective, name: str) -> None:
     program = PROGRAMS[name]()
-    with torch.no_grad():  # away from the start, where some gradients vanish
+    with torch.no_grad():  # away from the initialization, where some gradients vanish
         for p in program.parameters():
             p.add_(0.3 * torch.randn_like(p))
     x = images(2)
@@ -63,9 +63,9 @@ def test_gradients_have_the_same_expectation(plain: Objective, reduced: Objectiv
 
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize(("plain", "reduced"), [(ELBO(2), STL(2)), (IWAE(5), DReG(5))])
-def test_values_are_those_of_the_plain_objective(plain: Objective, reduced: Objective, name: str) -> None:
+def test_values_equal_those_of_the_plain_objective(plain: Objective, reduced: Objective, name: str) -> None:
     program, x = PROGRAMS[name](), images(3)
-    plain.loss(program.model, program.guide, x)  # the layout has been probed
+    plain.loss(program.model, program.guide, x)  # the layout is probed on the first call
     values = []
     for objective in (plain, reduced):
         pyro.set_rng_seed(2)
@@ -73,7 +73,7 @@ def test_values_are_those_of_the_plain_objective(plain: Objective, reduced: Obje
     torch.testing.assert_close(values[1], values[0])
 
 
-def test_stl_has_no_variance_at_the_exact_posterior() -> None:
+def test_stl_has_zero_variance_at_the_exact_posterior() -> None:
     """The guide's parameters are set to the posterior of a linear-Gaussian program."""
     oracle = LinearGaussian(1)
     x = oracle.simulate(5)
@@ -96,16 +96,16 @@ def test_stl_has_no_variance_at_the_exact_posterior() -> None:
     assert gradients(ELBO(3), exact, x, 20).std(0).min() > 0.1
 
 
-def test_dreg_has_the_lower_variance() -> None:
-    """Of the encoder, at K = 50; the ratio is about 5 here and 1.5 is asked for."""
+def test_dreg_has_lower_variance_than_iwae() -> None:
+    """For the encoder, at K = 50; the ratio is about 5 here, and 1.5 is required."""
     vae, x = small_vae(), images(3)
     encoder = sum(p.numel() for p in vae.posterior.parameters())
     variances = [gradients(o, vae, x, 200)[:, -encoder:].var(0).sum() for o in (IWAE(50), DReG(50))]
     assert variances[0] > 1.5 * variances[1]
 
 
-def test_bounds_stand_in_their_order() -> None:
-    """ELBO <= Renyi(alpha) <= IWAE for the same particles, and the ends are the two."""
+def test_bounds_are_ordered() -> None:
+    """ELBO <= Renyi(alpha) <= IWAE for the same particles, with equality in the limits."""
     vae, x = small_vae(), images(50)
     ELBO(5).loss(vae.model, vae.guide, x)
 
@@ -121,12 +121,12 @@ def test_bounds_stand_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.5, 1.0, 2.0, math.nan])
-def test_renyi_refuses_what_is_no_lower_bound(alpha: float) -> None:
+def test_renyi_rejects_orders_without_a_lower_bound(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha is"):
         Renyi(2, alpha)
 
 
-def test_beta_weighs_the_rate_and_reports_the_true_elbo() -> None:
+def test_beta_weights_the_rate_and_the_true_elbo_is_reported() -> None:
     vae, x = small_vae(), images(6)
     ELBO(4).loss(vae.model, vae.guide, x)
     found = {}
@@ -148,8 +148,8 @@ def test_beta_warms_up_linearly() -> None:
     assert seen == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0]
 
 
-def test_the_analytic_kl_is_that_of_the_sampled_one() -> None:
-    """Same expectation over 400 repeats, level 1e-4; without noise from z in the rate."""
+def test_analytic_kl_has_the_expectation_of_the_sampled_one() -> None:
+    """Equal expectations over 400 repeats, level 1e-4; the rate has no noise from z."""
     vae, x = small_vae(), images(3)
     difference = torch.stack(
         [
@@ -160,7 +160,7 @@ def test_the_analytic_kl_is_that_of_the_sampled_one() -> None:
     assert difference.mean().abs() < norm.isf(5e-5) * difference.std() / 20
 
 
-def test_the_analytic_kl_is_refused_where_there_is_none() -> None:
+def test_analytic_kl_is_rejected_if_undefined() -> None:
     vae, x = small_vae(), images(3)
     vae.prior = GaussianMixture(2, 3)
     with pytest.raises(ValueError, match="No closed form"):
@@ -170,7 +170,7 @@ def test_the_analytic_kl_is_refused_where_there_is_none() -> None:
         MeanFieldELBO().loss(deep.model, deep.guide, x)
 
 
-def test_the_two_layer_program_against_quadrature() -> None:
+def test_two_layer_program_matches_quadrature() -> None:
     """log p(x) by the trapezoidal rule over z2 and z1; 8 images at 4 s.e., false alarms 5e-4 in all."""
     program = two_layer()
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_the_two_layer_program_against_quadrature() -> None:
         z2 = axis.unsqueeze(1)
         log_z2 = program.prior().log_prob(z2)
         generated = program.generator(z2)
-        log_z1 = (log_z2.unsqueeze(1) + generated.base_dist.log_prob(axis)).logsumexp(0)  # (z2, z1) summed over z2
+        log_z1 = (log_z2.unsqueeze(1) + generated.base_dist.log_prob(axis)).logsumexp(0)  # (z2, z1), summed over z2
         log_x = program.likelihood(z2).log_prob(x.unsqueeze(1))
         truth = (log_z1 + log_x).logsumexp(1) + 2 * math.log(axis[1] - axis[0])
     scores = score(program.model, program.guide, x, 20_000, seed=0)

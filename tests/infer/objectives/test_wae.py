@@ -1,4 +1,4 @@
-"""The Wasserstein autoencoder: its statistic against integrals and by hand, and the step that takes it."""
+"""The Wasserstein autoencoder: its MMD statistic against integrals and by hand, and its training step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Code(nn.Module):
-    """A point in the place of a posterior."""
+    """A deterministic code as a posterior."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ def autoencoder() -> VAE:
 PROGRAMS = {"vae": small_vae, "autoencoder": autoencoder}
 
 
-# The statistic
+# The MMD statistic
 
 
 def expected_kernel(shift: float, variance: float, dim: int) -> float:
-    """E k(a, b) where a - b ~ N(d, variance I) and |d| is the shift.
+    """Return E k(a, b) for a - b ~ N(d, variance I), where |d| is `shift`.
 
-    1 / (C + Q) is the integral of exp(-(C + Q) t) over t > 0, and the expectation of exp(-Q t), Q = |a - b|^2, is
-    that of a noncentral chi-squared variable.
+    1 / (C + Q) is the integral of exp(-(C + Q) t) over t > 0, and the expectation of exp(-Q t), Q = |a - b|^2, is that
+    of a noncentral chi-squared variable.
     """
 
     def integrand(u: float, size: float) -> float:
@@ -64,8 +64,8 @@ def expected_kernel(shift: float, variance: float, dim: int) -> float:
 @pytest.mark.parametrize(
     ("dim", "shift", "scale"), [(1, 0.0, 1.0), (4, 0.0, 1.0), (1, 1.5, 0.5), (4, 0.7, 2.0), (50, 0.0, 0.9)]
 )
-def test_the_statistic_is_unbiased(dim: int, shift: float, scale: float) -> None:
-    """Samples of 7 and 5 of N(0, I) and N(d, scale^2 I), 4,000 times: 4 s.e. from the integral, false alarms 6e-5."""
+def test_mmd_is_unbiased(dim: int, shift: float, scale: float) -> None:
+    """Samples of 7 and 5 from N(0, I) and N(d, scale^2 I), 4,000 times: 4 s.e. from the integral, false alarms 6e-5."""
     a, b = torch.randn(4000, 7, dim), scale * torch.randn(4000, 5, dim)
     b[..., 0] += shift
     among = expected_kernel(0.0, 2.0, dim) + expected_kernel(0.0, 2 * scale**2, dim)
@@ -81,7 +81,7 @@ def kernel(a: Tensor, b: Tensor) -> float:
 
 
 def by_hand(a: Tensor, b: Tensor) -> float:
-    """The mean over pairs of different points within each sample, less twice that over pairs of one and one."""
+    """Return the means over pairs of distinct points within each sample, minus twice that over pairs across samples."""
 
     def within(points: Tensor) -> float:
         values = [kernel(s, t) for i, s in enumerate(points) for j, t in enumerate(points) if i != j]
@@ -90,14 +90,14 @@ def by_hand(a: Tensor, b: Tensor) -> float:
     return within(a) + within(b) - 2 * sum(kernel(s, t) for s in a for t in b) / (len(a) * len(b))
 
 
-def test_three_points_and_two() -> None:
+def test_mmd_of_three_and_two_points() -> None:
     a, b = torch.randn(3, 2), 1 + torch.randn(2, 2)
     assert mmd(a, b).item() == pytest.approx(by_hand(a, b), rel=1e-12)
-    one, other = torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([[0.0], [1.0]])  # a point twice, and one of both
+    one, other = torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([[0.0], [1.0]])  # with repeated points
     assert mmd(one, other).item() == pytest.approx(by_hand(one, other), rel=1e-12)
 
 
-def test_neither_order_nor_place_nor_direction_matters() -> None:
+def test_mmd_is_invariant_to_order_shift_rotation_and_exchange() -> None:
     a, b = torch.randn(6, 3), 0.5 + torch.randn(4, 3)
     turn, _ = torch.linalg.qr(torch.randn(3, 3))
     expected = mmd(a, b)
@@ -111,14 +111,14 @@ def test_neither_order_nor_place_nor_direction_matters() -> None:
     assert not torch.isclose(mmd(a + 5, b), expected)
 
 
-def test_the_gradient_of_the_statistic_matches_finite_differences() -> None:
+def test_mmd_gradient_matches_finite_differences() -> None:
     samples = tuple(torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 3), (2, 3, 3)))
     assert torch.autograd.gradcheck(mmd, samples)
 
 
 @pytest.mark.parametrize("shapes", [((1, 2), (5, 2)), ((5, 2), (1, 2)), ((5, 2), (5, 3))])
-def test_samples_that_cannot_be_compared_are_refused(shapes: tuple[tuple[int, int], ...]) -> None:
-    with pytest.raises(ValueError, match="two draws or more of each"):
+def test_incomparable_samples_are_rejected(shapes: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="at least two draws of each"):
         mmd(*(torch.randn(shape) for shape in shapes))
 
 
@@ -126,7 +126,7 @@ def test_samples_that_cannot_be_compared_are_refused(shapes: tuple[tuple[int, in
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_objective_is_its_formula(name: str) -> None:
+def test_objective_matches_its_formula(name: str) -> None:
     vae, x = PROGRAMS[name](), images(5)
     particles = draw_particles(vae.model, vae.guide, x, 3)
     pyro.set_rng_seed(1)
@@ -141,8 +141,8 @@ def test_the_objective_is_its_formula(name: str) -> None:
     assert particles.elbo.isnan().all() == (name == "autoencoder")
 
 
-def test_the_penalty_moves_the_codes_to_the_prior() -> None:
-    """Codes that start about (2, 2), 60 steps without and with it: their means go to 0 and their squares to 1."""
+def test_penalty_moves_the_codes_to_the_prior() -> None:
+    """Codes start at about (2, 2); after 60 steps with the penalty their means are near 0 and their squares near 1."""
     found = []
     for weight in (0.0, 1000.0):
         pyro.clear_param_store()
@@ -159,14 +159,14 @@ def test_the_penalty_moves_the_codes_to_the_prior() -> None:
 
 
 def test_one_image_has_no_penalty() -> None:
-    """The last batch of an epoch may hold a single image."""
+    """The last batch of an epoch may be a single image."""
     vae = small_vae()
     particles = draw_particles(vae.model, vae.guide, images(1), 4)
     torch.testing.assert_close(WAE(4).per_image(particles), particles.log_likelihood.mean(0))
 
 
-def test_a_program_read_in_rows_has_the_same_penalty() -> None:
-    """A decoder that takes rows alone: the site of the prior is then laid out otherwise than that of the guide."""
+def test_program_in_the_row_layout_has_the_same_penalty() -> None:
+    """The decoder takes only rows, so that the prior site and the guide site have different layouts."""
     particles = draw_particles(RowsAlone.model, RowsAlone.guide, images(4), 3)
     pyro.set_rng_seed(1)
     found = WAE(3).discrepancy(particles)
@@ -176,14 +176,14 @@ def test_a_program_read_in_rows_has_the_same_penalty() -> None:
 
 
 def mixture() -> VAE:
-    """A VAE whose prior has draws that are not pathwise."""
+    """A VAE whose prior has no pathwise draws."""
     vae = small_vae()
     vae.prior = GaussianMixture(2, 3)
     return vae
 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, "mixture"])
-def test_a_recorded_step_is_that_of_pyro(name: str) -> None:
+def test_recorded_step_equals_that_of_pyro(name: str) -> None:
     runs = []
     for graph in (None, "recorded"):
         pyro.clear_param_store()
@@ -195,7 +195,7 @@ def test_a_recorded_step_is_that_of_pyro(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(components.PRIORS.keys() - {"flat"}))
-def test_every_prior_is_drawn_from_and_trained_where_its_draws_are_pathwise(name: str) -> None:
+def test_every_prior_is_sampled_and_trained_if_its_draws_are_pathwise(name: str) -> None:
     vae, x = small_vae(), images(5)
     vae.prior = components.construct(
         components.PRIORS[name], latent_dim=2, images=(255 * images(300)).byte(), posterior=vae.posterior
@@ -212,13 +212,13 @@ def test_every_prior_is_drawn_from_and_trained_where_its_draws_are_pathwise(name
     torch.testing.assert_close(found, mmd(particles.q.values["z"], draws).squeeze())
 
 
-def test_several_latent_sites_are_refused() -> None:
+def test_several_latent_sites_are_rejected() -> None:
     program = two_layer()
     with pytest.raises(ValueError, match="one latent site, and this program has 2"):
         WAE().loss(program.model, program.guide, images(4))
 
 
-def test_a_prior_without_a_sampler_is_refused() -> None:
+def test_prior_without_a_sampler_is_rejected() -> None:
     vae = small_vae()
     vae.prior.forward = lambda: dist.ImproperUniform(constraints.real_vector, (), (2,))
     with pytest.raises(ValueError, match=r"'z' \(ImproperUniform\) has no sampler"):
@@ -226,6 +226,6 @@ def test_a_prior_without_a_sampler_is_refused() -> None:
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
-def test_a_weight_out_of_range_is_refused(weight: float) -> None:
+def test_weight_out_of_range_is_rejected(weight: float) -> None:
     with pytest.raises(ValueError, match=f"mmd_weight is {weight};"):
         WAE(1, weight)

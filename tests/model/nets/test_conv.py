@@ -1,4 +1,4 @@
-"""Convolutional networks: those of earlier versions by default, any size of image, and depths that train."""
+"""Convolutional networks: by default as in earlier versions, for any image size, and trainable at any depth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HIDDEN, CODE = 24, 5
 
 
 def by_hand(blocks: int, colors: int, quarter: tuple[int, int]) -> list[Tensor]:
-    """Return the parameters of the two networks as they have always been, for images whose sizes 4 divides."""
+    """Return the parameters of both networks as in earlier versions, for image sizes divisible by 4."""
     parts: list[nn.Module] = []
 
     def residuals(channels: int) -> None:
@@ -48,7 +48,7 @@ def by_hand(blocks: int, colors: int, quarter: tuple[int, int]) -> list[Tensor]:
 
 @pytest.mark.parametrize(("kind", "blocks"), [(nets.Conv, 0), (nets.ResNet, 2)])
 @pytest.mark.parametrize("shape", [(8, 12), (3, 32, 32)])
-def test_by_default_they_are_those_of_earlier_versions(kind: type, blocks: int, shape: tuple[int, ...]) -> None:
+def test_defaults_are_those_of_earlier_versions(kind: type, blocks: int, shape: tuple[int, ...]) -> None:
     pyro.set_rng_seed(3)
     *colors, height, width = shape
     expected = by_hand(blocks, math.prod(colors), (height // 4, width // 4))
@@ -70,14 +70,12 @@ def test_by_default_they_are_those_of_earlier_versions(kind: type, blocks: int, 
         ((300, 511), [32, 64, 128, 256, 256], (10, 16)),
     ],
 )
-def test_larger_images_are_halved_more_often(
-    shape: tuple[int, ...], widths: list[int], smallest: tuple[int, int]
-) -> None:
+def test_larger_images_have_more_stages(shape: tuple[int, ...], widths: list[int], smallest: tuple[int, int]) -> None:
     family = nets.Conv(shape, HIDDEN)
     assert (family.widths, family.sizes[-1]) == (widths, smallest)
 
 
-def test_the_first_width_may_pass_the_most_of_the_others() -> None:
+def test_first_width_may_exceed_the_limit_of_the_others() -> None:
     assert nets.Conv((128, 128), HIDDEN, width=100).widths == [100, 200, 256, 256]
     assert nets.Conv((128, 128), HIDDEN, width=300).widths == [300] * 4
 
@@ -86,8 +84,8 @@ def test_the_first_width_may_pass_the_most_of_the_others() -> None:
 SHAPES = [(n, 71 - n)[:: (-1) ** n] for n in range(1, 36)] + [(1, 1), (2, 2), (64, 64), (3, 5, 7), (1, 31, 66)]
 
 
-def without_rest(net: nn.Module) -> nn.Module:
-    """Put units in the place of rectified ones that are never at rest, so that what a pixel reads is not up to luck."""
+def with_softplus(net: nn.Module) -> nn.Module:
+    """Replace rectifiers by softplus, whose gradient is never zero, so that gradients show every dependence."""
     for part in list(net.modules()):
         for name, child in part.named_children():
             if isinstance(child, nn.ReLU):
@@ -95,17 +93,17 @@ def without_rest(net: nn.Module) -> nn.Module:
     return net
 
 
-def test_whatever_the_size_every_pixel_and_every_unit_counts() -> None:
-    """Each pixel counts for the code of an image, and each unit of a code for every pixel that is decoded."""
+def test_every_pixel_and_every_unit_matters_for_any_size() -> None:
+    """The code depends on each pixel, and each decoded pixel on every unit of the code."""
     for shape in SHAPES:
         family = nets.Conv(shape, 8, depth=1, width=2)
         x = torch.randn(2, *shape, requires_grad=True)
-        code = without_rest(family.encoder(CODE))(x)
+        code = with_softplus(family.encoder(CODE))(x)
         assert code.shape == (2, CODE)
         (seen,) = torch.autograd.grad(code.square().sum(), x)
         assert (seen != 0).all(), shape
         z = torch.randn(CODE)
-        image, *moved = without_rest(family.decoder(CODE, 2))(torch.cat([z[None], z + torch.eye(CODE)])).detach()
+        image, *moved = with_softplus(family.decoder(CODE, 2))(torch.cat([z[None], z + torch.eye(CODE)])).detach()
         assert image.shape == (2, *shape)
         assert all((other != image).all() for other in moved), shape
 
@@ -114,9 +112,10 @@ def mean_cross_entropy(nets_in_turn: list[nn.Module], x: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(nn.Sequential(*nets_in_turn)(x).squeeze(1), x)
 
 
-def test_a_deep_residual_network_trains_from_the_start() -> None:
-    """With eight blocks at each of two resolutions, 64 convolutions in blocks alone, the other layers start with the
-    gradients that they have without any; and the loss falls under the default step size.
+def test_deep_residual_network_trains_from_the_start() -> None:
+    """Other layers start with the gradients of a network without blocks, and the loss falls.
+
+    Eight blocks at each of two resolutions, i.e. 64 convolutions in blocks; the step size is the default.
     """
     torch.set_default_dtype(torch.float32)
     family = nets.ResNet((3, 32, 32), 64, depth=8)
@@ -143,4 +142,4 @@ def test_a_deep_residual_network_trains_from_the_start() -> None:
         losses.append(loss.item())
         optim.step()
     assert losses[-1] < losses[0] - 0.01
-    assert max(losses) < 30 * losses[0]  # without a factor for the depth, the third is hundreds and more
+    assert max(losses) < 30 * losses[0]  # without the factor for depth, the third is hundreds or more

@@ -1,4 +1,4 @@
-"""The PixelCNN by enumeration of small images: its density, its reach, its draws; alone, and as a likelihood of z."""
+"""The PixelCNN by enumeration of small images: density, receptive field and draws; by itself, and as a likelihood."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pyro_vae.trace import Batch, EagerBackend, check_support, choose_layout, de
 CHANNELS, FEATURES = 4, 2
 
 
-def moved(part: Any, spread: float = 0.3) -> Any:
-    """Move a part from its start, which says nothing of the pixels before one."""
+def perturbed(part: Any, spread: float = 0.3) -> Any:
+    """Move a module away from its initialization, at which pixels are independent."""
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -38,7 +38,7 @@ def moved(part: Any, spread: float = 0.3) -> Any:
 
 def net_of(shape: Sequence[int], kernels: Sequence[int] = (3, 3), num_features: int = 0) -> PixelCNN:
     grey = torch.randint(0, 256, (20, *shape), dtype=torch.uint8)
-    return moved(PixelCNN(grey, CHANNELS, kernels, num_features))
+    return perturbed(PixelCNN(grey, CHANNELS, kernels, num_features))
 
 
 def given_features(
@@ -53,40 +53,40 @@ def all_images(shape: Sequence[int]) -> Tensor:
 
 
 def count_rows(net: PixelCNN) -> list[int]:
-    """Return a list to which every pass of a network will add its images."""
+    """Return a list to which every call of the network appends its number of images."""
     rows: list[int] = []
     net.head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     return rows
 
 
-def numbers_of(x: Tensor) -> Tensor:
-    """Return the places of images (N, ...) in `all_images`."""
+def indices_of(x: Tensor) -> Tensor:
+    """Return the indices of images (N, ...) in `all_images`."""
     bits = x.flatten(1)
     return (bits * 2.0 ** torch.arange(bits.shape[1] - 1, -1, -1)).sum(1).long()
 
 
 def p_value(x: Tensor, probabilities: Tensor) -> float:
-    """Hold images (N, ...), a row of `all_images` each, against their probabilities, by the chi-squared test."""
+    """Return the chi-squared p-value of images (N, ...) under the probabilities of `all_images`."""
     expected = len(x) * probabilities.detach() / probabilities.detach().sum()
     assert expected.min() > 5
-    found = torch.bincount(numbers_of(x), minlength=len(expected))
+    found = torch.bincount(indices_of(x), minlength=len(expected))
     return chisquare(found.cpu().numpy(), expected.cpu().numpy()).pvalue
 
 
-# The density
+# Density
 
 
 @pytest.mark.parametrize("kernels", [(3, 3), (7, 5, 3)])
-def test_the_probabilities_of_all_images_sum_to_one(kernels: Sequence[int]) -> None:
+def test_probabilities_of_all_images_sum_to_one(kernels: Sequence[int]) -> None:
     x = all_images((3, 3))
     total = net_of((3, 3), kernels)().log_prob(x).exp().sum(0)
     torch.testing.assert_close(total, torch.ones(()))
     conditional = given_features((3, 3), kernels, (4,))
     torch.testing.assert_close(conditional.log_prob(x.unsqueeze(1)).exp().sum(0), torch.ones(4))
-    assert conditional.log_prob(x.unsqueeze(1)).std(1).min() > 1e-3  # the features count for every image
+    assert conditional.log_prob(x.unsqueeze(1)).std(1).min() > 1e-3  # the features matter for every image
 
 
-def test_it_starts_as_independent_pixels_of_the_mean_image() -> None:
+def test_initialization_is_independent_pixels_of_the_mean_image() -> None:
     grey = torch.tensor([[[0, 51], [230, 255]], [[0, 51], [229, 255]]], dtype=torch.uint8)
     start = PixelCNN(grey)()
     mean = (grey.double().mean(0) / 255).clamp(1e-3, 1 - 1e-3)
@@ -95,7 +95,7 @@ def test_it_starts_as_independent_pixels_of_the_mean_image() -> None:
 
 
 def dependence(net: PixelCNN, shape: Sequence[int]) -> Tensor:
-    """Return (pixels, pixels): which logits have a derivative in which pixels, at one of ten images."""
+    """Return (pixels, pixels): whether a logit has a derivative with respect to a pixel, at any of ten images."""
     logits = net().logits
     images = torch.rand(10, *shape)
     slopes = [torch.autograd.functional.jacobian(logits, x).flatten(2).flatten(0, 1) for x in images]
@@ -103,14 +103,14 @@ def dependence(net: PixelCNN, shape: Sequence[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (5, 5), (7, 3), (9,)])
-def test_a_pixel_depends_on_all_before_it_and_on_none_after(kernels: Sequence[int]) -> None:
+def test_pixel_depends_on_all_preceding_pixels_and_no_others(kernels: Sequence[int]) -> None:
     """No blind spot: on 5x5 the margins of these kernels add up to the width."""
     found = dependence(net_of((5, 5), kernels), (5, 5))
     assert torch.equal(found, torch.ones(25, 25, dtype=torch.bool).tril(-1))
 
 
-def test_a_layer_reaches_as_far_as_its_kernels() -> None:
-    """Of width 3: two pixels to the left, and over two rows above what lies a column to each side at most."""
+def test_receptive_field_of_one_layer() -> None:
+    """Width 3: two pixels to the left, and in the two rows above up to one column to each side."""
     found = dependence(net_of((6, 7), (3,)), (6, 7)).view(6, 7, 6, 7)
     for row, column in product(range(6), range(7)):
         left = {(row, column - step) for step in (1, 2)}
@@ -120,8 +120,8 @@ def test_a_layer_reaches_as_far_as_its_kernels() -> None:
 
 
 @pytest.mark.parametrize("kernels", [(3,), (3, 3), (5, 3)])
-def test_rows_within_reach_give_the_logits_of_the_whole(kernels: Sequence[int]) -> None:
-    """And one row fewer does not."""
+def test_rows_within_the_receptive_field_suffice(kernels: Sequence[int]) -> None:
+    """With one row fewer the logits differ."""
     shape = (9, 4)
     conditional, x = given_features(shape, kernels, (3,)), torch.bernoulli(torch.full((3, *shape), 0.5))
     net, features = conditional.net, conditional.features
@@ -135,7 +135,7 @@ def test_rows_within_reach_give_the_logits_of_the_whole(kernels: Sequence[int]) 
             assert (difference < 1e-12) == (not missing)
 
 
-def test_particles_score_as_one_image_and_one_feature_map_at_a_time() -> None:
+def test_particles_score_like_single_images_and_feature_maps() -> None:
     x, conditional = all_images((2, 3))[:5], given_features((2, 3), leading=(4, 5))
     alone = [[conditional.net(conditional.features[k, b]).log_prob(x[b]) for b in range(5)] for k in range(4)]
     expected = torch.stack([torch.stack(row) for row in alone])
@@ -152,7 +152,7 @@ def test_without_features_each_image_is_scored_once() -> None:
     assert rows == [5]
 
 
-def test_it_knows_its_domain() -> None:
+def test_support_is_binary() -> None:
     program = DensityModel(net_of((2, 3)))
     x = all_images((2, 3))
     check_support(program.model, program.guide, x)
@@ -162,8 +162,8 @@ def test_it_knows_its_domain() -> None:
         check_support(program.model, program.guide, x)
 
 
-def test_images_without_height_and_width_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\) have no height and width"):
+def test_images_without_height_and_width_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"requires images of shape \(height, width\), not \(3, 8, 8\)"):
         PixelCNN(torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
 
 
@@ -172,7 +172,7 @@ def test_images_without_height_and_width_are_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (6, 1), (1, 6)])
 def test_samples_follow_the_probabilities_of_all_images(shape: Sequence[int]) -> None:
-    """Without features and for two feature maps, six rows being more than are reached: false alarms 3e-5 in all."""
+    """Without features and for two feature maps, with more rows than the receptive field: false alarms 3e-5 in all."""
     for q in (net_of(shape, (3,))(), given_features(shape, (3,), (2,))):
         with torch.no_grad():
             probabilities = q.log_prob(all_images(shape).view(-1, *[1] * len(q.batch_shape), *shape)).exp()
@@ -183,8 +183,8 @@ def test_samples_follow_the_probabilities_of_all_images(shape: Sequence[int]) ->
 
 
 @pytest.mark.parametrize("seen", [1, 3, 4])
-def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
-    """Enumerated on 2x3, what is not seen not looked at: false alarms 1e-5 for each."""
+def test_inpainting_follows_the_conditional(seen: int) -> None:
+    """By enumeration on 2x3, whatever the values of the missing pixels: false alarms 1e-5 for each."""
     q, x = given_features((2, 3)), torch.full((2, 3), math.nan)
     x.view(-1)[:seen] = torch.bernoulli(torch.full((seen,), 0.5))
     found = q.inpaint(x.expand(10_000, 2, 3), seen).flatten(1)
@@ -194,7 +194,7 @@ def test_completion_follows_the_conditional_of_what_is_seen(seen: int) -> None:
     assert p_value(found[:, seen:], q.log_prob(whole).exp()) > 1e-5
 
 
-def test_completion_of_all_and_of_nothing() -> None:
+def test_inpainting_with_all_or_no_pixels_observed() -> None:
     q, x = given_features((2, 3), leading=(4, 1)), all_images((2, 3))[40:45]
     assert torch.equal(q.inpaint(x, 6), x.expand(4, 5, 2, 3))
     pyro.set_rng_seed(1)
@@ -202,7 +202,7 @@ def test_completion_of_all_and_of_nothing() -> None:
     pyro.set_rng_seed(1)
     assert torch.equal(q.inpaint(x, 0), expected)
     for seen in (-1, 7):
-        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must lie between 0 and 6"):
+        with pytest.raises(ValueError, match=f"num_observed is {seen}; it must be between 0 and 6"):
             q.inpaint(x, seen)
 
 
@@ -210,9 +210,9 @@ def test_completion_of_all_and_of_nothing() -> None:
 
 
 def test_every_weight_is_the_probability_of_the_image() -> None:
-    """For every K from one pass of the network, to the bit; its bounds to rounding.
+    """For every K from one call of the network, bit for bit; bounds up to rounding.
 
-    Two passes more, once, tell whether an image is scored by those beside it.
+    Two more calls, on first use, test whether the score of an image depends on other images.
     """
     net = net_of((2, 3))
     program, x = DensityModel(net), all_images((2, 3))[:7]
@@ -234,7 +234,7 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
     assert numbers["ess_median"] == pytest.approx(50)
 
 
-def test_it_learns_what_independent_pixels_cannot() -> None:
+def test_training_beats_independent_pixels() -> None:
     """Images all black or all white, one bit each: 6 log 2 nats at the start, log 2 at best."""
     x = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 2, 3)
     program = DensityModel(PixelCNN((255 * x).byte(), CHANNELS, (3, 3)))
@@ -244,7 +244,7 @@ def test_it_learns_what_independent_pixels_cannot() -> None:
     assert math.log(2) - 1e-3 < losses[-1] < math.log(2) + 0.05
 
 
-def test_its_recorded_steps_are_those_of_pyro() -> None:
+def test_recorded_steps_equal_those_of_pyro() -> None:
     runs = []
     for graph in (None, "recorded"):
         pyro.clear_param_store()
@@ -260,11 +260,11 @@ def test_its_recorded_steps_are_those_of_pyro() -> None:
 
 
 def pixel_vae() -> VAE:
-    """A VAE of 2x2 images and a latent unit, with a guide that is wider than its posteriors."""
+    """A VAE of 2x2 images and one latent unit, with a guide wider than the posteriors."""
     grey = torch.randint(0, 256, (20, 2, 2), dtype=torch.uint8)
     family = nets.Dense((2, 2), 4, depth=1)
     likelihood = ConditionalPixelCNN(partial(family.decoder, 1), grey, CHANNELS, num_features=FEATURES)
-    vae = VAE(StandardNormal(1), moved(likelihood), moved(posteriors.MeanField(family.encoder, 1), 0.1))
+    vae = VAE(StandardNormal(1), perturbed(likelihood), perturbed(posteriors.MeanField(family.encoder, 1), 0.1))
     with torch.no_grad():
         last = list(vae.posterior.parameters())[-2:]
         last[0].mul_(0.1)
@@ -272,7 +272,7 @@ def pixel_vae() -> VAE:
     return vae
 
 
-def test_the_evidence_of_a_pixelvae_against_quadrature() -> None:
+def test_evidence_of_a_pixelvae_matches_quadrature() -> None:
     """The trapezoidal rule over z in [-8, 8]; 16 images at 5 s.e. of 5,000 draws, false alarms 1e-5."""
     vae, x = pixel_vae(), all_images((2, 2))
     z = torch.linspace(-8, 8, 401)
@@ -282,18 +282,18 @@ def test_the_evidence_of_a_pixelvae_against_quadrature() -> None:
     torch.testing.assert_close(sites["x"], by_hand)
     evidence = (sites["x"] + sites["z"]).logsumexp(0) + math.log(z[1] - z[0])
     assert evidence.exp().sum().item() == pytest.approx(1, abs=1e-10)
-    assert sites["x"].std(0).min() > 0.01  # z counts
+    assert sites["x"].std(0).min() > 0.01  # the likelihood depends on z
     scores = score(vae.model, vae.guide, x, 5000, seed=0)
     error = np.abs(scores.log_likelihood - evidence.cpu().numpy())
     assert (error < 5 * np.sqrt(scores.relative_variance)).all()
 
 
-def test_a_pixelvae_takes_particles() -> None:
+def test_pixelvae_supports_particles() -> None:
     vae, x = pixel_vae(), all_images((2, 2))
     assert choose_layout(vae.model, Batch(x), 3, {"z": torch.randn(3, 16, 1)}).kind == "particles"
 
 
-# By name
+# Flags
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_a_pixelvae_takes_particles() -> None:
         ("pixelvae", {"likelihood": "gaussian"}),
     ],
 )
-def test_a_flag_that_the_program_does_not_read_is_refused(program: str, unread: dict[str, Any]) -> None:
+def test_flag_without_effect_on_the_program_is_rejected(program: str, unread: dict[str, Any]) -> None:
     settings = Config(program=program, device="cpu", **unread)
     (name,) = unread
-    with pytest.raises(ValueError, match=f"--program {program} does not read --{name.replace('_', '-')}"):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no effect with --program {program}"):
         programs.build(settings, load_images(settings).pixels)

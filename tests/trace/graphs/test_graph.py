@@ -1,4 +1,4 @@
-"""Graphs of functions: layouts in memory, and what is refused."""
+"""Recorded graphs of functions: memory layouts, and functions that cannot be recorded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from pyro_vae.trace import Graph, GraphError
 
 
-def test_shapes_that_depend_on_the_images_are_refused() -> None:
+def test_shapes_that_depend_on_the_images_are_rejected() -> None:
     with pytest.raises(GraphError, match="shapes depend on the images"):
         Graph(lambda x: (None, (x.nonzero().sum(),)))(torch.randn(5))
 
 
-def test_inputs_may_be_laid_out_in_any_way() -> None:
-    """Compiled for one layout in memory, called with a transposed tensor and with an expanded one."""
+def test_inputs_may_have_any_memory_layout() -> None:
+    """Compiled for one memory layout, called with a transposed and an expanded tensor."""
     compiled = Graph(lambda x: (None, ((x * torch.arange(4.0)).sum(1).exp(),)))
     for x in (torch.randn(3, 4), torch.randn(4, 3).mT, torch.randn(1, 4).expand(3, 4), torch.randn(3, 8)[:, ::2]):
         torch.testing.assert_close(compiled(x)[1][0], (x * torch.arange(4.0)).sum(1).exp())
@@ -23,7 +23,7 @@ def test_inputs_may_be_laid_out_in_any_way() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_lack_of_memory_is_not_taken_for_what_cannot_be_recorded(compiled: bool) -> None:
+def test_out_of_memory_is_not_reported_as_unrecordable(compiled: bool) -> None:
     def function(x: Tensor) -> tuple[None, tuple[Tensor, ...]]:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

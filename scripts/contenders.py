@@ -1,0 +1,84 @@
+"""The contenders of this package in the benchmark, and the batches on which all contenders run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pyro
+import torch
+from baselines import STEPS, alone
+from timing import Contender, Step, Timing
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from pyro_vae import config, data
+from pyro_vae.config import programs
+from pyro_vae.evaluate.annealing import paths
+from pyro_vae.infer import ELBO, SVI, Optim, schedules
+
+CHAINS = 16  # per image, of annealed importance sampling
+
+
+def batches_of(settings: config.Config, images: data.Observed) -> data.Batches:
+    """Return the training batches of a configuration."""
+    return images.batches(settings.batch_size, settings.seed)
+
+
+def full_batches(batches: data.Batches) -> Iterator[Tensor]:
+    """Yield training batches endlessly, without the smaller last batch of an epoch."""
+    for epoch in count():
+        yield from (batch for batch in batches(epoch) if len(batch) == batches.batch_size)
+
+
+def fed(step: Step, stream: Iterator[Tensor]) -> Step:
+    """Return a step that takes batches from `stream` and ignores the one it is called with."""
+    return lambda _: step(next(stream))
+
+
+def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
+    """Return timings as JSON values."""
+    return {name: timing._asdict() for name, timing in timings.items()}
+
+
+def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
+    """Return the training step of scripts/fit.py in an execution mode: ``compiled``, ``recorded`` or None."""
+    program = programs.build(settings, images.pixels)
+    schedule = schedules.per_step(schedules.cosine, STEPS)
+    optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
+    objective = ELBO(settings.num_particles)
+    svi = SVI(program.model, program.guide, optim, objective, execution=graph, precision=settings.precision)
+    return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
+
+
+def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:
+    """Take training steps, so that the parameters are not the initial ones."""
+    pyro.clear_param_store()
+    svi = SVI(program.model, program.guide, Optim(torch.optim.Adam, {"lr": 1e-3, "fused": True}), ELBO())
+    for batch, _ in zip(full_batches(batches), range(steps), strict=False):
+        svi.step(batch, preprocess=batches.observe)
+
+
+def _evaluate(path: paths.AnnealingPath, u: Tensor, _: Tensor) -> object:
+    return path.evaluate(u)
+
+
+def annealing(program: Any, x: Tensor) -> dict[str, Contender]:
+    """Return contenders that evaluate log p(x, z) and its gradient: AIS of this package, and the bare decoder."""
+    decoder, bias = program.likelihood.net, program.likelihood.bias
+    u = torch.randn(CHAINS, len(x), program.prior().event_shape[0], device=x.device)
+
+    def bare(_: Tensor) -> object:
+        z = u.clone().requires_grad_()
+        logits = decoder(z).squeeze(-3) + bias[0]
+        entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum((-2, -1))
+        log_joint = -entropy - 0.5 * z.square().sum(-1)
+        return torch.autograd.grad(log_joint.sum(), z)
+
+    contenders = {}
+    for name, compiled in {"pyro_vae, compiled": True, "pyro_vae, run by Pyro": False}.items():
+        path = paths.AnnealingPath(program.model, program.guide, x, "guide", compiled=compiled)
+        contenders[name] = Contender(partial(_evaluate, path, u), lambda: pyro.validation_enabled(False))
+    return {**contenders, "bare decoder": Contender(bare)}
