@@ -104,7 +104,7 @@ class EpochProgress:
     seconds: float = 0.0
 
     def add(self, loss: Tensor, elbo: Tensor | None, images: int) -> None:
-        """Add a step: its loss and its ELBO, if it has one, summed over its images, in nats."""
+        """Add a step, given its loss and ELBO, summed over the batch in nats."""
         self.objective = self.objective - loss
         self.elbo = self.elbo + (torch.nan if elbo is None else elbo)
         self.batches += 1

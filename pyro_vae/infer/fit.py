@@ -192,7 +192,7 @@ class Fit:
         return True
 
     def _begin_epoch(self) -> Iterator[Batch]:
-        """Prepare for the steps that remain of an epoch; return their batches."""
+        """Prepare the remaining steps of an epoch; return their batches."""
         for root in self.svi.modules:
             root.train()
         if self.svi.recorded:
@@ -200,7 +200,7 @@ class Fit:
         return map(Batch.of, islice(self.batches(self.epoch), self._progress.batches, None))
 
     def _take_step(self, batch: Batch) -> None:
-        """Take a step, and account for it."""
+        """Take a step and update the progress of the epoch."""
         with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
             loss = self.svi.step(batch, preprocess=self.batches.observe)
             self.average.update(self.svi)

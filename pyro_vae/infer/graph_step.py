@@ -44,7 +44,7 @@ class StepResult(NamedTuple):
 
     @classmethod
     def of(cls, static: Any, results: Sequence[Tensor | None]) -> StepResult:
-        """Return what the record of a step has found, given what Python knows of it and its tensors."""
+        """Return the result of a recorded step, given its static values and its tensors."""
         (names, stored), (loss, elbo, finite, *gradients) = static, results
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
@@ -82,7 +82,7 @@ class RecordedStep:
         self._calls = 0
         self._compared_at = 0
         self._soon = False
-        self.pending: StepResult | None = None  # of the next call, where it has been computed with those of other fits
+        self.pending: StepResult | None = None  # of the next call, if computed in a batched graph
 
     def accepts(self, preprocess: Preprocess | None, batch: Batch) -> bool:
         """Return whether the graph takes a step on a batch, including `preprocess`.
@@ -144,9 +144,9 @@ class RecordedStep:
         return StepResult.of(static, results)
 
     def record(self, batch: Batch) -> tuple[Record, tuple[Tensor, ...]] | None:
-        """Return the record of a step that `accepts` has agreed to, and its inputs; None where there is none.
+        """Return the record of a step that `accepts` has approved, and its inputs; None if it cannot be recorded.
 
-        Nothing is computed, and nothing is refused: that is left to the call.
+        Nothing is computed.
         """
         assert self._graph is not None
         inputs = tuple(tensor.contiguous() for tensor in batch.flatten()[0])
@@ -156,7 +156,7 @@ class RecordedStep:
             return None
 
     def set_compiled(self, compiled: bool) -> None:
-        """Compile the record or do not, from the next step on, which makes it anew where that is a change."""
+        """Set whether the record is compiled; a change discards the present record."""
         if compiled != self.compiled:
             self.compiled = self.options["compiled"] = compiled
             self._graph = None

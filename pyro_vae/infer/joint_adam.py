@@ -1,4 +1,4 @@
-r"""The steps of Adam of several fits in one call, whose arithmetic is that of one call each."""
+r"""Adam steps of several fits in one call, with the same arithmetic as one call per fit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize", "decoupled_weight_
 
 
 def step_together(steps: Sequence[tuple[SVI, StepResult]]) -> None:
-    """Move the weights of drivers whose optimizers do nothing else than a fused Adam does on the CPU.
+    """Update the weights of all drivers with a plain fused Adam on the CPU, and mark their next step as taken.
 
-    These are told that their step has been taken, and the others take it themselves.
+    The other drivers take their steps themselves.
 
     Args:
-        steps: drivers, each with the result of its step.
+        steps: Drivers and the results of their steps.
     """
     alike: dict[Any, list[tuple[SVI, StepResult]]] = {}
     for svi, result in steps:
@@ -34,7 +34,7 @@ def step_together(steps: Sequence[tuple[SVI, StepResult]]) -> None:
 
 
 def _is_plain(svi: SVI, result: StepResult) -> bool:
-    """Whether a step can be taken for a driver: nothing of it is new, has a hook, or may not be finite."""
+    """Return whether a step can be taken for a driver: no new parameter, no hook, no option, and a finite result."""
     optim, optimizer = svi.optim, svi.optim.optimizer
     if type(optimizer) not in (adam.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
         return False

@@ -1,7 +1,7 @@
-r"""Several fits of one program at a time, with steps that are computed as one.
+r"""Several fits of one program, whose steps are computed as one batched graph.
 
-The step of a fit is a function of tensors, so the steps of S fits that differ in nothing but tensors are one batched
-function: S small products of matrices become one, and what Python costs per step is paid once.
+A step is a function of tensors, so the steps of S fits that differ only in the values of tensors are one function with
+a batch dimension of size S: S small matrix products become one batched product.
 """
 
 from __future__ import annotations
@@ -22,32 +22,52 @@ _LOG = logging.getLogger("pyro_vae")
 
 
 class FitMany:
-    """Fit a program several times; iterating runs one epoch of every fit and yields their `Epoch`s by seed.
+    """Fit a program with several seeds; iterating runs one epoch of every fit and yields their `Epoch`s by seed.
 
-    Every member is an ordinary `Fit`, with a param store, random streams, an optimizer, early stopping and averages of
-    its own, and with the numbers of its solo run up to rounding: those of ``pyro.set_rng_seed(seed)`` followed by
-    ``make(seed)`` and its epochs. Members may differ in seed, data, learning rate and whatever else is a tensor or
-    belongs to the optimizer, such as the weight of `BetaELBO`. They share their steps as long as their programs issue
-    the same operations on tensors of the same shapes, and draw by operations whose noise can be drawn beforehand
-    (uniform, normal, exponential, Bernoulli); a line of the log says where they do not, and they then run one after the
-    other. Steps that a solo run would not replay (the first, a smaller last batch) each member takes by itself.
+    Each member is an ordinary `Fit` with its own param store, random streams, optimizer, early stopping and averages.
+    Its numbers are those of ``pyro.set_rng_seed(seed)`` followed by ``make(seed)`` and its epochs, up to rounding.
 
-    A member whose loss or gradient is not finite stays at the weights before that step, with a warning, and takes no
-    further part; neither does one that has stopped early. The param store of Pyro stays as it is: read programs that
-    use `pyro.param` inside `entered`. The seconds of an epoch are the member's share of those of all.
+    Members may differ in data, learning rate, the weight of `BetaELBO`, and other hyperparameters that are tensors or
+    belong to the optimizer. They share their steps if their programs issue the same operations on tensors of the same
+    shapes and draw only uniform, normal, exponential and Bernoulli noise. Otherwise the log says why, and they run one
+    after the other. Each member takes by itself the steps that a solo fit does not replay, e.g. the first one and a
+    smaller last batch.
+
+    A member with a loss or gradient that is not finite stays at the weights before that step, with a warning, and takes
+    no further steps, like one that has stopped early. The global param store is not changed; use `entered` to evaluate
+    programs that call `pyro.param`. `Epoch.seconds` is the member's share of the time of all.
 
     Args:
-        make: builds the fit of a seed, program included, with ``execution="compiled"`` or ``"recorded"``. What is read
-            only, such as the training images, is best made once, outside of it, and is then not repeated in memory.
-        seeds: of the members, different ones.
+        make: Function of a seed that builds its `Fit`, including the program, SVI, optimizer and objective, with
+            ``execution="compiled"`` or ``"recorded"``. Load read-only data such as the training images outside of it,
+            so that the members share the memory.
+        seeds: Seeds of the members, all different.
+
+    Attributes:
+        fits: The members' `Fit` by seed.
 
     Raises:
-        ValueError: there is no seed, a seed is given twice, or `make` uses the same fit,
-            SVI, optimizer or objective twice.
-        NonFiniteError: while iterating, where no member is left: that of the first.
-        OutOfMemoryError: likewise, for want of memory.
+        ValueError: If there is no seed, a seed repeats, or members share a fit, SVI, optimizer or objective.
+        TypeError: If `make` does not return a `Fit`.
+        NonFiniteError: While iterating, if every member has failed; it is that of the first.
+        OutOfMemoryError: While iterating.
 
-    `fits` are the members by seed, and `errors` those of the members that were not finite.
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae import ELBO, SVI, Optim
+        >>> def make(seed):
+        ...     def model(x):
+        ...         loc = pyro.param("loc", torch.randn(()))
+        ...         with pyro.plate("data", len(x)):
+        ...             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        ...     optim = Optim(torch.optim.Adam, {"lr": 0.1})
+        ...     svi = SVI(model, lambda x: None, optim, ELBO(), execution="recorded")
+        ...     return Fit(svi, [torch.tensor([3.0, 5.0])], epochs=200)
+        >>> epochs = list(FitMany(make, seeds=range(3)))
+        >>> print([f"{epoch.elbo:.2f} nats" for epoch in epochs[-1].values()])
+        ['-1.42 nats', '-1.42 nats', '-1.42 nats']
     """
 
     def __init__(self, make: Callable[[int], Fit], seeds: Iterable[int]) -> None:
@@ -74,29 +94,29 @@ class FitMany:
         finally:
             self._shared.stop()
         for seed, error in self.errors.items():
-            _LOG.warning("The fit of seed %s has ended before its time: %s", seed, error)
+            _LOG.warning("The fit of seed %s has failed: %s", seed, error)
         if len(self.errors) == len(self._members):
             raise next(iter(self.errors.values()))
 
     @contextmanager
     def entered(self, seed: int) -> Iterator[Fit]:
-        """Enter the param store and the random streams of a member, to save or load its state for one.
+        """Enter the param store and the random streams of a member, e.g. to save or load its state between epochs.
 
-        A state that is saved here is that of a solo fit, which can go on from it, and the other way round.
+        A solo `Fit` can load the `Fit.state_dict` of a member, and a member that of a solo fit.
         """
         with restored_streams(), self._members[seed].entered() as fit:
             yield fit
 
     @property
     def errors(self) -> dict[int, NonFiniteError]:
-        """The errors of the members that were not finite, by seed."""
+        """The `NonFiniteError` of each member that has failed, by seed."""
         return {seed: member.error for seed, member in self._members.items() if member.error is not None}
 
     def _running(self) -> list[Member]:
         return [m for m in self._members.values() if m.error is None and not m.fit.finished]
 
     def _run_epoch(self, members: list[Member]) -> dict[int, Epoch]:
-        """Run an epoch of some members; return the epochs of those whose steps were finite."""
+        """Run an epoch of some members; return the `Epoch`s of those whose steps were finite."""
         try:
             self._take_steps(members)
         finally:
@@ -104,7 +124,7 @@ class FitMany:
         epochs = {member.seed: member.end_epoch() for member in members if member.error is None}
         for member in members:
             if member.error is not None:
-                _LOG.warning("The fit of seed %s goes no further: %s", member.seed, member.error)
+                _LOG.warning("The fit of seed %s stops here: %s", member.seed, member.error)
         return {seed: epoch for seed, epoch in epochs.items() if epoch is not None}
 
     def _take_steps(self, members: list[Member]) -> None:

@@ -17,14 +17,14 @@ from pyro_vae.trace import Batch, Record
 
 
 class Member:
-    """A fit with random streams of its own, and the step that it takes next.
+    """A fit with its own random streams, and its next step.
 
     Args:
-        make: builds the fit of a seed; it runs in an empty param store, after the streams have been seeded.
-        seed: of the member.
+        make: Function that builds the fit of a seed; it runs in an empty param store and in the seeded streams.
+        seed: Seed of the member.
 
     Raises:
-        TypeError: what `make` returns is no `Fit`.
+        TypeError: If `make` does not return a `Fit`.
     """
 
     def __init__(self, make: Callable[[int], Fit], seed: int) -> None:
@@ -50,13 +50,13 @@ class Member:
             yield self.fit
 
     def begin_epoch(self) -> None:
-        """Look at the first batch of an epoch."""
+        """Fetch the first batch of an epoch."""
         with self.entered():
             self._batches = iter(self.fit._begin_epoch())
             self._look_ahead()
 
     def take_step(self) -> None:
-        """Take the step of the present batch, and look at the next one."""
+        """Take the step of the current batch and fetch the next one."""
         assert self.batch is not None
         with self.entered():
             try:
@@ -76,7 +76,7 @@ class Member:
                 self.error = error
 
     def end_epoch(self) -> Epoch | None:
-        """Look at the epoch whose steps have been taken; None where one was not finite."""
+        """Finish an epoch whose steps have been taken; return None if one was not finite."""
         with self.entered():
             try:
                 return self.fit._end_epoch()
@@ -89,7 +89,7 @@ class Member:
         self.fit._progress.seconds += seconds
 
     def _look_ahead(self) -> None:
-        """Find the next batch, and the record of its step where it has one."""
+        """Fetch the next batch, and the record of its step if it has one."""
         self.batch, self.record = next(self._batches, None), None
         svi, recorded = self.fit.svi, self.fit.svi.recorded
         # The first step names the parameters, and the first of a fit that has been loaded may name sizes.

@@ -58,7 +58,7 @@ class Optim(PyroOptim):
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # at the last step
         self.lr_scale = 1.0
-        self.moved = False  # whether the next step has been taken already, with those of other fits
+        self.moved = False  # whether the next step has already been taken, jointly with other fits
 
     @staticmethod
     def adopt(optim: Any) -> Optim:

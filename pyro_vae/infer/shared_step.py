@@ -18,10 +18,10 @@ _MOST_GRAPHS = 20
 
 
 class SharedStep:
-    """The step of several fits whose records are the same but for the values of tensors.
+    """The batched step of several fits whose records differ only in the values of tensors.
 
     Args:
-        members: the fits. Each records its step and compiles nothing; the graph of all is compiled if they ask for it.
+        members: The fits. Only the batched graph is compiled, if their execution is ``"compiled"``.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -40,21 +40,21 @@ class SharedStep:
             self._refuse("execution or precision differ")
 
     def start(self) -> None:
-        """Compile nothing but the graph of all."""
+        """Compile only the batched graph."""
         if not self.refused:
             self._compile_each(False)
 
     def stop(self) -> None:
-        """Leave every step to the member, with the execution that it has asked for."""
+        """Restore the execution that the members were built with."""
         self.release()
         self._graph = None
         self._compile_each(self._compiled)
 
     def compute(self, members: Sequence[Member]) -> None:
-        """Compute the next step of members, if all of them take it by a record; else each is left to itself.
+        """Compute the next step of some members if all of them replay it; otherwise each computes its own.
 
         Args:
-            members: those that take a step now. Others stay away until `release`.
+            members: Members that take a step now. The others may not return before `release`.
         """
         if self.refused or any(member.record is None for member in members):
             return
@@ -81,9 +81,9 @@ class SharedStep:
         step_together(steps)
 
     def release(self) -> None:
-        """Leave each member with tensors that have their memory for themselves, as at the end of an epoch."""
+        """Give each member tensors with memory of their own, as at the end of an epoch."""
         self._away.clear()
-        for member in self._members:  # what an error has left over would be taken for that of another step
+        for member in self._members:  # after an error, a result left over would be used for another step
             member.fit.svi.optim.moved = False
             if member.fit.svi.recorded is not None:
                 member.fit.svi.recorded.pending = None
@@ -91,7 +91,7 @@ class SharedStep:
             self._graph.release()
 
     def _graph_of(self, members: Sequence[Member]) -> BatchedGraph:
-        """Return the graph in which the members have a place, made anew where there is none."""
+        """Return the graph that contains the members; build one if there is none."""
         places = {id(member): position for position, member in enumerate(self._placed)}
         stands = (
             self._graph is not None

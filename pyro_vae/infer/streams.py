@@ -19,8 +19,8 @@ _LOG = logging.getLogger("pyro_vae")
 
 State = dict[str, Any]
 
-_NUMPY: Any = np.random  # the annotations of NumPy leave out what exchanges its generator
-_TWISTER_BYTES = 4 * 625  # the words of NumPy's generator and its position among them
+_NUMPY: Any = np.random  # its type annotations lack set_bit_generator
+_TWISTER_BYTES = 4 * 625  # the state words of the Mersenne Twister and the position
 
 
 def rng_state() -> State:
@@ -65,10 +65,10 @@ def warn_if_versions_differ(saved: State) -> None:
 
 
 class OwnStreams:
-    """Random streams of one fit among several: the global ones where it runs, kept for it where another one does.
+    """Random streams of one fit among several: in the global generators while it runs, and saved while others run.
 
     Args:
-        seed: where they start, as after `pyro.set_rng_seed`.
+        seed: Seed of the streams, as for `pyro.set_rng_seed`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -81,12 +81,11 @@ class OwnStreams:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Make them the global streams; on leaving, the global streams stay where they are."""
+        """Make them the global streams. On exit they are saved, but the previous global streams are not restored."""
         for generator, own in self._generators.items():
             generator.set_state(own.get_state())
         random.setstate(self._python)
-        # To exchange the generator is a hundred times as fast as to copy its state, which would cost as much as the
-        # rest of a switch between two fits.
+        # Exchanging the generator is about 100 times faster than copying its state.
         _NUMPY.set_bit_generator(self._numpy)
         if self._halved["has_gauss"]:
             np.random.set_state(self._halved)
@@ -96,7 +95,7 @@ class OwnStreams:
             self._keep()
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return torch's own stream on a device, to draw from while it is not in place."""
+        """Return the torch generator of a device, to draw from while the streams are not in place."""
         return self._generators[global_generator(device)]
 
     def _keep(self) -> None:
@@ -104,8 +103,8 @@ class OwnStreams:
             own.set_state(generator.get_state())
         self._python = random.getstate()
         self._numpy: Any = _NUMPY.get_bit_generator()
-        # Of two normal numbers that NumPy makes at a time one may wait in the state, which is read only where something
-        # has been drawn, or was waiting.
+        # NumPy generates normal numbers in pairs and may hold one back outside the generator. Reading it is slow, so it
+        # is read only if the generator has been used, or if a number was held back before.
         words = ctypes.string_at(self._numpy.ctypes.state_address, _TWISTER_BYTES)
         if words != self._words or self._halved["has_gauss"]:
             self._words = words
@@ -114,7 +113,7 @@ class OwnStreams:
 
 @contextmanager
 def restored_streams() -> Iterator[None]:
-    """Put the global streams back on leaving."""
+    """Restore the global streams on exit."""
     state, numpy = rng_state(), _NUMPY.get_bit_generator()
     try:
         yield

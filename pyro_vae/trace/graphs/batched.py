@@ -1,8 +1,8 @@
-r"""Records of the same operations as one graph, with a dimension in front for the records.
+r"""Several records with the same operations as one batched graph.
 
-A record is a function of tensors, so S records of one code on tensors of equal shapes are that function under
-`torch.func.vmap`: a product of matrices becomes one batched product. The draws of a record are inputs here, and each
-record's are drawn by its own generator in its own order, so that it computes with the numbers that it would have drawn.
+A record is a function of tensors, so S records with the same code and tensors of equal shapes are that function under
+`torch.func.vmap`. The noise of each record is an input and is drawn in its order from its own generator, so it has the
+values that the record would have drawn.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ Inputs = Mapping[int, Sequence[Tensor]]
 
 
 class BatchedGraph:
-    """S records as one graph.
+    """S records as one graph, which is compared with each of them when it is built.
 
     Args:
-        records: that are not compiled, of any number S.
-        generators: for each record, the generator on a device from which it draws.
-        inputs: of each record, by its position.
-        compiled: whether the graph is compiled.
-        tolerance: relative difference that rounding may make.
+        records: S records that are not compiled.
+        generators: Functions that return the generator of each record on a device.
+        inputs: Inputs of each record, by its position.
+        compiled: Whether the graph is compiled.
+        tolerance: Relative difference attributed to rounding.
 
     Raises:
-        GraphError: the records differ in more than the values of tensors, or have no common graph of their numbers.
+        GraphError: If the records differ in more than the values of tensors, or the batched graph cannot be made or
+            gives different results.
     """
 
     def __init__(
@@ -73,16 +74,16 @@ class BatchedGraph:
             raise
 
     def __call__(self, inputs: Inputs) -> dict[int, Tensors]:
-        """Run the graph, with all that the records do to tensors outside.
+        """Run the graph, including its writes to external tensors.
 
         Args:
-            inputs: by the positions of the records that take part. Those that have left stay away until `release`.
+            inputs: Inputs by the position of the record. Records that have left may not return before `release`.
 
         Returns:
-            The results of each, views of tensors that no later call writes to.
+            The results of each record by its position.
 
         Raises:
-            GraphError: tensors that records have for themselves have become common ones, or the other way round.
+            GraphError: If records have started or stopped sharing external tensors.
         """
         self._refresh(inputs)
         self._draw(inputs)
@@ -93,28 +94,28 @@ class BatchedGraph:
         return results
 
     def check(self, inputs: Inputs) -> None:
-        """Compare the graph with each record on the same noise; nothing is drawn or changed.
+        """Compare the graph with each record on the same noise, without side effects.
 
         Raises:
-            GraphError: as a call, or numbers differ.
+            GraphError: If results differ, or as for a call.
         """
         self._refresh(inputs)
         if not self._agrees(self._run, inputs):
             raise GraphError("the graph of all fits gives other numbers than that of one")
 
     def leave(self, position: int) -> None:
-        """Give the tensors of a record memory of their own; what the graph computes in their place is of no use."""
+        """Give the tensors of a record their own memory; the graph then computes unused results in its place."""
         for stack in self._stacks:
             stack.release(position)
 
     def release(self) -> None:
-        """Give the tensors of all records memory of their own; the next call stacks them again."""
+        """Give the tensors of all records their own memory; the next call stacks them again."""
         for stack in self._stacks:
             stack.release_all()
         self._stacks = []
 
     def _stack(self, positions: Iterable[int]) -> None:
-        """Stack the tensors outside of some records; the places of the others are filled with those of one of them."""
+        """Stack the external tensors of some records."""
         chosen = {position: self.records[position].read() for position in positions}
         for place in range(self._num_outside):
             column = {position: tensors[place] for position, tensors in chosen.items()}
@@ -122,7 +123,7 @@ class BatchedGraph:
             self._stacks.append(Stack(column, len(self.records), written))
 
     def _refresh(self, inputs: Inputs) -> None:
-        """Take the tensors outside as they are now."""
+        """Read the current external tensors."""
         columns = zip(*(self.records[position].read() for position in inputs), strict=True)
         taken = [
             stack.refresh(dict(zip(inputs, column, strict=True)))
@@ -140,7 +141,7 @@ class BatchedGraph:
                 noise.draw(out[position], self.generators[position](noise.device))
 
     def _arguments(self, inputs: Inputs) -> list[Tensor]:
-        """Return what the graph takes; the inputs of a record that has left are those of another one."""
+        """Return the arguments of the graph; a record that has left gets the inputs of another one."""
         some = next(iter(inputs.values()))
         rows = [inputs.get(position, some) for position in range(len(self.records))]
         stacked = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
@@ -155,21 +156,21 @@ class BatchedGraph:
         return split
 
     def _scratch(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Return arguments with copies of what the graph writes to."""
+        """Return the arguments, with copies of those that the graph writes to."""
         return [a.clone() if place in self._pure.written else a for place, a in enumerate(arguments)]
 
     def _build(self, inputs: Inputs, compiled: bool) -> Callable[..., Sequence[Tensor]]:
-        """Return the graph of all records, which agrees with each of them."""
+        """Return the batched graph, after comparing it with each record."""
         dims = [0] * self._num_inputs + [None if shared else 0 for shared in self._shared] + [0] * len(self._noise)
         every = torch.func.vmap(self._pure.module, in_dims=tuple(dims))
 
-        def contiguous(*arguments: Tensor) -> list[Tensor]:  # optimizers may take the layout of gradients on trust
+        def contiguous(*arguments: Tensor) -> list[Tensor]:  # some optimizers assume the layout of gradients
             return [output.contiguous() for output in every(*arguments)]
 
         arguments = self._arguments(inputs)
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of operations that are slow under vmap
+                warnings.simplefilter("ignore")  # about operations that are slow under vmap
                 graph = make_fx(contiguous)(*self._scratch(arguments))
         except Exception as error:
             if is_out_of_memory(error):
@@ -182,7 +183,7 @@ class BatchedGraph:
                 if self._agrees(run, inputs):
                     return run  # type: ignore[return-value]  # without None
                 reason = "the compiled graph gives other numbers"
-            except Exception as error:  # a compiler may fail in any way
+            except Exception as error:  # compilers may raise anything
                 if is_out_of_memory(error):
                     raise
                 reason = in_one_line(error)
@@ -192,7 +193,7 @@ class BatchedGraph:
         return graph
 
     def _agrees(self, run: Callable[..., Any], inputs: Inputs) -> bool:
-        """Whether a graph does for each record what the record does: results, and what it leaves in tensors outside."""
+        """Return whether the graph gives the results of each record and the same writes to external tensors."""
         devices = {noise.device for noise in self._pure.noise}
         generators = [(p, device, self.generators[p](device)) for p in inputs for device in devices]
         before = [generator.get_state() for _, _, generator in generators]

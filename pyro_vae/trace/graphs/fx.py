@@ -103,6 +103,6 @@ def lift_constants(record: GraphModule) -> list[Tensor]:
 
 
 def in_one_line(error: Exception) -> str:
-    """Return the type of an error and the first line of what it says."""
+    """Return the type and the first line of an error."""
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first[:200]}"

@@ -1,4 +1,4 @@
-r"""A record as a pure function of tensors: what it draws becomes an input, and what it writes to is known."""
+r"""A recorded graph as a function without random operations: its noise is an input, and its side effects are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_vae.trace.graphs.record import Record
 
 _aten = torch.ops.aten
 _FRESH = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
-# Draws that depend on shapes and numbers alone, by the method that draws the same numbers into a tensor.
+# Operations whose noise depends on shapes and numbers only, and the tensor methods that draw the same values.
 _NEW = {
     _aten.rand.default: "uniform_",
     _aten.rand.generator: "uniform_",
@@ -33,12 +33,12 @@ _IN_PLACE = {
     _aten.exponential_.default: "exponential_",
     _aten.bernoulli_.float: "bernoulli_",
 }
-# What batch normalization writes to, though the schemas of its operations do not say so.
+# Arguments that batch normalization writes to, although its schemas do not declare it.
 _STATISTICS = {"running_mean", "running_var"}
 
 
 class Noise(NamedTuple):
-    """One draw of a record: the method of a tensor that makes it, its numbers, and the form of the tensor."""
+    """A random operation of a graph: the in-place tensor method that draws it, its arguments, and the tensor's form."""
 
     method: str
     numbers: tuple[float, ...]
@@ -47,16 +47,19 @@ class Noise(NamedTuple):
     device: torch.device
 
     def draw(self, out: Tensor, generator: torch.Generator) -> None:
-        """Draw into a contiguous tensor of this form."""
+        """Draw into a contiguous tensor of this form, in place."""
         getattr(out, self.method)(*self.numbers, generator=generator)
 
 
 class PureGraph(NamedTuple):
-    """A record without side effects on random streams.
+    """A recorded graph without random operations.
 
-    `module` takes the inputs of the record, the tensors outside, and then one tensor for each of `noise`. It returns
-    the results that are tensors; `found` says which results are, of all. `written` are the positions, among all inputs,
-    of those that it writes to.
+    Attributes:
+        module: Takes the inputs of the graph, its external tensors and one tensor for each of `noise`; returns those
+            results that are not None.
+        noise: The random operations, in the order of the graph.
+        found: Whether each result is a tensor; the others are None.
+        written: Positions of the arguments that the graph may write to.
     """
 
     module: GraphModule
@@ -66,10 +69,10 @@ class PureGraph(NamedTuple):
 
     @classmethod
     def of(cls, record: GraphModule) -> PureGraph:
-        """Return a record in this form; the record itself stays as it is.
+        """Return this form of a recorded graph, which is not changed.
 
         Raises:
-            GraphError: it draws numbers from what it computes, or from a generator of its own.
+            GraphError: If the noise depends on computed values, or comes from a generator of the program.
         """
         graph = deepcopy(record.graph)
         for node in graph.find_nodes(op="call_function", target=_aten.lift_fresh_copy.default):
@@ -87,7 +90,7 @@ def _is_random(node: Node) -> bool:
 
 
 def _lift(graph: Graph, node: Node) -> Noise:
-    """Put an input in the place of a draw."""
+    """Replace a random operation by an input."""
     value, target = node.meta["val"], node.target
     method, dtype = "uniform_", value.dtype
     numbers: tuple[Any, ...] = ()
@@ -99,7 +102,7 @@ def _lift(graph: Graph, node: Node) -> Noise:
         method, numbers = _IN_PLACE[target], tuple(rest)
         if not isinstance(fresh, Node) or fresh.target not in _FRESH or len(fresh.users) > 1:
             raise GraphError(f"it draws into a tensor that has other uses ({target})")
-    elif target is _aten.bernoulli.default:  # true where a uniform number is below the probability
+    elif target is _aten.bernoulli.default:  # True where a uniform number is below the probability
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     else:
         raise GraphError(f"it draws by {target}, whose noise is no input of its own")
@@ -124,7 +127,7 @@ def _new_input(graph: Graph, node: Node) -> Node:
 
 
 def _written_inputs(graph: Graph) -> set[int]:
-    """Return the positions of the inputs that a graph may write to."""
+    """Return the positions of the arguments that a graph may write to."""
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
     written: set[Node] = set()
     for node in graph.nodes:
@@ -139,7 +142,7 @@ def _written_inputs(graph: Graph) -> set[int]:
 
 
 def _source(node: Node) -> Node:
-    """Return the node in whose memory a node stands."""
+    """Return the node that owns the memory of a node."""
     while node.op == "call_function" and node.all_input_nodes:
         schema: Any = getattr(node.target, "_schema", None)
         aliases = schema is not None and any(result.alias_info is not None for result in schema.returns)
@@ -150,7 +153,7 @@ def _source(node: Node) -> Node:
 
 
 def check_alike(records: Sequence[Record]) -> None:
-    """Raise GraphError where records differ in more than the values of the tensors outside."""
+    """Raise GraphError if records differ in more than the values of their external tensors."""
     modules: list[Any] = [record.run for record in records]
     first = modules[0]
     if any(module.code != first.code for module in modules):

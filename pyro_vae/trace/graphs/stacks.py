@@ -1,4 +1,4 @@
-r"""The tensors that several records read in one place, as one tensor with a dimension for the records in front."""
+r"""External tensors of several records, stacked along a first dimension of records."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pyro_vae.trace.graphs.fx import GraphError
 
 
 class Stack:
-    """One tensor of each record, as one.
+    """One external tensor (*shape) of each record, as one tensor `value`.
 
-    Where all records read the same memory, as of training images, that is the value, without a dimension for the
-    records. Otherwise the value is a stack of size S. A tensor that has its memory for itself becomes a view of the
-    stack, so that what an optimizer writes to it is read from there; others are copied, before each call and, where the
-    graph writes to them, after it.
+    If all records read the same memory, e.g. the training images, `value` is that tensor and `shared` is True.
+    Otherwise it is a stack (S, *shape). A tensor that owns its memory becomes a view of the stack, so that an in-place
+    update by an optimizer updates the stack. Other tensors are copied before each call, and after it if the graph
+    writes to them.
 
     Args:
-        tensors: by position in the stack; a position that is left out holds numbers that nobody reads.
-        size: S.
-        written: whether the graph writes to the tensors.
+        tensors: Tensors by position in the stack. The content of missing positions is arbitrary.
+        size: Size S of the stack.
+        written: Whether the graph writes to the tensors.
 
     Raises:
-        GraphError: forms differ, or records change the same memory.
+        GraphError: If shapes, types or devices differ, or records change the same memory.
     """
 
     def __init__(self, tensors: Mapping[int, Tensor], size: int, written: bool) -> None:
@@ -49,13 +49,13 @@ class Stack:
         self._pointers = {slot: tensor.data_ptr() for slot, tensor in tensors.items()}
 
     def refresh(self, tensors: Mapping[int, Tensor]) -> bool:
-        """Take the tensors as they are now; return whether they still stand in this stack."""
+        """Read the current tensors; return False if they have to be stacked anew."""
         for slot, tensor in tensors.items():
             if tensor is not self._held[slot] or tensor.data_ptr() != self._pointers[slot]:
                 if self.written or self.shared or tensor.requires_grad:
                     return False
-                # One that is exchanged between steps, such as labels in an attribute. The old one gets memory of its
-                # own, or its holder would find the new numbers in it.
+                # The program exchanges it between steps, e.g. labels in an attribute. The old tensor gets its own
+                # memory again, otherwise its owner would find the new values in it.
                 self.release(slot)
                 self._copied.add(slot)
                 self._held[slot], self._pointers[slot] = tensor, tensor.data_ptr()
@@ -64,20 +64,20 @@ class Stack:
         return True
 
     def write_back(self, slots: Iterable[int]) -> None:
-        """Hand on what the graph has written, to those tensors that are no views."""
+        """Copy what the graph has written to the tensors that are not views."""
         if self.written:
             for slot in self._copied.intersection(slots):
                 self._held[slot].copy_(self.value[slot])
 
     def release(self, slot: int) -> None:
-        """Give a tensor memory of its own again."""
+        """Give the tensor of a position its own memory again."""
         tensor = self._held[slot]
         is_view = not self.shared and tensor.data_ptr() == self.value[slot].data_ptr() and slot not in self._copied
         if is_view:
             tensor.data = tensor.detach().clone()
 
     def release_all(self) -> None:
-        """Give every tensor memory of its own again."""
+        """Give every tensor its own memory again."""
         for slot in self._held:
             self.release(slot)
 
@@ -91,10 +91,10 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 
 def _owns_memory(tensor: Tensor) -> bool:
-    """Whether no other tensor or array is known to stand in the memory of this one; False where that is unknown."""
+    """Return whether a tensor shares its memory with no other tensor or array; False if that is unknown."""
     storage = tensor.untyped_storage()
     count = getattr(torch._C, "_storage_Use_Count", None)
     whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
     plain = type(tensor) in (Tensor, nn.Parameter)
-    # Counted are the tensor and `storage`; the memory of an array of NumPy is not resizable.
+    # The two references are the tensor and `storage`. Memory shared with NumPy is not resizable.
     return bool(whole and plain and storage.resizable() and count is not None and count(storage._cdata) == 2)
