@@ -131,7 +131,7 @@ class OptimizationFlags:
             are restored. 0 disables early stopping.
         ema: Decay per step of an exponential moving average of the weights, e.g. 0.999. Validation, scores and
             figures use the averaged weights; training continues with the others. 0 disables it.
-        on_nonfinite: Response to a loss or gradient that is not finite. stop ends the run; rollback returns to the
+        on_nonfinite: Response to a non-finite loss or gradient. stop ends the run; rollback returns to the
             last milestone with half the learning rate, up to three times.
     """
 

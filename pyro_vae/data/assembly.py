@@ -76,15 +76,15 @@ def assemble(
         labels: Labels of each part, shape (N,), or None.
         splits: Fractions of the splits, as in `from_arrays`.
     """
-    places, codes, how_split = places_of(name, parts, labels, splits)
+    indices, codes, how_split = find_splits(name, parts, labels, splits)
     encoded = None if codes is None else Labels(("class",), *codes)
-    return build(name, *(part[indices] for part, indices in places), encoded, how_split)
+    return build(name, *(part[chosen] for part, chosen in indices), encoded, how_split)
 
 
-class Places(NamedTuple):
+class SplitIndices(NamedTuple):
     """Positions of the training, validation and test data within the given parts."""
 
-    places: list[tuple[Tensor, Tensor | slice]]
+    indices: list[tuple[Tensor, Tensor | slice]]
     """For each split, the part that contains it and the indices of its items in that part."""
     codes: list[Tensor] | None
     """Encoded labels of each split, int64, shape (N, 1)."""
@@ -92,7 +92,7 @@ class Places(NamedTuple):
     """Description of how the data were split; see `Collection`."""
 
 
-def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], splits: Shares) -> Places:
+def find_splits(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], splits: Shares) -> SplitIndices:
     """Split data and encode labels without copying the data. The arguments are those of `assemble`."""
     codes = encode_classes(name, *zip(labels, parts, strict=True))
     given = [part for part in parts if part is not None]
@@ -107,7 +107,7 @@ def places_of(name: str, parts: Sequence[Tensor | None], labels: Sequence[Any], 
     else:
         at, how_split = [(0, indices) for indices in split_by_content(given[0], splits, name)], BY_CONTENT
     encoded = None if codes is None else codes.split([len(part) for part in given])
-    return Places(
+    return SplitIndices(
         [(given[part], indices) for part, indices in at],
         None if encoded is None else [encoded[part][indices] for part, indices in at],
         how_split,

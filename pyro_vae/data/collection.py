@@ -57,7 +57,7 @@ class Collection(ABC):
         numbers = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "valid", "test"))
         classes = ""
         if self.labels is not None and self.labels.names == ("class",):
-            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.test]).max())} classes"
+            classes = f", {1 + int(torch.cat([self.labels.train, self.labels.valid, self.labels.test]).max())} classes"
         how_split = f", {self.how_split}" if self.how_split else ""
         return f"{self.name}: {numbers} {self.items} of {self._described()}{classes}{how_split}"
 

@@ -23,7 +23,7 @@ class Arranged(NamedTuple):
 
     shape: tuple[int, ...]
     """Shape of an image, (height, width) or (3, height, width)."""
-    places: tuple[Tensor, ...]
+    indices: tuple[Tensor, ...]
     """For each split, the indices of its images in the store, in order."""
     codes: Tensor | None
     """Encoded labels of all splits, concatenated, shape (N, 1)."""
@@ -33,7 +33,7 @@ class Arranged(NamedTuple):
     @property
     def sizes(self) -> list[int]:
         """Numbers of training, validation and test images."""
-        return [len(indices) for indices in self.places]
+        return [len(indices) for indices in self.indices]
 
     def images(self, store: Store, indices: Tensor) -> Iterator[np.ndarray]:
         """Yield the images with these indices in the store."""
@@ -42,7 +42,7 @@ class Arranged(NamedTuple):
 
     def stacked(self, store: Store) -> list[Tensor]:
         """Return the images of each split as a tensor (N, *pixels)."""
-        return [self._stack(store, indices) for indices in self.places]
+        return [self._stack(store, indices) for indices in self.indices]
 
     def _stack(self, store: Store, indices: Tensor) -> Tensor:
         pixels = np.empty((len(indices), *self.shape), np.uint8)
@@ -83,17 +83,17 @@ def arrange(
     order = hashes.argsort(stable=True)
     if splits is None:
         how_split = BY_CONTENT
-        places = tuple(order[indices] for indices in split_by_hash(hashes[order], shares, name))
+        indices = tuple(order[indices] for indices in split_by_hash(hashes[order], shares, name))
     else:
         how_split = GIVEN if "valid" in splits else HELD_OUT
         at = {split: torch.tensor([i for i in order.tolist() if splits[i] == split]).long() for split in SPLITS}
         if not len(at["valid"]):
             kept, held_out = split_by_hash(hashes[at["train"]], drop_test_share(shares), name)
             at["train"], at["valid"] = at["train"][kept], at["train"][held_out]
-        places = tuple(at[split] for split in SPLITS)
+        indices = tuple(at[split] for split in SPLITS)
     codes = encode_classes(name, (classes, range(number)))
-    codes = None if codes is None else codes[torch.cat(places)]
-    return Arranged(as_channels(store[0], channels).shape, places, codes, how_split)
+    codes = None if codes is None else codes[torch.cat(indices)]
+    return Arranged(as_channels(store[0], channels).shape, indices, codes, how_split)
 
 
 def make_images(name: str, parts: Sequence[Tensor], codes: Tensor | None, how_split: str) -> Images:

@@ -91,7 +91,7 @@ def read_image(source: Source, change: Callable[[Any, Source], Any]) -> np.ndarr
 
 
 def to_pixels(image: Any, name: str) -> np.ndarray | None:
-    """Return the pixels of a `PIL.Image.Image` as `read_image` does, or None if `image` is of another type.
+    """Return the pixels of a `PIL.Image.Image` as `read_image` does, or None if its type is not supported.
 
     Raises:
         DataError: If the image is transparent or does not have 8 or 16 bits. The message contains `name`.

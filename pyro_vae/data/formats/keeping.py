@@ -14,7 +14,7 @@ import torch
 
 from pyro_vae.data import npy
 from pyro_vae.data.arrays import to_uint8
-from pyro_vae.data.assembly import places_of
+from pyro_vae.data.assembly import find_splits
 from pyro_vae.data.formats.arranging import Arranged, arrange, make_images
 from pyro_vae.data.formats.cache import Entry, Kept, Ready
 from pyro_vae.data.formats.decoding import InFile, Options, Store, decode
@@ -109,7 +109,7 @@ class ImageFiles(NamedTuple):
             source = self.files[index]
             where = source if isinstance(source, Path) else Path(source.table)
             left_out.append((where.relative_to(self.path).as_posix(), reason.removeprefix(str(where))))
-        images = arranged.images(store, torch.cat(arranged.places))
+        images = arranged.images(store, torch.cat(arranged.indices))
         return Ready(images, arranged.shape, arranged.sizes, arranged.codes, arranged.how_split, left_out)
 
     def _arranged(self, store: Store) -> tuple[Arranged, list[tuple[int, str]]]:
@@ -153,11 +153,11 @@ def ready_arrays(
     file.seek(0)
     mapped = torch.from_numpy(npy.map_content(file, header, name)).split([math.prod(shape or (0,)) for shape in shapes])
     given = [None if shape is None else part.view(shape) for part, shape in zip(mapped, shapes, strict=True)]
-    places, codes, how_split = places_of(name, given, labels, splits)
-    train, valid, test = (part for part, _ in places)
+    rows, codes, how_split = find_splits(name, given, labels, splits)
+    train, valid, test = (part for part, _ in rows)
     shape = Images(name, train, valid, test).pixel_shape  # validates the images before an entry is written
-    indices = [torch.arange(len(part))[index].tolist() for part, index in places]
-    images = (part[index].numpy() for (part, _), split in zip(places, indices, strict=True) for index in split)
+    indices = [torch.arange(len(part))[index].tolist() for part, index in rows]
+    images = (part[index].numpy() for (part, _), split in zip(rows, indices, strict=True) for index in split)
     sizes = [len(split) for split in indices]
     return Ready(images, shape, sizes, None if codes is None else torch.cat(codes), how_split)
 
