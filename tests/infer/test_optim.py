@@ -83,7 +83,7 @@ def test_nonfinite_step_changes_neither_weights_nor_moments(graph: str | None) -
 
 
 def test_learning_rate_on_cuda_is_float32() -> None:
-    """Fused kernels accept no other dtype, whatever the default. Tested with fake CUDA tensors, which need no device."""
+    """Fused kernels accept no other dtype, whatever the default. Fake CUDA tensors, which need no device, test it."""
     given: dict[str, Any] = {}
 
     class Unchecked(torch.optim.Adam):
