@@ -3,6 +3,7 @@
 from pyro_vae.infer import schedules
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
+from pyro_vae.infer.many import FitMany
 from pyro_vae.infer.objectives import (
     ELBO,
     IWAE,
@@ -32,6 +33,7 @@ __all__ = [
     "DReG",
     "Epoch",
     "Fit",
+    "FitMany",
     "FreeBits",
     "MeanFieldELBO",
     "Objective",

@@ -103,6 +103,13 @@ class EpochProgress:
     elbo: Tensor = field(default_factory=lambda: torch.zeros(()))
     seconds: float = 0.0
 
+    def add(self, loss: Tensor, elbo: Tensor | None, images: int) -> None:
+        """Add a step, given its loss and ELBO, summed over the batch in nats."""
+        self.objective = self.objective - loss
+        self.elbo = self.elbo + (torch.nan if elbo is None else elbo)
+        self.batches += 1
+        self.images += images
+
     def finish(self, **results: Any) -> Epoch:
         """Return the metrics of the finished epoch: means over its images, and `results` for all other fields."""
         elbo = float(self.elbo) / self.images

@@ -181,23 +181,30 @@ class Fit:
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
         """Take the remaining steps of an epoch; return whether all of them have been taken."""
-        for root in self.svi.modules:
-            root.train()
-        if self.svi.recorded:
-            self.svi.recorded.compare_soon()
+        batches = self._begin_epoch()
         progress = self._progress
         started, before = time.perf_counter(), progress.seconds
-        for batch in map(Batch.of, islice(self.batches(self.epoch), progress.batches, None)):
-            with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
-                progress.objective = progress.objective - self.svi.step(batch, preprocess=self.batches.observe)
-                self.average.update(self.svi)
-            progress.elbo = progress.elbo + (torch.nan if self.svi.elbo is None else self.svi.elbo)
-            progress.batches += 1
-            progress.images += len(batch)
+        for batch in batches:
+            self._take_step(batch)
             progress.seconds = before + time.perf_counter() - started
             if pause():
                 return False
         return True
+
+    def _begin_epoch(self) -> Iterator[Batch]:
+        """Prepare the remaining steps of an epoch; return their batches."""
+        for root in self.svi.modules:
+            root.train()
+        if self.svi.recorded:
+            self.svi.recorded.compare_soon()
+        return map(Batch.of, islice(self.batches(self.epoch), self._progress.batches, None))
+
+    def _take_step(self, batch: Batch) -> None:
+        """Take a step and update the progress of the epoch."""
+        with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
+            loss = self.svi.step(batch, preprocess=self.batches.observe)
+            self.average.update(self.svi)
+        self._progress.add(loss, self.svi.elbo, len(batch))
 
     def _located(self, batch: Any = None) -> AbstractContextManager[None]:
         return locate_errors(self.epoch, self._progress, self.svi.steps, batch)

@@ -3,7 +3,7 @@ r"""Record the loss and the gradients of a step as one graph, from the indices o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
-from pyro_vae.trace import Batch, Graph, GraphError, Program, stored_ids
+from pyro_vae.trace import Batch, Graph, GraphError, Program, Record, stored_ids
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -41,6 +41,14 @@ class StepResult(NamedTuple):
     finite: Tensor
     gradients: dict[str, Tensor]
     stored: dict[str, int]
+
+    @classmethod
+    def of(cls, static: Any, results: Sequence[Tensor | None]) -> StepResult:
+        """Return the result of a recorded step, given its static values and its tensors."""
+        (names, stored), (loss, elbo, finite, *gradients) = static, results
+        assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
+        by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+        return cls(loss, elbo, finite, by_name, stored)
 
 
 class RecordedStep:
@@ -74,6 +82,7 @@ class RecordedStep:
         self._calls = 0
         self._compared_at = 0
         self._soon = False
+        self.pending: StepResult | None = None  # of the next call, if computed in a batched graph
 
     def accepts(self, preprocess: Preprocess | None, batch: Batch) -> bool:
         """Return whether the graph takes a step on a batch, including `preprocess`.
@@ -117,21 +126,40 @@ class RecordedStep:
     def __call__(self, batch: Batch) -> StepResult | None:
         """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded."""
         assert self._graph is not None
+        if self.pending is not None:
+            result, self.pending = self.pending, None
+            self._calls += 1
+            return result
         tensors = batch.flatten()[0]
         try:
             if self.will_compare:
                 self._soon, self._compared_at = False, self._calls
-                (names, stored), results = self._graph.compare(*tensors)
+                static, results = self._graph.compare(*tensors)
             else:
-                (names, stored), results = self._graph(*tensors)
+                static, results = self._graph(*tensors)
         except GraphError as error:
             self._refuse(str(error))
             return None
         self._calls += 1
-        loss, elbo, finite, *gradients = results
-        assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
-        by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
-        return StepResult(loss, elbo, finite, by_name, stored)
+        return StepResult.of(static, results)
+
+    def record(self, batch: Batch) -> tuple[Record, tuple[Tensor, ...]] | None:
+        """Return the record of a step that `accepts` has approved, and its inputs; None if it cannot be recorded.
+
+        Nothing is computed.
+        """
+        assert self._graph is not None
+        inputs = tuple(tensor.contiguous() for tensor in batch.flatten()[0])
+        try:
+            return self._graph.recorded(inputs), inputs
+        except GraphError:
+            return None
+
+    def set_compiled(self, compiled: bool) -> None:
+        """Set whether the record is compiled; a change discards the present record."""
+        if compiled != self.compiled:
+            self.compiled = self.options["compiled"] = compiled
+            self._graph = None
 
     def _refuse(self, reason: str) -> None:
         self._refused = True

@@ -58,6 +58,7 @@ class Optim(PyroOptim):
         self.scheduler: LambdaLR | None = None
         self.learning_rate: float | Tensor = math.nan  # at the last step
         self.lr_scale = 1.0
+        self.moved = False  # whether the next step has already been taken, jointly with other fits
 
     @staticmethod
     def adopt(optim: Any) -> Optim:
@@ -129,6 +130,9 @@ class Optim(PyroOptim):
     def step(self) -> None:
         """Update the parameters by their gradients, which are clipped first if requested."""
         assert self.optimizer is not None
+        if self.moved:
+            self.moved = False
+            return
         clips = self.clip_args or "clip_norm" in self.optimizer.defaults  # in the optimizer itself: ClippedAdam
         for p in self.params.values() if clips else ():
             if p.grad is not None:

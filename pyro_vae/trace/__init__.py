@@ -17,8 +17,10 @@ A *program* is a pair of callables: a model, p(x, z), and a guide, q(z | x). The
 from pyro_vae.trace.backends import CompiledBackend, EagerBackend
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.densities import draw, log_density, replay, replay_at, trace_model_and_guide, trace_particles
+from pyro_vae.trace.graphs.batched import BatchedGraph
 from pyro_vae.trace.graphs.fx import GraphError
 from pyro_vae.trace.graphs.graph import Graph
+from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.isolation import read_only, stored_ids
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
 from pyro_vae.trace.missing import with_missing_pixels
@@ -27,7 +29,7 @@ from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.roles import Description, SiteInfo, describe, describe_traces, require_per_image
 from pyro_vae.trace.run_result import ParticleTrace
-from pyro_vae.trace.seeds import derive_seed
+from pyro_vae.trace.seeds import derive_seed, global_generator
 from pyro_vae.trace.simulation import find_image_site, find_x_elements, simulate, to_images
 from pyro_vae.trace.support import check_support, check_trace_support, find_outside_prior
 from pyro_vae.trace.terms import Terms
@@ -35,6 +37,7 @@ from pyro_vae.trace.unconstrained import UnconstrainedSpace
 
 __all__ = [
     "Batch",
+    "BatchedGraph",
     "CompiledBackend",
     "Data",
     "Description",
@@ -46,6 +49,7 @@ __all__ = [
     "ModuleRecorder",
     "ParticleTrace",
     "Program",
+    "Record",
     "SharedNoise",
     "SiteInfo",
     "Terms",
@@ -61,6 +65,7 @@ __all__ = [
     "find_image_site",
     "find_outside_prior",
     "find_x_elements",
+    "global_generator",
     "log_density",
     "read_only",
     "replay",

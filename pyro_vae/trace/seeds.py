@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
+
 _SALT = b"pyro_vae draws"
 
 
@@ -18,3 +20,10 @@ def derive_seed(seed: int | None, *purpose: str | int) -> int | None:
     words = "/".join(map(str, (seed, *purpose))).encode()
     # 63 bits: generators of torch take signed 64-bit integers.
     return int.from_bytes(hashlib.blake2b(words, key=_SALT, digest_size=8).digest(), "big") >> 1
+
+
+def global_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that torch draws from on a device where it is given none."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator

@@ -106,7 +106,9 @@ def test_rooms_import_only_allowed_rooms() -> None:
 
 def test_library_code_neither_prints_nor_seeds() -> None:
     unwanted = {"print", "pyro.set_rng_seed"}
-    assert {s: calls(s) & unwanted for s in SOURCES if s != "pyro_vae/cli.py" and calls(s) & unwanted} == {}
+    # The streams of a member are seeded as those of a run are, and the caller's put back.
+    allowed = {"pyro_vae/cli.py", "pyro_vae/infer/streams.py"}
+    assert {s: calls(s) & unwanted for s in SOURCES if s not in allowed and calls(s) & unwanted} == {}
 
 
 # Functions that unpickle or execute text. Only `--program` executes a file, the one that its user names.

@@ -30,7 +30,20 @@ MODULES = {
 }
 NAMES = (
     *("VAE", "TwoLayerVAE", "DensityModel", "CVAE", "GMVAE", "M2"),
-    *("SVI", "Fit", "Optim", "ELBO", "IWAE", "Renyi", "BetaELBO", "MeanFieldELBO", "STL", "DReG", "FreeBits"),
+    *(
+        "SVI",
+        "Fit",
+        "FitMany",
+        "Optim",
+        "ELBO",
+        "IWAE",
+        "Renyi",
+        "BetaELBO",
+        "MeanFieldELBO",
+        "STL",
+        "DReG",
+        "FreeBits",
+    ),
     *(
         "BetaTCVAE",
         "WAE",

@@ -100,3 +100,9 @@ def lift_constants(record: GraphModule) -> list[Tensor]:
         if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
             raise GraphError("a parameter has a gradient hook, which a graph would not call")
     return outside
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first[:200]}"

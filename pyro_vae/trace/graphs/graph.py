@@ -27,9 +27,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
-from pyro_vae.trace.graphs.comparison import same_results
+from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
-from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, constant_fold_masks, lift_constants
+from pyro_vae.trace.graphs.fx import (
+    GraphError,
+    Tensors,
+    compile_graph,
+    constant_fold_masks,
+    in_one_line,
+    lift_constants,
+)
 from pyro_vae.trace.graphs.leaving import refuse_host_reads
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.surroundings import Surroundings
@@ -38,8 +45,6 @@ from pyro_vae.trace.modes import ModuleRecorder
 
 _LOG = logging.getLogger("pyro_vae")
 
-# A graph has the function's operations in the same order. A compiler adds rounding errors, which long sums amplify.
-_TOLERANCE = 1e-4
 _MOST_STATES = 10  # of the surroundings; more of them mean that a value changes at every call
 
 
@@ -61,7 +66,7 @@ class Graph:
         function: Callable[..., tuple[Any, Tensors]],
         *programs: Program | Any,
         compiled: bool = True,
-        tolerance: float = _TOLERANCE,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.function = function
         self.compiled = compiled
@@ -80,7 +85,7 @@ class Graph:
             GraphError: If the function cannot be recorded.
         """
         inputs = tuple(x.contiguous() for x in inputs)  # compiled code assumes contiguous inputs
-        record = self._recorded(inputs)
+        record = self.recorded(inputs)
         with torch.no_grad():
             return record.static, record.run(*inputs, *record.read())
 
@@ -94,7 +99,7 @@ class Graph:
         # change undetected, and the graph would silently continue with the old one. Only the results reveal that, and
         # only on a batch other than the recorded one.
         inputs = tuple(x.contiguous() for x in inputs)
-        record = self._recorded(inputs)
+        record = self.recorded(inputs)
         assert self._surroundings is not None
 
         def eager(*inputs: Tensor) -> Tensors:
@@ -122,7 +127,7 @@ class Graph:
         tensors = [] if record is None else record.read()
         return key, [(id(t), t._version if t.device.type == "cpu" else 0) for t in tensors]
 
-    def _recorded(self, inputs: tuple[Tensor, ...]) -> Record:
+    def recorded(self, inputs: tuple[Tensor, ...]) -> Record:
         """Return the record for inputs of these shapes; make one if there is none or it is stale."""
         try:
             if self._surroundings is None:
@@ -179,7 +184,7 @@ class Graph:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise GraphError(f"it cannot be traced ({_in_one_line(error)})") from error
+            raise GraphError(f"it cannot be traced ({in_one_line(error)})") from error
 
     def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
         """Compile a graph and compare it with the interpreted one, because compilers have bugs."""
@@ -198,7 +203,7 @@ class Graph:
         except Exception as error:  # compilers may raise anything; run the interpreted graph
             if is_out_of_memory(error):
                 raise
-            _LOG.warning("Not compiled (%s): recorded operations run one by one.", _in_one_line(error))
+            _LOG.warning("Not compiled (%s): recorded operations run one by one.", in_one_line(error))
             return graph
         return run
 
@@ -213,8 +218,3 @@ class Graph:
 
 def _copies(tensors: tuple[Tensor, ...]) -> list[Tensor]:
     return [tensor.clone() for tensor in tensors]
-
-
-def _in_one_line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first[:200]}"
