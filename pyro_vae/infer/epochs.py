@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.trace import Batch, Data
+from pyro_vae.trace.isolation import fork_rng
 
 
 class Batches(Protocol):
@@ -51,6 +52,13 @@ class Loader:
     def __call__(self, epoch: int) -> Iterable[Data]:
         """Return the batches of an epoch, in the order of the iterable."""
         return (Batch.of(batch) for batch in self.batches)
+
+
+def first_batch(batches: Batches) -> Batch:
+    """Return the arguments of the first batch of epoch 0; random generators are restored."""
+    with fork_rng(torch.empty(0)):  # from which a shuffled loader draws
+        batch = Batch.of(next(iter(batches(0))))
+        return batch if batches.observe is None else Batch.of(batch.call(batches.observe))
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
 import pyro
-import torch
 
 from pyro_vae.errors import UserError
 from pyro_vae.infer.averaging import Average
-from pyro_vae.infer.epochs import Batches, Epoch, EpochProgress, Loader
+from pyro_vae.infer.epochs import Batches, Epoch, EpochProgress, Loader, first_batch
 from pyro_vae.infer.location import locate_errors
 from pyro_vae.infer.parameters import State, load_program_state
+from pyro_vae.infer.store import IsolatedStore
 from pyro_vae.infer.streams import numerics_versions, rng_state, set_rng_state, warn_if_versions_differ
 from pyro_vae.infer.svi import SVI
 from pyro_vae.infer.validation import Best, validate
 from pyro_vae.trace import Batch, Data
-from pyro_vae.trace.isolation import fork_rng
 
 
 class Fit:
@@ -32,7 +31,7 @@ class Fit:
     and only the first step validates the distributions.
 
     Args:
-        svi: SVI driver that takes the steps.
+        svi: Driver that takes the steps.
         batches: Iterable of training batches, e.g. a `torch.utils.data.DataLoader`, or a function of the epoch's index
             that returns one (`data.Batches`). A batch is a tensor, a tuple or list of arguments, or a `Batch`.
         epochs: Total number of epochs.
@@ -49,8 +48,8 @@ class Fit:
         NonFiniteError, OutOfMemoryError: While iterating; the message names the step.
 
     Example:
-        >>> import pyro.distributions as dist
-        >>> from pyro_vae import ELBO, Optim
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_vae import ELBO, SVI, Optim
         >>> def model(x):
         ...     loc = pyro.param("loc", torch.zeros(()))
         ...     with pyro.plate("data", len(x)):
@@ -85,7 +84,7 @@ class Fit:
         self.best = Best()
         self.rollbacks = 0  # resets to an earlier state so far
         self._progress = EpochProgress()
-        self._store: Any = {"params": {}, "constraints": {}}
+        self._store = IsolatedStore()
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run the remaining epochs."""
@@ -103,18 +102,12 @@ class Fit:
         while not self.finished:
             with self.scope():
                 record = self._end_epoch() if self._take_steps(pause) else None
-            self._publish()
+            self._store.publish()
             yield record
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> AbstractContextManager[None]:
         """Enter the param store of this fit, which is isolated from other fits."""
-        store = pyro.get_param_store()
-        with store.scope(self._store):
-            try:
-                yield
-            finally:
-                self._store.update(store.get_state())
+        return self._store.scope()
 
     @property
     def finished(self) -> bool:
@@ -148,12 +141,11 @@ class Fit:
         """Continue from a `state_dict`, including its random generators.
 
         Raises:
-            ValueError: If the state is invalid or belongs to another program, or if only one of the two fits has an
-                average.
+            ValueError: If the state is invalid or belongs to another program, or only one of the fits has an average.
         """
         try:
             with self.scope():
-                self.svi.load_state_dict(state["svi"], self._first_batch())
+                self.svi.load_state_dict(state["svi"], first_batch(self.batches))
             self.average.load_state_dict(state.get("average"), self.svi)  # absent in states of earlier versions
             self.epoch = state["epoch"]
             self._progress = EpochProgress(**state["begun"])
@@ -167,17 +159,7 @@ class Fit:
         except (KeyError, IndexError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise UserError(f"Not a valid state of a fit ({type(error).__name__}: {error}).") from error
         warn_if_versions_differ(saved_versions)
-        self._publish()
-
-    def _first_batch(self) -> Batch:
-        with fork_rng(torch.empty(0)):  # from which a shuffled loader draws
-            batch = Batch.of(next(iter(self.batches(0))))
-            return batch if self.batches.observe is None else Batch.of(batch.call(self.batches.observe))
-
-    def _publish(self) -> None:
-        store = pyro.get_param_store()
-        merged: Any = {part: values | self._store[part] for part, values in store.get_state().items()}
-        store.set_state(merged)
+        self._store.publish()
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
         """Take the remaining steps of an epoch; return whether all of them have been taken."""
@@ -211,15 +193,14 @@ class Fit:
 
     def _end_epoch(self) -> Epoch:
         """Validate at the end of an epoch and return its metrics; after the last one, set the final parameters."""
-        progress = self._progress
         started = time.perf_counter()
         with self._located():
             self.svi.raise_if_nonfinite()  # synchronizes, so that the time of all steps is counted
-        seconds = progress.seconds + time.perf_counter() - started
+        seconds = self._progress.seconds + time.perf_counter() - started
         model, guide, valid = self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
-            record = progress.finish(
+            record = self._progress.finish(
                 index=self.epoch,
                 step=self.svi.steps,
                 seconds=seconds,
@@ -234,5 +215,5 @@ class Fit:
         if self.finished:
             self.average.settle()
             if self.best.parameters is not None:  # averages, if the fit keeps them
-                load_program_state(model, guide, self.best.parameters, self._first_batch())
+                load_program_state(model, guide, self.best.parameters, first_batch(self.batches))
         return record

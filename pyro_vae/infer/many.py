@@ -29,11 +29,11 @@ class FitMany:
 
     Members may differ in data, learning rate, the weight of `BetaELBO`, and other hyperparameters that are tensors or
     belong to the optimizer. They share their steps if their programs issue the same operations on tensors of the same
-    shapes and draw only uniform, normal, exponential and Bernoulli noise. Otherwise the log says why, and they run one
-    after the other. Each member takes by itself the steps that a solo fit does not replay, e.g. the first one and a
+    shapes and draw only uniform, normal, exponential and Bernoulli noise. Otherwise they run in sequence, and the
+    reason is logged. Each member takes by itself the steps that a solo fit does not replay, e.g. the first one and a
     smaller last batch.
 
-    A member with a loss or gradient that is not finite stays at the weights before that step, with a warning, and takes
+    A member with a non-finite loss or gradient stays at the weights before that step, with a warning, and takes
     no further steps, like one that has stopped early. The global param store is not changed; use `entered` to evaluate
     programs that call `pyro.param`. `Epoch.seconds` is the member's share of the time of all.
 
@@ -53,10 +53,8 @@ class FitMany:
         OutOfMemoryError: While iterating.
 
     Example:
-        >>> import pyro
-        >>> import pyro.distributions as dist
-        >>> import torch
-        >>> from pyro_vae import ELBO, SVI, Optim
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_vae import ELBO, SVI, Fit, Optim
         >>> def make(seed):
         ...     def model(x):
         ...         loc = pyro.param("loc", torch.randn(()))
@@ -73,13 +71,13 @@ class FitMany:
     def __init__(self, make: Callable[[int], Fit], seeds: Iterable[int]) -> None:
         seeds = list(seeds)
         if not seeds or len(set(seeds)) < len(seeds):
-            raise UserError(f"Each fit needs a seed of its own: there are {len(seeds)}, {len(set(seeds))} different.")
+            raise UserError(f"Each fit needs a different seed: there are {len(seeds)}, {len(set(seeds))} different.")
         with restored_streams():
             self._members = {seed: Member(make, seed) for seed in seeds}
         self.fits = {seed: member.fit for seed, member in self._members.items()}
         parts = [part for fit in self.fits.values() for part in (fit, fit.svi, fit.svi.optim, fit.svi.objective)]
         if len(set(map(id, parts))) < len(parts):
-            raise UserError("make has to build a Fit, an SVI, an optimizer and an objective of its own for each seed.")
+            raise UserError("make must build a new Fit, SVI, optimizer and objective for each seed.")
         self._shared = SharedStep(list(self._members.values()))
 
     def __iter__(self) -> Iterator[dict[int, Epoch]]:
@@ -116,7 +114,7 @@ class FitMany:
         return [m for m in self._members.values() if m.error is None and not m.fit.finished]
 
     def _run_epoch(self, members: list[Member]) -> dict[int, Epoch]:
-        """Run an epoch of some members; return the `Epoch`s of those whose steps were finite."""
+        """Run an epoch of some members; return the `Epoch`s of those that did not fail."""
         try:
             self._take_steps(members)
         finally:

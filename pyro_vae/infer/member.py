@@ -33,9 +33,7 @@ class Member:
         with self.streams.in_place(), pyro.get_param_store().scope():
             self.fit = make(seed)
         if not isinstance(self.fit, Fit):
-            raise TypeError(
-                f"make({seed}) has to return a Fit, and returns an object of type {type(self.fit).__name__}."
-            )
+            raise TypeError(f"make({seed}) must return a Fit, not an object of type {type(self.fit).__name__}.")
         self.error: NonFiniteError | None = None
         self.batch: Batch | None = None  # of the next step; None at the end of an epoch
         self.record: Record | None = None  # of the next step, where that may be taken by one
@@ -76,11 +74,11 @@ class Member:
                 self.error = error
 
     def end_epoch(self) -> Epoch | None:
-        """Finish an epoch whose steps have been taken; return None if one was not finite."""
+        """Finish an epoch whose steps have been taken; return None if one was non-finite."""
         with self.entered():
             try:
                 return self.fit._end_epoch()
-            except NonFiniteError as error:  # of a device that has only now been waited for
+            except NonFiniteError as error:  # of a device that is synchronized only now
                 self.error = error
                 return None
 

@@ -81,7 +81,7 @@ class SharedStep:
         step_together(steps)
 
     def release(self) -> None:
-        """Give each member tensors with memory of their own, as at the end of an epoch."""
+        """Give the tensors of each member their own memory, as at the end of an epoch."""
         self._away.clear()
         for member in self._members:  # after an error, a result left over would be used for another step
             member.fit.svi.optim.moved = False

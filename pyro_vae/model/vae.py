@@ -23,6 +23,7 @@ class VAE(nn.Module):
         posterior: Module; ``posterior(x)`` returns q(z|x), event shape (D,).
 
     Example:
+        >>> import pyro
         >>> from functools import partial
         >>> from pyro_vae import data, likelihoods, nets, posteriors, priors
         >>> images = data.load("digits").observed("dynamic")

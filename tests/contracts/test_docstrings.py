@@ -32,8 +32,13 @@ SHOWN = {
 
 
 def examples(path: Path) -> list[doctest.DocTest]:
+    """Return the examples of a module; each may use the documented object, and imports everything else."""
     module = importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
-    return [test for test in doctest.DocTestFinder().find(module, globs=vars(module).copy()) if test.examples]
+    tests = [test for test in doctest.DocTestFinder().find(module, globs={}) if test.examples]
+    for test in tests:
+        name = test.name.removeprefix(f"{module.__name__}.")
+        test.globs[name] = getattr(module, name)
+    return tests
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -1,4 +1,4 @@
-"""Several fits at a time: each has the numbers of its solo run, whether the steps are shared or cannot be."""
+"""Several fits at a time: each matches its solo run, whether or not the steps can be shared."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def check_against_solo(many: FitMany, epochs: list[dict[int, Epoch]], make: Make
 
 
 @pytest.mark.parametrize("make", [plain, rates_and_averages, beta, importance, batch_norm, constrained, images])
-def test_every_member_has_the_numbers_of_its_solo_run(make: Make, shared_steps: list[int]) -> None:
+def test_members_match_their_solo_runs(make: Make, shared_steps: list[int]) -> None:
     """To 1e-10 after 25 steps of which those are shared that a record takes and does not compare."""
     many = FitMany(make, SEEDS)
     epochs = list(many)
@@ -193,8 +193,11 @@ def test_every_member_has_the_numbers_of_its_solo_run(make: Make, shared_steps: 
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("graph", ["recorded", pytest.param("compiled", marks=pytest.mark.slow)])
-def test_steps_in_float32(graph: str, shared_steps: list[int], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["recorded", "compiled"])
+def test_float32_members_match_their_solo_runs(
+    graph: str, shared_steps: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     torch.set_default_dtype(torch.float32)
     many = FitMany(lambda seed: fit_of(small_vae(), graph=graph), SEEDS)
     epochs = list(many)
@@ -212,7 +215,7 @@ def test_steps_in_float32(graph: str, shared_steps: list[int], caplog: pytest.Lo
         (lambda seed: fit_of(small_vae(), graph=None), "execution is None"),
     ],
 )
-def test_what_cannot_be_shared_runs_one_after_the_other(
+def test_fits_that_cannot_share_steps_run_in_sequence(
     make: Make, reason: str, shared_steps: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     many = FitMany(make, SEEDS)
@@ -228,7 +231,7 @@ def test_what_cannot_be_shared_runs_one_after_the_other(
 
 
 @pytest.mark.parametrize("graph", ["recorded", None])
-def test_a_member_that_is_not_finite_stays_where_it_was(graph: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_non_finite_member_is_frozen(graph: str | None, caplog: pytest.LogCaptureFixture) -> None:
     batches = {seed: Multiplied() for seed in SEEDS}
 
     def make(seed: int) -> Fit:
@@ -252,7 +255,7 @@ def test_a_member_that_is_not_finite_stays_where_it_was(graph: str | None, caplo
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-def test_where_no_member_is_left_the_first_error_is_raised() -> None:
+def test_first_error_is_raised_if_every_member_fails() -> None:
     def make(seed: int) -> Fit:
         batches = Multiplied()
         batches.factor.fill_(torch.nan)
@@ -262,7 +265,7 @@ def test_where_no_member_is_left_the_first_error_is_raised() -> None:
         list(FitMany(make, SEEDS))
 
 
-def test_members_stop_early_by_themselves(shared_steps: list[int]) -> None:
+def test_members_stop_early_independently(shared_steps: list[int]) -> None:
     """Two of three stop after some epochs: first a place is computed in vain, then the graph is made anew."""
 
     def make(seed: int) -> Fit:
@@ -276,7 +279,8 @@ def test_members_stop_early_by_themselves(shared_steps: list[int]) -> None:
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-def test_a_tensor_that_is_exchanged_between_steps_is_read_anew(shared_steps: list[int]) -> None:
+@pytest.mark.slow
+def test_replaced_tensors_are_read_again(shared_steps: list[int]) -> None:
     class Weighted(Uneven):
         """Gives the program other weights with each batch."""
 
@@ -315,7 +319,8 @@ def test_a_tensor_that_is_exchanged_between_steps_is_read_anew(shared_steps: lis
     check_against_solo(many, epochs, make, 1e-10, 1e-10)
 
 
-def test_a_solo_fit_continues_a_member_and_the_other_way_round() -> None:
+@pytest.mark.slow
+def test_states_of_members_and_solo_fits_are_interchangeable() -> None:
     make = images
     many = FitMany(make, SEEDS)
     for _ in islice(many, 2):
@@ -343,7 +348,7 @@ def test_a_solo_fit_continues_a_member_and_the_other_way_round() -> None:
     check_against_solo(again, list(again), continued, 1e-10, 1e-10)
 
 
-def test_members_leave_their_tensors_streams_and_store_alone() -> None:
+def test_global_state_is_unchanged_between_epochs() -> None:
     pyro.param("mine", torch.ones(2))
     np.random.normal()  # leaves one half of a pair
     before = random.getstate(), repr(np.random.get_state()), torch.get_rng_state()
@@ -357,7 +362,7 @@ def test_members_leave_their_tensors_streams_and_store_alone() -> None:
     assert list(pyro.get_param_store()) == ["mine"]
 
 
-def test_streams_of_their_own() -> None:
+def test_own_streams_match_a_seeded_process() -> None:
     def draw() -> tuple[float, ...]:
         small, large = float(torch.randn(3).sum()), float(torch.randn(17).sum())
         return np.random.normal(), np.random.rand(), random.random(), random.gauss(0, 1), small, large
@@ -376,11 +381,11 @@ def test_streams_of_their_own() -> None:
     assert found == expected
 
 
-def test_what_is_no_set_of_fits_is_refused() -> None:
+def test_invalid_members_are_rejected() -> None:
     fit = plain(0)
     with pytest.raises(ValueError, match="of its own"):
         FitMany(lambda seed: fit, SEEDS)
-    with pytest.raises(ValueError, match="a seed of its own"):
+    with pytest.raises(ValueError, match="a different seed"):
         FitMany(plain, [1, 1])
     with pytest.raises(TypeError, match="return a Fit"):
         FitMany(lambda seed: None, SEEDS)  # type: ignore[arg-type, return-value]

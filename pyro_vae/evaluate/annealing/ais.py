@@ -154,6 +154,7 @@ def ais(
         From the prior, where p(x) = N(x; 0, 2 I) is 1 / (4 pi):
 
         >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_vae.evaluate import AISConfig
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -87,7 +87,8 @@ def impute(
     Example:
         A model of two equal pixels, up to noise of scale 0.1, and an image with one of them missing:
 
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_vae.evaluate import AISConfig
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))

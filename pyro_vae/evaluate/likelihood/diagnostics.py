@@ -50,6 +50,7 @@ def psis(log_w: np.ndarray) -> PSISResult:
     Example:
         Weights with a Pareto tail of index 1/4, whose mean is 4/3:
 
+        >>> import numpy as np
         >>> weights = 1 + np.random.default_rng(0).pareto(4.0, size=(10_000, 1))
         >>> result = psis(np.log(weights))
         >>> print(f"k-hat {result.khat[0]:.2f}, mean {np.exp(result.log_mean[0]):.2f}")

@@ -134,7 +134,7 @@ def score(
     Example:
         With the exact posterior as the guide, every weight is p(x) = N(x; 0, 2 I), here 1 / (4 pi):
 
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

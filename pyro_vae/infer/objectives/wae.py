@@ -48,6 +48,7 @@ def mmd(a: Tensor, b: Tensor) -> Tensor:
     Example:
         Samples of one distribution, and of two that are one unit apart:
 
+        >>> import torch
         >>> a, b = torch.randn(2, 1000, 1)
         >>> print(f"{mmd(a, b).abs():.2f}, {mmd(a, b + 1):.2f}")
         0.00, 0.78

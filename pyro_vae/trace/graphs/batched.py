@@ -1,8 +1,7 @@
 r"""Several records with the same operations as one batched graph.
 
-A record is a function of tensors, so S records with the same code and tensors of equal shapes are that function under
-`torch.func.vmap`. The noise of each record is an input and is drawn in its order from its own generator, so it has the
-values that the record would have drawn.
+S records with the same code and tensors of equal shapes are one function under `torch.func.vmap`. The noise of each is
+an input, drawn in the order of the record from the generator of that record.
 """
 
 from __future__ import annotations

@@ -101,13 +101,13 @@ def _lift(graph: Graph, node: Node) -> Noise:
         fresh, *rest = node.args
         method, numbers = _IN_PLACE[target], tuple(rest)
         if not isinstance(fresh, Node) or fresh.target not in _FRESH or len(fresh.users) > 1:
-            raise GraphError(f"it draws into a tensor that has other uses ({target})")
+            raise GraphError(f"it draws into a tensor with other uses ({target})")
     elif target is _aten.bernoulli.default:  # True where a uniform number is below the probability
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     else:
-        raise GraphError(f"it draws by {target}, whose noise is no input of its own")
+        raise GraphError(f"it draws by {target}, whose noise depends on computed values")
     if node.kwargs.get("generator") is not None or not value.is_contiguous():
-        raise GraphError(f"it draws by {target} from a generator or into a layout of its own")
+        raise GraphError(f"it draws by {target} from its own generator or into a non-contiguous tensor")
     drawn = _new_input(graph, node)
     if target is _aten.bernoulli.default:
         with graph.inserting_before(node):

@@ -49,7 +49,7 @@ class Stack:
         self._pointers = {slot: tensor.data_ptr() for slot, tensor in tensors.items()}
 
     def refresh(self, tensors: Mapping[int, Tensor]) -> bool:
-        """Read the current tensors; return False if they have to be stacked anew."""
+        """Read the current tensors; return False if they must be stacked again."""
         for slot, tensor in tensors.items():
             if tensor is not self._held[slot] or tensor.data_ptr() != self._pointers[slot]:
                 if self.written or self.shared or tensor.requires_grad:
