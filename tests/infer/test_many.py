@@ -184,7 +184,10 @@ def check_against_solo(many: FitMany, epochs: list[dict[int, Epoch]], make: Make
         torch.testing.assert_close(values(many.fits[seed]), values(fit), rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("make", [plain, rates_and_averages, beta, importance, batch_norm, constrained, images])
+LONG = pytest.param(importance, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("make", [plain, rates_and_averages, beta, LONG, batch_norm, constrained, images])
 def test_members_match_their_solo_runs(make: Make, shared_steps: list[int]) -> None:
     """To 1e-10 after 25 steps of which those are shared that a record takes and does not compare."""
     many = FitMany(make, SEEDS)
@@ -383,7 +386,7 @@ def test_own_streams_match_a_seeded_process() -> None:
 
 def test_invalid_members_are_rejected() -> None:
     fit = plain(0)
-    with pytest.raises(ValueError, match="of its own"):
+    with pytest.raises(ValueError, match="must build a new Fit"):
         FitMany(lambda seed: fit, SEEDS)
     with pytest.raises(ValueError, match="a different seed"):
         FitMany(plain, [1, 1])
