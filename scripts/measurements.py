@@ -10,6 +10,7 @@ import torch
 import tyro
 from baselines import decoder_layers, encoder_layers, handwritten, handwritten_scores, stock
 from contenders import CHAINS, annealing, as_json, batches_of, fed, fit_for_a_while, full_batches, ours
+from many_fits import epochs_of_fits, few_images, times_per_fit
 from timing import Contender, Timing, race
 
 from pyro_vae import config, data
@@ -29,8 +30,9 @@ class MeasurementFlags:
     """Measurements, their sizes and their duration.
 
     Args:
-        measure: Measurements to make: one or more of steps, scores, growth and precision.
+        measure: Measurements to make: one or more of steps, scores, growth, precision and many.
         batch_sizes: Numbers of images per training step.
+        many_fits: Numbers of fits that share their steps.
         num_particles: Numbers of particles per image in training.
         num_samples: Number of particles per image in importance sampling.
         blocks: Number of timed blocks of each contender.
@@ -38,8 +40,9 @@ class MeasurementFlags:
     """
 
     measure: Annotated[
-        tuple[Literal["steps", "scores", "growth", "precision"], ...], tyro.conf.arg(metavar="NAME ...")
-    ] = ("steps", "scores", "growth", "precision")
+        tuple[Literal["steps", "scores", "growth", "precision", "many"], ...], tyro.conf.arg(metavar="NAME ...")
+    ] = ("steps", "scores", "growth", "precision", "many")
+    many_fits: Counts = (1, 8, 32)
     batch_sizes: Counts = (20, 100, 512)
     num_particles: Counts = (1, 50)
     num_samples: config.Count = 1000
@@ -185,6 +188,16 @@ class Bench:
                 f"{float(change.mean()):+11.5f} nats on average, {float(change.abs().max()):.5f} at most"
             )
         return report
+
+    def many(self) -> list[dict[str, Any]]:
+        """Time a step of each of several fits that share their steps, and of one fit by itself."""
+        images = few_images(self.images)
+        cases = []
+        for batch_size in self.flags.batch_sizes[:2]:
+            settings = replace(self.settings, batch_size=batch_size)
+            timings = self.race(epochs_of_fits(settings, images, self.flags.many_fits), batches_of(settings, images))
+            cases += times_per_fit(settings, images, timings)
+        return cases
 
     def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
         """Time interleaved blocks of the contenders; ratios are relative to the last one."""

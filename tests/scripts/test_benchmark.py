@@ -21,3 +21,14 @@ def test_benchmark_compares_every_contender(tmp_path: Path) -> None:
         # A lower bound on the time of a step, however small the machine's share of it.
         assert timing["seconds"] > case["floor_seconds"] > 0
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
+
+
+@pytest.mark.slow  # compiles twice
+def test_benchmark_of_many_fits_is_relative_to_one(tmp_path: Path) -> None:
+    small = ["--hidden-dim", 10, "--blocks", 2, "--seconds", 0.01, "--batch-sizes", 100, "--many-fits", 2]
+    result = script("benchmark", "--measure", "many", *small, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    two, one = json.loads((tmp_path / "benchmark.json").read_text())["many"]
+    assert (two["fits"], one["fits"]) == ("2 in FitMany", "1 by itself")
+    assert one["ratio"] == 1.0
+    assert two["ratio"] > 0

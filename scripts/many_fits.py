@@ -1,0 +1,65 @@
+"""Timing of several fits that share their steps, against one compiled fit by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from baselines import STEPS
+from contenders import batches_of
+from timing import Contender, Timing
+
+from pyro_vae import config, data
+from pyro_vae.config import programs
+from pyro_vae.infer import ELBO, SVI, Fit, FitMany, Optim, schedules
+
+_NUM_IMAGES = 4000  # of an epoch
+
+
+def few_images(images: data.Observed) -> data.Observed:
+    """Return the data with short epochs."""
+    pixels = images.pixels
+    return replace(images, pixels=pixels.take("train", min(_NUM_IMAGES, len(pixels.train))))
+
+
+def epochs_of_fits(settings: config.Config, images: data.Observed, counts: Sequence[int]) -> dict[str, Contender]:
+    """Return contenders whose step is one epoch: a `FitMany` of each count, and last a single compiled `Fit`.
+
+    Args:
+        settings: Configuration of the program and its training steps.
+        images: Images of an epoch.
+        counts: Numbers of fits.
+    """
+
+    def make(seed: int) -> Fit:
+        program: Any = programs.build(settings, images.pixels)
+        schedule = schedules.per_step(schedules.cosine, STEPS)
+        optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
+        svi = SVI(program.model, program.guide, optim, ELBO(settings.num_particles), execution="compiled")
+        return Fit(svi, batches_of(settings, images), STEPS)
+
+    fits: dict[str, Iterator[Any]] = {f"{count} in FitMany": iter(FitMany(make, range(count))) for count in counts}
+    fits["1 by itself"] = iter(make(0))
+    return {name: Contender(partial(_next_epoch, epochs)) for name, epochs in fits.items()}
+
+
+def _next_epoch(epochs: Iterator[Any], _: Any) -> object:
+    return next(epochs)
+
+
+def times_per_fit(
+    settings: config.Config, images: data.Observed, timings: Mapping[str, Timing]
+) -> list[dict[str, Any]]:
+    """Print and return the time of a step per fit, given those of the epochs of `epochs_of_fits`."""
+    steps = settings.steps_per_epoch(len(images.pixels.train))
+    print(f"\nbatch {settings.batch_size}, time per fit and step, in epochs of {steps} steps")
+    cases = []
+    for name, timing in timings.items():
+        count = int(name.split()[0])
+        seconds, ratio = timing.seconds / count / steps, timing.ratio / count
+        print(f"  {name:30}{seconds * 1e3:9.2f} ms{ratio:8.2f}x")
+        cases.append({"batch_size": settings.batch_size, "fits": name, "seconds": seconds, "ratio": ratio})
+    return cases
