@@ -43,13 +43,18 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
     return {name: timing._asdict() for name, timing in timings.items()}
 
 
-def ours(settings: config.Config, images: data.Observed, batches: data.Batches, graph: str | None) -> Contender:
-    """Return the training step of scripts/fit.py in an execution mode: ``compiled``, ``recorded`` or None."""
+def driver(settings: config.Config, images: data.Observed, execution: str | None) -> SVI:
+    """Return the driver of scripts/fit.py for a new program; `execution` is ``compiled``, ``recorded`` or None."""
     program = programs.build(settings, images.pixels)
     schedule = schedules.per_step(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
-    svi = SVI(program.model, program.guide, optim, objective, execution=graph, precision=settings.precision)
+    return SVI(program.model, program.guide, optim, objective, execution=execution, precision=settings.precision)
+
+
+def ours(settings: config.Config, images: data.Observed, batches: data.Batches, execution: str | None) -> Contender:
+    """Return the training step of scripts/fit.py; see `driver`."""
+    svi = driver(settings, images, execution)
     return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
 
 

@@ -7,14 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from baselines import STEPS
-from contenders import batches_of
+from contenders import batches_of, driver
 from timing import Contender, Timing
 
 from pyro_vae import config, data
-from pyro_vae.config import programs
-from pyro_vae.infer import ELBO, SVI, Fit, FitMany, Optim, schedules
+from pyro_vae.infer import Fit, FitMany
 
 _NUM_IMAGES = 20_000  # of an epoch; shorter ones would mostly time its start and end
 
@@ -35,11 +33,7 @@ def epochs_of_fits(settings: config.Config, images: data.Observed, counts: Seque
     """
 
     def make(seed: int) -> Fit:
-        program: Any = programs.build(settings, images.pixels)
-        schedule = schedules.per_step(schedules.cosine, STEPS)
-        optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
-        svi = SVI(program.model, program.guide, optim, ELBO(settings.num_particles), execution="compiled")
-        return Fit(svi, batches_of(settings, images), STEPS)
+        return Fit(driver(settings, images, "compiled"), batches_of(settings, images), STEPS)
 
     fits: dict[str, Iterator[Any]] = {f"{count} in FitMany": iter(FitMany(make, range(count))) for count in counts}
     fits["1 by itself"] = iter(make(0))

@@ -79,24 +79,12 @@ class StreamedBatches(Batches):
     device computes.
 
     Args:
-        pixels: Training images, uint8, shape (N, *pixels), on the host.
-        batch_size: Number B of images per batch.
-        seed: Random seed of the order.
-        observe: Function that converts pixels on the device to the values observed by the program.
-        labels: Labels of the images, shape (N, ...), or None.
+        *args: Arguments of `Batches`; `pixels` and `labels` are on the host, and `observe` runs on the device.
         device: Device of the program.
     """
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        batch_size: int,
-        seed: int,
-        observe: Callable[[Tensor], Tensor],
-        labels: Tensor | None,
-        device: torch.device,
-    ) -> None:
-        super().__init__(pixels, batch_size, seed, observe, labels)
+    def __init__(self, *args: Any, device: torch.device) -> None:
+        super().__init__(*args)
         self.device = device
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:

@@ -149,7 +149,7 @@ class Observed:
         pixels = self.pixels.train
         if self.device is None or self.device == pixels.device:
             return Batches(pixels, batch_size, seed, self.observe, labels)
-        return StreamedBatches(pixels, batch_size, seed, self.observe, labels, self.device)
+        return StreamedBatches(pixels, batch_size, seed, self.observe, labels, device=self.device)
 
     def _placed(self, pixels: Tensor) -> Tensor:
         return pixels if self.device is None else pixels.to(self.device, non_blocking=True)

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from pyro_vae import memory
 from pyro_vae.errors import DataError
 
 # A private writable mapping counts against the memory, and fails if it is larger than that, unless this flag is set.
@@ -142,9 +143,9 @@ def _open(archive: zipfile.ZipFile, path: Path, name: str) -> IO[bytes]:
 def _moderate(file: IO[bytes], what: str) -> Header:
     """Read a header, and check that the array takes at most half of the memory."""
     header = read_header(file, what)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if header.size > memory // 2:
-        raise DataError(f"{what} takes {header.size / 2**30:.1f} GiB, but the memory is {memory / 2**30:.1f} GiB.")
+    total = memory.total()
+    if total is not None and header.size > total // 2:
+        raise DataError(f"{what} takes {header.size / 2**30:.1f} GiB, but the memory is {total / 2**30:.1f} GiB.")
     return header
 
 

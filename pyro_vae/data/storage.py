@@ -20,15 +20,14 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     that the operating system may write it out when memory is short. If the file system has no room for it, or cannot
     reserve room, the tensor is in memory.
     """
-    result = like.new_empty(0)
-    num_bytes = result.element_size() * torch.Size(shape).numel()
-    if result.device.type != "cpu" or num_bytes <= _LARGE:
+    size = torch.Size(shape).numel()
+    num_bytes = size * like.element_size()
+    if like.device.type != "cpu" or num_bytes <= _LARGE:
         return like.new_empty(shape)
     try:
         with tempfile.NamedTemporaryFile(prefix="pyro_vae-") as file:
             # Reserve the room now: writing to a mapped file on a full disk would kill the process (SIGBUS).
             os.posix_fallocate(file.fileno(), 0, num_bytes)
-            size = torch.Size(shape).numel()
             return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(tuple(shape))
     except (OSError, AttributeError):  # posix_fallocate is missing on macOS and Windows
         return like.new_empty(shape)

@@ -28,7 +28,7 @@ class SharedStep:
         self.refused = False
         self._members = list(members)
         self._graph: BatchedGraph | None = None
-        self._placed: list[Member] = []  # in the graph, each at its position
+        self._positions: dict[Member, int] = {}  # of the members in the graph
         self._away: set[Member] = set()
         self._built = 0
         steps = [member.fit.svi.recorded for member in members]
@@ -64,7 +64,7 @@ class SharedStep:
         try:
             with PRECISIONS[members[0].fit.svi.precision]():
                 graph = self._graph_of(members)
-                inputs = {self._placed.index(member): member.inputs for member in members}
+                inputs = {self._positions[member]: member.inputs for member in members}
                 if compares:
                     graph.check(inputs)
                     return
@@ -92,12 +92,11 @@ class SharedStep:
 
     def _graph_of(self, members: Sequence[Member]) -> BatchedGraph:
         """Return the graph that contains the members; build one if there is none."""
-        places = {id(member): position for position, member in enumerate(self._placed)}
         stands = (
             self._graph is not None
-            and all(id(m) in places and self._graph.records[places[id(m)]] is m.record for m in members)
+            and all(m in self._positions and self._graph.records[self._positions[m]] is m.record for m in members)
             and not any(m in self._away for m in members)
-            and 2 * len(members) > len(self._placed)  # or it would mostly compute what nobody reads
+            and 2 * len(members) > len(self._positions)  # or it would mostly compute what nobody reads
         )
         if not stands:
             self.release()
@@ -105,11 +104,11 @@ class SharedStep:
             self._built += 1
             if self._built > _MOST_GRAPHS:
                 raise GraphError("the programs change too often")
-            self._graph, self._placed = self._build(members), list(members)
+            self._graph = self._build(members)
+            self._positions = {member: position for position, member in enumerate(members)}
         assert self._graph is not None
-        present = set(members)
-        for position, member in enumerate(self._placed):
-            if member not in present and member not in self._away:
+        for member, position in self._positions.items():
+            if member not in members and member not in self._away:
                 self._graph.leave(position)
                 self._away.add(member)
         return self._graph

@@ -55,9 +55,9 @@ def test_large_splits_are_the_same_in_a_temporary_file(
 def streamed(run: Run) -> StreamedBatches:
     batches = run.batches()
     pixels = run.images.pixels.train
-    return StreamedBatches(
-        pixels, batches.batch_size, batches.seed, run.images.observe, batches.labels, run.images.device or pixels.device
-    )
+    device = run.images.device or pixels.device
+    arguments = (pixels, batches.batch_size, batches.seed, run.images.observe, batches.labels)
+    return StreamedBatches(*arguments, device=device)
 
 
 @pytest.mark.parametrize(
