@@ -103,8 +103,7 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values, by field."""
-        values = asdict(self) | {"data_root": str(self.data_root), "splits": list(self.splits)}
-        return {name: values[name] for name in asdict(self)}
+        return asdict(self) | {"data_root": str(self.data_root), "splits": list(self.splits)}
 
 
 def from_groups(
