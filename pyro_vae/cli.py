@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
+from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory, with_notes
 from pyro_vae.text import printable
 
 # A signal received this long after the first one ends the process at once, without waiting for the training step.
@@ -36,7 +36,7 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         _exit_on_signal(signal.SIGINT, None)
     except (NonFiniteError, OutOfMemoryError) as error:
-        _exit(1, " ".join([str(error), *getattr(error, "__notes__", [])]))
+        _exit(1, with_notes(error))
     except MemoryError as error:
         _exit(1, f"out of memory ({error})")
     except (UserError, CheckpointError) as error:

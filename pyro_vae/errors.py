@@ -38,3 +38,8 @@ class OutOfMemoryError(MemoryError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether torch failed to allocate memory, on a device or (by its CPU allocator) on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def with_notes(error: BaseException) -> str:
+    """Return the message of an error followed by its notes."""
+    return " ".join([str(error), *getattr(error, "__notes__", [])])

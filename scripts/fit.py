@@ -3,6 +3,7 @@
     python scripts/fit.py                                             the bundled digits, about a minute
     python scripts/fit.py --data mnist --data-root DIR --epochs 20    MNIST
     python scripts/fit.py --prior mixture --objective iwae --num-particles 5
+    python scripts/fit.py --seeds 8                                   eight seeds at once
     python scripts/fit.py --program my_program.py:factory             your own program
 
 The run folder, --out, contains config.json, metrics.jsonl, checkpoints, summary.json, scores.nc and figures.
@@ -10,21 +11,24 @@ The run folder, --out, contains config.json, metrics.jsonl, checkpoints, summary
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyro
 import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data
-from pyro_vae.config import components, programs
+from pyro_vae.config import programs
 from pyro_vae.errors import UserError
-from pyro_vae.infer import SVI, Epoch, Fit, Optim, schedules
+from pyro_vae.evaluate import Scores
+from pyro_vae.infer import Epoch, Fit, FitMany
 from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
 from pyro_vae.report import curves
-from pyro_vae.runs import RunFolder, fit_in_folder, prepare
+from pyro_vae.runs import Run, RunFolder, fit_in_folder, fit_many_in_folders, load_images, make_fit, prepare
 from pyro_vae.runs.summary import write_summary
 from pyro_vae.trace import Batch, check_support
 
@@ -39,12 +43,15 @@ class OutputFlags:
         resume: Continue the run in --out from its newest valid checkpoint.
         overwrite: Replace the run in --out.
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
+        seeds: Number of runs, with consecutive seeds from --seed on, which are fitted together. The run of the first
+            seed is written to --out, and that of another seed S to <out>-seedS.
     """
 
     out: config.OptionalDirPath = None
     resume: bool = False
     overwrite: bool = False
     checkpoint_seconds: float = 60.0
+    seeds: config.Count = 1
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -57,89 +64,120 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Fit and score one program, or resume its fit."""
+    """Fit and score a program with one or several seeds, or resume its fits."""
     output = arguments.output
     if not output.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds is {output.checkpoint_seconds}; it must be 0 or more.")
     if output.resume and output.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it; give only one of them.")
-    settings = arguments.config.resolve()
-    folder = RunFolder(output.out or Path("runs") / programs.run_name(settings))
-    if output.resume and folder.finished:
-        folder.check_config_matches(settings.to_json())
-        print(f"{folder.path} is finished; nothing to resume.")
+    if output.seeds < 1:
+        raise UserError(f"--seeds is {output.seeds}; it must be at least 1.")
+    first = arguments.config.resolve()
+    configs = {seed: replace(first, seed=seed) for seed in range(first.seed, first.seed + output.seeds)}
+    path = output.out or Path("runs") / programs.run_name(first)
+    folders = {seed: RunFolder(seed_path(path, seed, first.seed)) for seed in configs}
+    if output.resume:
+        for seed in [seed for seed in configs if folders[seed].finished]:
+            folders[seed].check_config_matches(configs.pop(seed).to_json())
+            print(f"{folders[seed].path} is finished; nothing to resume.")
+    if not configs:
         return
 
-    # Data and program.
-    pyro.set_rng_seed(settings.seed)
-    run = prepare(settings)
-    if settings.data not in data.DATASETS:
-        binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
-        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
-    settings = run.config  # with the fields that the data determine
-    batches, valid, test = run.batches(), run.observed("valid"), run.observed("test")
-    program = run.program
-    check_support(program.model, program.guide, Batch.of(test)[:100])
-    rehearse(program, test, density=run.density)  # report errors of the evaluation before training
+    # Data, programs and fits.
+    images = load_images(first)
+    runs: dict[int, Run] = {}
 
-    # Optimizer and objective.
-    assert settings.epochs is not None
-    assert settings.num_samples is not None
-    total_steps = settings.epochs * settings.steps_per_epoch(batches.num_images)
-    schedule = schedules.per_step(schedules.SCHEDULES[settings.schedule], total_steps)
-    optimizer, options = components.OPTIMIZERS[settings.optimizer]
-    optim = Optim(optimizer, {"lr": settings.learning_rate, **options}, schedule)
-    objective = programs.build_objective(settings, batches.num_images)
-    fit = Fit(
-        SVI(program.model, program.guide, optim, objective, execution=run.execution, precision=settings.precision),
-        batches,
-        settings.epochs,
-        valid=valid,
-        patience=settings.patience,
-        seed=settings.seed,
-        ema=settings.ema,
-    )
+    def make(seed: int) -> Fit:
+        runs[seed] = prepare(configs[seed], images)
+        if len(runs) == 1:
+            check(runs[seed])
+        return make_fit(runs[seed])
 
-    # Training. The folder is created only now, so that a run that cannot start does not leave one.
-    folder.create(settings.to_json(), resume=output.resume, overwrite=output.overwrite)
+    pyro.set_rng_seed(first.seed)
+    fit = FitMany(make, configs) if output.seeds > 1 else make(first.seed)
+
+    # Training. The folders are created only now, so that runs that cannot start do not leave one.
+    for seed, run in runs.items():
+        folders[seed].create(run.config.to_json(), resume=output.resume, overwrite=output.overwrite)
     with cli.deferred_signals() as stop:
-        show(
-            fit_in_folder(fit, folder, settings, every_seconds=output.checkpoint_seconds, should_stop=stop),
-            settings.epochs,
-        )
+        train(fit, runs, folders, every_seconds=output.checkpoint_seconds, should_stop=stop)
 
     # Scores and report.
-    scores, numbers = measure_scores(
-        program,
-        test,
-        settings.num_samples,
-        density=run.density,
-        seed=settings.seed,
-        compiled=run.execution == "compiled",
-        level_bits=run.images.level_bits,
-    )
-    write_scores(folder, program, test, scores, settings.seed, run.images.pixels.columns)
+    fits, errors = (fit.fits, fit.errors) if isinstance(fit, FitMany) else ({first.seed: fit}, {})
+    scored = {folders[seed]: score(runs[seed], fits[seed], folders[seed]) for seed in runs if seed not in errors}
+    numbers = {folder.path.name: numbers for folder, (_, numbers) in scored.items()}
+    print(scores_table(numbers, {folder.path.name: scores for folder, (scores, _) in scored.items()}))
+    print_spread(list(numbers.values()))
+    print(f"\nwritten to {', '.join(str(folder.path) for folder in scored)}")
+    if errors:
+        raise next(iter(errors.values()))
+    if first.data == "digits":
+        print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+
+
+def seed_path(path: Path, seed: int, first: int) -> Path:
+    """Return the path of the run of a seed, given that of the first seed."""
+    return path if seed == first else path.with_name(f"{path.name}-seed{seed}")
+
+
+def check(run: Run) -> None:
+    """Describe your own data, and report errors of the program and its evaluation before training."""
+    if run.config.data not in data.DATASETS:
+        binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
+        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
+    test = run.observed("test")
+    check_support(run.program.model, run.program.guide, Batch.of(test)[:100])
+    rehearse(run.program, test, density=run.density)
+
+
+def train(fit: Fit | FitMany, runs: Mapping[int, Run], folders: Mapping[int, RunFolder], **options: Any) -> None:
+    """Run one or several fits in their folders with a progress bar; see `fit_in_folder` for the options."""
+    ((seed, run), *_) = runs.items()
+    epochs: Iterable[Sequence[Epoch]]
+    if isinstance(fit, FitMany):
+        settings = {seed: run.config for seed, run in runs.items()}
+        epochs = (list(by_seed.values()) for by_seed in fit_many_in_folders(fit, folders, settings, **options))
+    else:
+        epochs = ([epoch] for epoch in fit_in_folder(fit, folders[seed], run.config, **options))
+    with tqdm(total=run.config.epochs, desc="fit", unit="epoch", disable=None, leave=False) as bar:
+        for members in epochs:
+            bar.update(members[0].index + 1 - bar.n)
+            elbos = [epoch.valid_elbo for epoch in members if epoch.valid_elbo is not None]
+            distortions = [epoch.valid_distortion for epoch in members if epoch.valid_distortion is not None]
+            name, values = ("ELBO", elbos) if elbos else ("distortion", distortions)
+            bar.set_postfix_str(f"validation {name} {statistics.fmean(values):.2f} nats")
+
+
+def score(run: Run, fit: Fit, folder: RunFolder) -> tuple[Scores, dict[str, Any]]:
+    """Score the test images, write all results of a run, and return the scores and their summary."""
+    settings, test = run.config, run.observed("test")
+    assert settings.num_samples is not None
+    with fit.scope():
+        scores, numbers = measure_scores(
+            run.program,
+            test,
+            settings.num_samples,
+            density=run.density,
+            seed=settings.seed,
+            compiled=run.execution == "compiled",
+            level_bits=run.images.level_bits,
+        )
+        write_scores(folder, run.program, test, scores, settings.seed, run.images.pixels.columns)
     metrics = folder.metrics()
     folder.save_figure("learning_curve", curves.learning_curve(metrics))
     if not scores.reason:
         folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
     parameters = sum(p.numel() for p in fit.svi.optim.params.values())
     write_summary(folder, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-    print(scores_table({folder.path.name: numbers}, {folder.path.name: scores}))
-    print(f"\nwritten to {folder.path}")
-    if settings.data == "digits":
-        print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+    return scores, numbers
 
 
-def show(epochs: Iterable[Epoch], total: int) -> None:
-    """Run the epochs of a fit with a progress bar, which shows the validation ELBO or distortion."""
-    with tqdm(total=total, desc="fit", unit="epoch", disable=None, leave=False) as bar:
-        for epoch in epochs:
-            bar.update(epoch.index + 1 - bar.n)
-            name, value = (
-                ("ELBO", epoch.valid_elbo) if epoch.valid_elbo is not None else ("distortion", epoch.valid_distortion)
-            )
-            bar.set_postfix_str(f"validation {name} {value:.2f} nats")
+def print_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
+    """Print mean and standard deviation of log p(x) over seeds, if there are several."""
+    values = [each["log_likelihood"] for each in numbers if each["log_likelihood"] is not None]
+    if len(values) > 1:
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        print(f"log p(x) over {len(values)} seeds: mean {mean:.2f} nats, standard deviation {deviation:.2f}")
 
 
 if __name__ == "__main__":

@@ -130,18 +130,28 @@ class RecordedStep:
             result, self.pending = self.pending, None
             self._calls += 1
             return result
-        tensors = batch.flatten()[0]
+        if self.will_compare and not self.compare(batch):
+            return None
         try:
-            if self.will_compare:
-                self._soon, self._compared_at = False, self._calls
-                static, results = self._graph.compare(*tensors)
-            else:
-                static, results = self._graph(*tensors)
+            static, results = self._graph(*batch.flatten()[0])
         except GraphError as error:
             self._refuse(str(error))
             return None
         self._calls += 1
         return StepResult.of(static, results)
+
+    def compare(self, batch: Batch) -> bool:
+        """Compare the graph with the program on a batch, without side effects; return whether they agree.
+
+        If not, all later steps run eagerly.
+        """
+        assert self._graph is not None
+        self._soon, self._compared_at = False, self._calls
+        try:
+            self._graph.check(*batch.flatten()[0])
+        except GraphError as error:
+            self._refuse(str(error))
+        return not self._refused
 
     def record(self, batch: Batch) -> tuple[Record, tuple[Tensor, ...]] | None:
         """Return the record of a step that `accepts` has approved, and its inputs; None if it cannot be recorded.

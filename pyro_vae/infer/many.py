@@ -82,19 +82,45 @@ class FitMany:
 
     def __iter__(self) -> Iterator[dict[int, Epoch]]:
         """Run the epochs that remain."""
-        self._shared.start()
-        try:
-            while running := self._running():
-                with restored_streams():
-                    epochs = self._run_epoch(running)
-                if epochs:
-                    yield epochs
-        finally:
-            self._shared.stop()
+        reported: set[int] = set()
+        for epochs in self.iterate(lambda: False):
+            self._shared.release()
+            for seed in self.errors.keys() - reported:
+                _LOG.warning("The fit of seed %s stops here: %s", seed, self.errors[seed])
+            reported |= self.errors.keys()
+            if epochs:
+                yield epochs
         for seed, error in self.errors.items():
             _LOG.warning("The fit of seed %s has failed: %s", seed, error)
         if len(self.errors) == len(self._members):
             raise next(iter(self.errors.values()))
+
+    def iterate(self, pause: Callable[[], bool]) -> Iterator[dict[int, Epoch] | None]:
+        """Run the epochs that remain, and optionally return control between steps.
+
+        Members whose state is loaded at a different epoch run the same number of epochs at a time. Tensors of several
+        members may be views of one tensor while the iterator is suspended.
+
+        Args:
+            pause: Called after each step of all members; returns whether to return control to the caller.
+
+        Yields:
+            The `Epoch`s of those members that did not fail, by seed, at the end of each epoch, and None where `pause`
+            returned True; the state of each member is complete at either. A member in `errors` takes no further steps
+            unless `retry` is called.
+        """
+        self._shared.start()
+        try:
+            while running := self._running():
+                with restored_streams():
+                    epochs = self._run_epoch(running, pause)
+                yield epochs
+        finally:
+            self._shared.stop()
+
+    def retry(self, seed: int) -> None:
+        """Let a member that has failed continue from its present state, e.g. an earlier one that has been loaded."""
+        self._members[seed].error = None
 
     @contextmanager
     def entered(self, seed: int) -> Iterator[Fit]:
@@ -113,23 +139,21 @@ class FitMany:
     def _running(self) -> list[Member]:
         return [m for m in self._members.values() if m.error is None and not m.fit.finished]
 
-    def _run_epoch(self, members: list[Member]) -> dict[int, Epoch]:
-        """Run an epoch of some members; return the `Epoch`s of those that did not fail."""
+    def _run_epoch(self, members: list[Member], pause: Callable[[], bool]) -> dict[int, Epoch] | None:
+        """Run an epoch of some members; return the `Epoch`s of those that did not fail, or None if it was paused."""
         try:
-            self._take_steps(members)
-        finally:
+            if not self._take_steps(members, pause):
+                return None
+        except BaseException:
             self._shared.release()
+            raise
         epochs = {member.seed: member.end_epoch() for member in members if member.error is None}
-        for member in members:
-            if member.error is not None:
-                _LOG.warning("The fit of seed %s stops here: %s", member.seed, member.error)
         return {seed: epoch for seed, epoch in epochs.items() if epoch is not None}
 
-    def _take_steps(self, members: list[Member]) -> None:
+    def _take_steps(self, members: list[Member], pause: Callable[[], bool]) -> bool:
+        """Take the remaining steps of an epoch; return whether all of them have been taken."""
         if self._shared.refused:
-            for member in members:
-                member.take_epoch()
-            return
+            return all(member.take_epoch(pause) for member in members)  # stops at the first that is paused
         for member in members:
             member.begin_epoch()
         while stepping := [member for member in members if member.batch is not None]:
@@ -140,3 +164,6 @@ class FitMany:
             share = (time.perf_counter() - started) / len(stepping)
             for member in stepping:
                 member.add_seconds(share)
+            if pause():
+                return False
+        return True

@@ -53,6 +53,14 @@ class Member:
             self._batches = iter(self.fit._begin_epoch())
             self._look_ahead()
 
+    def compare(self) -> bool:
+        """Compare the record of the next step with the program, without side effects; return whether they agree."""
+        assert self.batch is not None
+        recorded = self.fit.svi.recorded
+        assert recorded is not None
+        with self.entered(), PRECISIONS[self.fit.svi.precision]():
+            return recorded.compare(self.batch)
+
     def take_step(self) -> None:
         """Take the step of the current batch and fetch the next one."""
         assert self.batch is not None
@@ -65,13 +73,14 @@ class Member:
             assert self.fit.svi.recorded is None or self.fit.svi.recorded.pending is None  # the step has been that one
             self._look_ahead()
 
-    def take_epoch(self) -> None:
-        """Take all steps of an epoch."""
+    def take_epoch(self, pause: Callable[[], bool]) -> bool:
+        """Take the remaining steps of an epoch; return False if `pause`, called after each step, returned True."""
         with self.entered():
             try:
-                self.fit._take_steps(lambda: False)
+                return self.fit._take_steps(pause)
             except NonFiniteError as error:
                 self.error = error
+                return True
 
     def end_epoch(self) -> Epoch | None:
         """Finish an epoch whose steps have been taken; return None if one was non-finite."""

@@ -54,12 +54,14 @@ class SharedStep:
         """Compute the next step of some members if all of them replay it; otherwise each computes its own.
 
         Args:
-            members: Members that take a step now. The others may not return before `release`.
+            members: Members that take a step now.
         """
         if self.refused or any(member.record is None for member in members):
             return
+        # Comparisons do not change the result of a step, so that results do not depend on when they happen: a fit that
+        # resumes counts its calls anew.
         compares = any(member.compares for member in members)
-        if compares and self._graph is None:
+        if compares and not all([member.compare() for member in members if member.compares]):
             return
         try:
             with PRECISIONS[members[0].fit.svi.precision]():
@@ -67,7 +69,6 @@ class SharedStep:
                 inputs = {self._positions[member]: member.inputs for member in members}
                 if compares:
                     graph.check(inputs)
-                    return
                 results = graph(inputs)
         except GraphError as error:
             self._refuse(str(error))
@@ -81,7 +82,7 @@ class SharedStep:
         step_together(steps)
 
     def release(self) -> None:
-        """Give the tensors of each member their own memory, as at the end of an epoch."""
+        """Give the tensors of each member their own memory, until the next shared step."""
         self._away.clear()
         for member in self._members:  # after an error, a result left over would be used for another step
             member.fit.svi.optim.moved = False
@@ -92,11 +93,11 @@ class SharedStep:
 
     def _graph_of(self, members: Sequence[Member]) -> BatchedGraph:
         """Return the graph that contains the members; build one if there is none."""
+        size = self._size_for(len(members))
         stands = (
             self._graph is not None
+            and self._graph.size == size
             and all(m in self._positions and self._graph.records[self._positions[m]] is m.record for m in members)
-            and not any(m in self._away for m in members)
-            and 2 * len(members) > len(self._positions)  # or it would mostly compute what nobody reads
         )
         if not stands:
             self.release()
@@ -104,21 +105,37 @@ class SharedStep:
             self._built += 1
             if self._built > _MOST_GRAPHS:
                 raise GraphError("the programs change too often")
-            self._graph = self._build(members)
-            self._positions = {member: position for position, member in enumerate(members)}
+            numbered = enumerate(self._members if size == len(self._members) else members)
+            self._positions = {member: position for position, member in numbered if member in members}
+            self._graph = self._build(size)
         assert self._graph is not None
+        if any(member in self._away for member in members):
+            self.release()
         for member, position in self._positions.items():
             if member not in members and member not in self._away:
                 self._graph.leave(position)
                 self._away.add(member)
         return self._graph
 
-    def _build(self, members: Sequence[Member]) -> BatchedGraph:
-        records = [member.record for member in members if member.record is not None]
+    def _size_for(self, count: int) -> int:
+        """Return the number of positions of a graph for some members: the number of all, halved as often as possible.
+
+        So a graph is rebuilt when half of its positions are unused. The number does not depend on the order in which
+        members have stopped, nor on which of them did before the fits were resumed: with another number the compiler
+        may round differently.
+        """
+        size = len(self._members)
+        while size // 2 >= count:
+            size //= 2
+        return size
+
+    def _build(self, size: int) -> BatchedGraph:
+        members = {position: member for member, position in self._positions.items()}
         return BatchedGraph(
-            records,
-            [member.streams.generator for member in members],
-            {position: member.inputs for position, member in enumerate(members)},
+            {position: member.record for position, member in members.items() if member.record is not None},
+            {position: member.streams.generator for position, member in members.items()},
+            {position: member.inputs for position, member in members.items()},
+            size=size,
             **(self._recorded[0].options | {"compiled": self._compiled}),
         )
 

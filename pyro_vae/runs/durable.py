@@ -20,15 +20,52 @@ _MILESTONES = 20  # maximum number per run, besides the first step: checkpoints 
 _MAX_ROLLBACKS = 3
 
 
+class DurableFit:
+    """A fit in its run folder: its checkpoints, and one line of metrics.jsonl for each epoch.
+
+    It continues from the newest checkpoint if there is one.
+
+    Args:
+        fit: Fit that has not taken a step.
+        folder: Run folder, created by `RunFolder.create`.
+        config: Configuration of the run.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none is valid.
+        RunFolderError: If metrics.jsonl lacks an epoch before the checkpoint.
+    """
+
+    def __init__(self, fit: Fit, folder: RunFolder, config: Config) -> None:
+        milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
+        self.fit, self.folder = fit, folder
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0
+        )
+        self.max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
+        if newest := self.checkpoints.newest():
+            step, state = newest
+            fit.load_state_dict(state)
+            self.checkpoints.quarantine_after(step)
+        folder.truncate_metrics(fit.epoch)  # a crash may have left epochs that are newer than the checkpoint
+        self._written = fit.epoch
+
+    def write(self, epoch: Epoch) -> None:
+        """Append an epoch to metrics.jsonl; one that is repeated after a rollback replaces the former and all later."""
+        if epoch.index < self._written:
+            self.folder.truncate_metrics(epoch.index)
+        self.folder.append_epoch(epoch.as_dict())
+        self._written = epoch.index + 1
+
+
 def fit_in_folder(
     fit: Fit, folder: RunFolder, config: Config, *, every_seconds: float, should_stop: Callable[[], bool]
 ) -> Iterator[Epoch]:
     """Run a fit in its run folder, resuming from the newest checkpoint if there is one.
 
     Args:
-        fit: Fit that has not taken a step.
-        folder: Run folder, created by `RunFolder.create`. Each epoch is one line of its metrics.jsonl.
-        config: Configuration of the run.
+        fit: See `DurableFit`.
+        folder: See `DurableFit`.
+        config: See `DurableFit`.
         every_seconds: See `run_with_checkpoints`.
         should_stop: See `run_with_checkpoints`.
 
@@ -36,27 +73,20 @@ def fit_in_folder(
         Each remaining epoch, as `run_with_checkpoints` yields it, after its line has been written.
 
     Raises:
-        CheckpointError: If there are checkpoints and none is valid.
-        RunFolderError: If metrics.jsonl lacks an epoch before the checkpoint.
+        CheckpointError: See `DurableFit`.
+        RunFolderError: See `DurableFit`.
         NonFiniteError: See `run_with_checkpoints`.
         OSError: See `run_with_checkpoints`.
     """
-    milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
-    checkpoints = Checkpoints(folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0)
-    if newest := checkpoints.newest():
-        step, state = newest
-        fit.load_state_dict(state)
-        checkpoints.quarantine_after(step)
-    folder.truncate_metrics(fit.epoch)  # a crash may have left epochs that are newer than the checkpoint
-    written = fit.epoch
-    max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
+    durable = DurableFit(fit, folder, config)
     for epoch in run_with_checkpoints(
-        fit, checkpoints, every_seconds=every_seconds, should_stop=should_stop, max_rollbacks=max_rollbacks
+        fit,
+        durable.checkpoints,
+        every_seconds=every_seconds,
+        should_stop=should_stop,
+        max_rollbacks=durable.max_rollbacks,
     ):
-        if epoch.index < written:  # repeated after a rollback
-            folder.truncate_metrics(epoch.index)
-        folder.append_epoch(epoch.as_dict())
-        written = epoch.index + 1
+        durable.write(epoch)
         yield epoch
 
 
@@ -101,17 +131,21 @@ def run_with_checkpoints(
                 if stopping:
                     return
         except NonFiniteError as error:
-            if fit.rollbacks >= max_rollbacks:
-                kept = list(checkpoints.paths().values())
-                error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
+            if not roll_back(fit, checkpoints, error, max_rollbacks):
                 raise
-            _roll_back(fit, checkpoints, error)
 
 
-def _roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError) -> None:
-    newest = checkpoints.newest(milestone=True)
+def roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError, max_rollbacks: int) -> bool:
+    """Return a fit to its last milestone and halve the learning rate, see `run_with_checkpoints`.
+
+    Returns:
+        Whether it has been done. If no rollback is left, a note of the error names the last checkpoint.
+    """
+    newest = checkpoints.newest(milestone=True) if fit.rollbacks < max_rollbacks else None
     if newest is None:
-        raise error
+        kept = list(checkpoints.paths().values())
+        error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
+        return False
     step, state = newest
     num_rollbacks = fit.rollbacks + 1
     fit.load_state_dict(state)
@@ -120,3 +154,4 @@ def _roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError) -> Non
     fit.rollbacks = num_rollbacks
     checkpoints.delete_after(step)
     _LOG.warning("%s Rollback %d: resuming from step %d with half the learning rate.", error, num_rollbacks, step)
+    return True

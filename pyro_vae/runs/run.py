@@ -83,17 +83,21 @@ class Run:
         return self.images.batches(self.config.batch_size, self.config.seed, labels)
 
 
-def prepare(config: Config) -> Run:
-    """Load the images of a configuration, build its program, and determine how the program observes the images.
+def prepare(config: Config, images: data.Observed | None = None) -> Run:
+    """Build the program of a configuration, and determine how it observes the images.
 
     Initial weights are drawn from torch's global generator.
+
+    Args:
+        config: Configuration of the run.
+        images: Result of `load_images`, which several runs may share; loaded if None.
 
     Raises:
         DataError: If the images cannot be loaded (see `data.load`), or a density would observe binarized pixels.
         UserError: See `programs.build`.
         RuntimeError: See `programs.build`.
     """
-    images = load_images(config)
+    images = load_images(config) if images is None else images
     config = adapt_to_data(config, images.pixels)
     return make_run(config, images, programs.build(config, images.pixels))
 

@@ -34,9 +34,10 @@ class BatchedGraph:
     """S records as one graph, which is compared with each of them when it is built.
 
     Args:
-        records: S records that are not compiled.
-        generators: Functions that return the generator of each record on a device.
+        records: Records that are not compiled, by their position.
+        generators: Functions that return the generator of each record on a device, by its position.
         inputs: Inputs of each record, by its position.
+        size: Number S of positions. Those without a record are computed, and their results are not used.
         compiled: Whether the graph is compiled.
         tolerance: Relative difference attributed to rounding.
 
@@ -47,25 +48,26 @@ class BatchedGraph:
 
     def __init__(
         self,
-        records: Sequence[Record],
-        generators: Sequence[Generators],
+        records: Mapping[int, Record],
+        generators: Mapping[int, Generators],
         inputs: Inputs,
         *,
+        size: int,
         compiled: bool,
         tolerance: float = TOLERANCE,
     ) -> None:
-        self.records, self.generators, self.tolerance = list(records), list(generators), tolerance
+        self.records, self.generators, self.size, self.tolerance = records, generators, size, tolerance
         self._stacks: list[Stack] = []
-        check_alike(self.records)
-        self._pure = PureGraph.of(records[0].run)  # type: ignore[arg-type]  # a graph that is not compiled
-        self._num_outside = len(records[0].outside)
+        check_alike(list(records.values()))
+        first = next(iter(records.values()))
+        self._pure = PureGraph.of(first.run)  # type: ignore[arg-type]  # a graph that is not compiled
+        self._num_outside = len(first.outside)
         self._num_inputs = len(next(iter(inputs.values())))
         if any(place < self._num_inputs for place in self._pure.written):
             raise GraphError("it writes to its batch")
-        size = len(records)
         self._noise = [torch.zeros(size, *n.shape, dtype=n.dtype, device=n.device) for n in self._pure.noise]
         try:
-            self._stack(range(size))
+            self._stack(records)
             self._shared = [stack.shared for stack in self._stacks]
             self._run = self._build(inputs, compiled)
         except BaseException:
@@ -119,16 +121,13 @@ class BatchedGraph:
         for place in range(self._num_outside):
             column = {position: tensors[place] for position, tensors in chosen.items()}
             written = self._num_inputs + place in self._pure.written
-            self._stacks.append(Stack(column, len(self.records), written))
+            self._stacks.append(Stack(column, self.size, written))
 
     def _refresh(self, inputs: Inputs) -> None:
         """Read the current external tensors."""
         columns = zip(*(self.records[position].read() for position in inputs), strict=True)
-        taken = [
-            stack.refresh(dict(zip(inputs, column, strict=True)))
-            for stack, column in zip(self._stacks, columns, strict=False)
-        ]
-        if not taken or not all(taken):
+        by_position = (dict(zip(inputs, column, strict=True)) for column in columns)
+        if not self._stacks or not all([s.refresh(t) for s, t in zip(self._stacks, by_position, strict=True)]):
             self.release()
             self._stack(inputs)
             if [stack.shared for stack in self._stacks] != self._shared:
@@ -142,7 +141,7 @@ class BatchedGraph:
     def _arguments(self, inputs: Inputs) -> list[Tensor]:
         """Return the arguments of the graph; a record that has left gets the inputs of another one."""
         some = next(iter(inputs.values()))
-        rows = [inputs.get(position, some) for position in range(len(self.records))]
+        rows = [inputs.get(position, some) for position in range(self.size)]
         stacked = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
         return [*stacked, *(stack.value for stack in self._stacks), *self._noise]
 

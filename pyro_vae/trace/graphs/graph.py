@@ -89,11 +89,11 @@ class Graph:
         with torch.no_grad():
             return record.static, record.run(*inputs, *record.read())
 
-    def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
-        """Run the graph after comparing it with the function on these inputs and the same noise.
+    def check(self, *inputs: Tensor) -> None:
+        """Compare the graph with the function on these inputs and the same noise, without side effects.
 
         Raises:
-            GraphError: If recording fails or the results differ; no state or random generator has changed in that case.
+            GraphError: If recording fails or the results differ.
         """
         # Watching Python values is a heuristic: a number in a file, in a C extension or in a global of a library can
         # change undetected, and the graph would silently continue with the old one. Only the results reveal that, and
@@ -110,6 +110,14 @@ class Graph:
 
         if not same_results(eager, recorded, inputs, self._surroundings, self.tolerance):
             raise GraphError("the program and its graph give different results; a frozen value changes between calls")
+
+    def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
+        """Run the graph after a `check` on these inputs; if that fails, nothing has changed.
+
+        Raises:
+            GraphError: If recording fails or the results differ.
+        """
+        self.check(*inputs)
         return self(*inputs)
 
     def cache_key(self, inputs: tuple[Tensor, ...]) -> Any:
