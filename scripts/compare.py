@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from pyro_vae import cli, config
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
-from pyro_vae.runs import RunFolder, load_images
+from pyro_vae.runs import RunFolder, load_images, seed_path
 
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME NAME ...", help_behavior_hint="")]
 
@@ -37,7 +38,8 @@ class ComparisonFlags:
         likelihoods: Two or more likelihoods to compare.
         objectives: Two or more objectives to compare.
         systems: Two or more systems to compare, each a set of flags defined in pyro_vae/config/presets.py.
-        seeds: Number of runs per name, with consecutive seeds starting at --seed. It must be 1 with --systems.
+        seeds: Number of runs per name, with consecutive seeds from --seed on, which are fitted together. It must be 1
+            with --systems.
     """
 
     priors: Names = ()
@@ -85,19 +87,17 @@ def main(arguments: Arguments) -> None:
     if flags.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
         raise UserError("--systems compares the variation of features over images; use two or more of each split.")
     configs = {  # all configurations first, so that an unknown name is rejected before anything is fitted
-        (name, seed): comparison.vary_config(arguments.config, chosen[0], name, seed)
-        for seed in range(flags.seeds)
+        name: [comparison.vary_config(arguments.config, chosen[0], name, seed) for seed in range(flags.seeds)]
         for name in names[chosen[0]]
     }
     for varied in configs.values():
-        programs.check_flags(varied)
+        programs.check_flags(varied[0])
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
-    runs: dict[str, list[RunFolder]] = {name: [] for name in names[chosen[0]]}
-    for (name, seed), varied in configs.items():
-        folder = RunFolder(out / (f"{name}-seed{varied.seed}" if seed else name))
-        fit(varied, folder)
-        runs[name].append(folder)
+    runs = {}
+    for name, varied in configs.items():
+        runs[name] = [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
+        fit(varied, runs[name])
     if flags.systems:
         folders = {name: folder for name, (folder,) in runs.items()}
         rows = gallery.measure_systems(folders)
@@ -110,19 +110,25 @@ def main(arguments: Arguments) -> None:
     print(f"\nwritten to {out}")
 
 
-def fit(settings: config.Config, folder: RunFolder) -> None:
-    """Run fit.py in a separate process unless the run is finished.
+def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> None:
+    """Run fit.py in a separate process for consecutive seeds, unless all their runs are finished.
 
     Raises:
-        RunFolderError: If the folder has a finished run with a different configuration.
+        RunFolderError: If a folder has a finished run with a different configuration.
         SystemExit: If the fit fails, with its exit status. This ends the comparison.
     """
-    if folder.finished:
-        return folder.check_config_matches(settings.resolve().to_json())
-    flags = [word for name, value in settings.to_json().items() for word in words(config.flag(name), value)]
-    call = [sys.executable, str(Path(__file__).with_name("fit.py")), *flags, "--out", str(folder.path), "--resume"]
-    print(folder.path, flush=True)
-    with subprocess.Popen(call, stdout=subprocess.DEVNULL) as process:
+    first, path = configs[0], folders[0].path
+    for settings, folder in zip(configs, folders, strict=True):
+        if folder.finished:
+            folder.check_config_matches(settings.resolve().to_json())
+    if all(folder.finished for folder in folders):
+        return
+    flags = [word for name, value in first.to_json().items() for word in words(config.flag(name), value)]
+    flags += ["--out", str(path), "--seeds", str(len(configs)), "--resume"]
+    print(path, flush=True)
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fit.py")), *flags], stdout=subprocess.DEVNULL
+    ) as process:
         try:
             status = process.wait()
         except BaseException:  # usually a signal: forward it, so that the fit writes a checkpoint and stops
@@ -130,7 +136,7 @@ def fit(settings: config.Config, folder: RunFolder) -> None:
             process.wait()
             raise
     if status:
-        print(f"The fit of {folder.path} ended with status {status}.", file=sys.stderr)
+        print(f"The fit of {path} ended with status {status}.", file=sys.stderr)
         raise SystemExit(status if status > 0 else 128 - status)
 
 

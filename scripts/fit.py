@@ -28,7 +28,7 @@ from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany
 from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
 from pyro_vae.report import curves
-from pyro_vae.runs import Run, RunFolder, fit_in_folder, fit_many_in_folders, load_images, make_fit, prepare
+from pyro_vae.runs import Run, RunFolder, fit_in_folder, fit_many_in_folders, load_images, make_fit, prepare, seed_path
 from pyro_vae.runs.summary import write_summary
 from pyro_vae.trace import Batch, check_support
 
@@ -113,11 +113,6 @@ def main(arguments: Arguments) -> None:
         raise next(iter(errors.values()))
     if first.data == "digits":
         print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
-
-
-def seed_path(path: Path, seed: int, first: int) -> Path:
-    """Return the path of the run of a seed, given that of the first seed."""
-    return path if seed == first else path.with_name(f"{path.name}-seed{seed}")
 
 
 def check(run: Run) -> None:

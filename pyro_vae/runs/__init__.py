@@ -3,12 +3,12 @@
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.durable import fit_in_folder, run_with_checkpoints
-from pyro_vae.runs.folder import Folder, RunFolderError
 from pyro_vae.runs.fitting import make_fit
+from pyro_vae.runs.folder import Folder, RunFolderError
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.many import fit_many_in_folders
 from pyro_vae.runs.run import LabeledImages, Run, load_images, prepare
-from pyro_vae.runs.run_folder import RunFolder, versions
+from pyro_vae.runs.run_folder import RunFolder, seed_path, versions
 
 __all__ = [
     "Checkpoints",
@@ -25,5 +25,6 @@ __all__ = [
     "make_fit",
     "prepare",
     "run_with_checkpoints",
+    "seed_path",
     "versions",
 ]

@@ -185,6 +185,11 @@ def _without_path(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def seed_path(path: Path, seed: int, first: int) -> Path:
+    """Return the path of the run of a seed, given that of the first of several seeds."""
+    return path if seed == first else path.with_name(f"{path.name}-seed{seed}")
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages on which results depend."""
     packages = ("pyro_vae", "torch", "pyro-ppl", "arviz", "numpy")
