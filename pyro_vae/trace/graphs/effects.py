@@ -35,7 +35,7 @@ def undo_effects(surroundings: Surroundings) -> Iterator[None]:
     before = [(t, t.clone()) for t in {id(t): t for t in (*surroundings.buffers(), *tensors)}.values()]
     lists = surroundings.lists()
     generators = [(value, value.get_state()) for value in values if isinstance(value, torch.Generator)]
-    streams = random.getstate(), np.random.get_state()
+    streams = _streams()
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def undo_effects(surroundings: Surroundings) -> Iterator[None]:
                 tensor.copy_(value)
         for generator, state in generators:
             generator.set_state(state)
-        drawn = repr(streams) != repr((random.getstate(), np.random.get_state()))
+        drawn = _streams() != streams
         changed = surroundings.find_changes(values)
         continued = [(slot, old) for slot, old in changed if _is_continued(slot.read(), old)]
         for slot, old in continued:
@@ -64,6 +64,12 @@ def undo_effects(surroundings: Surroundings) -> Iterator[None]:
         surroundings.ignore(slot)
     if changed:
         surroundings.scan()
+
+
+def _streams() -> Any:
+    """Return the states of the generators of Python and NumPy as values that can be compared."""
+    kind, words, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(words).tobytes(), rest
 
 
 def _is_continued(new: Any, old: Any) -> bool:
