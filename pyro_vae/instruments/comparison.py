@@ -55,8 +55,9 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
     Returns:
         A row for each name, best log p(x) first. Numbers are means over seeds, in nats per image. `below_best` is the
         mean difference from the best row, with a standard error over images: log p(x) of each image is averaged over
-        seeds, then the differences are paired by image. `seed_spread` is the standard deviation of log p(x) over seeds,
-        None for a single seed.
+        seeds, then the differences are paired by image. `below_best_seed_se` is its standard error over seeds, with
+        differences of mean log p(x) paired by seed, and `seed_spread` the standard deviation of mean log p(x) over
+        seeds; both are None for a single seed.
 
     Raises:
         UserError: If a run has no log p(x), or some runs score densities and others probabilities, whose nats are not
@@ -78,10 +79,14 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         name: np.mean([read_netcdf(run.path / "scores.nc")["log_likelihood"] for run in seeds], axis=0)
         for name, seeds in runs.items()
     }
+    by_seed = {name: [summary["log_likelihood"] for summary in seeds] for name, seeds in summaries.items()}
+    differences = paired_differences(likelihoods)
+    best = next(iter(differences))
     rows = []
-    for name, (difference, error) in paired_differences(likelihoods).items():
+    for name, (difference, error) in differences.items():
         values = likelihoods[name]
-        means = [summary["log_likelihood"] for summary in summaries[name]]
+        spread = _deviation(by_seed[name])
+        below = _deviation([top - own for top, own in zip(by_seed[best], by_seed[name], strict=True)])
         rows.append(
             {
                 "name": name,
@@ -89,7 +94,8 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
                 "log_likelihood_se": float(values.std(ddof=1) / len(values) ** 0.5),
                 "below_best": difference,
                 "below_best_se": error,
-                "seed_spread": statistics.stdev(means) if len(means) > 1 else None,
+                "below_best_seed_se": None if below is None else below / len(by_seed[name]) ** 0.5,
+                "seed_spread": spread,
                 "iwae_50": _mean([summary["iwae"].get("50") for summary in summaries[name]]),
                 **{key: _mean([summary[key] for summary in summaries[name]]) for key in _MEANS},
                 "seconds_per_epoch": _mean([s["train_seconds"] / s["epochs"] for s in summaries[name]]),
@@ -100,7 +106,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the rows of a comparison as a table, in nats per image."""
-    heads = {"log p(x)": 16, "below best": 14, "seed sd": 8, "ELBO": 9, "IWAE_50": 9, "rate": 7, "distortion": 11}
+    heads = {"log p(x)": 16, "below best": 14, "seed se": 8, "seed sd": 8, "ELBO": 9, "IWAE_50": 9, "rate": 7, "distortion": 11}
     heads |= {"units": 6, "k-hat": 6, "params": 8, "s/epoch": 8}
     names = [printable(row["name"])[-_NAME_LENGTH:] for row in rows]
     cells = [
@@ -108,6 +114,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
             name,
             format_with_error(row["log_likelihood"], row["log_likelihood_se"]),
             format_with_error(row["below_best"], row["below_best_se"]),
+            format_number(row["below_best_seed_se"]),
             format_number(row["seed_spread"]),
             format_number(row["elbo"]),
             format_number(row["iwae_50"]),
@@ -122,8 +129,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines = format_table([("", -max(12, *map(len, names)) - 2), *heads.items()], cells)
     lines.append(
-        "nats per image; below best: paired over images; seed sd: standard deviation over seeds; units: active units; "
-        "k-hat: fraction of images above the threshold"
+        "nats per image; below best: paired over images; seed se: its standard error over seeds; seed sd: standard "
+        "deviation of log p(x) over seeds; units: active units; k-hat: fraction of images above the threshold"
     )
     return "\n".join(lines)
 
@@ -136,6 +143,10 @@ def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapp
     samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
     results.save_figure("comparison", curves.intervals(rows))
     results.save_figure("samples", images.gallery(samples))
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -80,10 +80,15 @@ def test_compare_fits_seeds_together_and_reuses_runs(
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith(str(tmp_path / "out" / "standard"))] == []
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())}
+    found = {}
     for name, row in rows.items():
-        values = [summary(tmp_path / "out" / folder)["log_likelihood"] for folder in (name, f"{name}-seed1")]
+        found[name] = values = [summary(tmp_path / "out" / folder)["log_likelihood"] for folder in (name, f"{name}-seed1")]
         assert row["log_likelihood"] == pytest.approx(sum(values) / 2)
         assert row["seed_spread"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    best, worst = sorted(rows.values(), key=lambda row: row["below_best"])
+    below = [a - b for a, b in zip(found[best["name"]], found[worst["name"]], strict=True)]
+    assert best["below_best_seed_se"] == 0.0
+    assert worst["below_best_seed_se"] == pytest.approx(abs(below[0] - below[1]) / 2)
 
 
 def test_invalid_numbers_of_seeds_are_rejected(tmp_path: Path, refused: Callable[..., None]) -> None:
