@@ -106,8 +106,8 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the rows of a comparison as a table, in nats per image."""
-    heads = {"log p(x)": 16, "below best": 14, "seed se": 8, "seed sd": 8, "ELBO": 9, "IWAE_50": 9, "rate": 7, "distortion": 11}
-    heads |= {"units": 6, "k-hat": 6, "params": 8, "s/epoch": 8}
+    heads = {"log p(x)": 16, "below best": 14, "seed se": 8, "seed sd": 8, "ELBO": 9, "IWAE_50": 9}
+    heads |= {"rate": 7, "distortion": 11, "units": 6, "k-hat": 6, "params": 8, "s/epoch": 8}
     names = [printable(row["name"])[-_NAME_LENGTH:] for row in rows]
     cells = [
         (

@@ -82,7 +82,8 @@ def test_compare_fits_seeds_together_and_reuses_runs(
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "comparison.json").read_text())}
     found = {}
     for name, row in rows.items():
-        found[name] = values = [summary(tmp_path / "out" / folder)["log_likelihood"] for folder in (name, f"{name}-seed1")]
+        folders = (tmp_path / "out" / name, tmp_path / "out" / f"{name}-seed1")
+        found[name] = values = [summary(folder)["log_likelihood"] for folder in folders]
         assert row["log_likelihood"] == pytest.approx(sum(values) / 2)
         assert row["seed_spread"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     best, worst = sorted(rows.values(), key=lambda row: row["below_best"])
