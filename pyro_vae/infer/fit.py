@@ -13,6 +13,7 @@ import pyro
 from pyro_vae.errors import UserError
 from pyro_vae.infer.averaging import Average
 from pyro_vae.infer.epochs import Batches, Epoch, EpochProgress, Loader, first_batch
+from pyro_vae.infer.launches import Launches
 from pyro_vae.infer.location import locate_errors
 from pyro_vae.infer.parameters import State, load_program_state
 from pyro_vae.infer.store import IsolatedStore
@@ -84,7 +85,7 @@ class Fit:
         self.best = Best()
         self.rollbacks = 0  # resets to an earlier state so far
         self._progress = EpochProgress()
-        self._store = IsolatedStore()
+        self._store, self._launches = IsolatedStore(), Launches(svi)
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run the remaining epochs."""
@@ -163,11 +164,12 @@ class Fit:
 
     def _take_steps(self, pause: Callable[[], bool]) -> bool:
         """Take the remaining steps of an epoch; return whether all of them have been taken."""
-        batches = self._begin_epoch()
-        progress = self._progress
+        batches, progress = self._begin_epoch(), self._progress
         started, before = time.perf_counter(), progress.seconds
-        for batch in batches:
-            self._take_step(batch)
+        # An average is updated after each step, and a loader may draw random numbers between steps.
+        many = not self.average.decay and not isinstance(self.batches, Loader)
+        for group in self._launches.groups(batches, progress, self.batches.observe, many=many):
+            self._take_step(*group)
             progress.seconds = before + time.perf_counter() - started
             if pause():
                 return False
@@ -181,12 +183,11 @@ class Fit:
             self.svi.recorded.compare_soon()
         return map(Batch.of, islice(self.batches(self.epoch), self._progress.batches, None))
 
-    def _take_step(self, batch: Batch) -> None:
-        """Take a step and update the progress of the epoch."""
-        with self._located(batch), pyro.validation_enabled(self.svi.steps == 0):
-            loss = self.svi.step(batch, preprocess=self.batches.observe)
+    def _take_step(self, *batches: Batch) -> None:
+        """Take the step of a batch, or those of a group, and update the progress of the epoch."""
+        with self._located(batches[0]), pyro.validation_enabled(self.svi.steps == 0):
+            self._launches.take(batches, self._progress, self.batches.observe)
             self.average.update(self.svi)
-        self._progress.add(loss, self.svi.elbo, len(batch))
 
     def _located(self, batch: Any = None) -> AbstractContextManager[None]:
         return locate_errors(self.epoch, self._progress, self.svi.steps, batch)

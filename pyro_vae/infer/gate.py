@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer.optim import Optim
+from pyro_vae.trace.graphs import devices
 
 
 class Gate:
@@ -48,7 +49,7 @@ class Gate:
         Raises:
             NonFiniteError: If `finite` is False, on the CPU or with an optimizer that is not fused.
         """
-        if self.can_skip and finite.is_cuda:
+        if self.can_skip and devices.can_capture(finite):
             # Keep the first failed step and skip every later one, finite or not. Hundreds of steps may pass before the
             # host checks. If later steps moved the parameters, or replaced the index, the error would name a step that
             # does not belong to the parameters. This way a run on CUDA stops at the same step, and with the same

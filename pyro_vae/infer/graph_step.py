@@ -79,7 +79,7 @@ class RecordedStep:
         self._build: Any = None
         self._graph: Graph | None = None
         self._refused = self._logged = False
-        self._calls = 0
+        self.calls = 0  # including those that a captured CUDA graph has replayed, which the driver counts
         self._compared_at = 0
         self._soon = False
         self.pending: StepResult | None = None  # of the next call, if computed in a batched graph
@@ -110,25 +110,30 @@ class RecordedStep:
             self._preprocess, self._build = preprocess, build
             watched = (self.model, self.guide, self.objective, *batch.non_tensors())
             self._graph = Graph(self._loss_and_gradients, *watched, **self.options)
-            self._calls = self._compared_at = 0
+            self.calls = self._compared_at = 0
         return True
 
     def compare_soon(self) -> None:
         """Compare the graph with the program at the next call, unless the last comparison is recent."""
-        self._soon = self._calls - self._compared_at >= _LEAST_CALLS
+        self._soon = self.calls - self._compared_at >= _LEAST_CALLS
 
     @property
     def will_compare(self) -> bool:
         """Whether the next call compares the graph with the program."""
-        calls = self._calls + 1
-        return self._soon or (calls > 1 and calls & (calls - 1) == 0) or calls - self._compared_at > _MOST_CALLS
+        return self.compares_within(1)
+
+    def compares_within(self, number: int) -> bool:
+        """Return whether one of the next calls compares the graph with the program."""
+        last = self.calls + number
+        reaches_power = last > 1 and last.bit_length() > self.calls.bit_length()  # 2, 4, 8, ...
+        return self._soon or reaches_power or last - self._compared_at > _MOST_CALLS
 
     def __call__(self, batch: Batch) -> StepResult | None:
         """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded."""
         assert self._graph is not None
         if self.pending is not None:
             result, self.pending = self.pending, None
-            self._calls += 1
+            self.calls += 1
             return result
         if self.will_compare and not self.compare(batch):
             return None
@@ -137,7 +142,7 @@ class RecordedStep:
         except GraphError as error:
             self._refuse(str(error))
             return None
-        self._calls += 1
+        self.calls += 1
         return StepResult.of(static, results)
 
     def compare(self, batch: Batch) -> bool:
@@ -146,7 +151,7 @@ class RecordedStep:
         If not, all later steps run eagerly.
         """
         assert self._graph is not None
-        self._soon, self._compared_at = False, self._calls
+        self._soon, self._compared_at = False, self.calls
         try:
             self._graph.check(*batch.flatten()[0])
         except GraphError as error:

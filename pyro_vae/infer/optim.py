@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import State, unconstrained_param
 from pyro_vae.infer.stock import check_adoptable, redirect
+from pyro_vae.trace.graphs import devices
 
 # Keys of a parameter group that are restored from a state; all other options come from the code.
 _SAVED = ("params", "lr", "eta", "initial_lr")
@@ -103,6 +104,8 @@ class Optim(PyroOptim):
         self.optimizer = optimizer
         if (schedule := self.schedule) is not None:
             self.scheduler = LambdaLR(self.optimizer, lambda step: self.lr_scale * schedule(step))
+            # Numbers, even where the rate is a tensor: the host computes the rates of later steps (`schedules.skip`).
+            self.scheduler.base_lrs = [float(rate) for rate in self.scheduler.base_lrs]
 
     def _drop(self, param: Tensor) -> None:
         if self.optimizer is not None:
@@ -112,12 +115,12 @@ class Optim(PyroOptim):
 
     def _on_device(self, params: Iterable[Tensor]) -> State:
         """Return the options that make a fused optimizer capturable in a CUDA graph, learning rate included."""
-        devices = {p.device for p in params}
-        if not self._fused or {device.type for device in devices} != {"cuda"}:
+        params = list(params)
+        if not self._fused or not params or not all(map(devices.can_capture, params)):
             return {}
         rate = self.arguments.get("lr", 1e-3)
         # Fused kernels accept the rate only as float32, whatever the dtype of the parameters and torch's default dtype.
-        return {"capturable": True, "lr": torch.tensor(rate, dtype=torch.float32, device=devices.pop())}
+        return {"capturable": True, "lr": torch.tensor(rate, dtype=torch.float32, device=params[0].device)}
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """Take one step over all parameters, including those that are passed for the first time."""

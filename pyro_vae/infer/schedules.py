@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from torch.optim.lr_scheduler import LambdaLR
+
 _BURDA_STAGES = 8
 _BURDA_PASSES = (3**_BURDA_STAGES - 1) // 2  # 3280
 
@@ -31,6 +33,18 @@ def burda(t: float) -> float:
 def per_step(schedule: Callable[[float], float], total_steps: int) -> Callable[[int], float]:
     """Convert a schedule into a function of the number of steps taken."""
     return lambda step: schedule(min(step / total_steps, 1.0))
+
+
+def skip(scheduler: LambdaLR, steps: int) -> list[float]:
+    """Advance a scheduler of one parameter group by some steps at once, except for the learning rate itself.
+
+    Returns:
+        The learning rate after each of these steps.
+    """
+    (base,), (factor,) = scheduler.base_lrs, scheduler.lr_lambdas
+    first = scheduler.last_epoch + 1
+    scheduler.last_epoch += steps
+    return [float(base * factor(step)) for step in range(first, first + steps)]
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine, "burda": burda}

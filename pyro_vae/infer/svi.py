@@ -19,6 +19,7 @@ from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, stored_ids
+from pyro_vae.trace.graphs import devices
 
 
 class SVI(pyro.infer.SVI):
@@ -56,8 +57,7 @@ class SVI(pyro.infer.SVI):
         precision: str = "float32",
     ) -> None:
         super().__init__(model, guide, Optim.adopt(optim), loss)
-        self.precision = precision
-        self.objective = loss
+        self.objective, self.precision = loss, precision
         self.modules: list[nn.Module] = parameters.root_modules(model, guide)  # the first step adds those that run
         self.recorded: RecordedStep | None = None
         if execution not in (None, "recorded", "compiled"):
@@ -72,7 +72,7 @@ class SVI(pyro.infer.SVI):
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self._gate = Gate(self.optim)
-        self._graph_call: CUDAGraphCall | None = None
+        self.graph_call: CUDAGraphCall | None = None  # of a step, where it is captured
         self._stored: dict[str, int] = {}  # ids in the param store that the optimizer has handled
 
     def step(self, *args: Any, preprocess: Preprocess | None = None, **kwargs: Any) -> Tensor:
@@ -108,7 +108,7 @@ class SVI(pyro.infer.SVI):
         assert isinstance(self.objective, Objective)
         self.objective.set_step(self.steps)
         batch = Batch.from_call(*args, **kwargs)
-        step = self._graph_step(preprocess, batch) if self.recorded else None
+        step = self._graph_step(preprocess, batch)
         if step is None:
             return self._eager_step(batch if preprocess is None else Batch.of(batch.call(preprocess)))
         loss, self.elbo = step
@@ -149,25 +149,25 @@ class SVI(pyro.infer.SVI):
         if self.recorded:
             self.recorded.sizes = state["recorded_sizes"]
         self._gate = Gate(self.optim, Batch.of(batch).device)
-        self._graph_call = None  # it refers to tensors that have been replaced
+        self.graph_call = None  # it refers to tensors that have been replaced
 
     def _graph_step(self, preprocess: Preprocess | None, batch: Batch) -> tuple[Tensor, ...] | None:
         """Take a step with the recorded graph; return None if the step has to run eagerly."""
-        assert self.recorded is not None
-        if not self.recorded.accepts(preprocess, batch):
+        if self.recorded is None or not self.recorded.accepts(preprocess, batch):
             return None
         # On CUDA the whole step, from the batch to the optimizer, is captured as one CUDA graph, since Python launches
         # the kernels of a small network more slowly than they run. A captured step must not wait for the device. So the
         # gate must be able to skip steps there, and steps that compare the graph with the program are not captured.
-        captures = batch.x.is_cuda and self.recorded.compiled and self._gate.can_skip
+        captures = devices.can_capture(batch.x) and self.recorded.compiled and self._gate.can_skip
         if not captures or self.recorded.will_compare:
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
-        if self._graph_call is None:
-            self._graph_call = CUDAGraphCall(
-                lambda *inputs: self._replay(build(list(inputs))), self.recorded.capture_key
-            )
-        return self._graph_call(*tensors)
+        if self.graph_call is None:
+            self.graph_call = CUDAGraphCall(lambda *x: self._replay(build(list(x))), self.recorded.capture_key)
+        calls = self.recorded.calls
+        result = self.graph_call(*tensors)
+        self.recorded.calls = calls + 1  # a replay does not call it
+        return result
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Compute gradients with the graph and update the parameters; on CUDA this whole method may be captured."""

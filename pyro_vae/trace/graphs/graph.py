@@ -27,6 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
+from pyro_vae.trace.graphs import devices
 from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import (
@@ -128,12 +129,12 @@ class Graph:
     def cuda_graph_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return everything that a captured CUDA graph depends on: the cache key and the tensors that the record reads.
 
-        CPU tensors count with their version, because capture copies their values into the CUDA graph.
+        Tensors on the host count with their version, because capture copies their values into the CUDA graph.
         """
         key = self.cache_key(inputs)
         record = self._records.get(key)
         tensors = [] if record is None else record.read()
-        return key, [(id(t), t._version if t.device.type == "cpu" else 0) for t in tensors]
+        return key, [(id(t), 0 if devices.can_capture(t) else t._version) for t in tensors]
 
     def recorded(self, inputs: tuple[Tensor, ...]) -> Record:
         """Return the record for inputs of these shapes; make one if there is none or it is stale."""
