@@ -21,6 +21,7 @@ from pyro_vae.trace.graphs.batched import BatchedGraph
 from pyro_vae.trace.graphs.fx import GraphError
 from pyro_vae.trace.graphs.graph import Graph
 from pyro_vae.trace.graphs.record import Record
+from pyro_vae.trace.graphs.sharded import ShardedGraph
 from pyro_vae.trace.isolation import read_only, stored_ids
 from pyro_vae.trace.layout import Layouts, choose_layout, choose_layouts
 from pyro_vae.trace.missing import with_missing_pixels
@@ -28,6 +29,7 @@ from pyro_vae.trace.modes import ModuleRecorder
 from pyro_vae.trace.noise import SharedNoise
 from pyro_vae.trace.plates import Layout
 from pyro_vae.trace.roles import Description, SiteInfo, describe, describe_traces, require_per_image
+from pyro_vae.trace.row_noise import Draw, RowNoise, Rows, find_draws
 from pyro_vae.trace.run_result import ParticleTrace
 from pyro_vae.trace.seeds import derive_seed, global_generator
 from pyro_vae.trace.simulation import find_image_site, find_x_elements, simulate, to_images
@@ -41,6 +43,7 @@ __all__ = [
     "CompiledBackend",
     "Data",
     "Description",
+    "Draw",
     "EagerBackend",
     "Graph",
     "GraphError",
@@ -50,6 +53,9 @@ __all__ = [
     "ParticleTrace",
     "Program",
     "Record",
+    "RowNoise",
+    "Rows",
+    "ShardedGraph",
     "SharedNoise",
     "SiteInfo",
     "Terms",
@@ -62,6 +68,7 @@ __all__ = [
     "describe",
     "describe_traces",
     "draw",
+    "find_draws",
     "find_image_site",
     "find_outside_prior",
     "find_x_elements",

@@ -18,15 +18,25 @@ from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.seeds import derive_seed
 
+_forks = 0  # contexts of `fork_rng` that are entered
+
+
+def fork_depth() -> int:
+    """Return the number of contexts of `fork_rng` that are entered: draws inside are undone at their end."""
+    return _forks
+
 
 @contextmanager
 def fork_rng(x: Tensor) -> Iterator[None]:
     """Restore the generators of torch (on the CPU and the device of x), Python and NumPy on exit."""
+    global _forks
     states = random.getstate(), np.random.get_state()
+    _forks += 1
     try:
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             yield
     finally:
+        _forks -= 1
         random.setstate(states[0])
         np.random.set_state(states[1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +13,8 @@ from helpers.bits import assert_same, records, untimed
 from helpers.programs import small_vae
 from torch import Tensor
 
-from pyro_vae.errors import NonFiniteError
-from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Epoch, Fit, Objective, Optim, launches, schedules
+from pyro_vae.infer import ELBO, IWAE, SVI, BetaELBO, Fit, Objective, Optim, launches, schedules
 from pyro_vae.trace.graphs import devices
-from pyro_vae.trace.graphs.graph import Graph
 
 pytestmark = pytest.mark.host
 
