@@ -2,6 +2,8 @@ r"""Errors that users can cause, which scripts report in one line, and detection
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -29,6 +31,14 @@ class NonFiniteError(FloatingPointError):
             "Lower the learning rate, or check the data for extreme values."
         )
         self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy by the step, which the constructor takes, rather than by the message."""
+        return NonFiniteError, (self.step,), self.__dict__
+
+
+class RanksError(RuntimeError):
+    """The processes of a group cannot work together, usually because one has ended. The message states the cause."""
 
 
 class OutOfMemoryError(MemoryError):
