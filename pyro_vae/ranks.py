@@ -7,10 +7,8 @@ processes of one group only.
 
 from __future__ import annotations
 
-import copy
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.errors import RanksError, UserError, is_out_of_memory
+from pyro_vae.errors import RanksError, UserError, is_out_of_memory, rebuildable
 
 Part = TypeVar("Part")
 T = TypeVar("T")
@@ -31,7 +29,6 @@ T = TypeVar("T")
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_SIMPLE = (str, int, float, type(None))  # arguments of an exception that are sent to other processes
 
 
 def launched() -> bool:
@@ -148,7 +145,7 @@ def map_parts(function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[
         own = _attempt(function, group[rank()]) if rank() < len(group) else _Outcome()
         # Processes that have diverged would otherwise take each other's results for their own.
         step = f"{getattr(function, '__qualname__', function)}, part {taken}"
-        found = gather((step, own._replace(error=own.error and _portable(own.error))))
+        found = gather((step, own._replace(error=own.error and rebuildable(own.error))))
         if len({each for each, _ in found}) > 1:
             raise _by_all(RanksError(f"The processes have diverged: {', '.join(each for each, _ in found)}."))
         for index, (_, outcome) in enumerate(found):
@@ -193,22 +190,6 @@ def _attempt(function: Callable[[Part], Any], part: Part) -> _Outcome:
         return _Outcome(function(part))
     except Exception as error:  # noqa: BLE001 -- raised again on all processes
         return _Outcome(error=error)
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an exception that other processes can rebuild: a copy, or one of a base class with the same message."""
-    for kind in type(error).__mro__:
-        try:
-            same = copy.copy(error) if kind is type(error) else kind(str(error))
-            kept = [*same.args, *(value for name, value in vars(same).items() if name != "__notes__")]
-            if kind is not type(error):
-                same.__notes__ = getattr(error, "__notes__", [])
-            importable = getattr(sys.modules[kind.__module__], kind.__qualname__, None) is kind
-        except Exception:  # noqa: BLE001 -- e.g. a constructor with other arguments
-            continue
-        if importable and str(same) == str(error) and all(isinstance(value, _SIMPLE) for value in kept):
-            return same
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class _FromCuda(NamedTuple):
