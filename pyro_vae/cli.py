@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 
-from pyro_vae import ranks
+from pyro_vae import torchrun
 from pyro_vae.errors import (
     CheckpointError,
     NonFiniteError,
@@ -47,14 +47,17 @@ def exit_status() -> Iterator[None]:
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        with nullcontext() if ranks.prints() else _quiet():
+        with nullcontext() if torchrun.prints() else _quiet():
             yield
     except KeyboardInterrupt:
         _exit_on_signal(signal.SIGINT, None)
     except Exception as error:
         if (mapped := _status_and_message(error)) is None:
             raise
-        _exit(*mapped, show=ranks.prints(error))
+        seconds = torchrun.seconds_to_print(error)
+        if seconds != 0.0:
+            torchrun.wait_to_be_stopped(mapped[0], seconds)
+        _exit(*mapped, show=seconds is not None)
     finally:
         if signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, handler)
@@ -115,7 +118,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     for further_signal in _SIGNALS:  # a further signal must not change the exit code
         signal.signal(further_signal, signal.SIG_IGN)
-    _exit(128 + signum, "stopped; continue with --resume", show=ranks.prints())
+    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints())
 
 
 def _exit(status: int, message: str, *, show: bool) -> None:

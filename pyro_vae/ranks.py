@@ -7,7 +7,6 @@ processes of one group only.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.errors import RanksError, UserError, is_out_of_memory, rebuildable
+from pyro_vae import torchrun
+from pyro_vae.errors import RanksError, is_out_of_memory, rebuildable
 
 Part = TypeVar("Part")
 T = TypeVar("T")
@@ -28,18 +28,6 @@ T = TypeVar("T")
 # Processes wait for each other as long as one of them computes, e.g. a fit of several days. The end of a process is
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def launched() -> bool:
-    """Return whether torchrun has started this process as one of several."""
-    return all(name in os.environ for name in _VARIABLES) and os.environ["WORLD_SIZE"] != "1"
-
-
-def refuse(script: str, reason: str = "runs in one process") -> None:
-    """Raise UserError if torchrun has started this process as one of several."""
-    if launched():
-        raise UserError(f"{script} {reason}; start it with python instead of torchrun.")
 
 
 @contextmanager
@@ -53,12 +41,12 @@ def process_group(device: str) -> Iterator[None]:
     Raises:
         RanksError: If the group cannot be joined, or there is no GPU for this process.
     """
-    if not launched():
+    if not torchrun.launched():
         yield
         return
     cuda = torch.device(device).type == "cuda"
     if cuda:
-        local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        local, available = torchrun.local_rank(), torch.cuda.device_count()
         if local >= available:
             raise RanksError(f"Process {local} of this machine has no GPU, of {available}; start at most one per GPU.")
         torch.cuda.set_device(local)
@@ -66,6 +54,9 @@ def process_group(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         yield
+    except Exception as error:
+        error.raised_by_all = getattr(error, "raised_by_all", False)  # type: ignore[attr-defined]
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -144,7 +135,7 @@ def map_parts(function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[
     while group := list(islice(remaining, size())):
         own = _attempt(function, group[rank()]) if rank() < len(group) else _Outcome()
         # Processes that have diverged would otherwise take each other's results for their own.
-        step = f"{getattr(function, '__qualname__', function)}, part {taken}"
+        step = f"{_name(function)}, part {taken}"
         found = gather((step, own._replace(error=own.error and rebuildable(own.error))))
         if len({each for each, _ in found}) > 1:
             raise _by_all(RanksError(f"The processes have diverged: {', '.join(each for each, _ in found)}."))
@@ -160,16 +151,22 @@ def on_first(function: Callable[[], T]) -> T:
     return next(map_parts(lambda _: function(), [None]))
 
 
-def prints(error: BaseException | None = None) -> bool:
-    """Return whether this process prints its output, or an error: one process does if several raise the same error.
+def in_turn(function: Callable[[], T]) -> T:
+    """Call a function on every process, first on one of each machine, e.g. to download files once for all.
 
-    Invalid flags and files cause the same error in all processes of a machine. Scripts call this outside
-    `process_group`, hence the environment.
+    Returns:
+        The result of this process. An exception of one process is raised on all of them.
     """
-    if not launched() or os.environ["RANK"] == "0":
-        return True
-    alone = error is not None and not getattr(error, "raised_by_all", False)
-    return alone and (os.environ["LOCAL_RANK"] == "0" or not isinstance(error, UserError))
+    leads = torchrun.local_rank() == 0
+    results: list[T] = []
+
+    def call(turn: bool) -> None:
+        if leads is turn:
+            results.append(function())
+
+    for turn in (True, False):
+        list(map_parts(call, [turn] * size()))
+    return results[0]
 
 
 class _Outcome(NamedTuple):
@@ -179,8 +176,13 @@ class _Outcome(NamedTuple):
     error: Exception | None = None
 
 
+def _name(function: Any) -> str:
+    function = getattr(function, "func", function)  # of a partial
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
 def _by_all(error: Exception) -> Exception:
-    """Mark an exception that all processes raise, see `prints`."""
+    """Mark an exception that all processes raise, see `torchrun.seconds_to_print`."""
     error.raised_by_all = True  # type: ignore[attr-defined]
     return error
 
