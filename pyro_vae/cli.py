@@ -3,14 +3,25 @@ r"""Shared by all scripts: one-line error messages, signal handling and exit cod
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 
-from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory, with_notes
+from pyro_vae import torchrun
+from pyro_vae.errors import (
+    CheckpointError,
+    NonFiniteError,
+    OutOfMemoryError,
+    RanksError,
+    UserError,
+    is_out_of_memory,
+    with_notes,
+)
 from pyro_vae.text import printable
 
 # A signal received this long after the first one ends the process at once, without waiting for the training step.
@@ -22,8 +33,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def exit_status() -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
-    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, or the operating system reported
-    an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT, SIGTERM; --resume continues.
+    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, another process of the group ended,
+    or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT,
+    SIGTERM; --resume continues.
+
+    Of several processes, the first one prints. The others print only errors, and only those that the first may not
+    have.
     """
     # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -32,24 +47,46 @@ def exit_status() -> Iterator[None]:
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        yield
+        with nullcontext() if torchrun.prints() else _quiet():
+            yield
     except KeyboardInterrupt:
         _exit_on_signal(signal.SIGINT, None)
-    except (NonFiniteError, OutOfMemoryError) as error:
-        _exit(1, with_notes(error))
-    except MemoryError as error:
-        _exit(1, f"out of memory ({error})")
-    except (UserError, CheckpointError) as error:
-        _exit(2, str(error))
-    except OSError as error:
-        _exit(1, str(error))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        if (mapped := _status_and_message(error)) is None:
             raise
-        _exit(1, f"out of memory ({next(iter(str(error).splitlines()))})")
+        seconds = torchrun.seconds_to_print(error)
+        if seconds != 0.0:
+            torchrun.wait_to_be_stopped(mapped[0], seconds)
+        _exit(*mapped, show=seconds is not None)
     finally:
         if signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _status_and_message(error: Exception) -> tuple[int, str] | None:
+    """Return the exit status and the message of an expected error, or None for a bug in the program."""
+    match error:
+        case NonFiniteError() | OutOfMemoryError():
+            return 1, with_notes(error)
+        case MemoryError():
+            return 1, f"out of memory ({error})"
+        case UserError() | CheckpointError():
+            return 2, str(error)
+        case OSError() | RanksError():
+            return 1, str(error)
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return 1, f"out of memory ({next(iter(str(error).splitlines()))})"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Print nothing but errors."""
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("pyro_vae").setLevel(logging.ERROR)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -81,10 +118,10 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     for further_signal in _SIGNALS:  # a further signal must not change the exit code
         signal.signal(further_signal, signal.SIG_IGN)
-    _exit(128 + signum, "stopped; continue with --resume")
+    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints())
 
 
-def _exit(status: int, message: str) -> None:
-    # Messages may contain file names, which may contain any character.
-    print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
+def _exit(status: int, message: str, *, show: bool) -> None:
+    if show:  # messages may contain file names, which may contain any character
+        print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

@@ -2,7 +2,13 @@ r"""Errors that users can cause, which scripts report in one line, and detection
 
 from __future__ import annotations
 
+import copy
+import sys
+from typing import Any
+
 import torch
+
+_SIMPLE = (str, int, float, type(None))  # arguments of an exception that are sent to other processes
 
 
 class UserError(ValueError):
@@ -30,6 +36,14 @@ class NonFiniteError(FloatingPointError):
         )
         self.step = step
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy by the step, which the constructor takes, rather than by the message."""
+        return NonFiniteError, (self.step,), self.__dict__
+
+
+class RanksError(RuntimeError):
+    """The processes of a group cannot work together, usually because one has ended. The message states the cause."""
+
 
 class OutOfMemoryError(MemoryError):
     """Out of memory in a training step. The message suggests a smaller batch size."""
@@ -43,3 +57,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 def with_notes(error: BaseException) -> str:
     """Return the message of an error followed by its notes."""
     return " ".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def rebuildable(error: Exception) -> Exception:
+    """Return an exception that other processes can rebuild: a copy, or one of a base class with the same message."""
+    for kind in type(error).__mro__:
+        try:
+            same = copy.copy(error) if kind is type(error) else kind(str(error))
+            kept = [*same.args, *(value for name, value in vars(same).items() if name != "__notes__")]
+            if kind is not type(error):
+                same.__notes__ = getattr(error, "__notes__", [])
+            importable = getattr(sys.modules[kind.__module__], kind.__qualname__, None) is kind
+        except Exception:  # noqa: BLE001 -- e.g. a constructor with other arguments
+            continue
+        if importable and str(same) == str(error) and all(isinstance(value, _SIMPLE) for value in kept):
+            return same
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -26,7 +26,7 @@ import tyro
 from measurements import Bench, MeasurementFlags
 from timing import machine_rates, ratios
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, torchrun
 from pyro_vae.runs import load_images, versions
 
 
@@ -95,4 +95,5 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     with cli.exit_status():
+        torchrun.refuse("benchmark.py")
         main(tyro.cli(Arguments, description=__doc__))

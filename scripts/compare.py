@@ -2,6 +2,7 @@
 
     python scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30 --seeds 2
     python scripts/compare.py --systems pixelcnn autoencoder vae beta-vae wae pixelvae
+    torchrun --nproc-per-node 2 scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30
 
 Every flag of fit.py is available. Each run is a run folder of fit.py in --out. Existing runs are reused, so that an
 interrupted comparison can be continued. --systems compares different programs by log p(x), if it is defined, by the
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, ranks, torchrun
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
@@ -94,10 +95,19 @@ def main(arguments: Arguments) -> None:
         programs.check_flags(varied[0])
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
-    runs = {}
-    for name, varied in configs.items():
-        runs[name] = [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
-        fit(varied, runs[name])
+    runs = {
+        name: [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
+        for name, varied in configs.items()
+    }
+    with ranks.process_group("cpu"):  # only the fits compute
+        first = ranks.is_first()
+        for path, status in ranks.map_parts(lambda name: fit(configs[name], runs[name]), configs):
+            if status:
+                if first:
+                    print(f"The fit of {path} ended with status {status}.", file=sys.stderr)
+                raise SystemExit(status if status > 0 else 128 - status)
+    if not first:
+        return
     if flags.systems:
         folders = {name: folder for name, (folder,) in runs.items()}
         rows = gallery.measure_systems(folders)
@@ -110,34 +120,35 @@ def main(arguments: Arguments) -> None:
     print(f"\nwritten to {out}")
 
 
-def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> None:
+def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple[Path, int]:
     """Run fit.py in a separate process for consecutive seeds, unless all their runs are finished.
+
+    Returns:
+        The folder of the first seed, and the exit status of the fit; a negative one is minus the number of a signal.
 
     Raises:
         RunFolderError: If a folder has a finished run with a different configuration.
-        SystemExit: If the fit fails, with its exit status. This ends the comparison.
     """
     first, path = configs[0], folders[0].path
     for settings, folder in zip(configs, folders, strict=True):
         if folder.finished:
             folder.check_config_matches(settings.resolve().to_json())
     if all(folder.finished for folder in folders):
-        return
+        return path, 0
     flags = [word for name, value in first.to_json().items() for word in words(config.flag(name), value)]
     flags += ["--out", str(path), "--seeds", str(len(configs)), "--resume"]
     print(path, flush=True)
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fit.py")), *flags], stdout=subprocess.DEVNULL
+        [sys.executable, str(Path(__file__).with_name("fit.py")), *flags],
+        stdout=subprocess.DEVNULL,
+        env=torchrun.single_process_environment(),
     ) as process:
         try:
-            status = process.wait()
+            return path, process.wait()
         except BaseException:  # usually a signal: forward it, so that the fit writes a checkpoint and stops
             process.terminate()
             process.wait()
             raise
-    if status:
-        print(f"The fit of {path} ended with status {status}.", file=sys.stderr)
-        raise SystemExit(status if status > 0 else 128 - status)
 
 
 def words(flag: str, value: Any) -> list[str]:

@@ -5,6 +5,8 @@
     python scripts/evaluate.py runs/mnist-standard-elbo --probe
     python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 
+    torchrun --nproc-per-node 4 scripts/evaluate.py runs/mnist-standard-elbo
+
 The results are written to RUN/evaluation/ of each run: summary.json, scores.nc, bounds.csv and figures, of which
 bounds.png shows all runs. Instruments make further measurements. Their numbers are added to summary.json, and their
 other files are written to the same folder:
@@ -14,20 +16,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyro
 import tyro
 
-from pyro_vae import cli, config
+from pyro_vae import cli, config, ranks
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
 from pyro_vae.instruments.scores import measure_scores, scores_table, write_bounds, write_scores
 from pyro_vae.report import curves
-from pyro_vae.runs import RunFolder
+from pyro_vae.runs import Run, RunFolder
 from pyro_vae.runs.load import load_config, restore
 from pyro_vae.runs.summary import num_parameters, write_summary
 
@@ -116,14 +119,34 @@ def main(arguments: RunArguments) -> None:
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
     requested = [instrument for instrument in instruments if instrument.requested]
     runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
+    names = names_of(arguments.runs)
     scores: dict[str, Scores] = {}
     summaries = {}
-    for name, (folder, settings) in zip(names_of(arguments.runs), runs, strict=True):
-        pyro.set_rng_seed(settings.seed)
-        # The run folder may be untrusted: download only to a data_root given on the command line, not to the saved one.
-        fitted = restore(folder, settings, download="data_root" in changes)
-        with fitted.program.scope():
-            scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
+    with ranks.process_group(max(settings.device for _, settings in runs)):  # "cuda" if any run needs it
+        first = ranks.is_first()
+        for name, (folder, settings) in zip(names, runs, strict=True):
+            # The run folder may be untrusted: download only to a data_root given on the command line, not to the saved
+            # one.
+            fitted = ranks.in_turn(partial(restored, folder, settings, download="data_root" in changes))
+            with fitted.program.scope():
+                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
+    if first:
+        report(runs, scores, summaries, requested)
+
+
+def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> Run:
+    """Seed the global random state, and restore a run."""
+    pyro.set_rng_seed(settings.seed)
+    return restore(folder, settings, download=download)
+
+
+def report(
+    runs: list[tuple[RunFolder, config.Config]],
+    scores: dict[str, Scores],
+    summaries: dict[str, dict[str, Any]],
+    requested: list[Instrument],
+) -> None:
+    """Write the figures that compare runs to the evaluation folder of each, and print the tables."""
     for folder, _ in runs:
         results = folder.evaluation
         if not all(run_scores.reason for run_scores in scores.values()):
@@ -137,13 +160,16 @@ def main(arguments: RunArguments) -> None:
 
 
 def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
-    """Score one run, run the requested instruments on it, and write its evaluation folder."""
+    """Score one run, run the requested instruments on it, and write its evaluation folder.
+
+    Several processes share out the images. Only the first one writes.
+    """
     fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
     assert settings.num_samples is not None
     for instrument in requested:
-        instrument.check(run)
+        ranks.on_first(partial(instrument.check, run))
     metrics = run.folder.metrics()
-    results.lock()
+    ranks.on_first(results.lock)
     compiled = fitted.execution == "compiled"
     scores, numbers = measure_scores(
         fitted.program,
@@ -154,16 +180,17 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
         compiled=compiled,
         level_bits=fitted.images.level_bits,
     )
-    write_scores(results, fitted.program, run.test, scores, settings.seed, fitted.images.pixels.columns)
-    write_bounds(results, scores)
+    columns = fitted.images.pixels.columns
+    ranks.on_first(lambda: write_scores(results, fitted.program, run.test, scores, settings.seed, columns))
+    ranks.on_first(lambda: write_bounds(results, scores))
     for instrument in requested:
         result = instrument.measure(run, settings.seed)
-        result.write(results, instrument.name)
+        ranks.on_first(partial(result.write, results, instrument.name))
         if result.numbers != {}:
             numbers[instrument.name] = result.numbers
         numbers["reasons"] |= result.reasons
     parameters = num_parameters(fitted.program)
-    write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
+    ranks.on_first(lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics))
     results.unlock()
     return scores, numbers
 

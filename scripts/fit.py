@@ -21,7 +21,7 @@ import pyro
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data
+from pyro_vae import cli, config, data, torchrun
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
@@ -177,4 +177,5 @@ def print_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
 
 if __name__ == "__main__":
     with cli.exit_status():
+        torchrun.refuse("fit.py")
         main(tyro.cli(Arguments, description=__doc__))

@@ -17,7 +17,7 @@ from typing import Annotated
 import pyro
 import tyro
 
-from pyro_vae import cli
+from pyro_vae import cli, torchrun
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
@@ -72,4 +72,5 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     with cli.exit_status():
+        torchrun.refuse("sample.py")
         main(tyro.cli(Arguments, description=__doc__))

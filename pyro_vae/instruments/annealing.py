@@ -10,15 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from pyro_vae import config
+from pyro_vae import config, ranks
 from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
-from pyro_vae.instruments.batches import batches
+from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
@@ -91,12 +89,14 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         sample size and acceptance rate of the test images. The numbers summarize them over images.
     """
     start = time.perf_counter()
-    bar = partial(tqdm, desc="annealing", unit="temperature", disable=None, leave=False)
-    test_results, simulated_results = [], []
-    for images, batch_seed in batches(x, seed):
+    bar = progress_bar("annealing", "temperature")
+
+    def anneal(part: Part) -> tuple[AISResult, BDMCResult]:
+        images, batch_seed = part
         arguments = (program.model, program.guide, images, ais_config)
-        test_results.append(ais(*arguments, seed=batch_seed, progress=bar))
-        simulated_results.append(bdmc(*arguments, seed=batch_seed, progress=bar))
+        return ais(*arguments, seed=batch_seed, progress=bar), bdmc(*arguments, seed=batch_seed, progress=bar)
+
+    test_results, simulated_results = zip(*ranks.map_parts(anneal, batches(x, seed)), strict=True)
     test, simulated = AISResult.concatenate(test_results), BDMCResult.concatenate(simulated_results)
     per_image = {
         "log_likelihood": test.lower,

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from pyro_vae import ranks
 from pyro_vae.evaluate import discrete_values, posterior_probs
-from pyro_vae.instruments.batches import batches
+from pyro_vae.instruments.batches import Part, batches
 from pyro_vae.instruments.instrument import EvaluatedRun, Result
 from pyro_vae.text import printable
 from pyro_vae.trace import Data
@@ -64,10 +66,12 @@ def measure_classes(program: Any, x: Data, labels: np.ndarray, seed: int) -> Res
     parts = list(batches(x, seed))
     if len(discrete_values(program.model, program.guide, parts[0][0])) != 1:
         return Result()
-    probs = [
-        next(iter(posterior_probs(program.model, program.guide, images, seed=batch_seed).values()))
-        for images, batch_seed in parts
-    ]
+
+    def probs_of(part: Part) -> Tensor:
+        images, batch_seed = part
+        return next(iter(posterior_probs(program.model, program.guide, images, seed=batch_seed).values()))
+
+    probs = list(ranks.map_parts(probs_of, parts))
     values = torch.cat(probs).argmax(1).cpu().numpy()
     confusion = np.zeros((int(labels.max()) + 1, probs[0].shape[1]), int)
     np.add.at(confusion, (labels, values), 1)

@@ -97,6 +97,8 @@ def sample_images(program: Any, template: Data, seed: int, *, means: bool) -> Te
         template: Images of shape (N, ...). Only their number and shape are used.
         seed: Random seed of the draws.
         means: Whether to return means of p(x|z), if they are available, instead of draws.
+
+    Several processes do not share the batches: figures and `gallery`, for which they are drawn, are made by one.
     """
     samples = []
     for batch, batch_seed in batches(template, seed):

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
-from pyro_vae import config
+from pyro_vae import config, ranks
 from pyro_vae.evaluate import per_image_elbos, standard_error
-from pyro_vae.instruments.batches import batches
+from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
 from pyro_vae.trace import Data
 
@@ -67,11 +65,13 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
         ELBOs of the encoder (`amortized`) and of each posterior family, shape (N,), in nats. The numbers are their
         means, and the mean gain over the encoder with a standard error over images.
     """
-    bar = partial(tqdm, desc="local posteriors", unit="step", disable=None, leave=False)
-    elbos = [
-        per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=batch_seed, progress=bar)
-        for images, batch_seed in batches(x, seed)
-    ]
+    bar = progress_bar("local posteriors", "step")
+
+    def optimize(part: Part) -> dict[str, np.ndarray]:
+        images, batch_seed = part
+        return per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=batch_seed, progress=bar)
+
+    elbos = list(ranks.map_parts(optimize, batches(x, seed)))
     per_image = {name: np.concatenate([batch[name] for batch in elbos]) for name in elbos[0]}
     numbers: dict[str, Any] = {"num_steps": num_steps}
     for name, values in per_image.items():

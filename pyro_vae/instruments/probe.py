@@ -6,14 +6,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import pyro
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_vae import ranks
 from pyro_vae.evaluate import (
     Accuracy,
     NoAnalyticMeanError,
@@ -23,7 +22,7 @@ from pyro_vae.evaluate import (
     principal_components,
     probe,
 )
-from pyro_vae.instruments.batches import posterior_means_batched
+from pyro_vae.instruments.batches import posterior_means_batched, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
 from pyro_vae.report import curves
 from pyro_vae.report.tables import format_percent, format_table
@@ -115,9 +114,10 @@ def probe_rows(
         Rows of `evaluate.Accuracy` as JSON values. Undefined standard errors are None.
     """
     subsets = labeled_subsets(train.classes, seed)
-    bar = partial(tqdm, desc="probe", unit="classifier", disable=None, leave=False)
+    bar = progress_bar("probe", "classifier")
     classes = (train.classes, test.classes)
-    rows = probe(_features(program, train.pixels, test.pixels, seed), classes, subsets, bar)
+    features = _features(program, train.pixels, test.pixels, seed)
+    rows = ranks.on_first(lambda: probe(features, classes, subsets, bar))  # on all cores
     first_subsets = {num_labels: draws[:_FINETUNED_SUBSETS] for num_labels, draws in subsets.items()}
     try:
         rows += _finetune_rows("fitted encoder", program, train, test, first_subsets, seed)
@@ -153,18 +153,14 @@ def _finetune_rows(
     seed: int,
 ) -> list[Accuracy]:
     rows = []
-    for num_labels, draws in tqdm(subsets.items(), desc=name, unit="number of labels", disable=None, leave=False):
-        predictions = [
-            finetune(
-                program.guide,
-                train.pixels[indices],
-                train.classes[indices],
-                test.pixels,
-                seed=derive_seed(seed, "draw", draw),
-            )
-            for draw, indices in enumerate(draws)
-        ]
-        correct = np.array(predictions) == test.classes
+
+    def predict(part: tuple[int, np.ndarray]) -> np.ndarray:
+        draw, indices = part
+        labeled = train.pixels[indices], train.classes[indices]
+        return finetune(program.guide, *labeled, test.pixels, seed=derive_seed(seed, "draw", draw))
+
+    for num_labels, draws in progress_bar(name, "number of labels")(subsets.items()):
+        correct = np.array(list(ranks.map_parts(predict, enumerate(draws)))) == test.classes
         rows.append(Accuracy(name, "fine-tuned", num_labels, *mean_accuracy(correct)))
     return rows
 

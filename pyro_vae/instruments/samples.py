@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.evaluate import (
     AISConfig,
@@ -24,7 +23,7 @@ from pyro_vae.evaluate import (
     sample_prior,
     traverse,
 )
-from pyro_vae.instruments.batches import posterior_means_batched
+from pyro_vae.instruments.batches import posterior_means_batched, progress_bar
 from pyro_vae.instruments.generated import prior_samples, reconstructions
 from pyro_vae.report import images
 from pyro_vae.runs import Folder
@@ -125,7 +124,7 @@ def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: 
     if exact is not None:
         completed = {"draw": exact}
     else:
-        bar = partial(tqdm, desc="completions", unit="temperature", disable=None, leave=False)
+        bar = progress_bar("completions", "temperature")
         try:
             missing = truth.replace_x(upper)
             fill = batch.x.mean(0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae import ranks
 from pyro_vae.evaluate import (
     Moments,
     Scores,
@@ -18,11 +19,10 @@ from pyro_vae.evaluate import (
     elbo_surgery,
     posterior_moments,
     sample_posterior,
-    score,
     standard_error,
     summarize,
 )
-from pyro_vae.instruments.batches import EVAL_BATCH_SIZE, batches
+from pyro_vae.instruments.batches import Part, batches, score_batched
 from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
@@ -64,20 +64,14 @@ def measure_scores(
     """
     start = time.perf_counter()
     batch, parts = Batch.of(x), list(batches(x, seed))
-    scores = score(
-        program.model,
-        program.guide,
-        batch,
-        num_samples,
-        batch_size=EVAL_BATCH_SIZE,
-        seed=seed,
-        compile=compiled,
-        progress=True,
+    scores = score_batched(program, batch, num_samples, seed=seed, compiled=compiled)
+    moments = Moments.concatenate(
+        ranks.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
     )
-    moments = Moments.concatenate(posterior_moments(program.guide, part, seed=batch_seed) for part, batch_seed in parts)
     measured = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
     extra: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
     if measured["rate"] is not None:
+        # One random stream for all images: the same computation in every process.
         split = elbo_surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
         extra["mutual_information"] = float(split.mutual_information.mean())
         extra["marginal_kl"] = float(split.marginal_kl.mean())
@@ -109,16 +103,20 @@ def rehearse(program: Any, x: Data, *, density: bool) -> None:
         generate_images(program, probe_batch, sample_posterior(program.guide, probe_batch, 0), 0, draws=False)
 
 
-def _squared_error(program: Any, parts: Sequence[tuple[Batch, int | None]]) -> float | None:
+def _squared_error(program: Any, parts: Sequence[Part]) -> float | None:
     """Return the squared error of reconstructions, summed over pixels and averaged over images."""
+
+    def error(part: Part) -> float | None:
+        images, batch_seed = part
+        means = decode_mean(program.model, images, sample_posterior(program.guide, images, batch_seed))
+        return None if means is None else float((images.x - means).double().square().sum())
+
     total = 0.0
-    for part, batch_seed in parts:
-        values = sample_posterior(program.guide, part, batch_seed)
-        means = decode_mean(program.model, part, values)
-        if means is None:
+    for value in ranks.map_parts(error, parts):
+        if value is None:
             return None
-        total += float((part.x - means).double().square().sum())
-    return total / sum(len(part) for part, _ in parts)
+        total += value
+    return total / sum(len(images) for images, _ in parts)
 
 
 def _reason(name: str, scores: Scores) -> str:

@@ -57,6 +57,11 @@ class CompiledBackend(EagerBackend):
         self._refused: set[Any] = set()
         self._compared: set[Any] = set()  # keys of graphs already compared on this batch
 
+    @property
+    def num_refused(self) -> int:
+        """Number of functions that run eagerly from now on, because their graphs are not possible or have failed."""
+        return len(self._refused)
+
     def start_batch(self) -> None:
         """Prepare for a new batch of images: every graph is compared with its program once more."""
         self._compared.clear()

@@ -12,8 +12,9 @@ PACKAGE = ROOT / "pyro_vae"
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.py"))
 
-# Each room and the rooms that it may import besides itself, errors, memory and text; the longest matching prefix
-# counts.
+# Modules that every room may import.
+EVERYWHERE = ("pyro_vae.errors", "pyro_vae.memory", "pyro_vae.ranks", "pyro_vae.text", "pyro_vae.torchrun")
+# Each room and the rooms that it may import besides itself and those; the longest matching prefix counts.
 ALLOWED = {
     "pyro_vae/__init__.py": {
         "pyro_vae.config",
@@ -26,6 +27,7 @@ ALLOWED = {
     },
     "pyro_vae/errors.py": set(),
     "pyro_vae/memory.py": set(),
+    "pyro_vae/ranks.py": set(),
     "pyro_vae/data/": set(),
     "pyro_vae/model/": set(),
     "pyro_vae/trace/": set(),
@@ -44,6 +46,7 @@ ALLOWED = {
     },
     "pyro_vae/cli.py": set(),
     "pyro_vae/text.py": set(),
+    "pyro_vae/torchrun.py": set(),
 }
 # Libraries that only certain rooms may import.
 HOMES = {
@@ -90,9 +93,7 @@ def may_import(source: str, name: str) -> bool:
     if within(name, "pyro_vae"):
         room = max((prefix for prefix in ALLOWED if source.startswith(prefix)), key=len)
         own = room.removesuffix("/").removesuffix(".py").replace("/", ".")
-        if not any(
-            within(name, each) for each in ("pyro_vae.errors", "pyro_vae.memory", "pyro_vae.text", own, *ALLOWED[room])
-        ):
+        if not any(within(name, each) for each in (*EVERYWHERE, own, *ALLOWED[room])):
             return False
     homes = [places for library, places in HOMES.items() if within(name, library)]
     return not within(name, "scripts") and all(source.startswith(places) for places in homes)

@@ -1,0 +1,218 @@
+r"""Several processes that work as one, as torchrun starts them: their group, and work that is divided among them.
+
+The processes are numbered from 0; torch calls the number a rank. Without torchrun there is one process, of rank 0, and
+every function here returns its argument or calls its function directly. Objects are exchanged as pickles, between the
+processes of one group only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_vae import torchrun
+from pyro_vae.errors import RanksError, is_out_of_memory, rebuildable
+
+Part = TypeVar("Part")
+T = TypeVar("T")
+
+# Processes wait for each other as long as one of them computes, e.g. a fit of several days. The end of a process is
+# noticed at once by its closed connections, and by torchrun.
+_TIMEOUT = timedelta(days=30)
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Join the process group that torchrun describes, and leave it at the end. Without torchrun, do nothing.
+
+    Args:
+        device: Device of the computation, as in the configuration of a run. On CUDA, the current device of a process
+            becomes the GPU with its local rank.
+
+    Raises:
+        RanksError: If the group cannot be joined, or there is no GPU for this process.
+    """
+    if not torchrun.launched():
+        yield
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        local, available = torchrun.local_rank(), torch.cuda.device_count()
+        if local >= available:
+            raise RanksError(f"Process {local} of this machine has no GPU, of {available}; start at most one per GPU.")
+        torch.cuda.set_device(local)
+    with lost_connections():  # objects are exchanged through gloo on any device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    try:
+        yield
+    except Exception as error:
+        error.raised_by_all = getattr(error, "raised_by_all", False)  # type: ignore[attr-defined]
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if _in_group() else 0
+
+
+def size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if _in_group() else 1
+
+
+def is_first() -> bool:
+    """Return whether this process has rank 0. It alone prints, and writes files."""
+    return rank() == 0
+
+
+@contextmanager
+def lost_connections() -> Iterator[None]:
+    """Raise RanksError for the error of a collective operation whose other processes have ended.
+
+    Wrap collective operations only: gloo and NCCL raise plain RuntimeErrors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        # Without the place in the sources of gloo, and its advice.
+        reason = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error)).partition(". ")[0]
+        raise RanksError(f"Another process has ended, or cannot be reached; see its own message ({reason}).") from error
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes by rank, on every process. CUDA tensors arrive on the own current device."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    with lost_connections():
+        dist.all_gather_object(values, _leave_device(value))
+    return [_enter_device(each) for each in values]
+
+
+def broadcast(value: T) -> T:
+    """Return the value of rank 0 on every process."""
+    return gather(value if is_first() else None)[0]  # type: ignore[return-value]
+
+
+def sum_flat(tensor: Tensor) -> None:
+    """Add up a tensor over all processes, in place."""
+    if size() > 1:
+        with lost_connections():
+            dist.all_reduce(tensor)
+
+
+def map_parts(function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[T]:
+    """Apply a function to parts of a computation, part i on rank i mod size, and yield all results in order.
+
+    The results are the same on every process, which must call this with the same function and parts, and take all
+    results or none. An exception of one part is raised on all processes. In one process, this is `map`. The function
+    must not use other processes itself.
+
+    Args:
+        function: Function of one part, whose result can be pickled.
+        parts: The parts; one for each process is taken at a time.
+
+    Raises:
+        RanksError: If a process has ended, or the processes apply different functions.
+    """
+    if size() == 1:
+        yield from map(function, parts)
+        return
+    remaining, taken = iter(parts), 0
+    while group := list(islice(remaining, size())):
+        own = _attempt(function, group[rank()]) if rank() < len(group) else _Outcome()
+        # Processes that have diverged would otherwise take each other's results for their own.
+        step = f"{_name(function)}, part {taken}"
+        found = gather((step, own._replace(error=own.error and rebuildable(own.error))))
+        if len({each for each, _ in found}) > 1:
+            raise _by_all(RanksError(f"The processes have diverged: {', '.join(each for each, _ in found)}."))
+        for index, (_, outcome) in enumerate(found):
+            if outcome.error is not None:  # the original keeps its traceback
+                raise _by_all((own.error if index == rank() else None) or outcome.error)
+        yield from (outcome.value for _, outcome in found[: len(group)])
+        taken += len(group)
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 only, and return its result, or raise its exception, on every process."""
+    return next(map_parts(lambda _: function(), [None]))
+
+
+def in_turn(function: Callable[[], T]) -> T:
+    """Call a function on every process, first on one of each machine, e.g. to download files once for all.
+
+    Returns:
+        The result of this process. An exception of one process is raised on all of them.
+    """
+    leads = torchrun.local_rank() == 0
+    results: list[T] = []
+
+    def call(turn: bool) -> None:
+        if leads is turn:
+            results.append(function())
+
+    for turn in (True, False):
+        list(map_parts(call, [turn] * size()))
+    return results[0]
+
+
+class _Outcome(NamedTuple):
+    """The result of a part, or the exception that it raised; neither for a process without a part."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def _name(function: Any) -> str:
+    function = getattr(function, "func", function)  # of a partial
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _by_all(error: Exception) -> Exception:
+    """Mark an exception that all processes raise, see `torchrun.seconds_to_print`."""
+    error.raised_by_all = True  # type: ignore[attr-defined]
+    return error
+
+
+def _attempt(function: Callable[[Part], Any], part: Part) -> _Outcome:
+    try:
+        return _Outcome(function(part))
+    except Exception as error:  # noqa: BLE001 -- raised again on all processes
+        return _Outcome(error=error)
+
+
+class _FromCuda(NamedTuple):
+    """A CUDA tensor on its way to the GPU of another process."""
+
+    tensor: Tensor
+
+
+def _leave_device(value: Any) -> Any:
+    def leave(leaf: Any) -> Any:
+        return _FromCuda(leaf.cpu()) if isinstance(leaf, Tensor) and leaf.is_cuda else leaf
+
+    return pytree.tree_map(leave, value)
+
+
+def _enter_device(value: Any) -> Any:
+    def enter(leaf: Any) -> Any:
+        return leaf.tensor.cuda() if isinstance(leaf, _FromCuda) else leaf
+
+    return pytree.tree_map(enter, value, is_leaf=lambda leaf: isinstance(leaf, _FromCuda))
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
