@@ -29,6 +29,8 @@ T = TypeVar("T")
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
 
+_joined = False  # whether `process_group` has been entered
+
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
@@ -52,12 +54,15 @@ def process_group(device: str) -> Iterator[None]:
         torch.cuda.set_device(local)
     with lost_connections():  # objects are exchanged through gloo on any device
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    global _joined
+    _joined = True
     try:
         yield
     except Exception as error:
         error.raised_by_all = getattr(error, "raised_by_all", False)  # type: ignore[attr-defined]
         raise
     finally:
+        _joined = False
         dist.destroy_process_group()
 
 
@@ -215,4 +220,5 @@ def _enter_device(value: Any) -> Any:
 
 
 def _in_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    # A group that the caller of the package has made may serve another purpose, e.g. separate fits in its processes.
+    return _joined

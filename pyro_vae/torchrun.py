@@ -23,6 +23,11 @@ def launched() -> bool:
     return all(name in os.environ for name in _NEEDED) and os.environ["WORLD_SIZE"] != "1"
 
 
+def restarted() -> bool:
+    """Return whether torchrun has started the processes again, with --max-restarts, after one of them has ended."""
+    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def wait_to_be_stopped(status: int, seconds: float | None) -> None:
     """Wait for torchrun to stop this process, which then exits with `status`; None waits for a short time."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))

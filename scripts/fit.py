@@ -11,9 +11,11 @@ The run folder, --out, contains config.json, metrics.jsonl, checkpoints, summary
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pyro
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data, torchrun
+from pyro_vae import cli, config, data, ranks, torchrun
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
@@ -72,7 +74,17 @@ def main(arguments: Arguments) -> None:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it; give only one of them.")
     if output.seeds < 1:
         raise UserError(f"--seeds is {output.seeds}; it must be at least 1.")
+    if output.seeds > 1 and torchrun.launched():
+        raise UserError("--seeds fits several seeds in one process; start it with python, or use one seed.")
+    if torchrun.restarted():  # after a process has ended
+        output = replace(output, resume=True, overwrite=False)
     first = arguments.config.resolve()
+    with ranks.process_group(first.device):
+        fit_and_score(output, first)
+
+
+def fit_and_score(output: OutputFlags, first: config.Config) -> None:
+    """Fit and score a program with one or several seeds; several processes share its steps and its scores."""
     configs = {seed: replace(first, seed=seed) for seed in range(first.seed, first.seed + output.seeds)}
     path = output.out or Path("runs") / programs.run_name(first)
     folders = {seed: RunFolder(seed_path(path, seed, first.seed)) for seed in configs}
@@ -84,7 +96,7 @@ def main(arguments: Arguments) -> None:
         return
 
     # Data, programs and fits.
-    images = load_images(first)
+    images = ranks.in_turn(partial(load_images, first))
     runs: dict[int, Run] = {}
 
     def make(seed: int) -> Fit:
@@ -97,10 +109,13 @@ def main(arguments: Arguments) -> None:
     fit = FitMany(make, configs) if output.seeds > 1 else make(first.seed)
 
     # Training. The folders are created only now, so that runs that cannot start do not leave one.
-    for seed, run in runs.items():
-        folders[seed].create(run.config.to_json(), resume=output.resume, overwrite=output.overwrite)
+    for seed, fitted in runs.items():
+        create = partial(folders[seed].create, resume=output.resume, overwrite=output.overwrite)
+        ranks.on_first(partial(create, fitted.config.to_json()))
     with cli.deferred_signals() as stop:
         train(fit, runs, folders, every_seconds=output.checkpoint_seconds, should_stop=stop)
+        if isinstance(fit, Fit) and fit.svi.processes.stopping and not stop():
+            signal.raise_signal(signal.SIGTERM)  # another process has received one
 
     # Scores and report.
     fits, errors = (fit.fits, fit.errors) if isinstance(fit, FitMany) else ({first.seed: fit}, {})
@@ -157,14 +172,22 @@ def score(run: Run, fit: Fit, folder: RunFolder) -> tuple[Scores, dict[str, Any]
             compiled=run.execution == "compiled",
             level_bits=run.images.level_bits,
         )
-        write_scores(folder, run.program, test, scores, settings.seed, run.images.pixels.columns)
+        columns = run.images.pixels.columns
+        ranks.on_first(lambda: write_scores(folder, run.program, test, scores, settings.seed, columns))
+        ranks.on_first(lambda: write_report(folder, fit, settings, scores, numbers))
+    return scores, numbers
+
+
+def write_report(
+    folder: RunFolder, fit: Fit, settings: config.Config, scores: Scores, numbers: Mapping[str, Any]
+) -> None:
+    """Write the learning curve, the figure of bounds, and summary.json, the last file of a run."""
     metrics = folder.metrics()
     folder.save_figure("learning_curve", curves.learning_curve(metrics))
     if not scores.reason:
         folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
     parameters = sum(p.numel() for p in fit.svi.optim.params.values())
     write_summary(folder, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-    return scores, numbers
 
 
 def print_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
@@ -177,5 +200,4 @@ def print_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
 
 if __name__ == "__main__":
     with cli.exit_status():
-        torchrun.refuse("fit.py")
         main(tyro.cli(Arguments, description=__doc__))

@@ -20,6 +20,7 @@ from pyro_vae.infer.objectives import (
 )
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import load_program_state
+from pyro_vae.infer.sharded_svi import ShardedSVI
 from pyro_vae.infer.svi import SVI
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Renyi",
+    "ShardedSVI",
     "load_program_state",
     "mmd",
     "schedules",

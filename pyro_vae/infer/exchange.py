@@ -20,12 +20,14 @@ class Sums(NamedTuple):
         elbo: ELBO summed over the batch, in nats.
         finite: Whether the loss and all gradients are finite in all processes, a boolean tensor.
         gradients: Gradients by name; those that no process has are absent.
+        stops: Whether some process has been asked to stop.
     """
 
     loss: Tensor
     elbo: Tensor
     finite: Tensor
     gradients: dict[str, Tensor]
+    stops: bool
 
 
 class Exchange:
@@ -38,7 +40,6 @@ class Exchange:
     def __init__(self) -> None:
         self._form: tuple[tuple[str, bool], ...] | None = None  # of this process
         self._names: list[str] = []  # of the parameters that have a gradient in some process
-        self.stopping = False  # whether some process had been asked to stop before the last step
 
     def __call__(
         self,
@@ -72,7 +73,6 @@ class Exchange:
                 flat[:2] = 0.0
             ranks.sum_flat(flat)
             loss_sum, elbo_sum, changes, stops = flat[:4].unbind()
-            self.stopping = bool(stops > 0)
             if agreed and not bool(changes > 0):
                 break
             self._agree(form)
@@ -84,7 +84,7 @@ class Exchange:
             totals[name] = flat[start : start + p.numel()].view(p.shape).to(p.dtype)
             start += p.numel()
         finite = flat.sum().isfinite()
-        return Sums(loss_sum.to(loss.dtype), elbo_sum.to(elbo.dtype), finite, totals)
+        return Sums(loss_sum.to(loss.dtype), elbo_sum.to(elbo.dtype), finite, totals, bool(stops > 0))
 
     def _flatten(
         self,
@@ -109,8 +109,8 @@ class Exchange:
     def _agree(self, form: tuple[tuple[str, bool], ...]) -> None:
         """Agree on the parameters that have a gradient in some process."""
         forms = ranks.gather(form)
-        names = [{name for name, _ in each} for each in forms]
-        if different := sorted(set.union(*names) - set.intersection(*names)):
+        names: list[set[str]] = [{name for name, _ in each} for each in forms]
+        if different := sorted(set().union(*names) - names[0].intersection(*names)):
             raise UserError(
                 f"Parameter {different[0]!r} is registered in some processes only, as its registration depends on the "
                 "images: use one process."

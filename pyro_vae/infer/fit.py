@@ -199,8 +199,10 @@ class Fit:
             self.svi.raise_if_nonfinite()  # synchronizes, so that the time of all steps is counted
         seconds = self._progress.seconds + time.perf_counter() - started
         model, guide, valid = self.svi.model, self.svi.guide, self.valid
+        elbo = distortion = None
         with self.average.in_place():
-            elbo, distortion = (None, None) if valid is None else validate(model, guide, valid, self.seed)
+            if valid is not None:
+                elbo, distortion = self.svi.processes.on_first(lambda: validate(model, guide, valid, self.seed))
             record = self._progress.finish(
                 index=self.epoch,
                 step=self.svi.steps,

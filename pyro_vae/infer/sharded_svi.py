@@ -3,7 +3,7 @@ r"""Training steps whose batch is shared by several processes."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyro_vae.infer.exchange import Exchange, Sums
 from pyro_vae.infer.graph_step import Preprocess, StepResult
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
+from pyro_vae.infer.processes import ManyProcesses
 from pyro_vae.infer.svi import SVI
 from pyro_vae.trace import Batch, Draw, GraphError, RowNoise, Rows, ShardedGraph, find_draws
 from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
@@ -45,10 +46,6 @@ class ShardedSVI(SVI):
         *args: See `SVI`; the loss must be an `Objective`.
         **kwargs: See `SVI`.
 
-    Attributes:
-        should_stop: Function that returns whether this process has been asked to stop; called once a step.
-        stopping: Whether some process had been asked to stop before the last step; the same in all processes.
-
     Raises:
         ValueError: As `SVI`, or if the loss is no `Objective`. In a step, if a program or objective couples images, or
             the processes have different batches or weights.
@@ -59,20 +56,15 @@ class ShardedSVI(SVI):
         if not isinstance(self.objective, Objective):
             kind = type(self.objective).__name__
             raise UserError(f"Several processes can share the steps of an objective of pyro_vae, not of {kind}.")
-        self.should_stop: Callable[[], bool] = lambda: False
         self._compiled = self.recorded is not None and self.recorded.compiled
         if self.recorded is not None:
             self.recorded.set_compiled(False)  # the graph without random operations is compiled instead
+        self.processes: ManyProcesses = ManyProcesses()
         self._exchange = Exchange()
         self._rows = Rows(0, 0, 0)
         self._draws: list[Draw] = []
         self._graph: ShardedGraph | None = None
         self._refused = False
-
-    @property
-    def stopping(self) -> bool:
-        """Whether some process had been asked to stop before the last step; the same in all processes."""
-        return self._exchange.stopping
 
     def _objective_step(self, preprocess: Preprocess | None, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step on the rows of this process."""
@@ -120,14 +112,17 @@ class ShardedSVI(SVI):
         params = self.optim.params
         assert self.elbo is not None
         gradients = {name: p.grad for name, p in params.items() if p.grad is not None}
-        loss, self.elbo, _, sums = self._sum(loss, self.elbo, gradients)
+        loss, self.elbo, _, sums, _ = self._sum(loss, self.elbo, gradients)
         for name, p in params.items():
             p.grad = sums.get(name)
         return loss
 
     def _sum(self, loss: Tensor, elbo: Tensor, gradients: dict[str, Tensor]) -> Sums:
         counts = len(self._rows) > 0
-        return self._exchange(loss, elbo, self.optim.params, gradients, counts=counts, stop=self.should_stop())
+        stop = self.processes.should_stop()
+        sums = self._exchange(loss, elbo, self.optim.params, gradients, counts=counts, stop=stop)
+        self.processes.stops = sums.stops
+        return sums
 
     def _check(self, whole: Batch, preprocess: Preprocess | None) -> None:
         """Find the draws of a step, and check for a few images that their sum over processes is that of one process.

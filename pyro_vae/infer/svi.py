@@ -18,6 +18,7 @@ from pyro_vae.infer.graph_step import Preprocess, RecordedStep
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer.processes import OneProcess
 from pyro_vae.trace import Batch, Data, ModuleRecorder, Program, stored_ids
 from pyro_vae.trace.graphs import devices
 
@@ -71,6 +72,7 @@ class SVI(pyro.infer.SVI):
             self.recorded = RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
+        self.processes = OneProcess()
         self._gate = Gate(self.optim)
         self.graph_call: CUDAGraphCall | None = None  # of a step, where it is captured
         self._stored: dict[str, int] = {}  # ids in the param store that the optimizer has handled

@@ -42,18 +42,20 @@ class DurableFit:
             folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0
         )
         self.max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
-        if newest := self.checkpoints.newest():
+        if newest := fit.svi.processes.on_first(self.checkpoints.newest):
             step, state = newest
             fit.load_state_dict(state)
-            self.checkpoints.quarantine_after(step)
-        folder.truncate_metrics(fit.epoch)  # a crash may have left epochs that are newer than the checkpoint
+            fit.svi.processes.on_first(lambda: self.checkpoints.quarantine_after(step))
+        # A crash may have left epochs that are newer than the checkpoint.
+        fit.svi.processes.on_first(lambda: folder.truncate_metrics(fit.epoch))
         self._written = fit.epoch
 
     def write(self, epoch: Epoch) -> None:
         """Append an epoch to metrics.jsonl; one that is repeated after a rollback replaces the former and all later."""
-        if epoch.index < self._written:
-            self.folder.truncate_metrics(epoch.index)
-        self.folder.append_epoch(epoch.as_dict())
+        if self.fit.svi.processes.leads:
+            if epoch.index < self._written:
+                self.folder.truncate_metrics(epoch.index)
+            self.folder.append_epoch(epoch.as_dict())
         self._written = epoch.index + 1
 
 
@@ -103,7 +105,8 @@ def run_with_checkpoints(
         fit: Fit to run, new or with a loaded state.
         checkpoints: Checkpoints of the run.
         every_seconds: Maximum number of seconds between two checkpoints. A step that is running is finished first.
-        should_stop: Function called after each step. If it returns True, the fit saves a checkpoint and stops.
+        should_stop: Function called after each step. If it returns True, in any of several processes that share the
+            steps, the fit saves a checkpoint and stops.
         max_rollbacks: Maximum number of rollbacks: after a non-finite loss or gradient, the fit returns to the last
             milestone and halves the learning rate. Milestones do not depend on time, so rollbacks are reproducible.
 
@@ -115,18 +118,21 @@ def run_with_checkpoints(
         OSError: If a checkpoint cannot be written.
     """
     written = time.monotonic()
+    processes = fit.svi.processes
+    processes.should_stop = should_stop
 
     def due() -> bool:
-        return should_stop() or fit.svi.steps == 1 or time.monotonic() - written >= every_seconds
+        return processes.stopping or fit.svi.steps == 1 or time.monotonic() - written >= every_seconds
 
     while not fit.finished:
         try:
             for epoch in fit.iterate(due):
                 if epoch is not None:  # None is yielded between two steps of an epoch if a checkpoint is due
                     yield epoch
-                stopping = should_stop()  # called once, so that a later request takes effect after the next step
+                stopping = processes.stopping  # read once, so that a later request takes effect after the next step
                 if stopping or fit.finished or due() or checkpoints.is_milestone(fit.svi.steps):
-                    checkpoints.save(fit.svi.steps, fit.state_dict())
+                    if processes.leads:
+                        checkpoints.save(fit.svi.steps, fit.state_dict())
                     written = time.monotonic()
                 if stopping:
                     return
@@ -141,7 +147,8 @@ def roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError, max_rol
     Returns:
         Whether it has been done. If no rollback is left, a note of the error names the last checkpoint.
     """
-    newest = checkpoints.newest(milestone=True) if fit.rollbacks < max_rollbacks else None
+    rolls_back = fit.rollbacks < max_rollbacks
+    newest = fit.svi.processes.on_first(lambda: checkpoints.newest(milestone=True)) if rolls_back else None
     if newest is None:
         kept = list(checkpoints.paths().values())
         error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
@@ -152,6 +159,6 @@ def roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError, max_rol
     # The factor depends on the loaded state only, so that a run that crashes before its next checkpoint repeats it.
     fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (num_rollbacks - fit.rollbacks))
     fit.rollbacks = num_rollbacks
-    checkpoints.delete_after(step)
+    fit.svi.processes.on_first(lambda: checkpoints.delete_after(step))
     _LOG.warning("%s Rollback %d: resuming from step %d with half the learning rate.", error, num_rollbacks, step)
     return True

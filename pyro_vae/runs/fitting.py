@@ -2,13 +2,14 @@ r"""The fit of a run: its optimizer, schedule, objective and batches."""
 
 from __future__ import annotations
 
+from pyro_vae import ranks
 from pyro_vae.config import components, programs
-from pyro_vae.infer import SVI, Fit, Optim, schedules
+from pyro_vae.infer import SVI, Fit, Optim, ShardedSVI, schedules
 from pyro_vae.runs.run import Run
 
 
 def make_fit(run: Run) -> Fit:
-    """Return the fit of a run, which has not taken a step.
+    """Return the fit of a run, which has not taken a step. Several processes (`ranks`) share its steps.
 
     Raises:
         DataError: If a batch is larger than the training data.
@@ -21,8 +22,9 @@ def make_fit(run: Run) -> Fit:
     optimizer, options = components.OPTIMIZERS[config.optimizer]
     optim = Optim(optimizer, {"lr": config.learning_rate, **options}, schedule)
     objective = programs.build_objective(config, batches.num_images)
+    driver = SVI if ranks.size() == 1 else ShardedSVI
     return Fit(
-        SVI(program.model, program.guide, optim, objective, execution=run.execution, precision=config.precision),
+        driver(program.model, program.guide, optim, objective, execution=run.execution, precision=config.precision),
         batches,
         config.epochs,
         valid=run.observed("valid"),
