@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import fake_capture
@@ -53,16 +54,23 @@ class Rolled:
 Expected = tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]
 
 
-def new_fit(objective: Objective, seed: int = 0, ema: float = 0.0, schedule: bool = True, epochs: int = EPOCHS) -> Fit:
+def new_fit(
+    objective: Objective,
+    seed: int = 0,
+    ema: float = 0.0,
+    schedule: bool = True,
+    epochs: int = EPOCHS,
+    program: Any = None,
+) -> Fit:
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    vae, batches = small_vae(), Rolled()
+    program, batches = program or small_vae(), Rolled()
     on_device = devices.can_capture(batches.grey)
     rate = 0.02 if on_device else torch.tensor(0.02, dtype=torch.float32)  # which it is on a device
     cosine = schedules.per_step(schedules.cosine, EPOCHS * STEPS) if schedule else None
     svi = SVI(
-        vae.model,
-        vae.guide,
+        program.model,
+        program.guide,
         Optim(torch.optim.Adam, {"lr": rate, "fused": True}, cosine),
         objective,
         execution="recorded",
@@ -296,3 +304,23 @@ def test_constant_learning_rate_is_reported_and_kept(on_device: Device) -> None:
     assert found[0] == expected[0]
     for step, state in found[1].items():
         assert_same(state, expected[1][step])
+
+
+def test_program_with_a_mask_is_not_captured(on_device: Device) -> None:
+    """The values of a mask determine shapes, so that each step reads them off the device."""
+    seen = torch.tensor([True, False])
+
+    class Masked:
+        def model(self, x: Tensor) -> None:
+            loc = pyro.param("loc", torch.zeros(()))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0).expand([3, 1]).to_event(2), obs=x[:, :, seen])
+
+        def guide(self, x: Tensor) -> None:
+            pass
+
+    expected = run(new_fit(ELBO(), program=Masked(), epochs=1))
+    fit = on_device.fit(ELBO(), 3, program=Masked(), epochs=1)
+    assert run(fit)[0] == expected[0]
+    assert fit.svi.recorded.calls == FULL - 1
+    assert on_device.launched == []
