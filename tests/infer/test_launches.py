@@ -140,8 +140,17 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return Device(monkeypatch)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 20])
-@pytest.mark.parametrize("name", OBJECTIVES)
+# The default suite covers each objective and each number of steps, not all pairs.
+PAIRS = [
+    pytest.param(
+        name, steps, marks=[] if (name, steps) in {("elbo", 1), ("beta", 20), ("iwae", 3)} else pytest.mark.slow
+    )
+    for name in OBJECTIVES
+    for steps in (1, 3, 20)
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), PAIRS)
 def test_captured_fit_equals_the_same_steps_one_by_one(
     name: str, steps: int, one_by_one: Callable[[str], Expected], on_device: Device
 ) -> None:
@@ -214,7 +223,7 @@ def launched_between_boundaries(fit: Fit) -> dict[int, Counter[str]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "tables"), [("elbo", 0), ("beta", 1)])
+@pytest.mark.parametrize(("name", "tables"), [pytest.param("elbo", 0, marks=pytest.mark.slow), ("beta", 1)])
 def test_ten_launches_for_any_number_of_steps(name: str, tables: int, on_device: Device) -> None:
     """One graph, six operations that fill its memory, and three copies from there; one more for the table of a beta."""
     found = {steps: launched_between_boundaries(on_device.fit(OBJECTIVES[name](), steps)) for steps in (3, 20)}
@@ -268,7 +277,14 @@ class Scaled(ELBO):
         return super().per_image(particles) * (self.weight_of_step if self.write == "number" else self.weight)
 
 
-@pytest.mark.parametrize("write", ["number", "product", "view", "exchange", "sometimes"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(pytest.param(write, marks=pytest.mark.slow) for write in ("number", "view", "exchange")),
+        "product",
+        "sometimes",
+    ],
+)
 def test_values_that_no_table_can_hold_are_written_between_single_steps(write: str, on_device: Device) -> None:
     expected = run(new_fit(Scaled(write), epochs=1))
     epochs, states = run(on_device.fit(Scaled(write), 3, epochs=1))
