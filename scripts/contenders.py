@@ -17,7 +17,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from pyro_vae import config, data
 from pyro_vae.config import programs
 from pyro_vae.evaluate.annealing import paths
-from pyro_vae.infer import ELBO, SVI, Optim, schedules
+from pyro_vae.infer import ELBO, SVI, Optim, launches, schedules
+from pyro_vae.infer.epochs import EpochProgress
+from pyro_vae.trace import Batch
 
 CHAINS = 16  # per image, of annealed importance sampling
 
@@ -56,6 +58,24 @@ def ours(settings: config.Config, images: data.Observed, batches: data.Batches, 
     """Return the training step of scripts/fit.py; see `driver`."""
     svi = driver(settings, images, execution)
     return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
+
+
+def many_steps(settings: config.Config, images: data.Observed, batches: data.Batches) -> Contender:
+    """Return the training step of scripts/fit.py on a CUDA device: many steps with one launch.
+
+    A call keeps its batch until there are enough for a launch, so that only the mean time of many calls has a meaning.
+    """
+    svi, progress = driver(settings, images, "compiled"), EpochProgress()
+    many, waiting = launches.Launches(svi), []
+
+    def step(batch: Tensor) -> None:
+        waiting.append(Batch.of(batch))
+        if len(waiting) == launches.STEPS:
+            for group in many.groups(iter(waiting), progress, batches.observe, many=True):
+                many.take(group, progress, batches.observe)
+            waiting.clear()
+
+    return alone(step)
 
 
 def fit_for_a_while(program: Any, batches: data.Batches, steps: int) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from baselines import decoder_layers, encoder_layers, handwritten, handwritten_scores, stock
-from contenders import CHAINS, annealing, as_json, batches_of, fed, fit_for_a_while, full_batches, ours
+from contenders import CHAINS, annealing, as_json, batches_of, fed, fit_for_a_while, full_batches, many_steps, ours
 from many_fits import epochs_of_fits, few_images, times_per_fit
 from timing import Contender, Timing, race
 
@@ -17,6 +17,7 @@ from pyro_vae import config, data
 from pyro_vae.config import programs
 from pyro_vae.evaluate import log_weights
 from pyro_vae.infer import ELBO
+from pyro_vae.infer.launches import STEPS
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
 
@@ -80,8 +81,12 @@ class Bench:
                     "hand-written, torch.compile": handwritten(settings, self.images, batches, compiled=True),
                     "hand-written": handwritten(settings, self.images, batches),
                 }
+                multiple = 1
+                if self.settings.device == "cuda":
+                    multiple, many = STEPS, many_steps(settings, self.images, batches)
+                    contenders = {f"pyro_vae, {STEPS} steps a launch": many, **contenders}
                 print(f"batch {batch_size}, K = {num_particles}")
-                timings = self.race(contenders, batches)
+                timings = self.race(contenders, batches, multiple)
                 roofline = max(self.floor(settings))
                 for name, timing in timings.items():
                     epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
@@ -199,9 +204,9 @@ class Bench:
             cases += times_per_fit(settings, images, timings)
         return cases
 
-    def race(self, contenders: dict[str, Contender], batches: data.Batches) -> dict[str, Timing]:
+    def race(self, contenders: dict[str, Contender], batches: data.Batches, multiple: int = 1) -> dict[str, Timing]:
         """Time interleaved blocks of the contenders; ratios are relative to the last one."""
-        return race(contenders, full_batches(batches), self.flags.blocks, self.flags.seconds)
+        return race(contenders, full_batches(batches), self.flags.blocks, self.flags.seconds, multiple)
 
     def floor(self, settings: config.Config) -> tuple[float, float]:
         """Return lower bounds on the seconds of a step: for its matrix products, and for the bytes that it moves."""

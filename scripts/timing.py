@@ -30,7 +30,7 @@ class Timing(NamedTuple):
 
 
 def race(
-    contenders: Mapping[str, Contender], stream: Iterator[Tensor], blocks: int, seconds: float
+    contenders: Mapping[str, Contender], stream: Iterator[Tensor], blocks: int, seconds: float, multiple: int = 1
 ) -> dict[str, Timing]:
     """Time interleaved blocks of the contenders.
 
@@ -39,6 +39,7 @@ def race(
         stream: Batches for the steps.
         blocks: Number of timed blocks of each contender, after one block that is not timed.
         seconds: Length of a block of the last contender, in seconds. All blocks have the same number of steps.
+        multiple: This number is a multiple of it, so that a contender may take as many steps at once.
     """
     for contender in contenders.values():  # warm-up, so that compilation and initialization are not timed
         with contender.context():
@@ -49,7 +50,7 @@ def race(
     shutdown_compile_workers()  # idle workers would compete for the cores for a while
     base = list(contenders.values())[-1]
     with base.context():
-        num_steps = max(1, round(seconds / _block(base.step, stream, 3)))
+        num_steps = multiple * max(1, round(seconds / _block(base.step, stream, 3) / multiple))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(-1, blocks):
         for name, contender in contenders.items():

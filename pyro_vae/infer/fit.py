@@ -95,7 +95,7 @@ class Fit:
         """Run the remaining epochs, and optionally return control between steps.
 
         Args:
-            pause: Called after each step; returns whether to return control to the caller.
+            pause: Called after each step, or launch of several (`launches`); returns whether to return control.
 
         Yields:
             The `Epoch` at the end of each epoch, and None where `pause` returned True; the state is complete at either.

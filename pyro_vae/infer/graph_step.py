@@ -158,6 +158,12 @@ class RecordedStep:
             self._refuse(str(error))
         return not self._refused
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a call may be captured as a CUDA graph: it is compiled, and does not wait for the device."""
+        records = [] if self._graph is None else self._graph._records.values()
+        return self.compiled and not any(record.masks for record in records)  # their values are read at each call
+
     def record(self, batch: Batch) -> tuple[Record, tuple[Tensor, ...]] | None:
         """Return the record of a step that `accepts` has approved, and its inputs; None if it cannot be recorded.
 

@@ -160,7 +160,7 @@ class SVI(pyro.infer.SVI):
         # On CUDA the whole step, from the batch to the optimizer, is captured as one CUDA graph, since Python launches
         # the kernels of a small network more slowly than they run. A captured step must not wait for the device. So the
         # gate must be able to skip steps there, and steps that compare the graph with the program are not captured.
-        captures = devices.can_capture(batch.x) and self.recorded.compiled and self._gate.can_skip
+        captures = devices.can_capture(batch.x) and self.recorded.capturable and self._gate.can_skip
         if not captures or self.recorded.will_compare:
             return self._replay(batch)
         tensors, build, _ = batch.flatten()

@@ -104,9 +104,10 @@ def run_with_checkpoints(
     Args:
         fit: Fit to run, new or with a loaded state.
         checkpoints: Checkpoints of the run.
-        every_seconds: Maximum number of seconds between two checkpoints. A step that is running is finished first.
-        should_stop: Function called after each step. If it returns True, in any of several processes that share the
-            steps, the fit saves a checkpoint and stops.
+        every_seconds: Maximum number of seconds between two checkpoints. A step that is running is finished first; on
+            CUDA several steps may run at once.
+        should_stop: Function called after each step that is finished. If it returns True, in any of several processes
+            that share the steps, the fit saves a checkpoint and stops.
         max_rollbacks: Maximum number of rollbacks: after a non-finite loss or gradient, the fit returns to the last
             milestone and halves the learning rate. Milestones do not depend on time, so rollbacks are reproducible.
 

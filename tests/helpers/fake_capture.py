@@ -4,8 +4,8 @@ Capture executes nothing that can be seen afterwards: operations run, because th
 what they wrote into memory that existed before is restored, and so are the random numbers that they drew. A replay runs
 the recorded operations in order, on the same memory: it reads and writes the tensors that they were recorded with, and
 Python numbers among their arguments have the values that they had then. Operations that would make the host wait for
-the device, or copy from its memory, raise during capture. The host cannot see that a replay has written a tensor: it
-does not change versions.
+the device, or copy from its memory, raise during capture, except for `tolist` and `numpy`, which issue no operation on
+the CPU. The host cannot see that a replay has written a tensor: it does not change versions.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class FakeGraph:
     """A recorded sequence of operations."""
 
     replaying = False
+    replays = 0  # of all graphs, until `Outside.taken` is called
 
     def __init__(self) -> None:
         self.work: list[tuple[Any, Any, Any, Any]] = []
@@ -66,6 +67,7 @@ class FakeGraph:
 
     def replay(self) -> None:
         FakeGraph.replaying = True
+        FakeGraph.replays += 1
         try:
             with torch.no_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
                 for func, args, kwargs, recorded in self.work:
@@ -130,16 +132,35 @@ class _FakeStream:
 
 
 class Outside(TorchDispatchMode):
-    """Counts the operations outside of captured graphs, by name, and the replays, each as one."""
+    """Counts what is launched outside of captured graphs: operations by name, and replays.
+
+    Operations on tensors that were made on the host are not launched: those made of Python numbers, or for a device by
+    name. Neither are views.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
+        self._host: dict[int, Tensor] = {}  # by memory, which a reference keeps from being reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not FakeGraph.replaying:
-            self.count[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if FakeGraph.replaying:
+            return result
+        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        memory = {_memory(tensor) for tensor in inputs}
+        if func.overloadpacket is _aten.lift_fresh or (not inputs and (kwargs or {}).get("device") is not None):
+            self._host |= {_memory(tensor): tensor for tensor in outputs}
+        elif not memory <= self._host.keys():
+            shows = all(_memory(tensor) in memory for tensor in outputs) and not _written(func, args, kwargs or {})
+            self.count[func.overloadpacket.__name__] += not shows
+        return result
+
+    def taken(self) -> Counter[str]:
+        """Return the number of launches since the last call."""
+        found, self.count = +self.count, Counter()
+        found["replay"], FakeGraph.replays = FakeGraph.replays, 0
+        return found
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,10 @@ class GraphError(RuntimeError):
 
 def compile_graph(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
     """Compile a graph with TorchInductor for inputs of these shapes."""
-    from torch import _inductor  # slow import, only needed here
+    from torch import _inductor  # slow imports, only needed here
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     log = logging.getLogger("torch.utils.cpp_extension")  # logs a line about devices, irrelevant on CPU
     level = log.level
@@ -29,8 +32,12 @@ def compile_graph(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Te
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # internal to the compiler
-            # Inductor's default generator would not reproduce the draws of the eager function.
-            return _inductor.compile(record, list(inputs), options={"fallback_random": True})
+            # Inductor keeps its results on disk for the next process only if it is told that all shapes are static.
+            mode = FakeTensorMode(shape_env=ShapeEnv())
+            shapes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+            with tracing(TracingContext(mode)):
+                # Inductor's default generator would not reproduce the draws of the eager function.
+                return _inductor.compile(record, shapes, options={"fallback_random": True})
     finally:
         log.setLevel(level)
 

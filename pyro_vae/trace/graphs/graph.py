@@ -131,8 +131,7 @@ class Graph:
 
         Tensors on the host count with their version, because capture copies their values into the CUDA graph.
         """
-        key = self.cache_key(inputs)
-        record = self._records.get(key)
+        record = self._records.get(key := self.cache_key(inputs))
         tensors = [] if record is None else record.read()
         return key, [(id(t), 0 if devices.can_capture(t) else t._version) for t in tensors]
 
