@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, UserError, is_out_of_memory
+from pyro_vae.errors import (
+    CheckpointError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UserError,
+    is_device_failure,
+    is_out_of_memory,
+)
 from pyro_vae.text import printable
 
 # A signal received this long after the first one ends the process at once, without waiting for the training step.
@@ -22,8 +29,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def exit_status() -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
-    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, or the operating system reported
-    an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT, SIGTERM; --resume continues.
+    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, a device failed, or the operating
+    system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT, SIGTERM;
+    --resume continues.
     """
     # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -44,9 +52,17 @@ def exit_status() -> Iterator[None]:
     except OSError as error:
         _exit(1, str(error))
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        line = next(iter(str(error).splitlines()), "")
+        if is_out_of_memory(error):
+            advice = (
+                "" if "CPU" in line else "; nvidia-smi lists the processes that use the device, or use --device cpu"
+            )
+            _exit(1, f"out of memory ({line}){advice}")
+        if not is_device_failure(error):
             raise
-        _exit(1, f"out of memory ({next(iter(str(error).splitlines()))})")
+        _exit(
+            1, f"the device failed ({line}); check it with nvidia-smi and continue with --resume, or use --device cpu"
+        )
     finally:
         if signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, handler)
