@@ -19,7 +19,7 @@ from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, scor
 from pyro_vae.evaluate.annealing.hmc import HMCKernels
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, AnnealingPath
 from pyro_vae.trace import read_only, simulate
-from pyro_vae.trace.graphs import graph
+from pyro_vae.trace.graphs import drawn_first
 
 
 def se(values: np.ndarray) -> float:
@@ -188,7 +188,7 @@ def test_model_that_observes_a_transform_of_x_is_not_simulated() -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded graph runs instead of the compiled one; both use the same noise."""
-    monkeypatch.setattr(graph, "compile_graph", lambda record, inputs: record)
+    monkeypatch.setattr(drawn_first, "compile_graph", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (
