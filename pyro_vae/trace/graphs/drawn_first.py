@@ -1,6 +1,6 @@
 r"""Compile a graph with its random operations outside of it, because compilers change their order.
 
-Random operations share the state of a generator, which is no argument of theirs. TorchInductor before torch 2.13 orders
+Random operations share the state of a generator, which is not among their arguments. TorchInductor of torch 2.11 orders
 them by their other arguments and by memory, so that each gets numbers that eager execution would give to another one.
 """
 
