@@ -20,7 +20,7 @@ from pyro_vae.trace.seeds import global_generator
 def compile_with_noise_first(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
     """Compile a graph that draws its noise before it runs, in the order of the record.
 
-    A graph with at most one random operation, or with noise that depends on computed values, is compiled as it is. In
+    A graph with at most one random operation, or with noise that depends on computed values, is compiled unchanged. In
     the second case the comparison of `Graph` reveals another order.
 
     Args:
