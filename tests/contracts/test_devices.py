@@ -20,7 +20,7 @@ from pyro_vae.runs import load_images
 pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 SMALL: dict[str, Any] = {"data": "digits", "hidden_dim": 24, "latent_dim": 2, "train_images": 60, "test_images": 10}
-CHOICES = [
+CHOICES = [  # two likelihoods are missing: they take counts, not gray images
     *(("prior", name) for name in components.PRIORS),
     *(("posterior", name) for name in components.POSTERIORS),
     *(
