@@ -19,6 +19,7 @@ from pyro_vae.errors import (
     OutOfMemoryError,
     RanksError,
     UserError,
+    is_device_failure,
     is_out_of_memory,
     with_notes,
 )
@@ -33,9 +34,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def exit_status() -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
-    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, another process of the group ended,
-    or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143: stopped by SIGINT,
-    SIGTERM; --resume continues.
+    0: success. 1: training diverged (non-finite loss or gradient), memory ran out, a device failed, another process of
+    the group ended, or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143:
+    stopped by SIGINT, SIGTERM; --resume continues.
 
     Of several processes, the first one prints. The others print only errors, and only those that the first may not
     have.
@@ -74,8 +75,13 @@ def _status_and_message(error: Exception) -> tuple[int, str] | None:
             return 2, str(error)
         case OSError() | RanksError():
             return 1, str(error)
+    line = next(iter(str(error).splitlines()), "")
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return 1, f"out of memory ({next(iter(str(error).splitlines()))})"
+        advice = "" if "CPU" in line else "; nvidia-smi lists the processes that use the device, or use --device cpu"
+        return 1, f"out of memory ({line}){advice}"
+    if isinstance(error, RuntimeError) and is_device_failure(error):
+        advice = "check it with nvidia-smi and continue with --resume, or use --device cpu"
+        return 1, f"the device failed ({line}); {advice}"
     return None
 
 

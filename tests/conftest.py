@@ -23,6 +23,8 @@ pytest.register_assert_rewrite("helpers")
 from helpers import calls  # noqa: E402
 from helpers.calls import TINY, script  # noqa: E402
 
+from pyro_vae.trace import seeds  # noqa: E402
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -34,10 +36,13 @@ MNIST_ROOT = Path(__file__).parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the numerical tests: cpu or cuda")
+    parser.addoption("--seed", type=int, default=0, help="seed of the random numbers of every test")
     parser.addoption("--dtype", default="float64", help="floating-point type of the numerical tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if seed := config.getoption("--seed"):
+        seeds._SALT += str(seed).encode()  # seeds that a test passes to the package give other numbers, too
     calls.DEVICE = config.getoption("--device")
 
 
@@ -66,7 +71,7 @@ def _fresh(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Non
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, request.config.getoption("--dtype")))
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(request.config.getoption("--seed"))
     # A device context costs a Python call for each operation, and on the CPU it has no effect.
     place = nullcontext() if _on_host(request) or device.type == "cpu" else device
     with pyro.validation_enabled(True), place:

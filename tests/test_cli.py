@@ -16,6 +16,7 @@ from pyro_vae.errors import CheckpointError, NonFiniteError, OutOfMemoryError, U
 pytestmark = pytest.mark.host
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+FULL = "; nvidia-smi lists the processes that use the device, or use --device cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def noted() -> NonFiniteError:
         (lambda: UserError("run \x1b[31m\u202e"), 2, "error: run \\x1b[31m\\u202e\n"),
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
         (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
-        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, "error: out of memory (CUDA.)\n"),
+        (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, f"error: out of memory (CUDA.){FULL}\n"),
         (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
     ],
 )  # fmt: skip
@@ -54,6 +55,53 @@ def test_error_is_one_line_with_an_exit_status(
         raise error()
     assert caught.value.code == status
     assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("CUDA error: out of memory", FULL),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", FULL),
+        ("DefaultCPUAllocator: can't allocate memory", ""),
+    ],
+)
+def test_memory_that_is_full_from_the_start(message: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors of this kind are no `torch.OutOfMemoryError`."""
+    with pytest.raises(SystemExit) as caught, cli.exit_status():
+        raise RuntimeError(message)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: out of memory ({message}){advice}\n"
+
+
+# As worded by torch and the CUDA runtime.
+LOST = [
+    torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronous."),
+    torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("CUDA error: no CUDA-capable device is detected"),
+    RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("Unexpected error from cudaGetDeviceCount(). Error 802: CUDA driver initialization failed"),
+    RuntimeError("No CUDA GPUs are available"),
+    RuntimeError("Found no NVIDIA driver on your system."),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=str)
+def test_failed_device_is_one_line_that_says_what_to_do(
+    error: RuntimeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, cli.exit_status():
+        raise error
+    assert caught.value.code == 1
+    cause = str(error).splitlines()[0]
+    advice = "check it with nvidia-smi and continue with --resume, or use --device cpu"
+    assert capsys.readouterr().err == f"error: the device failed ({cause}); {advice}\n"
+
+
+@pytest.mark.parametrize("cause", ["device-side assert triggered", "an illegal memory access was encountered"])
+def test_wrong_operation_on_a_device_keeps_its_traceback(cause: str) -> None:
+    with pytest.raises(torch.AcceleratorError, match=cause), cli.exit_status():
+        raise torch.AcceleratorError(f"CUDA error: {cause}")
 
 
 def test_nonfinite_error_is_printed_with_its_notes(capsys: pytest.CaptureFixture[str]) -> None:

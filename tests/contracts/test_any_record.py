@@ -97,7 +97,7 @@ def test_reused_reader_follows_changing_state(kind: type[Small], change: Any) ->
     program, backend = kind(), CompiledBackend()
     reader_of_records = pytest.MonkeyPatch()
     with reader_of_records.context() as patch:
-        patch.setattr("pyro_vae.trace.graphs.graph.compile_graph", lambda record, inputs: record)
+        patch.setattr("pyro_vae.trace.graphs.drawn_first.compile_graph", lambda record, inputs: record)
         for step in range(6):
             change(program, step)
             x = binary(4, 6)

@@ -75,7 +75,11 @@ def program() -> TutorialVAE:
     with torch.no_grad():
         for p in vae.decoder.parameters():
             p.add_(0.5 * torch.randn_like(p))
-        vae.encoder.fc22.bias.fill_(0.2)  # a guide wide enough for a few thousand samples
+        # A guide wider than the prior, with means near zero: p(x|z) <= 1, so that the weights are bounded.
+        vae.encoder.fc21.weight.mul_(0.2)
+        vae.encoder.fc21.bias.zero_()
+        vae.encoder.fc22.weight.zero_()
+        vae.encoder.fc22.bias.fill_(0.2)
     return vae
 
 

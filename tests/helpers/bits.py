@@ -20,7 +20,7 @@ def assert_same(new: Any, old: Any) -> None:
             assert_same(a, b)
     elif isinstance(old, Tensor):
         assert new.dtype == old.dtype
-        assert new.numpy().tobytes() == old.numpy().tobytes()  # -0.0 differs from 0.0
+        assert new.detach().cpu().numpy().tobytes() == old.detach().cpu().numpy().tobytes()  # -0.0 differs from 0.0
         assert new.shape == old.shape
     else:
         assert repr(new) == repr(old)

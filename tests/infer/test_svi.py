@@ -27,7 +27,13 @@ def take_steps(svi: pyro.infer.SVI, number: int) -> list[float]:
 
 
 @pytest.mark.parametrize(("fused", "tolerance"), [(False, 0.0), (True, 1e-6)])
-def test_sixty_steps_equal_those_of_stock_pyro(fused: bool, tolerance: float) -> None:
+def test_sixty_steps_equal_those_of_stock_pyro(fused: bool, tolerance: float, device: torch.device) -> None:
+    """Parameters to the bit on the CPU, without a fused optimizer.
+
+    On CUDA up to rounding, 1e-12 in float64: sums run in another order, and multiplications and additions are fused.
+    """
+    if device.type == "cuda":
+        tolerance = max(tolerance, 5_000 * torch.finfo(torch.get_default_dtype()).eps)
     pyro.set_rng_seed(0)
     stock_vae, vae = small_vae(), small_vae()
     vae.load_state_dict(stock_vae.state_dict())

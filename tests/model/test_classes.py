@@ -136,7 +136,7 @@ def test_purity_matches_the_confusion_matrix() -> None:
     clusters = torch.arange(CLASSES).repeat(25)
     labels = np.where(clusters < 2, 0, np.where(clusters < 3, 1, np.where(np.arange(100) % 8 == 3, 2, 1)))
     found = measure_classes(Apart(), 20.0 * clusters + 0.1 * torch.randn(100), labels, seed=0).numbers
-    by_hand = [[int(((labels == a) & (clusters.numpy() == b)).sum()) for b in range(CLASSES)] for a in range(3)]
+    by_hand = [[int(((labels == a) & (clusters.cpu().numpy() == b)).sum()) for b in range(CLASSES)] for a in range(3)]
     assert found["confusion"] == by_hand
     assert found["purity"] == sum(map(max, zip(*by_hand, strict=True))) / 100
 

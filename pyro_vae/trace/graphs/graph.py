@@ -29,11 +29,11 @@ from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.graphs import devices
 from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
+from pyro_vae.trace.graphs.drawn_first import compile_with_noise_first
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import (
     GraphError,
     Tensors,
-    compile_graph,
     constant_fold_masks,
     in_one_line,
     lift_constants,
@@ -205,7 +205,7 @@ class Graph:
             return run(*inputs, *outside)
 
         try:
-            run = compile_graph(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+            run = compile_with_noise_first(graph, [*inputs, *(tensor.detach() for tensor in outside)])
             if not same_results(interpreted, compiled, inputs, self._surroundings, self.tolerance):
                 raise RuntimeError("the compiled graph gives different results")
         except Exception as error:  # compilers may raise anything; run the interpreted graph

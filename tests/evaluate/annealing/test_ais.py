@@ -19,7 +19,7 @@ from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, scor
 from pyro_vae.evaluate.annealing.hmc import HMCKernels
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, AnnealingPath
 from pyro_vae.trace import read_only, simulate
-from pyro_vae.trace.graphs import graph
+from pyro_vae.trace.graphs import drawn_first
 
 
 def se(values: np.ndarray) -> float:
@@ -50,7 +50,8 @@ def test_weights_are_unbiased_in_both_directions_with_few_temperatures(start: st
 
     False alarms 4e-4 for each of the four cases.
     """
-    program = LinearGaussian(2, noise=4.0, variance_ratio=1.5)  # a posterior close to the prior
+    # A posterior close to the prior and to the guide: weights with heavy tails have no useful standard error.
+    program = LinearGaussian(2, noise=40.0, variance_ratio=1.1)
     settings = AISConfig(20_000, 4, 3, start, schedule)
     with read_only(program.model, program.guide, x=program.bias, seed=5):
         x, values = simulate(program.model, torch.zeros(3, 7))
@@ -105,7 +106,7 @@ def test_bdmc_bounds_bracket_the_truth() -> None:
 
 
 def test_ais_lies_between_the_iwae_bound_and_the_upper_bound() -> None:
-    """A Bernoulli decoder by quadrature and a guide that ignores x, 200 simulated images, 4 s.e. and a sign test."""
+    """A Bernoulli decoder by quadrature and a guide that ignores x, 200 simulated images, 4 s.e. of each mean."""
     program = BernoulliDecoder(2)
     for parameter in program.parameters():
         parameter.data.mul_(2.0)  # posteriors far from the guide
@@ -118,7 +119,8 @@ def test_ais_lies_between_the_iwae_bound_and_the_upper_bound() -> None:
     importance = scores.iwae[scores.particle_counts.index(5)]  # mean of 50 estimates
     for lower, upper in ((found.forward.lower, truth), (truth, found.backward.upper)):
         assert (upper - lower).mean() > -4 * se(upper - lower)
-    assert (found.forward.lower > importance).sum() > 100 + 4 * math.sqrt(200) / 2  # 3e-5 if neither bound were better
+    gain = found.forward.lower - importance
+    assert gain.mean() > 4 * se(gain)
     assert found.gap.mean() < 0.05
 
 
@@ -188,7 +190,7 @@ def test_model_that_observes_a_transform_of_x_is_not_simulated() -> None:
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded graph runs instead of the compiled one; both use the same noise."""
-    monkeypatch.setattr(graph, "compile_graph", lambda record, inputs: record)
+    monkeypatch.setattr(drawn_first, "compile_graph", lambda record, inputs: record)
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (

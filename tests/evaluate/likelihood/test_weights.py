@@ -128,7 +128,7 @@ def test_out_of_memory_halves_the_chunk_without_changing_weights(
     x = torch.bernoulli(torch.full((4, 6), 0.5))
     expected = log_weights(program.model, program.guide, x, 2500, seed=5)
     cramped = SmallMemoryBackend(300, error)
-    found = log_weights(program.model, program.guide, x, 2500, seed=5, backend=cramped)
+    found = log_weights(program.model, program.guide, x, 2500, chunk=1000, seed=5, backend=cramped)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert cramped.sizes[:4] == [1000, 500, 250, 250]
     with pytest.raises(RuntimeError) as caught:  # raised if a single particle does not fit
