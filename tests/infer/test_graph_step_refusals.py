@@ -15,7 +15,7 @@ from torch import Tensor, _inductor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 from pyro_vae.infer import ELBO
-from pyro_vae.trace.graphs import graph as graph_module
+from pyro_vae.trace.graphs import comparison
 
 
 def branching(z: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_wrong_results_of_the_compiler_are_detected(
     def wrong(record: Any, inputs: Any) -> Any:
         return lambda *args: tuple(out if n != 4 else 1.1 * out for n, out in enumerate(record(*args)))
 
-    monkeypatch.setattr(graph_module, "compile_graph", wrong)
+    monkeypatch.setattr(comparison, "compile_graph", wrong)
     with caplog.at_level(logging.WARNING):
         found = take_steps(driver(small_vae(), graph="compiled"), 5)
     (line,) = [record.getMessage() for record in caplog.records]

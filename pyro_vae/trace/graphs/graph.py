@@ -15,7 +15,6 @@ same noise. Random numbers come from torch's generators, so that the graph draws
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +26,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
-from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
+from pyro_vae.trace.graphs.comparison import TOLERANCE, compile_checked, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import (
     GraphError,
     Tensors,
-    compile_graph,
     constant_fold_masks,
     in_one_line,
     lift_constants,
@@ -42,8 +40,6 @@ from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng, stored_ids
 from pyro_vae.trace.modes import ModuleRecorder
-
-_LOG = logging.getLogger("pyro_vae")
 
 _MOST_STATES = 10  # of the surroundings; more of them mean that a value changes at every call
 
@@ -90,10 +86,15 @@ class Graph:
             return record.static, record.run(*inputs, *record.read())
 
     def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
-        """Run the graph after comparing it with the function on these inputs and the same noise.
+        """Run the graph after comparing it with the function, see `check`."""
+        self.check(*inputs)
+        return self(*inputs)
+
+    def check(self, *inputs: Tensor) -> None:
+        """Compare the graph with the function on these inputs and the same noise, without side effects.
 
         Raises:
-            GraphError: If recording fails or the results differ; no state or random generator has changed in that case.
+            GraphError: If recording fails or the results differ.
         """
         # Watching Python values is a heuristic: a number in a file, in a C extension or in a global of a library can
         # change undetected, and the graph would silently continue with the old one. Only the results reveal that, and
@@ -110,7 +111,12 @@ class Graph:
 
         if not same_results(eager, recorded, inputs, self._surroundings, self.tolerance):
             raise GraphError("the program and its graph give different results; a frozen value changes between calls")
-        return self(*inputs)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """The objects around the programs, after a call of `recorded`."""
+        assert self._surroundings is not None
+        return self._surroundings
 
     def cache_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return everything that Python control flow may depend on; calls with equal keys share a record."""
@@ -159,8 +165,11 @@ class Graph:
                 graph = self._trace(tensors, inputs)
             masks = constant_fold_masks(graph)
             outside = lift_constants(graph)
-            run = self._compile(graph, inputs, outside) if self.compiled else graph
-        return Record.of(static, run, outside, masks, self._surroundings)
+            run = None
+            if self.compiled:
+                expected: Callable[..., Tensors] = lambda *inputs: graph(*inputs, *outside)  # noqa: E731
+                run = compile_checked(graph, inputs, outside, expected, self.surroundings, self.tolerance)
+        return Record.of(static, run or graph, outside, masks, self._surroundings)
 
     def _trace(self, tensors: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> GraphModule:
         """Run a function once, then trace it and return its operations.
@@ -185,27 +194,6 @@ class Graph:
             if is_out_of_memory(error):
                 raise
             raise GraphError(f"it cannot be traced ({in_one_line(error)})") from error
-
-    def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
-        """Compile a graph and compare it with the interpreted one, because compilers have bugs."""
-        assert self._surroundings is not None
-
-        def interpreted(*inputs: Tensor) -> Tensors:
-            return graph(*inputs, *outside)
-
-        def compiled(*inputs: Tensor) -> Tensors:
-            return run(*inputs, *outside)
-
-        try:
-            run = compile_graph(graph, [*inputs, *(tensor.detach() for tensor in outside)])
-            if not same_results(interpreted, compiled, inputs, self._surroundings, self.tolerance):
-                raise RuntimeError("the compiled graph gives different results")
-        except Exception as error:  # compilers may raise anything; run the interpreted graph
-            if is_out_of_memory(error):
-                raise
-            _LOG.warning("Not compiled (%s): recorded operations run one by one.", in_one_line(error))
-            return graph
-        return run
 
     def _watch(self, ran: ModuleRecorder) -> None:
         """Watch the modules that ran, including those that cannot be reached from the programs."""
