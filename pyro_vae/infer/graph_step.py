@@ -65,7 +65,7 @@ class RecordedStep:
         model: Callable that defines p(x, z).
         guide: Callable that defines q(z|x).
         objective: Objective to maximize.
-        compiled: Whether to compile the graph.
+        compiled: Whether to compile the graph, which then may contain the update of the parameters.
         precision: Precision of matrix products, a key of `PRECISIONS`.
     """
 
