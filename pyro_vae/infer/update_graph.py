@@ -73,7 +73,7 @@ class Update(NamedTuple):
         if isinstance(lr, Tensor):
             return [*arguments, lr]
         lr = torch.tensor(lr, dtype=torch.float64)
-        # A loop that is compiled for the CPU would compute the sizes anew for every entry of a parameter.
+        # A loop that is compiled for the CPU would compute the sizes again for every entry of a parameter.
         return [*arguments, lr, *step_sizes(self.steps, lr, self.group, torch.float64)]
 
     def is_supported(self, others: Sequence[Tensor]) -> bool:
