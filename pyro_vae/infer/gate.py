@@ -7,6 +7,7 @@ steps are skipped, so that the error, raised once an epoch, names the step to wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ from pyro_vae.infer.optim import Optim
 from pyro_vae.trace.graphs import devices
 
 
+def first_failure(finite: Tensor, failed: Tensor, step: Tensor) -> Tensor:
+    """Return the index of the first non-finite step, or -1, given whether a step is finite, its index, and the last."""
+    return torch.where(finite | (failed >= 0), failed, step)
+
+
 class Gate:
     """Takes the steps of an optimizer that are finite, and reports the first that is not.
 
     Args:
-        optim: Optimizer whose parameters have gradients when `update` is called.
+        optim: Optimizer.
         device: Device of the loss.
     """
 
@@ -40,22 +46,25 @@ class Gate:
         """Whether the optimizer is fused, so that it can skip a step on the device."""
         return self.optim.optimizer is not None and bool(self.optim.optimizer.defaults.get("fused"))
 
-    def update(self, finite: Tensor) -> None:
+    def update(self, finite: Tensor, gradients: Mapping[str, Tensor] | None = None) -> None:
         """Apply the gradients if they and the loss are finite, and clear them.
 
         Args:
             finite: Whether the loss and all gradients are finite, a boolean tensor of shape ().
+            gradients: Gradients by name; by default those that the parameters have.
 
         Raises:
             NonFiniteError: If `finite` is False, on the CPU or with an optimizer that is not fused.
         """
+        for name, gradient in (gradients or {}).items():
+            self.optim.params[name].grad = gradient
         if self.can_skip and devices.can_capture(finite):
             # Keep the first failed step and skip every later one, finite or not. Hundreds of steps may pass before the
             # host checks. If later steps moved the parameters, or replaced the index, the error would name a step that
             # does not belong to the parameters. This way a run on CUDA stops at the same step, and with the same
             # parameters, as one on the CPU.
             failed = self.failed_step
-            failed.copy_(torch.where(finite | (failed >= 0), failed, self.step))
+            failed.copy_(first_failure(finite, failed, self.step))
             # A fused optimizer does not change parameters, moments and step count if this is nonzero.
             optimizer: Any = self.optim.optimizer
             optimizer.found_inf = (failed >= 0).float()
@@ -65,6 +74,17 @@ class Gate:
             self.raise_if_nonfinite()
         self.optim.step()
         self._clear()
+
+    def accept_update(self) -> None:
+        """Take note of a step that a compiled graph has taken, which has written to `failed_step`.
+
+        Raises:
+            NonFiniteError: If it was non-finite, on the CPU.
+        """
+        optimizer: Any = self.optim.optimizer
+        optimizer._opt_called = True  # or torch's schedulers would warn that no step preceded theirs
+        if not devices.can_capture(self.failed_step):
+            self.raise_if_nonfinite()
 
     def raise_if_nonfinite(self) -> None:
         """Synchronize with the device, and raise if a step was non-finite.

@@ -10,6 +10,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.infer.compiled_step import CompiledStep
+from pyro_vae.infer.gate import Gate
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
 from pyro_vae.trace import Batch, Graph, GraphError, Program, Record, stored_ids
@@ -26,7 +28,7 @@ _TOLERANCES = {"bf16": 0.02}
 
 
 class StepResult(NamedTuple):
-    """Outputs of a step before the parameters change.
+    """Outputs of a step.
 
     Attributes:
         loss: Loss summed over the batch, in nats.
@@ -34,6 +36,7 @@ class StepResult(NamedTuple):
         finite: Whether the loss and all gradients are finite.
         gradients: Gradients by name in the param store.
         stored: `stored_ids` of the param store to which the gradients belong.
+        updated: Whether the parameters have been updated.
     """
 
     loss: Tensor
@@ -41,14 +44,15 @@ class StepResult(NamedTuple):
     finite: Tensor
     gradients: dict[str, Tensor]
     stored: dict[str, int]
+    updated: bool = False
 
     @classmethod
-    def of(cls, static: Any, results: Sequence[Tensor | None]) -> StepResult:
+    def of(cls, static: Any, results: Sequence[Tensor | None], updated: bool = False) -> StepResult:
         """Return the result of a recorded step, given its static values and its tensors."""
         (names, stored), (loss, elbo, finite, *gradients) = static, results
         assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
         by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
-        return cls(loss, elbo, finite, by_name, stored)
+        return cls(loss, elbo, finite, by_name, stored, updated)
 
 
 class RecordedStep:
@@ -61,7 +65,7 @@ class RecordedStep:
         model: Callable that defines p(x, z).
         guide: Callable that defines q(z|x).
         objective: Objective to maximize.
-        compiled: Whether to compile the graph.
+        compiled: Whether to compile the graph, which then may contain the update of the parameters.
         precision: Precision of matrix products, a key of `PRECISIONS`.
     """
 
@@ -69,7 +73,7 @@ class RecordedStep:
         self, model: Program, guide: Program, objective: Objective, *, compiled: bool, precision: str = "float32"
     ) -> None:
         self.model, self.guide, self.objective, self.compiled = model, guide, objective, compiled
-        self.options: dict[str, Any] = {"compiled": compiled}
+        self.options: dict[str, Any] = {}
         if precision in _TOLERANCES:
             self.options["tolerance"] = _TOLERANCES[precision]
         # Saved with the run: otherwise a run resumed just before the last batch of an epoch would record its size.
@@ -78,6 +82,7 @@ class RecordedStep:
         self._preprocess: Preprocess | None = None
         self._build: Any = None
         self._graph: Graph | None = None
+        self._compiled: dict[int, CompiledStep] = {}  # by the id of the record, which it holds
         self._refused = self._logged = False
         self.calls = 0  # including those that a captured CUDA graph has replayed, which the driver counts
         self._compared_at = 0
@@ -109,7 +114,8 @@ class RecordedStep:
         if self._graph is None or preprocess != self._preprocess:
             self._preprocess, self._build = preprocess, build
             watched = (self.model, self.guide, self.objective, *batch.non_tensors())
-            self._graph = Graph(self._loss_and_gradients, *watched, **self.options)
+            self._graph = Graph(self._loss_and_gradients, *watched, compiled=False, **self.options)
+            self._compiled = {}
             self.calls = self._compared_at = 0
         return True
 
@@ -128,8 +134,16 @@ class RecordedStep:
         reaches_power = last > 1 and last.bit_length() > self.calls.bit_length()  # 2, 4, 8, ...
         return self._soon or reaches_power or last - self._compared_at > _MOST_CALLS
 
-    def __call__(self, batch: Batch) -> StepResult | None:
-        """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded."""
+    def __call__(self, batch: Batch, gate: Gate | None = None) -> StepResult | None:
+        """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded.
+
+        Args:
+            batch: Batch of the step.
+            gate: The gate of the optimizer, if the step may include the update of the parameters.
+
+        Raises:
+            NonFiniteError: If the step includes the update, on the CPU, and the loss or a gradient is non-finite.
+        """
         assert self._graph is not None
         if self.pending is not None:
             result, self.pending = self.pending, None
@@ -137,13 +151,19 @@ class RecordedStep:
             return result
         if self.will_compare and not self.compare(batch):
             return None
+        inputs = tuple(tensor.contiguous() for tensor in batch.flatten()[0])
         try:
-            static, results = self._graph(*batch.flatten()[0])
+            record = self._graph.recorded(inputs)
         except GraphError as error:
             self._refuse(str(error))
             return None
         self.calls += 1
-        return StepResult.of(static, results)
+        with torch.no_grad():
+            if not self.compiled:
+                return StepResult.of(record.static, record.run(*inputs, *record.read()))
+            if id(record) not in self._compiled:
+                self._compiled[id(record)] = CompiledStep(self._graph, record)
+            return StepResult.of(record.static, *self._compiled[id(record)](inputs, gate))
 
     def compare(self, batch: Batch) -> bool:
         """Compare the graph with the program on a batch, without side effects; return whether they agree.
@@ -179,8 +199,8 @@ class RecordedStep:
     def set_compiled(self, compiled: bool) -> None:
         """Set whether the record is compiled; a change discards the present record."""
         if compiled != self.compiled:
-            self.compiled = self.options["compiled"] = compiled
-            self._graph = None
+            self.compiled = compiled
+            self._graph, self._compiled = None, {}
 
     def _refuse(self, reason: str) -> None:
         self._refused = True

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import adam
-from torch.optim import optimizer as hooks
 
 from pyro_vae.infer.graph_step import StepResult
+from pyro_vae.infer.plain_adam import plain_group
 from pyro_vae.infer.svi import SVI
 
-_OPTIONS = ("lr", "betas", "eps", "weight_decay", "maximize", "decoupled_weight_decay")
+_OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay")
 
 
 def step_together(steps: Sequence[tuple[SVI, StepResult]]) -> None:
@@ -34,23 +34,13 @@ def step_together(steps: Sequence[tuple[SVI, StepResult]]) -> None:
 
 
 def _is_plain(svi: SVI, result: StepResult) -> bool:
-    """Return whether a step can be taken for a driver: no new parameter, no hook, no option, and a finite result."""
+    """Return whether a step can be taken for a driver: no new parameter, no rare option, and a finite result."""
     optim, optimizer = svi.optim, svi.optim.optimizer
-    if type(optimizer) not in (adam.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
-        return False
-    (group,) = optimizer.param_groups
-    hooked = (
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or hooks._global_optimizer_pre_hooks
-        or hooks._global_optimizer_post_hooks
-    )
+    group = plain_group(optim)
     return (
-        group["fused"] is True
-        and isinstance(group["lr"], float)
-        and all(isinstance(beta, float) for beta in group["betas"])
-        and not (group["amsgrad"] or group["differentiable"] or group["capturable"] or hooked or optim.clip_args)
-        and not any(getattr(optimizer, name, None) is not None for name in ("grad_scale", "found_inf"))
+        group is not None
+        and optimizer is not None
+        and not group["capturable"]
         and (optim.scheduler is None or getattr(optimizer, "_opt_called", False))  # it asks for one ordinary step
         and result.stored == svi._stored  # or the driver has parameters to take on first
         and result.loss.device.type == "cpu"
@@ -82,6 +72,7 @@ def _step(options: dict[str, Any], members: Sequence[tuple[SVI, StepResult]]) ->
             [state["step"] for state in states],
             fused=True,
             amsgrad=False,
+            maximize=False,
             beta1=beta1,
             beta2=beta2,
             **options,

@@ -174,13 +174,12 @@ class SVI(pyro.infer.SVI):
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:
         """Compute gradients with the graph and update the parameters; on CUDA this whole method may be captured."""
         assert self.recorded is not None
-        result = self.recorded(batch)
+        result = self.recorded(batch, self._gate)
         if result is None:
             return None
         self._add_new_params(result.stored)
-        for name, gradient in result.gradients.items():
-            self.optim.params[name].grad = gradient
-        self._gate.update(result.finite)
+        if not result.updated:
+            self._gate.update(result.finite, result.gradients)
         return result.loss, result.elbo
 
     def _eager_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,20 +1,38 @@
-r"""Compare two functions on the same inputs and the same noise."""
+r"""Compare two functions on the same inputs and the same noise; compile a graph and compare it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyro
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from pyro_vae.errors import is_out_of_memory
+from pyro_vae.trace.graphs.drawn_first import compile_with_noise_first
 from pyro_vae.trace.graphs.effects import undo_effects
-from pyro_vae.trace.graphs.fx import Tensors
+from pyro_vae.trace.graphs.fx import Tensors, in_one_line
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng
 
+_LOG = logging.getLogger("pyro_vae")
+
 # A graph has the function's operations in the same order. A compiler adds rounding errors, which long sums amplify.
 TOLERANCE = 1e-4
+
+
+@contextmanager
+def without_effects(x: Tensor, surroundings: Surroundings) -> Iterator[None]:
+    """Disable gradients, and undo draws and changes to the surroundings; `x` is a tensor on the device of the draws.
+
+    Raises:
+        GraphError: If there are side effects that a graph would not repeat, see `undo_effects`.
+    """
+    with fork_rng(x), pyro.validation_enabled(False), undo_effects(surroundings), torch.no_grad():
+        yield
 
 
 def same_results(
@@ -40,10 +58,47 @@ def same_results(
     """
     outputs = []
     for function in (first, second):
-        with fork_rng(inputs[0]), pyro.validation_enabled(False), undo_effects(surroundings), torch.no_grad():
+        with without_effects(inputs[0], surroundings):
             results = function(*inputs)
             outputs.append((*results, *(buffer.clone() for buffer in surroundings.buffers())))
     return len(outputs[0]) == len(outputs[1]) and agree(list(zip(*outputs, strict=True)), tolerance)
+
+
+def compile_checked(
+    graph: GraphModule,
+    inputs: tuple[Tensor, ...],
+    outside: list[Tensor],
+    expected: Callable[..., Tensors],
+    surroundings: Surroundings,
+    tolerance: float,
+) -> Callable[..., Tensors] | None:
+    """Compile a graph and compare its results with the expected ones, because compilers have bugs.
+
+    Args:
+        graph: Function of the inputs and of the external tensors.
+        inputs: At least one tensor.
+        outside: External tensors. The comparison changes those that the graph writes to, except buffers.
+        expected: Function of the inputs with the results of the graph.
+        surroundings: As in `same_results`.
+        tolerance: As in `same_results`.
+
+    Returns:
+        The compiled graph, or None, with a warning, if the compiler fails or the results differ.
+    """
+
+    def compiled(*inputs: Tensor) -> Tensors:
+        return run(*inputs, *outside)
+
+    try:
+        run = compile_with_noise_first(graph, [*inputs, *(tensor.detach() for tensor in outside)])
+        if not same_results(expected, compiled, inputs, surroundings, tolerance):
+            raise RuntimeError("the compiled graph gives different results")
+    except Exception as error:  # compilers may raise anything
+        if is_out_of_memory(error):
+            raise
+        _LOG.warning("Not compiled (%s): recorded operations run one by one.", in_one_line(error))
+        return None
+    return run
 
 
 def agree(pairs: Sequence[tuple[Tensor | None, Tensor | None]], tolerance: float) -> bool:

@@ -15,7 +15,6 @@ same noise. Random numbers come from torch's generators, so that the graph draws
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.graphs import devices
-from pyro_vae.trace.graphs.comparison import TOLERANCE, same_results
-from pyro_vae.trace.graphs.drawn_first import compile_with_noise_first
+from pyro_vae.trace.graphs.comparison import TOLERANCE, compile_checked, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import (
     GraphError,
@@ -43,8 +41,6 @@ from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.surroundings import Surroundings
 from pyro_vae.trace.isolation import fork_rng, stored_ids
 from pyro_vae.trace.modes import ModuleRecorder
-
-_LOG = logging.getLogger("pyro_vae")
 
 _MOST_STATES = 10  # of the surroundings; more of them mean that a value changes at every call
 
@@ -121,6 +117,12 @@ class Graph:
         self.check(*inputs)
         return self(*inputs)
 
+    @property
+    def surroundings(self) -> Surroundings:
+        """The objects around the programs, after a call of `recorded`."""
+        assert self._surroundings is not None
+        return self._surroundings
+
     def cache_key(self, inputs: tuple[Tensor, ...]) -> Any:
         """Return everything that Python control flow may depend on; calls with equal keys share a record."""
         state = self._surroundings.state() if self._surroundings else None
@@ -167,8 +169,11 @@ class Graph:
                 graph = self._trace(tensors, inputs)
             masks = constant_fold_masks(graph)
             outside = lift_constants(graph)
-            run = self._compile(graph, inputs, outside) if self.compiled else graph
-        return Record.of(static, run, outside, masks, self._surroundings)
+            run = None
+            if self.compiled:
+                expected: Callable[..., Tensors] = lambda *inputs: graph(*inputs, *outside)  # noqa: E731
+                run = compile_checked(graph, inputs, outside, expected, self.surroundings, self.tolerance)
+        return Record.of(static, run or graph, outside, masks, self._surroundings)
 
     def _trace(self, tensors: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> GraphModule:
         """Run a function once, then trace it and return its operations.
@@ -193,27 +198,6 @@ class Graph:
             if is_out_of_memory(error):
                 raise
             raise GraphError(f"it cannot be traced ({in_one_line(error)})") from error
-
-    def _compile(self, graph: GraphModule, inputs: tuple[Tensor, ...], outside: list[Tensor]) -> Callable[..., Tensors]:
-        """Compile a graph and compare it with the interpreted one, because compilers have bugs."""
-        assert self._surroundings is not None
-
-        def interpreted(*inputs: Tensor) -> Tensors:
-            return graph(*inputs, *outside)
-
-        def compiled(*inputs: Tensor) -> Tensors:
-            return run(*inputs, *outside)
-
-        try:
-            run = compile_with_noise_first(graph, [*inputs, *(tensor.detach() for tensor in outside)])
-            if not same_results(interpreted, compiled, inputs, self._surroundings, self.tolerance):
-                raise RuntimeError("the compiled graph gives different results")
-        except Exception as error:  # compilers may raise anything; run the interpreted graph
-            if is_out_of_memory(error):
-                raise
-            _LOG.warning("Not compiled (%s): recorded operations run one by one.", in_one_line(error))
-            return graph
-        return run
 
     def _watch(self, ran: ModuleRecorder) -> None:
         """Watch the modules that ran, including those that cannot be reached from the programs."""

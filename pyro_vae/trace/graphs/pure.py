@@ -81,7 +81,7 @@ class PureGraph(NamedTuple):
         (output,) = (node for node in graph.nodes if node.op == "output")
         found = [isinstance(value, Node) for value in output.args[0]]
         output.args = (tuple(value for value in output.args[0] if isinstance(value, Node)),)
-        written = _written_inputs(graph)
+        written = written_inputs(graph)
         return cls(GraphModule(record, graph), noise, found, written)
 
 
@@ -126,7 +126,7 @@ def _new_input(graph: Graph, node: Node) -> Node:
         return graph.placeholder(f"noise_of_{node.name}")
 
 
-def _written_inputs(graph: Graph) -> set[int]:
+def written_inputs(graph: Graph) -> set[int]:
     """Return the positions of the arguments that a graph may write to."""
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
     written: set[Node] = set()
