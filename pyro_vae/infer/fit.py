@@ -180,7 +180,7 @@ class Fit:
         for root in self.svi.modules:
             root.train()
         if self.svi.recorded:
-            self.svi.recorded.compare_soon()
+            self.svi.recorded.comparisons.request()
         return map(Batch.of, islice(self.batches(self.epoch), self._progress.batches, None))
 
     def _take_step(self, *batches: Batch) -> None:
@@ -198,8 +198,7 @@ class Fit:
         with self._located():
             self.svi.raise_if_nonfinite()  # synchronizes, so that the time of all steps is counted
         seconds = self._progress.seconds + time.perf_counter() - started
-        model, guide, valid = self.svi.model, self.svi.guide, self.valid
-        elbo = distortion = None
+        elbo, distortion, model, guide, valid = None, None, self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             if valid is not None:
                 elbo, distortion = self.svi.processes.on_first(lambda: validate(model, guide, valid, self.seed))
@@ -217,6 +216,6 @@ class Fit:
         self._progress = EpochProgress()
         if self.finished:
             self.average.settle()
-            if self.best.parameters is not None:  # averages, if the fit keeps them
-                load_program_state(model, guide, self.best.parameters, first_batch(self.batches))
+        if self.finished and self.best.parameters is not None:  # averages, if the fit keeps them
+            load_program_state(model, guide, self.best.parameters, first_batch(self.batches))
         return record

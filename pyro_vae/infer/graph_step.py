@@ -3,63 +3,36 @@ r"""Record the loss and the gradients of a step as one graph, from the indices o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UserError
+from pyro_vae.infer.comparisons import Comparisons
 from pyro_vae.infer.compiled_step import CompiledStep
 from pyro_vae.infer.gate import Gate
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
+from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer.step_result import StepResult
 from pyro_vae.trace import Batch, Graph, GraphError, Program, Record, stored_ids
 
 _LOG = logging.getLogger("pyro_vae")
 
 Preprocess = Callable[..., Any]
 
-# A graph is compared with the program at the start of an epoch if at least _LEAST_CALLS calls have passed since the
-# last comparison, and in any case after _MOST_CALLS calls.
-_LEAST_CALLS, _MOST_CALLS = 100, 1000
 # Relative difference attributed to rounding in bfloat16 products; other precisions use the default of `Graph`.
 _TOLERANCES = {"bf16": 0.02}
-
-
-class StepResult(NamedTuple):
-    """Outputs of a step.
-
-    Attributes:
-        loss: Loss summed over the batch, in nats.
-        elbo: ELBO summed over the batch, in nats.
-        finite: Whether the loss and all gradients are finite.
-        gradients: Gradients by name in the param store.
-        stored: `stored_ids` of the param store to which the gradients belong.
-        updated: Whether the parameters have been updated.
-    """
-
-    loss: Tensor
-    elbo: Tensor
-    finite: Tensor
-    gradients: dict[str, Tensor]
-    stored: dict[str, int]
-    updated: bool = False
-
-    @classmethod
-    def of(cls, static: Any, results: Sequence[Tensor | None], updated: bool = False) -> StepResult:
-        """Return the result of a recorded step, given its static values and its tensors."""
-        (names, stored), (loss, elbo, finite, *gradients) = static, results
-        assert loss is not None and elbo is not None and finite is not None  # noqa: PT018 -- for the type checker
-        by_name = {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
-        return cls(loss, elbo, finite, by_name, stored, updated)
 
 
 class RecordedStep:
     """A recorded step for batches of one size and structure; other batches, e.g. the last of an epoch, are declined.
 
-    The graph is compared with the program, on the current batch and the same noise, at calls 2, 4, 8, ..., after a
-    thousand calls without a comparison, and after `compare_soon`. If the results differ, all later steps run eagerly.
+    The graph is compared with the program, on the current batch and the same noise, as `Comparisons` schedules. If the
+    results differ, all later steps run eagerly.
 
     Args:
         model: Callable that defines p(x, z).
@@ -84,9 +57,7 @@ class RecordedStep:
         self._graph: Graph | None = None
         self._compiled: dict[int, CompiledStep] = {}  # by the id of the record, which it holds
         self._refused = self._logged = False
-        self.calls = 0  # including those that a captured CUDA graph has replayed, which the driver counts
-        self._compared_at = 0
-        self._soon = False
+        self.comparisons = Comparisons()
         self.pending: StepResult | None = None  # of the next call, if computed in a batched graph
 
     def accepts(self, preprocess: Preprocess | None, batch: Batch) -> bool:
@@ -116,23 +87,8 @@ class RecordedStep:
             watched = (self.model, self.guide, self.objective, *batch.non_tensors())
             self._graph = Graph(self._loss_and_gradients, *watched, compiled=False, **self.options)
             self._compiled = {}
-            self.calls = self._compared_at = 0
+            self.comparisons = Comparisons()
         return True
-
-    def compare_soon(self) -> None:
-        """Compare the graph with the program at the next call, unless the last comparison is recent."""
-        self._soon = self.calls - self._compared_at >= _LEAST_CALLS
-
-    @property
-    def will_compare(self) -> bool:
-        """Whether the next call compares the graph with the program."""
-        return self.compares_within(1)
-
-    def compares_within(self, number: int) -> bool:
-        """Return whether one of the next calls compares the graph with the program."""
-        last = self.calls + number
-        reaches_power = last > 1 and last.bit_length() > self.calls.bit_length()  # 2, 4, 8, ...
-        return self._soon or reaches_power or last - self._compared_at > _MOST_CALLS
 
     def __call__(self, batch: Batch, gate: Gate | None = None) -> StepResult | None:
         """Compute a step that `accepts` approved; return None if it turns out that it cannot be recorded.
@@ -147,17 +103,15 @@ class RecordedStep:
         assert self._graph is not None
         if self.pending is not None:
             result, self.pending = self.pending, None
-            self.calls += 1
+            self.comparisons.calls += 1
             return result
-        if self.will_compare and not self.compare(batch):
+        if self.comparisons.due() and not self.compare(batch):
             return None
-        inputs = tuple(tensor.contiguous() for tensor in batch.flatten()[0])
-        try:
-            record = self._graph.recorded(inputs)
-        except GraphError as error:
-            self._refuse(str(error))
+        found = self.record(batch)
+        if found is None:
             return None
-        self.calls += 1
+        record, inputs = found
+        self.comparisons.calls += 1
         with torch.no_grad():
             if not self.compiled:
                 return StepResult.of(record.static, record.run(*inputs, *record.read()))
@@ -171,7 +125,7 @@ class RecordedStep:
         If not, all later steps run eagerly.
         """
         assert self._graph is not None
-        self._soon, self._compared_at = False, self.calls
+        self.comparisons.note()
         try:
             self._graph.check(*batch.flatten()[0])
         except GraphError as error:
@@ -187,13 +141,14 @@ class RecordedStep:
     def record(self, batch: Batch) -> tuple[Record, tuple[Tensor, ...]] | None:
         """Return the record of a step that `accepts` has approved, and its inputs; None if it cannot be recorded.
 
-        Nothing is computed.
+        Nothing is computed. If it cannot be recorded, all later steps run eagerly.
         """
         assert self._graph is not None
         inputs = tuple(tensor.contiguous() for tensor in batch.flatten()[0])
         try:
             return self._graph.recorded(inputs), inputs
-        except GraphError:
+        except GraphError as error:
+            self._refuse(str(error))
             return None
 
     def set_compiled(self, compiled: bool) -> None:
@@ -230,3 +185,23 @@ class RecordedStep:
         total = sum((gradient.sum() for gradient in gradients if gradient is not None), loss)
         static = list(trained), stored_ids()
         return static, (loss.detach(), elbo.sum(), total.detach().isfinite(), *gradients)
+
+
+def recorded_step(
+    model: Program, guide: Program, loss: Any, execution: str | None, precision: str
+) -> RecordedStep | None:
+    """Return the recorded step of a driver, or None if every step runs the program.
+
+    Raises:
+        UserError: If `execution` or `precision` is unknown, or `loss` is no `Objective` and cannot be recorded.
+    """
+    if execution not in (None, "recorded", "compiled"):
+        raise UserError(f"execution is {execution!r}; choose 'recorded', 'compiled' or None.")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
+    if execution is None:
+        return None
+    if not isinstance(loss, Objective):
+        kind = type(loss).__name__
+        raise UserError(f"execution={execution!r} requires an objective of pyro_vae, not {kind}: leave it out.")
+    return RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import adam
 
-from pyro_vae.infer.graph_step import StepResult
 from pyro_vae.infer.plain_adam import plain_group
+from pyro_vae.infer.step_result import StepResult
 from pyro_vae.infer.svi import SVI
 
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay")

@@ -80,7 +80,7 @@ class Launches:
     def _may_launch(self, batch: Batch) -> bool:
         """Return whether the next steps may be launched at once, as far as one batch tells."""
         recorded, call = self.svi.recorded, self.svi.graph_call
-        if recorded is None or call is None or call.graph is None or recorded.compares_within(STEPS):
+        if recorded is None or call is None or call.graph is None or recorded.comparisons.due(STEPS):
             return False
         return STEPS * sum(tensor.nbytes for tensor in batch.flatten()[0]) <= _MOST_BYTES
 
@@ -114,14 +114,14 @@ class Launches:
             rates = [torch.tensor(schedules.skip(optim.scheduler, len(group)), dtype=dtype, device="cpu")]
             optim.learning_rate = rates[0][-2]  # the last one is that of the next step
         stacks = [torch.stack(rows) for rows in zip(*(batch.flatten()[0] for batch in group), strict=True)]
-        calls = recorded.calls
+        calls = recorded.comparisons.calls
         with PRECISIONS[svi.precision]():
             outputs = self._graph_call(*stacks, progress.objective, progress.elbo, *tables.rows, *rates)
         assert outputs is not None
         progress.objective, progress.elbo, svi.elbo = outputs
         progress.batches += len(group)
         progress.images += sum(map(len, group))
-        recorded.calls = calls + len(group)
+        recorded.comparisons.calls = calls + len(group)
         svi.steps += len(group)
 
     def _steps(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -104,7 +104,7 @@ class Member:
             return
         recorded.objective.set_step(svi.steps)
         if recorded.accepts(self.fit.batches.observe, self.batch):
-            self.compares = recorded.will_compare
+            self.compares = recorded.comparisons.due()
             with PRECISIONS[svi.precision]():
                 found = recorded.record(self.batch)
             if found is not None:

@@ -14,10 +14,11 @@ from torch import Tensor
 from pyro_vae import ranks
 from pyro_vae.errors import UserError
 from pyro_vae.infer.exchange import Exchange, Sums
-from pyro_vae.infer.graph_step import Preprocess, StepResult
+from pyro_vae.infer.graph_step import Preprocess
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
 from pyro_vae.infer.processes import ManyProcesses
+from pyro_vae.infer.step_result import StepResult
 from pyro_vae.infer.svi import SVI
 from pyro_vae.trace import Batch, Draw, GraphError, RowNoise, Rows, ShardedGraph, find_draws
 from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
@@ -88,7 +89,7 @@ class ShardedSVI(SVI):
         recorded = self.recorded
         if recorded is None or self._refused or not recorded.accepts(preprocess, batch):
             return False
-        if recorded.will_compare and not recorded.compare(batch):
+        if recorded.comparisons.due() and not recorded.compare(batch):
             return False
         found = recorded.record(batch)
         if found is None:

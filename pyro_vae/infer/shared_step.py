@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from pyro_vae.infer.graph_step import StepResult
 from pyro_vae.infer.joint_adam import step_together
 from pyro_vae.infer.member import Member
 from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer.step_result import StepResult
 from pyro_vae.trace import BatchedGraph, GraphError
 
 _LOG = logging.getLogger("pyro_vae")

@@ -10,11 +10,10 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_vae.errors import UserError
 from pyro_vae.infer import parameters
 from pyro_vae.infer.cuda_graph import CUDAGraphCall
 from pyro_vae.infer.gate import Gate
-from pyro_vae.infer.graph_step import Preprocess, RecordedStep
+from pyro_vae.infer.graph_step import Preprocess, recorded_step
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.precision import PRECISIONS
@@ -60,16 +59,7 @@ class SVI(pyro.infer.SVI):
         super().__init__(model, guide, Optim.adopt(optim), loss)
         self.objective, self.precision = loss, precision
         self.modules: list[nn.Module] = parameters.root_modules(model, guide)  # the first step adds those that run
-        self.recorded: RecordedStep | None = None
-        if execution not in (None, "recorded", "compiled"):
-            raise UserError(f"execution is {execution!r}; choose 'recorded', 'compiled' or None.")
-        if precision not in PRECISIONS:
-            raise UserError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        if execution is not None:
-            if not isinstance(loss, Objective):
-                kind = type(loss).__name__
-                raise UserError(f"execution={execution!r} requires an objective of pyro_vae, not {kind}: leave it out.")
-            self.recorded = RecordedStep(model, guide, loss, compiled=execution == "compiled", precision=precision)
+        self.recorded = recorded_step(model, guide, loss, execution, precision)
         self.steps = 0
         self.elbo: Tensor | None = None  # of the last step, summed over its batch, in nats
         self.processes = OneProcess()
@@ -161,14 +151,14 @@ class SVI(pyro.infer.SVI):
         # the kernels of a small network more slowly than they run. A captured step must not wait for the device. So the
         # gate must be able to skip steps there, and steps that compare the graph with the program are not captured.
         captures = devices.can_capture(batch.x) and self.recorded.capturable and self._gate.can_skip
-        if not captures or self.recorded.will_compare:
+        if not captures or self.recorded.comparisons.due():
             return self._replay(batch)
         tensors, build, _ = batch.flatten()
         if self.graph_call is None:
             self.graph_call = CUDAGraphCall(lambda *x: self._replay(build(list(x))), self.recorded.capture_key)
-        calls = self.recorded.calls
+        calls = self.recorded.comparisons.calls
         result = self.graph_call(*tensors)
-        self.recorded.calls = calls + 1  # a replay does not call it
+        self.recorded.comparisons.calls = calls + 1  # a replay does not call it
         return result
 
     def _replay(self, batch: Batch) -> tuple[Tensor, ...] | None:

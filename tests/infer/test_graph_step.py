@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae import data
 from pyro_vae.config import Config, components, programs
 from pyro_vae.infer import IWAE, SVI, Optim
-from pyro_vae.infer.graph_step import StepResult
+from pyro_vae.infer.step_result import StepResult
 from pyro_vae.trace import Batch
 
 DENSITIES = {"gaussian", "continuous-bernoulli"}

@@ -163,7 +163,9 @@ def test_captured_fit_equals_the_same_steps_one_by_one(
         assert_same(state, expected_states[step])
     assert len(states) > 3
     assert on_device.launched[:3] == {1: [], 3: [9, 12, 17], 20: [33, 72, 92]}[steps]
-    assert fit.svi.recorded.calls == EPOCHS * FULL - 1  # without the first step of all and the smaller last batches
+    assert (
+        fit.svi.recorded.comparisons.calls == EPOCHS * FULL - 1
+    )  # without the first step of all and the smaller last batches
     assert [call.graph is not None for call in (fit.svi.graph_call, fit._launches._graph_call)] == [True, steps > 1]
 
 
@@ -244,7 +246,7 @@ def test_device_compares_the_graph_at_the_same_calls(on_device: Device, monkeypa
         compared.append([])
 
         def listed(self: Graph, *inputs: Tensor, fit: Fit = fit) -> Any:
-            compared[-1].append(fit.svi.recorded.calls + 1)
+            compared[-1].append(fit.svi.recorded.comparisons.calls + 1)
             return compare(self, *inputs)
 
         monkeypatch.setattr(Graph, "compare", listed)
@@ -338,5 +340,5 @@ def test_program_with_a_mask_is_not_captured(on_device: Device) -> None:
     expected = run(new_fit(ELBO(), program=Masked(), epochs=1))
     fit = on_device.fit(ELBO(), 3, program=Masked(), epochs=1)
     assert run(fit)[0] == expected[0]
-    assert fit.svi.recorded.calls == FULL - 1
+    assert fit.svi.recorded.comparisons.calls == FULL - 1
     assert on_device.launched == []
