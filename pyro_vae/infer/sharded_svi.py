@@ -133,8 +133,7 @@ class ShardedSVI(SVI):
         """
         few = whole[: 2 * ranks.size()]
         self._check_same(whole)
-        with self._isolated(whole):
-            draws = find_draws(lambda batch: self._bounds(batch, preprocess), whole)
+        draws = find_draws(lambda batch: self._bounds(batch, preprocess), whole, lambda: self._isolated(whole))
         if draws != self._draws:  # a graph is kept as long as they are the same
             self._draws = draws
         rows = Rows.split(len(few), ranks.rank(), ranks.size())

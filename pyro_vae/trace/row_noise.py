@@ -11,6 +11,7 @@ Which axis of a random operation belongs to the images is found by running the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -77,12 +78,15 @@ class Draw(NamedTuple):
         return whole.narrow(self.axis, start, length).contiguous()
 
 
-def find_draws(run: Callable[[Batch], object], batch: Batch) -> list[Draw]:
+def find_draws(
+    run: Callable[[Batch], object], batch: Batch, isolated: Callable[[], AbstractContextManager[None]]
+) -> list[Draw]:
     """Return the random operations that a function of a batch runs, in their order.
 
     Args:
-        run: Function of a batch. The caller undoes its side effects.
+        run: Function of a batch.
         batch: Batch whose first image is repeated.
+        isolated: Returns a context that undoes the side effects of `run`, so that both runs start from the same state.
 
     Raises:
         UserError: If the operations depend on the number of images in another way than by the length of one axis.
@@ -90,7 +94,7 @@ def find_draws(run: Callable[[Batch], object], batch: Batch) -> list[Draw]:
     found = []
     for size in (3, 2):
         first = torch.zeros(size, dtype=torch.long, device=batch.device)
-        with _Recorder() as recorder:
+        with isolated(), _Recorder() as recorder:
             run(batch[first])
         found.append(recorder.draws)
     large, small = found

@@ -1,0 +1,55 @@
+"""Steps that several processes share: the numbers of one process, and a refusal where images are coupled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.processes import run_together
+from helpers.sharded_fits import EXACT, LONG, REFUSED, outcome
+
+from pyro_vae.runs import checkpoint
+
+pytestmark = pytest.mark.host
+
+
+def shared(size: int, folder: Path, *names: str) -> list[dict[str, Any]]:
+    """Run fits in several processes, and return the results of each."""
+    processes = run_together(size, "sharded_fits.py", folder, *names)
+    assert [process.returncode for process in processes] == [0] * size, processes[0].stderr
+    return [checkpoint.load(folder / str(rank)) for rank in range(size)]
+
+
+def check_exact(size: int, folder: Path, *names: str) -> None:
+    """The sum over parts of a batch has other rounding errors than the whole; those of 40 steps are below 1e-10."""
+    for results in shared(size, folder, *names):
+        for name in names:
+            found, expected = results[name], outcome((EXACT | LONG)[name])
+            assert found.keys() == expected.keys(), (name, found)
+            assert found["recorded"] == (expected["recorded"] and name != "rejection"), name
+            assert torch.equal(found["random"], expected["random"]), name
+            for a, b in zip(found["epochs"], expected["epochs"], strict=True):
+                assert a == pytest.approx(b, rel=1e-10, abs=1e-10, nan_ok=True), name
+            torch.testing.assert_close(found["params"], expected["params"], rtol=1e-10, atol=1e-10)
+
+
+def test_three_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
+    """Batches of seven images, and a last one of one image, of which two processes have none."""
+    check_exact(3, tmp_path, *EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_other_numbers_of_processes_have_the_numbers_of_one(size: int, tmp_path: Path) -> None:
+    check_exact(size, tmp_path, *EXACT, *LONG)
+
+
+def test_programs_that_couple_images_are_rejected(tmp_path: Path) -> None:
+    """In all processes, also if one has another random seed than the other."""
+    for results in shared(2, tmp_path, *REFUSED, "other seeds"):
+        for name in REFUSED:
+            assert "couples the images of a batch" in results[name]["error"], name
+            assert "Use one process" in results[name]["error"]
+        assert "of the processes differ" in results["other seeds"]["error"]
