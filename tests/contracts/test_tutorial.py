@@ -76,7 +76,6 @@ def program() -> TutorialVAE:
         for p in vae.decoder.parameters():
             p.add_(0.5 * torch.randn_like(p))
         # A guide wider than the prior, with means near zero: p(x|z) <= 1, so that the weights are bounded.
-        vae.encoder.fc21.weight.mul_(0.2)
         vae.encoder.fc21.bias.zero_()
         vae.encoder.fc22.weight.zero_()
         vae.encoder.fc22.bias.fill_(0.2)
@@ -110,7 +109,10 @@ def test_tutorial_program_is_evaluated_unmodified() -> None:
     local = per_image_elbos(vae.model, vae.guide, x, ["diagonal"], num_steps=200, seed=0)
     assert scores.elbo.mean() < local["diagonal"].mean() < truth.mean() + 0.02
     parts = elbo_surgery(vae.model, vae.guide, x, seed=0)
-    assert 0 < parts.mutual_information.mean() < math.log(30)
+    # Each term is at most log 30; their mean estimates a positive number with their standard error (false alarms 1e-5).
+    terms = parts.mutual_information
+    assert (terms <= math.log(30)).all()
+    assert terms.mean() > -5 * terms.std(ddof=1) / len(terms) ** 0.5
     assert sbc_ranks(vae.model, vae.guide, x, 9, seed=0).max() == 9
     assert not list(pyro.get_param_store())
 
