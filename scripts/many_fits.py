@@ -35,7 +35,9 @@ def epochs_of_fits(settings: config.Config, images: data.Observed, counts: Seque
     def make(seed: int) -> Fit:
         return Fit(driver(settings, images, "compiled"), batches_of(settings, images), STEPS)
 
-    fits: dict[str, Iterator[Any]] = {f"{count} in FitMany": iter(FitMany(make, range(count))) for count in counts}
+    fits: dict[str, Iterator[Any]] = {
+        f"{count} in FitMany": FitMany(make, range(count)).iterate(lambda: False) for count in counts
+    }
     fits["1 by itself"] = iter(make(0))
     return {name: Contender(partial(_next_epoch, epochs)) for name, epochs in fits.items()}
 

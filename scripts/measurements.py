@@ -43,7 +43,7 @@ class MeasurementFlags:
     measure: Annotated[
         tuple[Literal["steps", "scores", "growth", "precision", "many"], ...], tyro.conf.arg(metavar="NAME ...")
     ] = ("steps", "scores", "growth", "precision", "many")
-    many_fits: Counts = (1, 8)
+    many_fits: Counts = (1, 8, 32)
     batch_sizes: Counts = (20, 100, 512)
     num_particles: Counts = (1, 50)
     num_samples: config.Count = 1000
