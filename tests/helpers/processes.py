@@ -1,0 +1,39 @@
+"""Processes that work as one, started with the variables that torchrun sets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.calls import ROOT
+
+
+def run_together(size: int, program: str, *arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Run a file of helpers in several processes of one thread, and return their results by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    group = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RANK": r, "LOCAL_RANK": r, **group},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in map(str, range(size))
+    ]
+    try:
+        outputs = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
