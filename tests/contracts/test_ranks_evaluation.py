@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.calls import ROOT, TINY, command
 from helpers.processes import run_together
+from helpers.programs import images, small_vae
 from helpers.rank_evaluation import TIMES, measure, measure_compiled
 
 from pyro_vae.evaluate import score
@@ -53,9 +54,9 @@ def assert_equal_in(folder: Path, size: int, kind: str, expected: dict[str, np.n
 
 def test_all_evaluations_of_7_images_agree_on_3_processes(tmp_path: Path, promised: Callable[[str], None]) -> None:
     expected = measure()
-    # Every evaluation has a result that varies.
-    kinds = {name.split("/")[1] for name, array in expected.items() if array.dtype.kind in "fi" and array.any()}
-    assert kinds == {"scores", "one image", "mixture", "means", "annealing", "local", "calibration", "classes", "probe"}
+    varying = {name.split("/")[1] for name, array in expected.items() if array.dtype.kind in "fi" and array.any()}
+    assert varying == {name.split("/")[1] for name in expected}  # every evaluation has numbers
+    assert len(varying) == 10
     assert_equal_in(tmp_path / "3", 3, "eager", expected)
     promised(f"evaluation by 3 processes: {len(expected)} of {len(expected)} arrays and numbers equal those of one")
 
@@ -71,7 +72,7 @@ def test_all_evaluations_of_7_images_agree(size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_compiled_scores_agree(size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = measure_compiled()
-    assert "Densities are not compiled" in caplog.text  # by the program whose graph fails
+    assert "not compiled" not in caplog.text
     assert_equal_in(tmp_path / "n", size, "compiled", expected)
 
 
@@ -85,8 +86,6 @@ def test_scores_in_batches_are_those_of_score() -> None:
 
 
 def rank_vae() -> tuple[Any, torch.Tensor]:
-    from helpers.programs import images, small_vae
-
     pyro.set_rng_seed(1)
     return small_vae(), images(7)
 
@@ -147,7 +146,7 @@ def test_compare_gives_whole_fits_to_processes(tmp_path: Path) -> None:
     flags = ["--priors", "standard", "mixture", "--seeds", 2, *TINY]
     tables = []
     for size in (1, 2):
-        result = torchrun(size, command("compare", *flags, "--out", "out"), cwd=(tmp_path / str(size)).parent / ".")
+        result = torchrun(size, command("compare", *flags, "--out", "out"), cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         tables.append([row["log_likelihood"] for row in json.loads((tmp_path / "out" / "comparison.json").read_text())])
         assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == [
@@ -155,7 +154,7 @@ def test_compare_gives_whole_fits_to_processes(tmp_path: Path) -> None:
         ]  # fmt: skip
         shutil.rmtree(tmp_path / "out")
     assert tables[0] == tables[1]
-    broken = torchrun(2, command("compare", *flags, "--learning-rate", "1e30", "--out", tmp_path / "broken"))
-    lines = [line for line in broken.stderr.splitlines() if line.startswith("The fit of ")]
-    assert len(lines) == 1, broken.stderr
-    assert lines[0].endswith("ended with status 1.")
+    broken = torchrun(2, command("compare", *flags, "--learning-rate", "9e5", "--out", tmp_path / "broken"))
+    assert broken.returncode != 0
+    lines = [line for line in broken.stderr.splitlines() if " ended with status " in line]
+    assert lines == [f"The fit of {tmp_path / 'broken' / 'standard'} ended with status 1."]
