@@ -105,6 +105,7 @@ def main(arguments: Arguments) -> None:
             if status:
                 if first:
                     print(f"The fit of {path} ended with status {status}.", file=sys.stderr)
+                ranks.gather(None)  # torchrun stops all processes when one ends: wait for that line
                 raise SystemExit(status if status > 0 else 128 - status)
     if not first:
         return
