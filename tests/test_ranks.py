@@ -88,7 +88,7 @@ def test_one_process_is_lazy_and_needs_no_group() -> None:
         assert numbers.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("script", ["fit", "sample", "benchmark"])
+@pytest.mark.parametrize("script", ["sample", "benchmark"])
 def test_scripts_that_need_one_process_refuse_several(
     script: str, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
@@ -96,6 +96,7 @@ def test_scripts_that_need_one_process_refuse_several(
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # where a script finds its neighbors
     refused(command(script), f"{script}.py under torchrun is not supported")
+    refused(command("fit", "--seeds", 2), "--seeds fits several seeds in one process")
 
 
 @pytest.mark.usefixtures("second_of_two")
