@@ -28,7 +28,7 @@ from pyro_vae.trace.isolation import fork_rng, isolated_param_store
 
 _LOG = logging.getLogger("pyro_vae")
 
-# The draws of the program are found, and its sums compared, before steps 0, 1, 2, 4, 8, ... and every so many steps.
+# The draws of the program are found, and its sums compared, before steps 0, 1, 2, 4, 8, ... and every thousandth.
 _CHECKED_EVERY = 1000
 
 
@@ -134,7 +134,7 @@ class ShardedSVI(SVI):
         few = whole[: 2 * ranks.size()]
         self._check_same(whole)
         draws = find_draws(lambda batch: self._bounds(batch, preprocess), whole, lambda: self._isolated(whole))
-        if draws != self._draws:  # a graph is kept as long as they are the same
+        if draws != self._draws:  # a graph refers to them
             self._draws = draws
         rows = Rows.split(len(few), ranks.rank(), ranks.size())
         with self._isolated(whole):
