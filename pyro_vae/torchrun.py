@@ -23,9 +23,9 @@ def launched() -> bool:
     return all(name in os.environ for name in _NEEDED) and os.environ["WORLD_SIZE"] != "1"
 
 
-def restarted() -> bool:
-    """Return whether torchrun has started the processes again, with --max-restarts, after one of them has ended."""
-    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def restarts() -> bool:
+    """Return whether torchrun starts the processes again after one of them has ended: --max-restarts."""
+    return launched() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def wait_to_be_stopped(status: int, seconds: float | None) -> None:
@@ -51,12 +51,15 @@ def prints() -> bool:
 
 
 def seconds_to_print(error: Exception) -> float | None:
-    """Return the time until this process prints an error, or None if only the first one prints it.
+    """Return the time until this process prints an error, or None if another one prints it.
 
     When a process ends, torchrun stops the others. A process that may have the same error as the first one waits for
-    that: for errors before the group is joined, which come from flags and files, and for lost connections.
+    that: for errors before the group is joined, which come from flags and files, and for lost connections. A lost
+    connection is not printed if another process prints the cause.
     """
-    raised_by_all = getattr(error, "raised_by_all", None)  # set by `ranks.process_group` and `ranks.map_parts`
+    raised_by_all = getattr(error, "raised_by_all", None)  # set by `failures` and `ranks.map_parts`
+    if getattr(error, "has_cause", False):
+        return None
     if prints() or (raised_by_all is False and not isinstance(error, RanksError)):
         return 0.0
     if raised_by_all:

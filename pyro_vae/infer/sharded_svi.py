@@ -3,7 +3,7 @@ r"""Training steps whose batch is shared by several processes."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae import ranks
 from pyro_vae.errors import UserError
-from pyro_vae.infer.exchange import Exchange, Sums
+from pyro_vae.infer.exchange import Exchange, Sums, check_same_parameters
 from pyro_vae.infer.graph_step import Preprocess
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
@@ -141,15 +141,18 @@ class ShardedSVI(SVI):
             expected = self._loss_and_gradients(few, preprocess)
         with self._isolated(whole), RowNoise(self._draws, rows, ranks.gather):
             own = self._loss_and_gradients(rows.of(few), preprocess)
-        flat = torch.cat([value.double().flatten() for value in own])
+        shapes = [{name: tuple(g.shape) for name, g in gradients.items()} for _, gradients in (expected, own)]
+        check_same_parameters([each for pair in ranks.gather(shapes) for each in pair])
+        wholes, parts = ([loss, *gradients.values()] for loss, gradients in (expected, own))
+        flat = torch.cat([value.double().flatten() for value in parts])
         flat *= float(len(rows) > 0)
         ranks.sum_flat(flat)
-        parts = flat.split([value.numel() for value in own])
-        pairs = [(a, b.view(a.shape)) for a, b in zip(expected, parts, strict=True)]
+        sums = flat.split([value.numel() for value in parts])
+        pairs = [(a, b.view(a.shape)) for a, b in zip(wholes, sums, strict=True)]
         if not agree(pairs, self.recorded.options.get("tolerance", TOLERANCE) if self.recorded else TOLERANCE):
             raise UserError(
-                f"The objective of {len(few)} images is {-float(expected[0]):.6g} nats, and the sum over their parts "
-                f"{-float(parts[0]):.6g}, or their gradients differ: the program or the objective couples the images "
+                f"The objective of {len(few)} images is {-float(wholes[0]):.6g} nats, and the sum over their parts "
+                f"{-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the images "
                 "of a batch, e.g. by batch normalization, which several processes cannot compute. Use one process."
             )
 
@@ -158,16 +161,14 @@ class ShardedSVI(SVI):
         inputs = batch if preprocess is None else Batch.of(batch.call(preprocess))
         return self.objective.bounds(self.model, self.guide, inputs)
 
-    def _loss_and_gradients(self, batch: Batch, preprocess: Preprocess | None) -> Sequence[Tensor]:
+    def _loss_and_gradients(self, batch: Batch, preprocess: Preprocess | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and the gradients of all parameters in the order of their names, 0 if there is none."""
         loss = -self._bounds(batch, preprocess)[0].sum()
         params = {canonical_name(name): unconstrained_param(name) for name in pyro.get_param_store()}
-        trained = [params[name] for name in sorted(params) if params[name].requires_grad]
-        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-        return [
-            loss.detach(),
-            *(torch.zeros_like(p) if g is None else g for p, g in zip(trained, gradients, strict=True)),
-        ]
+        trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        found = zip(trained.items(), gradients, strict=True)
+        return loss.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in found}
 
     def _check_same(self, whole: Batch) -> None:
         """Raise if the processes have different batches, weights or random states."""
