@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 
-from pyro_vae import torchrun
+from pyro_vae import ranks, torchrun
 from pyro_vae.errors import (
     CheckpointError,
     NonFiniteError,
@@ -126,7 +126,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     _ignore_signals()  # a further signal must not change the exit code
-    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints())
+    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints() and ranks.claims_to_speak())
 
 
 def _ignore_signals() -> None:

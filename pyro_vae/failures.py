@@ -18,6 +18,7 @@ from pyro_vae.errors import RanksError, is_out_of_memory
 # How long a process waits for the error of the first one, which ends as soon as it needs this process.
 _PATIENCE = timedelta(seconds=10)
 _LOST = "lost"
+_SPEAKERS = "pyro_vae/speakers"
 
 
 @contextmanager
@@ -54,14 +55,25 @@ class Notes:
             self._try(lambda: self._store.set(_key(self._rank), _text(error)))
 
     def compare(self, error: Exception) -> None:
-        """Set `raised_by_all` and `has_cause` of an error by the notes, see `torchrun.seconds_to_print`.
+        """Set `raised_by_all` and `spoken` of an error by the notes, see `torchrun.seconds_to_print`.
 
         Call this after the connections have been closed, so that the first process ends, too.
         """
         error.raised_by_all = getattr(error, "raised_by_all", False) or (  # type: ignore[attr-defined]
             self._rank > 0 and not _is_lost(error) and self._first() == _text(error)
         )
-        error.has_cause = _is_lost(error) and any(map(self._has_cause, range(self._size)))  # type: ignore[attr-defined]
+        if _is_lost(error):
+            error.spoken = not self.claim()  # type: ignore[attr-defined]
+
+    def claim(self) -> bool:
+        """Return whether this process is to say why the group ends: no other one has an error of its own, or says it.
+
+        If a process has been killed, perhaps the first one, this leaves one of the others.
+        """
+        if any(map(self._has_cause, set(range(self._size)) - {self._rank})):
+            return False
+        number = self._try(lambda: self._store.add(_SPEAKERS, 1))
+        return number is None or number == 1
 
     def _first(self) -> str | None:
         def read() -> str:

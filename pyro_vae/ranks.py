@@ -29,7 +29,7 @@ T = TypeVar("T")
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
 
-_joined = False  # whether `process_group` has been entered
+_notes: Notes | None = None  # of the group, while `process_group` is entered
 
 
 @contextmanager
@@ -68,15 +68,15 @@ def process_group(device: str) -> Iterator[None]:
 @contextmanager
 def _joined_group(notes: Notes) -> Iterator[None]:
     """Leave the group that has been joined at the end, and a note of the error if there is one."""
-    global _joined
-    _joined = True
+    global _notes
+    _notes = notes
     try:
         yield
     except Exception as error:
         notes.leave(error)
         raise
     finally:
-        _joined = False
+        _notes = None
         dist.destroy_process_group()
 
 
@@ -93,6 +93,11 @@ def size() -> int:
 def is_first() -> bool:
     """Return whether this process has rank 0. It alone prints, and writes files."""
     return rank() == 0
+
+
+def claims_to_speak() -> bool:
+    """Return whether this process is to say why the group ends, see `Notes.claim`."""
+    return _notes is None or _notes.claim()
 
 
 def gather(value: T) -> list[T]:
@@ -219,4 +224,4 @@ def _enter_device(value: Any) -> Any:
 
 def _in_group() -> bool:
     # A group that the caller of the package has made may serve another purpose, e.g. separate fits in its processes.
-    return _joined
+    return _notes is not None

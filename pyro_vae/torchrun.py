@@ -55,16 +55,20 @@ def seconds_to_print(error: Exception) -> float | None:
 
     When a process ends, torchrun stops the others. A process that may have the same error as the first one waits for
     that: for errors before the group is joined, which come from flags and files, and for lost connections. A lost
-    connection is not printed if another process prints the cause.
+    connection is not printed if another process has printed the cause to the output of torchrun.
     """
     raised_by_all = getattr(error, "raised_by_all", None)  # set by `failures` and `ranks.map_parts`
-    if getattr(error, "has_cause", False):
+    spoken = getattr(error, "spoken", not prints())  # set by `failures` for lost connections
+    if (raised_by_all and not prints()) or (hasattr(error, "spoken") and spoken and _one_output()):
         return None
-    if prints() or (raised_by_all is False and not isinstance(error, RanksError)):
+    if not spoken or (raised_by_all is False and not isinstance(error, RanksError)):
         return 0.0
-    if raised_by_all:
-        return None
     return _SECONDS_TO_STOP if isinstance(error, RanksError) else _SECONDS_TO_START
+
+
+def _one_output() -> bool:
+    """Return whether the output of all processes arrives in one place; other launchers may separate it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def single_process_environment() -> dict[str, str]:

@@ -109,6 +109,7 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     fit = FitMany(make, configs) if output.seeds > 1 else make(first.seed)
 
     # Training. The folders are created only now, so that runs that cannot start do not leave one.
+    ranks.gather(None)  # no process has failed so far
     for seed, fitted in runs.items():
         create = partial(folders[seed].create, resume=output.resume, overwrite=output.overwrite)
         ranks.on_first(partial(create, fitted.config.to_json()))

@@ -60,14 +60,14 @@ class Exchange:
             loss: Loss of this process, in nats.
             elbo: ELBO of this process, in nats.
             params: Parameters by name.
-            gradients: Gradients by name.
+            gradients: Gradients by name, of some or all of the parameters.
             counts: Whether this process has images; otherwise its numbers are not added.
             stop: Whether this process has been asked to stop.
 
         Raises:
             UserError: If a parameter is registered in some processes only, or in other shapes.
         """
-        form = tuple((name, tuple(params[name].shape), name in gradients) for name in sorted(params))
+        form = tuple((name, tuple(params[name].shape), name in gradients) for name in sorted(params.keys() | gradients))
         changed = form != self._form
         while True:
             agreed = not changed
