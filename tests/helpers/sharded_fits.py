@@ -99,13 +99,22 @@ class Subsampled:
         pass
 
 
-def fit_of(program: Any, loss: Any, execution: str | None = None, shape: tuple[int, ...] = (3, 2)) -> Fit:
+def fit_of(
+    program: Any,
+    loss: Any,
+    execution: str | None = None,
+    shape: tuple[int, ...] = (3, 2),
+    *,
+    dark: bool = False,
+    **options: Any,
+) -> Fit:
+    """Return a fit, whose ELBO of dark validation images falls."""
     batches = Uneven(shape, program)
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 40))
     driver = SVI if ranks.size() == 1 else ShardedSVI
     valid = (batches.gray > 0.5).to(batches.gray.dtype)
     svi = driver(program.model, program.guide, optim, loss, execution=execution)
-    return Fit(svi, batches, EPOCHS, valid=valid, ema=0.9)
+    return Fit(svi, batches, EPOCHS, valid=torch.zeros_like(valid) if dark else valid, **({"ema": 0.9} | options))
 
 
 EXACT: dict[str, Callable[[], Fit]] = {
@@ -117,6 +126,7 @@ EXACT: dict[str, Callable[[], Fit]] = {
     "two latents": lambda: fit_of(two_layer(), ELBO(), "recorded"),
     "convolutions": lambda: fit_of(ConvProgram(), ELBO(), "recorded", (4, 4)),
     "rejection": lambda: fit_of(GammaLatent(), ELBO(), "recorded"),
+    "early stopping": lambda: fit_of(small_vae(), ELBO(), "recorded", dark=True, patience=2, ema=0),
     "late parameter": lambda: fit_of(Late(), ELBO(), "recorded"),
     "unused parameters": lambda: fit_of(Unused(), IWAE(2), "recorded"),
     "parameter of some images": lambda: fit_of(Some(), ELBO()),
