@@ -54,6 +54,7 @@ def process_group(device: str) -> Iterator[None]:
         torch.cuda.set_device(local)
     with lost_connections():
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store = dist.PrefixStore(f"attempt {torchrun.attempt()}", store)  # torchrun keeps it when it restarts processes
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # objects are exchanged through gloo on any device
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     notes = Notes(store, rank, size)

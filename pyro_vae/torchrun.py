@@ -28,6 +28,11 @@ def restarts() -> bool:
     return launched() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
+def attempt() -> int:
+    """Return how often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def wait_to_be_stopped(status: int, seconds: float | None) -> None:
     """Wait for torchrun to stop this process, which then exits with `status`; None waits for a short time."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(status))
