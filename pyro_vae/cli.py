@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import FrameType
 
-from pyro_vae import torchrun
+from pyro_vae import ranks, torchrun
 from pyro_vae.errors import (
     CheckpointError,
     NonFiniteError,
@@ -53,12 +53,15 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         _exit_on_signal(signal.SIGINT, None)
     except Exception as error:
-        if (mapped := _status_and_message(error)) is None:
-            raise
+        mapped = _status_and_message(error)
         seconds = torchrun.seconds_to_print(error)
         if seconds != 0.0:
-            torchrun.wait_to_be_stopped(mapped[0], seconds)
-        _exit(*mapped, show=seconds is not None)
+            torchrun.wait_to_be_stopped(mapped[0] if mapped else 1, seconds)
+        if mapped is None and seconds is not None:
+            raise
+        if torchrun.launched():  # it stops this process if another one has ended: that would be a second line
+            _ignore_signals()
+        _exit(*(mapped or (1, "")), show=seconds is not None)
     finally:
         if signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, handler)
@@ -122,9 +125,13 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
-    for further_signal in _SIGNALS:  # a further signal must not change the exit code
-        signal.signal(further_signal, signal.SIG_IGN)
-    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints())
+    _ignore_signals()  # a further signal must not change the exit code
+    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints() and ranks.claims_to_speak())
+
+
+def _ignore_signals() -> None:
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _exit(status: int, message: str, *, show: bool) -> None:

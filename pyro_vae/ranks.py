@@ -7,7 +7,6 @@ processes of one group only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +19,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_vae import torchrun
-from pyro_vae.errors import RanksError, is_out_of_memory, rebuildable
+from pyro_vae.errors import RanksError, rebuildable
+from pyro_vae.failures import Notes, lost_connections
 
 Part = TypeVar("Part")
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
 
-_joined = False  # whether `process_group` has been entered
+_notes: Notes | None = None  # of the group, while `process_group` is entered
 
 
 @contextmanager
@@ -52,17 +52,32 @@ def process_group(device: str) -> Iterator[None]:
         if local >= available:
             raise RanksError(f"Process {local} of this machine has no GPU, of {available}; start at most one per GPU.")
         torch.cuda.set_device(local)
-    with lost_connections():  # objects are exchanged through gloo on any device
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
-    global _joined
-    _joined = True
+    with lost_connections():
+        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store = dist.PrefixStore(f"attempt {torchrun.attempt()}", store)  # torchrun keeps it when it restarts processes
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # objects are exchanged through gloo on any device
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    notes = Notes(store, rank, size)
+    try:
+        with _joined_group(notes):
+            yield
+    except Exception as error:
+        notes.compare(error)
+        raise
+
+
+@contextmanager
+def _joined_group(notes: Notes) -> Iterator[None]:
+    """Leave the group that has been joined at the end, and a note of the error if there is one."""
+    global _notes
+    _notes = notes
     try:
         yield
     except Exception as error:
-        error.raised_by_all = getattr(error, "raised_by_all", False)  # type: ignore[attr-defined]
+        notes.leave(error)
         raise
     finally:
-        _joined = False
+        _notes = None
         dist.destroy_process_group()
 
 
@@ -81,20 +96,9 @@ def is_first() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def lost_connections() -> Iterator[None]:
-    """Raise RanksError for the error of a collective operation whose other processes have ended.
-
-    Wrap collective operations only: gloo and NCCL raise plain RuntimeErrors.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        # Without the place in the sources of gloo, and its advice.
-        reason = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error)).partition(". ")[0]
-        raise RanksError(f"Another process has ended, or cannot be reached; see its own message ({reason}).") from error
+def claims_to_speak() -> bool:
+    """Return whether this process is to say why the group ends, see `Notes.claim`."""
+    return _notes is None or _notes.claim()
 
 
 def gather(value: T) -> list[T]:
@@ -221,4 +225,4 @@ def _enter_device(value: Any) -> Any:
 
 def _in_group() -> bool:
     # A group that the caller of the package has made may serve another purpose, e.g. separate fits in its processes.
-    return _joined
+    return _notes is not None

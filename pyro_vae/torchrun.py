@@ -23,9 +23,14 @@ def launched() -> bool:
     return all(name in os.environ for name in _NEEDED) and os.environ["WORLD_SIZE"] != "1"
 
 
-def restarted() -> bool:
-    """Return whether torchrun has started the processes again, with --max-restarts, after one of them has ended."""
-    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def restarts() -> bool:
+    """Return whether torchrun starts the processes again after one of them has ended: --max-restarts."""
+    return launched() and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def attempt() -> int:
+    """Return how often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def wait_to_be_stopped(status: int, seconds: float | None) -> None:
@@ -51,17 +56,24 @@ def prints() -> bool:
 
 
 def seconds_to_print(error: Exception) -> float | None:
-    """Return the time until this process prints an error, or None if only the first one prints it.
+    """Return the time until this process prints an error, or None if another one prints it.
 
     When a process ends, torchrun stops the others. A process that may have the same error as the first one waits for
-    that: for errors before the group is joined, which come from flags and files, and for lost connections.
+    that: for errors before the group is joined, which come from flags and files, and for lost connections. A lost
+    connection is not printed if another process has printed the cause to the output of torchrun.
     """
-    raised_by_all = getattr(error, "raised_by_all", None)  # set by `ranks.process_group` and `ranks.map_parts`
-    if prints() or (raised_by_all is False and not isinstance(error, RanksError)):
-        return 0.0
-    if raised_by_all:
+    raised_by_all = getattr(error, "raised_by_all", None)  # set by `failures` and `ranks.map_parts`
+    spoken = getattr(error, "spoken", not prints())  # set by `failures` for lost connections
+    if (raised_by_all and not prints()) or (hasattr(error, "spoken") and spoken and _one_output()):
         return None
+    if not spoken or (raised_by_all is False and not isinstance(error, RanksError)):
+        return 0.0
     return _SECONDS_TO_STOP if isinstance(error, RanksError) else _SECONDS_TO_START
+
+
+def _one_output() -> bool:
+    """Return whether the output of all processes arrives in one place; other launchers may separate it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def single_process_environment() -> dict[str, str]:

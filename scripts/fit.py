@@ -76,8 +76,8 @@ def main(arguments: Arguments) -> None:
         raise UserError(f"--seeds is {output.seeds}; it must be at least 1.")
     if output.seeds > 1 and torchrun.launched():
         raise UserError("--seeds fits several seeds in one process; start it with python, or use one seed.")
-    if torchrun.restarted():  # after a process has ended
-        output = replace(output, resume=True, overwrite=False)
+    if torchrun.restarts() and not output.resume:
+        raise UserError("--max-restarts starts this command again after a failure; add --resume, so that it continues.")
     first = arguments.config.resolve()
     with ranks.process_group(first.device):
         fit_and_score(output, first)
@@ -89,8 +89,8 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     path = output.out or Path("runs") / programs.run_name(first)
     folders = {seed: RunFolder(seed_path(path, seed, first.seed)) for seed in configs}
     if output.resume:
-        for seed in [seed for seed in configs if folders[seed].finished]:
-            folders[seed].check_config_matches(configs.pop(seed).to_json())
+        for seed in ranks.on_first(partial(finished_seeds, configs, folders)):
+            del configs[seed]
             print(f"{folders[seed].path} is finished; nothing to resume.")
     if not configs:
         return
@@ -109,13 +109,15 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     fit = FitMany(make, configs) if output.seeds > 1 else make(first.seed)
 
     # Training. The folders are created only now, so that runs that cannot start do not leave one.
+    ranks.gather(None)  # no process has failed so far
     for seed, fitted in runs.items():
         create = partial(folders[seed].create, resume=output.resume, overwrite=output.overwrite)
         ranks.on_first(partial(create, fitted.config.to_json()))
     with cli.deferred_signals() as stop:
         train(fit, runs, folders, every_seconds=output.checkpoint_seconds, should_stop=stop)
-        if isinstance(fit, Fit) and fit.svi.processes.stopping and not stop():
-            signal.raise_signal(signal.SIGTERM)  # another process has received one
+        # A signal that another process has received, perhaps after the last step, stops this one, too.
+        if any(ranks.gather(stop())) and not stop():
+            signal.raise_signal(signal.SIGTERM)
 
     # Scores and report.
     fits, errors = (fit.fits, fit.errors) if isinstance(fit, FitMany) else ({first.seed: fit}, {})
@@ -128,6 +130,14 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
         raise next(iter(errors.values()))
     if first.data == "digits":
         print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+
+
+def finished_seeds(configs: Mapping[int, config.Config], folders: Mapping[int, RunFolder]) -> list[int]:
+    """Return the seeds whose runs are finished; raise if such a run has another configuration."""
+    finished = [seed for seed in configs if folders[seed].finished]
+    for seed in finished:
+        folders[seed].check_config_matches(configs[seed].to_json())
+    return finished
 
 
 def check(run: Run) -> None:

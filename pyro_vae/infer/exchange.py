@@ -2,7 +2,7 @@ r"""Sums of losses and gradients over the processes that share the images of a b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from pyro_vae import ranks
 from pyro_vae.errors import UserError
+
+Form = tuple[tuple[str, tuple[int, ...], bool], ...]
+"""Name and shape of each parameter, and whether it has a gradient."""
 
 
 class Sums(NamedTuple):
@@ -38,7 +41,7 @@ class Exchange:
     """
 
     def __init__(self) -> None:
-        self._form: tuple[tuple[str, bool], ...] | None = None  # of this process
+        self._form: Form | None = None  # of this process
         self._names: list[str] = []  # of the parameters that have a gradient in some process
 
     def __call__(
@@ -57,14 +60,14 @@ class Exchange:
             loss: Loss of this process, in nats.
             elbo: ELBO of this process, in nats.
             params: Parameters by name.
-            gradients: Gradients by name.
+            gradients: Gradients by name, of some or all of the parameters.
             counts: Whether this process has images; otherwise its numbers are not added.
             stop: Whether this process has been asked to stop.
 
         Raises:
-            UserError: If a parameter is registered in some processes only.
+            UserError: If a parameter is registered in some processes only, or in other shapes.
         """
-        form = tuple((name, name in gradients) for name in sorted(params))
+        form = tuple((name, tuple(params[name].shape), name in gradients) for name in sorted(params.keys() | gradients))
         changed = form != self._form
         while True:
             agreed = not changed
@@ -97,8 +100,8 @@ class Exchange:
         stop: bool,
     ) -> Tensor:
         dtype = loss.dtype
-        for p in params.values():
-            dtype = torch.promote_types(dtype, p.dtype)
+        for name in self._names:  # the same in all processes, unlike `params`
+            dtype = torch.promote_types(dtype, params[name].dtype)
         flags = torch.tensor([float(changed), float(stop)], dtype=dtype, device=loss.device)
         parts = [loss.detach().reshape(1), elbo.detach().reshape(1), flags]
         for name in self._names:
@@ -106,14 +109,19 @@ class Exchange:
             parts.append(gradients[name].flatten() if name in gradients else p.new_zeros(p.numel()))
         return torch.cat([part.to(dtype) for part in parts])
 
-    def _agree(self, form: tuple[tuple[str, bool], ...]) -> None:
+    def _agree(self, form: Form) -> None:
         """Agree on the parameters that have a gradient in some process."""
         forms = ranks.gather(form)
-        names: list[set[str]] = [{name for name, _ in each} for each in forms]
-        if different := sorted(set().union(*names) - names[0].intersection(*names)):
-            raise UserError(
-                f"Parameter {different[0]!r} is registered in some processes only, as its registration depends on the "
-                "images: use one process."
-            )
+        check_same_parameters([{name: shape for name, shape, _ in each} for each in forms])
         self._form = form
-        self._names = sorted({name for each in forms for name, has_gradient in each if has_gradient})
+        self._names = sorted({name for each in forms for name, _, has_gradient in each if has_gradient})
+
+
+def check_same_parameters(shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
+    """Raise UserError if the shapes of parameters by name differ between parts of the images."""
+    for name in sorted(set().union(*shapes)):
+        if len({each.get(name) for each in shapes}) > 1:
+            raise UserError(
+                f"Parameter {name!r} is registered in some processes only, or in other shapes, as it depends on the "
+                "images or on their number: use one process."
+            )

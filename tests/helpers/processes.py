@@ -37,3 +37,33 @@ def run_together(size: int, program: str, *arguments: object) -> list[subprocess
         subprocess.CompletedProcess(process.args, process.returncode, *output)
         for process, output in zip(started, outputs, strict=True)
     ]
+
+
+def torchrun(size: int, *call: object, restarts: int = 0) -> list[str]:
+    """Return the command that starts a script, given by its path and arguments, in several processes."""
+    options = ["--standalone", "--nproc-per-node", str(size), "--max-restarts", str(restarts)]
+    return [sys.executable, "-m", "torch.distributed.run", *options, *map(str, call)]
+
+
+def run_torchrun(size: int, *call: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes; a hang fails."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        torchrun(size, *call, restarts=restarts),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            output = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then stops its processes
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def own_lines(stderr: str) -> list[str]:
+    """Return the lines that scripts print when they end early, without the report of torchrun."""
+    return [line for line in stderr.splitlines() if line.startswith(("error: ", "stopped; "))]

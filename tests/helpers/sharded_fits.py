@@ -11,6 +11,18 @@ import pyro
 import pyro.distributions as dist
 import torch
 from helpers.programs import ConvProgram, small_vae, two_layer
+from helpers.unusual_programs import (
+    Averaged,
+    ByImages,
+    Centered,
+    Late,
+    PerImage,
+    Powered,
+    Separate,
+    Shared,
+    Some,
+    Unused,
+)
 from torch import Tensor, nn
 
 from pyro_vae import cli, ranks
@@ -26,10 +38,13 @@ class Uneven:
 
     num_images = NUM_IMAGES
 
-    def __init__(self, shape: tuple[int, ...] = (3, 2)) -> None:
+    def __init__(self, shape: tuple[int, ...], program: Any) -> None:
+        self.program = program
         self.gray = torch.rand(NUM_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
+        if hasattr(self.program, "epoch"):
+            self.program.epoch = epoch
         yield from torch.arange(NUM_IMAGES).roll(epoch).split(SIZE)
 
     def observe(self, batch: Tensor) -> Tensor:
@@ -84,13 +99,22 @@ class Subsampled:
         pass
 
 
-def fit_of(program: Any, loss: Any, execution: str | None = None, shape: tuple[int, ...] = (3, 2)) -> Fit:
-    batches = Uneven(shape)
+def fit_of(
+    program: Any,
+    loss: Any,
+    execution: str | None = None,
+    shape: tuple[int, ...] = (3, 2),
+    *,
+    dark: bool = False,
+    **options: Any,
+) -> Fit:
+    """Return a fit, whose ELBO of dark validation images falls."""
+    batches = Uneven(shape, program)
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 40))
     driver = SVI if ranks.size() == 1 else ShardedSVI
     valid = (batches.gray > 0.5).to(batches.gray.dtype)
     svi = driver(program.model, program.guide, optim, loss, execution=execution)
-    return Fit(svi, batches, EPOCHS, valid=valid, ema=0.9)
+    return Fit(svi, batches, EPOCHS, valid=torch.zeros_like(valid) if dark else valid, **({"ema": 0.9} | options))
 
 
 EXACT: dict[str, Callable[[], Fit]] = {
@@ -102,12 +126,23 @@ EXACT: dict[str, Callable[[], Fit]] = {
     "two latents": lambda: fit_of(two_layer(), ELBO(), "recorded"),
     "convolutions": lambda: fit_of(ConvProgram(), ELBO(), "recorded", (4, 4)),
     "rejection": lambda: fit_of(GammaLatent(), ELBO(), "recorded"),
+    "early stopping": lambda: fit_of(small_vae(), ELBO(), "recorded", dark=True, patience=2, ema=0),
+    "late parameter": lambda: fit_of(Late(), ELBO(), "recorded"),
+    "unused parameters": lambda: fit_of(Unused(), IWAE(2), "recorded"),
+    "parameter of some images": lambda: fit_of(Some(), ELBO()),
+    "own objective": lambda: fit_of(Separate(), Powered(), "recorded"),
 }
 LONG: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
-REFUSED: dict[str, Callable[[], Fit]] = {
-    "batch normalization": lambda: fit_of(Normalized(nn.BatchNorm1d(8)), ELBO()),
-    "total correlation": lambda: fit_of(small_vae(), BetaTCVAE(beta=2.0, num_images=NUM_IMAGES)),
-    "subsampled plate": lambda: fit_of(Subsampled(), ELBO()),
+COUPLED, DEPENDENT = "couples the images of a batch", "depends on the images or on their number"
+REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
+    "batch normalization": (lambda: fit_of(Normalized(nn.BatchNorm1d(8)), ELBO()), COUPLED),
+    "total correlation": (lambda: fit_of(small_vae(), BetaTCVAE(beta=2.0, num_images=NUM_IMAGES)), COUPLED),
+    "subsampled plate": (lambda: fit_of(Subsampled(), ELBO()), COUPLED),
+    "objective of a batch": (lambda: fit_of(Separate(), Centered()), COUPLED),
+    "mean over images": (lambda: fit_of(Separate(), Averaged()), COUPLED),
+    "shared latent": (lambda: fit_of(Shared(), ELBO()), COUPLED),
+    "parameter of one process": (lambda: fit_of(ByImages(), ELBO()), DEPENDENT),
+    "parameters of images": (lambda: fit_of(PerImage(), ELBO()), DEPENDENT),
 }
 
 
@@ -127,7 +162,8 @@ def outcome(make: Callable[[], Fit], seed: int = 0) -> dict[str, Any]:
 
 def main(folder: Path, names: list[str]) -> None:
     torch.set_default_dtype(torch.float64)
-    results = {name: outcome((EXACT | LONG | REFUSED)[name]) for name in names if name != "other seeds"}
+    fits = EXACT | LONG | {name: make for name, (make, _) in REFUSED.items()}
+    results = {name: outcome(fits[name]) for name in names if name != "other seeds"}
     if "other seeds" in names:
         results["other seeds"] = outcome(EXACT["elbo"], seed=ranks.rank())
     checkpoint.save(folder / str(ranks.rank()), results)
