@@ -65,6 +65,11 @@ class Draw(NamedTuple):
     axis: int | None
     ratio: int = 1
 
+    @property
+    def rejects(self) -> bool:
+        """Whether the noise of an image depends on the arguments of the images before it."""
+        return self.axis is not None and self.target in _REJECTION
+
     def whole_shape(self, shape: Sequence[int], rows: Rows) -> list[int]:
         """Return the shape of the noise of all images, given that of some rows."""
         assert self.axis is not None
