@@ -33,9 +33,13 @@ class Parts:
     Attributes:
         number: Number of parts in all processes.
         own: Numbers of the parts that this process computes, which are consecutive.
+
+    Raises:
+        UserError: If there are more processes than shards.
     """
 
     def __init__(self, model: Program, guide: Program, objective: Objective, shards: int | None) -> None:
+        ranks.on_first(lambda: _check_number(shards))  # raised by all processes, and printed by one
         self.model, self.guide, self.objective, self.shards = model, guide, objective, shards
         self.number = ranks.size() if shards is None else shards
         self.own = range(*Rows.split(self.number, ranks.rank(), ranks.size())[:2])
@@ -153,3 +157,11 @@ class Parts:
 def observed(batch: Batch, preprocess: Preprocess | None) -> Batch:
     """Return the arguments of the program for a batch."""
     return batch if preprocess is None else Batch.of(batch.call(preprocess))
+
+
+def _check_number(shards: int | None) -> None:
+    if shards is not None and shards < ranks.size():
+        raise UserError(
+            f"{ranks.size()} processes cannot share {shards} shards (--deterministic-shards): "
+            "start at most one process for each."
+        )

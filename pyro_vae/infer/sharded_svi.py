@@ -64,7 +64,6 @@ class ShardedSVI(SVI):
         if not isinstance(self.objective, Objective):
             kind = type(self.objective).__name__
             raise UserError(f"Several processes can share the steps of an objective of pyro_vae, not of {kind}.")
-        ranks.on_first(lambda: _check_shards(shards))  # raised by all processes, and printed by one
         self._compiled = self.recorded is not None and self.recorded.compiled
         if self.recorded is not None:
             self.recorded.set_compiled(False)  # the graph without random operations is compiled instead
@@ -211,12 +210,3 @@ class ShardedSVI(SVI):
             self._add_new_params(result.stored)
             parts[place] = Part(result.loss, result.elbo, result.gradients, True)
         return parts
-
-
-def _check_shards(shards: int | None) -> None:
-    """Raise UserError if there are more processes than shards."""
-    if shards is not None and shards < ranks.size():
-        raise UserError(
-            f"{ranks.size()} processes cannot share {shards} shards (--deterministic-shards): "
-            "start at most one process for each."
-        )
