@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,7 +16,7 @@ from timing import Contender, Timing, race
 
 from pyro_vae import config, data
 from pyro_vae.config import programs
-from pyro_vae.infer import ELBO, SVI, ShardedSVI
+from pyro_vae.infer import ELBO
 from pyro_vae.infer.launches import STEPS
 from pyro_vae.infer.precision import PRECISIONS
 from pyro_vae.trace import read_only
@@ -178,19 +176,9 @@ class Bench:
         return cases
 
     def scaling(self) -> list[dict[str, Any]]:
-        """Time steps that several processes share, and the exchange of their gradients, and a step in four shards."""
-        flags, batches = self.flags, batches_of(self.settings, self.images)
-        kinds: dict[str, Callable[..., SVI]] = {"4 shards": partial(ShardedSVI, shards=4), "1 process": SVI}
-        timings = self.race(
-            {name: ours(self.settings, self.images, batches, "compiled", kind) for name, kind in kinds.items()}, batches
-        )
-        print(f"\nbatch {self.settings.batch_size}, one process with all threads")
-        for name, timing in timings.items():
-            print(f"  {name:34}{timing.seconds * 1e3:9.2f} ms{timing.ratio:8.2f}x")
-        rows = [
-            {"batch_size": batches.batch_size, "case": name, **timing._asdict()} for name, timing in timings.items()
-        ]
-        return rows + times_of_processes(self.settings, flags.processes, flags.batch_sizes, flags.blocks, flags.seconds)
+        """Time a step that several processes share, the exchange of their gradients, and a step in four shards."""
+        flags = self.flags
+        return times_of_processes(self.settings, flags.processes, flags.batch_sizes, flags.blocks, flags.seconds)
 
     def race(self, contenders: dict[str, Contender], batches: data.Batches, multiple: int = 1) -> dict[str, Timing]:
         """Time interleaved blocks of the contenders; ratios are relative to the last one."""

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from contenders import batches_of, full_batches, ours
-from timing import Contender
+from timing import Contender, race
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pyro_vae import config, data, ranks
@@ -20,6 +21,7 @@ from pyro_vae.infer import SVI, ShardedSVI
 from pyro_vae.runs import load_images
 from pyro_vae.trace.isolation import fork_rng
 
+_SHARDS = 4  # of --deterministic-shards
 _WARM_UP = 20  # steps, after which the program is seldom compared with its graph or its parts
 
 
@@ -46,6 +48,26 @@ def times_of_processes(
         blocks: Number of timed blocks of each case.
         seconds: Length of a block of one process, in seconds.
     """
+    arguments = (settings, batch_sizes, blocks, seconds)
+    rows: list[dict[str, Any]] = _launch(1, _time_shards, *arguments) + _launch(processes, _time, *arguments)
+    for size in batch_sizes:
+        print(f"\nbatch {size}, compiled steps of processes of one thread")
+        for row in (each for each in rows if each["batch_size"] == size):
+            line = f"  {row['case']:30}{row['seconds'] * 1e3:9.2f} ms"
+            if "ratio" in row:
+                line += f"{row['ratio']:8.2f}x one process"
+            if "cpu_seconds" in row:
+                line += f"{row['cpu_seconds'] * 1e3:9.2f} ms of processor time"
+            if "efficiency" in row:
+                line += (
+                    f", efficiency {100 * row['efficiency']:.0f} %, {100 * row['cpu_efficiency']:.0f} % by that time"
+                )
+            print(line)
+    return rows
+
+
+def _launch(processes: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in several processes, as torchrun starts them, and return the result of the first."""
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -55,17 +77,27 @@ def times_of_processes(
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    rows: list[dict[str, Any]] = elastic_launch(launch, _time)(settings, batch_sizes, blocks, seconds)[0]
+    return elastic_launch(launch, function)(*arguments)[0]
+
+
+def _time_shards(
+    settings: config.Config, batch_sizes: tuple[int, ...], blocks: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Time a step in shards, relative to one by itself, in one process."""
+    torch.set_num_threads(1)
+    images = load_images(settings)
+    kinds: dict[str, Callable[..., SVI]] = {f"{_SHARDS} shards": partial(ShardedSVI, shards=_SHARDS), "whole": SVI}
+    rows = []
     for size in batch_sizes:
-        print(f"\nbatch {size}, compiled steps of processes of one thread")
-        for row in (each for each in rows if each["batch_size"] == size):
-            efficiency = "".join(
-                f"{100 * row[name]:9.0f} % {what}"
-                for name, what in (("efficiency", "efficiency"), ("cpu_efficiency", "by processor time"))
-                if name in row
-            )
-            times = f"{row['seconds'] * 1e3:9.2f} ms{row['cpu_seconds'] * 1e3:9.2f} ms of processor time"
-            print(f"  {row['case']:34}{times}{efficiency}")
+        cases = {name: _case(settings, images, size, kind) for name, kind in kinds.items()}
+        for case in cases.values():
+            _block(case, _WARM_UP)
+        contenders = {name: case.contender for name, case in cases.items()}
+        timings = race(contenders, cases["whole"].stream, blocks, seconds)
+        rows += [
+            {"batch_size": size, "processes": 1, "case": f"1 process, {name}", **timing._asdict()}
+            for name, timing in timings.items()
+        ]
     return rows
 
 
