@@ -27,7 +27,7 @@ from pyro_vae.trace.isolation import fork_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
-# The draws of the program are found, and its sums compared, before steps 0, 1, 2, 4, 8, ... and every so many steps.
+# Draws are found and sums compared before steps 0, 1, 2, 4, 8, ... and those that this number divides.
 _CHECKED_EVERY = 1000
 
 _Inputs = dict[int, tuple[Tensor, ...]]  # of the record of a step, by the place of the part in this process
@@ -105,7 +105,7 @@ class ShardedSVI(SVI):
     def _find_draws(self, whole: Batch, preprocess: Preprocess | None) -> list[Draw]:
         """Find and keep the random operations of a step."""
         draws = self._parts.find_draws(whole, preprocess)
-        if draws != self._draws:  # graphs are kept as long as they are the same
+        if draws != self._draws:  # graphs are kept while these stay the same
             self._draws, self._graphs = draws, {}
         return draws
 

@@ -62,7 +62,7 @@ class SharedStep:
         if self.refused or any(member.record is None for member in members):
             return
         # Comparisons do not change the result of a step, so that results do not depend on when they happen: a fit that
-        # resumes counts its calls anew.
+        # resumes counts its calls from zero.
         compares = any(member.compares for member in members)
         if compares and not all([member.compare() for member in members if member.compares]):
             return

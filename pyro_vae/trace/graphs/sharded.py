@@ -1,4 +1,4 @@
-r"""A recorded graph on parts of a batch, with the noise of their rows as it is drawn for the whole batch."""
+r"""A recorded graph on parts of a batch, whose noise is that of their rows when drawn for the whole batch."""
 
 from __future__ import annotations
 
