@@ -163,7 +163,7 @@ SHARDS_COMPILED: dict[str, Callable[[], Fit]] = {
     "shards, compiled, float32": lambda: fit_of(ConvProgram(), ELBO(), "compiled", (4, 4), 4),
 }
 SHARDS_REFUSED: dict[str, Callable[[], Fit]] = {
-    "rejection": lambda: fit_of(GammaLatent(), ELBO(), shards=4),
+    "draws by rejection": lambda: fit_of(GammaLatent(), ELBO(), shards=4),
     "changes buffers": lambda: fit_of(Counting(), ELBO(), shards=4),
     "couples the images": lambda: fit_of(small_vae(), BetaTCVAE(beta=2.0, num_images=NUM_IMAGES), shards=4),
     "3 processes cannot share 2 shards": lambda: fit_of(small_vae(), ELBO(), shards=2),
