@@ -123,6 +123,16 @@ def sum_flat(tensor: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
+def gather_flat(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors of all processes by rank, which have the same shape; in one process, the tensor itself."""
+    if size() == 1:
+        return [tensor]
+    gathered = [torch.empty_like(tensor) for _ in range(size())]
+    with lost_connections():
+        dist.all_gather(gathered, tensor)
+    return gathered
+
+
 def map_parts(function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[T]:
     """Apply a function to parts of a computation, part i on rank i mod size, and yield all results in order.
 

@@ -32,6 +32,28 @@ def decoder_layers(settings: Config, images: data.Observed) -> list[tuple[int, i
     return [(settings.latent_dim, hidden), (hidden, hidden), (hidden, pixels)]
 
 
+def floor(settings: Config, images: data.Observed, machine: tuple[float, float]) -> tuple[float, float]:
+    """Return lower bounds on the seconds of a step: for its matrix products, and for the bytes that it moves.
+
+    Args:
+        settings: Configuration of the step.
+        images: Images of the data set.
+        machine: Operations per second and bytes per second of the device.
+    """
+    encoder, decoder = encoder_layers(settings, images), decoder_layers(settings, images)
+    rows = settings.batch_size * settings.num_particles
+    # One product in the forward pass and two in the backward pass, for the gradients of weights and inputs; the
+    # first layer needs no gradient of its input.
+    products = settings.batch_size * (3 * sum(a * b for a, b in encoder) - math.prod(encoder[0]))
+    products += rows * 3 * sum(a * b for a, b in decoder)
+    weights = sum((a + 1) * b for a, b in (*encoder, *decoder))
+    # Adam reads weight, gradient and two moments, and writes all but the gradient: 7 values per weight. Each unit
+    # is written and read in the forward and in the backward pass: 4 values per unit.
+    units = settings.batch_size * sum(b for _, b in encoder) + rows * sum(b for _, b in decoder)
+    copied = 4 * (7 * weights + 4 * units)
+    return 2 * products / machine[0], copied / machine[1]
+
+
 def stock(settings: Config, images: data.Observed, batches: data.Batches) -> Contender:
     """Return a step of `pyro.infer.SVI` as in Pyro's tutorials, without validation."""
     program = programs.build(settings, images.pixels)

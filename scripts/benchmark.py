@@ -10,8 +10,8 @@ whichever is longer.
 
 The other measurements are the speed of scores (particles decoded by importance sampling, and log-densities of AIS with
 their gradients), of steps with larger batches, more particles, more latent units and other priors, of steps in lower
-precision, and of several fits that share their steps. All results are written to OUT/benchmark.json, and the ratios of
-the steps to OUT/benchmark.png.
+precision, of several fits that share their steps, and of several processes that share a step. All results are written
+to OUT/benchmark.json, and the ratios of the steps to OUT/benchmark.png.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from typing import Any
@@ -45,18 +45,26 @@ def as_json(timings: dict[str, Timing]) -> dict[str, Any]:
     return {name: timing._asdict() for name, timing in timings.items()}
 
 
-def driver(settings: config.Config, images: data.Observed, execution: str | None) -> SVI:
+def driver(
+    settings: config.Config, images: data.Observed, execution: str | None, kind: Callable[..., SVI] = SVI
+) -> SVI:
     """Return the driver of scripts/fit.py for a new program; `execution` is ``compiled``, ``recorded`` or None."""
     program = programs.build(settings, images.pixels)
     schedule = schedules.per_step(schedules.cosine, STEPS)
     optim = Optim(torch.optim.Adam, {"lr": settings.learning_rate, "fused": True}, schedule)
     objective = ELBO(settings.num_particles)
-    return SVI(program.model, program.guide, optim, objective, execution=execution, precision=settings.precision)
+    return kind(program.model, program.guide, optim, objective, execution=execution, precision=settings.precision)
 
 
-def ours(settings: config.Config, images: data.Observed, batches: data.Batches, execution: str | None) -> Contender:
+def ours(
+    settings: config.Config,
+    images: data.Observed,
+    batches: data.Batches,
+    execution: str | None,
+    kind: Callable[..., SVI] = SVI,
+) -> Contender:
     """Return the training step of scripts/fit.py; see `driver`."""
-    svi = driver(settings, images, execution)
+    svi = driver(settings, images, execution, kind)
     return alone(lambda batch: svi.step(batch, preprocess=batches.observe))
 
 

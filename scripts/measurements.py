@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from baselines import decoder_layers, encoder_layers, handwritten, handwritten_scores, stock
-from contenders import CHAINS, annealing, as_json, batches_of, fed, fit_for_a_while, full_batches, many_steps, ours
+from baselines import floor, handwritten, stock
+from contenders import as_json, batches_of, fed, fit_for_a_while, full_batches, many_steps, ours
 from many_fits import epochs_of_fits, few_images, times_per_fit
+from scaling import times_of_processes
+from scoring import times_of_scores
 from timing import Contender, Timing, race
 
 from pyro_vae import config, data
 from pyro_vae.config import programs
-from pyro_vae.evaluate import log_weights
 from pyro_vae.infer import ELBO
 from pyro_vae.infer.launches import STEPS
 from pyro_vae.infer.precision import PRECISIONS
-from pyro_vae.trace import CompiledBackend, EagerBackend, read_only
-
-_IMAGES_SCORED = 100  # test images whose scores are timed
+from pyro_vae.trace import read_only
 
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")]
 
@@ -31,9 +29,11 @@ class MeasurementFlags:
     """Measurements, their sizes and their duration.
 
     Args:
-        measure: Measurements to make: one or more of steps, scores, growth, precision and many.
+        measure: Measurements to make: one or more of steps, scores, growth, precision, many and scaling. By default all
+            except scaling, which starts processes.
         batch_sizes: Numbers of images per training step.
         many_fits: Numbers of fits that share their steps.
+        processes: Number of processes that share a step.
         num_particles: Numbers of particles per image in training.
         num_samples: Number of particles per image in importance sampling.
         blocks: Number of timed blocks of each contender.
@@ -41,9 +41,11 @@ class MeasurementFlags:
     """
 
     measure: Annotated[
-        tuple[Literal["steps", "scores", "growth", "precision", "many"], ...], tyro.conf.arg(metavar="NAME ...")
+        tuple[Literal["steps", "scores", "growth", "precision", "many", "scaling"], ...],
+        tyro.conf.arg(metavar="NAME ..."),
     ] = ("steps", "scores", "growth", "precision", "many")
     many_fits: Counts = (1, 8, 32)
+    processes: config.Count = 2
     batch_sizes: Counts = (20, 100, 512)
     num_particles: Counts = (1, 50)
     num_samples: config.Count = 1000
@@ -87,7 +89,7 @@ class Bench:
                     contenders = {f"pyro_vae, {STEPS} steps a launch": many, **contenders}
                 print(f"batch {batch_size}, K = {num_particles}")
                 timings = self.race(contenders, batches, multiple)
-                roofline = max(self.floor(settings))
+                roofline = max(floor(settings, self.images, self.machine))
                 for name, timing in timings.items():
                     epoch = timing.seconds * settings.steps_per_epoch(batches.num_images)
                     print(f"  {name:30}{timing.seconds * 1e3:9.2f} ms/step{epoch:9.2f} s/epoch{timing.ratio:8.2f}x")
@@ -105,38 +107,7 @@ class Bench:
 
     def scores(self) -> dict[str, Any]:
         """Time importance sampling, and the log-densities of AIS with their gradients."""
-        x = self.images.split("test")[:_IMAGES_SCORED]
-        program: Any = programs.build(self.settings, self.images.pixels)
-        compiled, num_samples = CompiledBackend(), self.flags.num_samples
-
-        def ours(backend: EagerBackend) -> Contender:
-            return Contender(
-                lambda _: log_weights(program.model, program.guide, x, num_samples, seed=0, backend=backend)
-            )
-
-        contenders = {
-            "pyro_vae, compiled": ours(compiled),
-            "pyro_vae, run by Pyro": ours(EagerBackend()),
-            "hand-written": Contender(handwritten_scores(program, x, num_samples)),
-        }
-        timings = self.race(contenders, batches_of(self.settings, self.images))
-        decodes = len(x) * num_samples
-        flops = decodes * 2 * sum(a * b for a, b in decoder_layers(self.settings, self.images))
-        print(f"\nimportance sampling, {len(x)} images x {num_samples} particles")
-        for name, timing in timings.items():
-            fraction = flops / timing.seconds / self.machine[0]
-            print(
-                f"  {name:30}{decodes / timing.seconds:12,.0f} decodes/s{1 / timing.ratio:8.2f}x hand-written"
-                f"{100 * fraction:6.0f} % of the rate of a large matrix product"
-            )
-        report: dict[str, Any] = {"decodes": decodes, "flops": flops, "importance_sampling": as_json(timings)}
-        with read_only(program.model, program.guide, x=x):
-            timings = self.race(annealing(program, x), batches_of(self.settings, self.images))
-        print(f"annealed importance sampling, {len(x)} images x {CHAINS} chains")
-        for name, timing in timings.items():
-            rate = CHAINS * len(x) / timing.seconds
-            print(f"  {name:30}{rate:12,.0f} log-densities with gradient/s{1 / timing.ratio:8.2f}x bare decoder")
-        return {**report, "annealing": as_json(timings)}
+        return times_of_scores(self.settings, self.images, self.flags.num_samples, self.machine[0], self.race)
 
     def growth(self) -> dict[str, Any]:
         """Time a compiled step with one setting changed at a time."""
@@ -204,21 +175,11 @@ class Bench:
             cases += times_per_fit(settings, images, timings)
         return cases
 
+    def scaling(self) -> list[dict[str, Any]]:
+        """Time a step that several processes share, the exchange of their gradients, and a step in four shards."""
+        flags = self.flags
+        return times_of_processes(self.settings, flags.processes, flags.batch_sizes, flags.blocks, flags.seconds)
+
     def race(self, contenders: dict[str, Contender], batches: data.Batches, multiple: int = 1) -> dict[str, Timing]:
         """Time interleaved blocks of the contenders; ratios are relative to the last one."""
         return race(contenders, full_batches(batches), self.flags.blocks, self.flags.seconds, multiple)
-
-    def floor(self, settings: config.Config) -> tuple[float, float]:
-        """Return lower bounds on the seconds of a step: for its matrix products, and for the bytes that it moves."""
-        encoder, decoder = encoder_layers(settings, self.images), decoder_layers(settings, self.images)
-        rows = settings.batch_size * settings.num_particles
-        # One product in the forward pass and two in the backward pass, for the gradients of weights and inputs; the
-        # first layer needs no gradient of its input.
-        products = settings.batch_size * (3 * sum(a * b for a, b in encoder) - math.prod(encoder[0]))
-        products += rows * 3 * sum(a * b for a, b in decoder)
-        weights = sum((a + 1) * b for a, b in (*encoder, *decoder))
-        # Adam reads weight, gradient and two moments, and writes all but the gradient: 7 values per weight. Each unit
-        # is written and read in the forward and in the backward pass: 4 values per unit.
-        units = settings.batch_size * sum(b for _, b in encoder) + rows * sum(b for _, b in decoder)
-        copied = 4 * (7 * weights + 4 * units)
-        return 2 * products / self.machine[0], copied / self.machine[1]

@@ -37,6 +37,7 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
             self._at_least(name, 1)
         for name in ("epochs", "batch_size", "num_samples"):
             self._at_least(name, 1)
+        self._at_least("deterministic_shards", 1)
         self._at_least("depth", 0)
         self._at_least("width", 1)
         self._at_least("patience", 0)

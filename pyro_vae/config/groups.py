@@ -169,9 +169,14 @@ class RuntimeFlags:
             step.
         precision: Precision of matrix products in training. float32; tf32, which requires CUDA; or bf16 (bfloat16).
             Log-densities are always in float32 or better.
+        deterministic_shards: Number of parts in which a batch is computed, and added up in order, so that under
+            torchrun weights and losses do not depend on the number of processes to the bit, if each has the same number
+            of threads. It should divide --batch-size. If None, each process computes one part, which is faster; results
+            agree up to rounding.
     """
 
     seed: int = 0
     device: Device = "auto"
     compile: Annotated[str, one_of("compile")] = "auto"
     precision: Annotated[str, one_of("precision")] = "float32"
+    deterministic_shards: OptionalCount = None

@@ -24,7 +24,18 @@ _JSON_TYPES: dict[type, tuple[type, ...]] = {
     tuple: (list, tuple),
 }
 # Fields that are missing in runs of earlier versions, which behaved as with the default.
-_ADDED = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
+_ADDED = (
+    "labels",
+    "image_size",
+    "channels",
+    "skip_bad",
+    "splits",
+    "depth",
+    "width",
+    "optimizer",
+    "ema",
+    "deterministic_shards",
+)
 
 
 def add_missing_fields(values: Mapping[str, Any]) -> dict[str, Any]:

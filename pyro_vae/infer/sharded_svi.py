@@ -1,36 +1,36 @@
-r"""Training steps whose batch is shared by several processes."""
+r"""Training steps whose batch is computed in parts, in one or several processes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-import pyro
-import torch
 from torch import Tensor
 
 from pyro_vae import ranks
 from pyro_vae.errors import UserError
-from pyro_vae.infer.exchange import Exchange, Sums, check_same_parameters
+from pyro_vae.infer.exchange import Exchange, Part
 from pyro_vae.infer.graph_step import Preprocess
 from pyro_vae.infer.objectives.objective import Objective
-from pyro_vae.infer.parameters import canonical_name, unconstrained_param
+from pyro_vae.infer.parameters import State
+from pyro_vae.infer.parts import Parts, observed
 from pyro_vae.infer.processes import ManyProcesses
 from pyro_vae.infer.step_result import StepResult
+from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.infer.svi import SVI
-from pyro_vae.trace import Batch, Draw, GraphError, RowNoise, Rows, ShardedGraph, find_draws
-from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
-from pyro_vae.trace.graphs.effects import undo_effects
-from pyro_vae.trace.graphs.surroundings import Surroundings
-from pyro_vae.trace.isolation import fork_rng, isolated_param_store
+from pyro_vae.trace import Batch, Data, Draw, GraphError, Record, RowNoise, Rows, ShardedGraph, global_generator
+from pyro_vae.trace.graphs.comparison import TOLERANCE
+from pyro_vae.trace.isolation import fork_rng
 
 _LOG = logging.getLogger("pyro_vae")
 
-# The draws of the program are found, and its sums compared, before the first step that a process takes, before steps 1,
-# 2, 4, 8, ... and every thousandth.
+# Draws are found and sums compared before steps 0, 1, 2, 4, 8, ... and those that this number divides.
 _CHECKED_EVERY = 1000
+
+_Inputs = dict[int, tuple[Tensor, ...]]  # of the record of a step, by the place of the part in this process
 
 
 class ShardedSVI(SVI):
@@ -40,20 +40,26 @@ class ShardedSVI(SVI):
     parameters. The noise of an image is that of a single process, so that results do not depend on the number of
     processes, up to rounding. All processes must be given the same batches and start from the same random seed.
 
-    The objective of a batch must be the sum over its images. The first step, steps 1, 2, 4, 8, ... and every thousandth
-    compare the sum over processes with the whole, for a few images of the batch. A program that couples images, e.g. by
-    batch normalization, and an objective that does, e.g. `BetaTCVAE`, are rejected there.
+    With `shards`, a batch is always computed in this number of parts, with the same shapes in any number of processes,
+    and their results are added in the same order. Weights and losses then do not depend on the number of processes to
+    the bit, if each has the same number of threads and the same kind of device.
+
+    The objective of a batch must be the sum over its images. Steps 0, 1, 2, 4, 8, ... and every thousandth compare the
+    sum over parts with the whole, for a few images of the batch. A program that couples images, e.g. by batch
+    normalization, and an objective that does, e.g. `BetaTCVAE`, are rejected there.
 
     Args:
         *args: See `SVI`; the loss must be an `Objective`.
+        shards: Number of parts of a batch. If None, each process computes one part.
         **kwargs: See `SVI`.
 
     Raises:
-        ValueError: As `SVI`, or if the loss is no `Objective`. In a step, if a program or objective couples images, or
-            the processes have different batches or weights.
+        ValueError: As `SVI`, or if the loss is no `Objective`, or there are more processes than shards. In a step, if a
+            program or objective couples images, or the processes have different batches or weights; with `shards`, also
+            if the program draws by rejection or changes buffers.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shards: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(self.objective, Objective):
             kind = type(self.objective).__name__
@@ -62,144 +68,145 @@ class ShardedSVI(SVI):
         if self.recorded is not None:
             self.recorded.set_compiled(False)  # the graph without random operations is compiled instead
         self.processes: ManyProcesses = ManyProcesses()
-        self._exchange = Exchange()
-        self._rows = Rows(0, 0, 0)
-        self._draws: list[Draw] | None = None  # unknown before the first step, also of a fit that is resumed
-        self._graph: ShardedGraph | None = None
+        self._parts = Parts(self.model, self.guide, self.objective, shards)
+        self._exchange = Exchange(shards)
+        self._draws: list[Draw] | None = None  # unknown before the first step
+        self._loaded = True  # whether this is the first step of this process, or after a state has been loaded
+        self._graphs: dict[int, ShardedGraph] = {}  # by the id of the record, which it holds
         self._refused = False
 
+    def load_state_dict(self, state: State, batch: Data) -> None:
+        """Restore a `state_dict`, also one of another number of processes; see `SVI.load_state_dict`."""
+        super().load_state_dict(state, batch)
+        self._loaded = True
+
     def _objective_step(self, preprocess: Preprocess | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Take a step on the rows of this process."""
+        """Take a step, of which this process computes its parts."""
         assert isinstance(self.objective, Objective)
         self.objective.set_step(self.steps)
         whole = Batch.from_call(*args, **kwargs)
-        self._rows = Rows.split(len(whole), ranks.rank(), ranks.size())
-        batch = self._rows.of(whole)
-        draws = self._draws
-        if draws is None or self.steps & (self.steps - 1) == 0 or self.steps % _CHECKED_EVERY == 0:
-            draws = self._check(whole, preprocess)
-        if len(self._rows) and self._compute_recorded(preprocess, batch, draws):
-            step = self._replay(batch)
-            assert step is not None
-            loss, self.elbo = step
-            return loss
-        with RowNoise(draws, self._rows, ranks.gather):
-            return self._eager_step(batch if preprocess is None else Batch.of(batch.call(preprocess)))
+        if self._loaded and whole.device.type == "cuda":
+            # A state has been saved by the first process, and restores only the generator of the GPU of that process.
+            generator = global_generator(whole.device)
+            generator.set_state(ranks.broadcast(generator.get_state()))
+        if self._loaded or self.steps & (self.steps - 1) == 0 or self.steps % _CHECKED_EVERY == 0:
+            self._loaded = False
+            draws = self._find_draws(whole, preprocess)
+            tolerance = self.recorded.options.get("tolerance", TOLERANCE) if self.recorded else TOLERANCE
+            self._parts.check(whole, preprocess, draws, self.optim.params, tolerance)
+        if self._parts.shards is not None and not self._stored:
+            self._register(whole, preprocess)
+        parts = self._compute(whole, preprocess)
+        sums = self._exchange(parts, self.optim.params, stop=self.processes.should_stop())
+        self.processes.stops, self.elbo = sums.stops, sums.elbo
+        self._gate.update(sums.finite, sums.gradients)
+        return sums.loss
 
-    def _compute_recorded(self, preprocess: Preprocess | None, batch: Batch, draws: list[Draw]) -> bool:
-        """Compute and exchange a step with the recorded graph, for `_replay`; return False if it has to run eagerly."""
+    def _find_draws(self, whole: Batch, preprocess: Preprocess | None) -> list[Draw]:
+        """Find and keep the random operations of a step."""
+        draws = self._parts.find_draws(whole, preprocess)
+        if draws != self._draws:  # graphs are kept while these stay the same
+            self._draws, self._graphs = draws, {}
+        return draws
+
+    def _register(self, whole: Batch, preprocess: Preprocess | None) -> None:
+        """Register the parameters in the same way in all processes, before the parts of the first step.
+
+        Otherwise only the first part in each process would draw initial values, and so have other noise.
+        """
+        before, state = self._draws, rng_state()
+        self._eager_gradients(observed(whole[:2], preprocess))
+        self._take_gradients()
+        if self._find_draws(whole, preprocess) == before:  # no initial value is random: keep the noise of one process
+            set_rng_state(state)
+
+    def _compute(self, whole: Batch, preprocess: Preprocess | None) -> list[Part]:
+        """Compute the parts of this process. The generators advance once, as for the whole batch."""
+        rows = self._parts.rows(len(whole))
+        replayed = self._recorded_inputs(whole, rows, preprocess)
+        taken = {place for _, inputs in replayed for place in inputs}
+        eager = [place for place in range(len(rows)) if place not in taken]
+        runs: list[Callable[[], dict[int, Part]]]
+        runs = [partial(self._run, whole, rows, place, preprocess) for place in eager]
+        runs += [partial(self._replay_parts, graph, inputs, rows) for graph, inputs in replayed]
+        results: dict[int, Part] = {}
+        for index, run in enumerate(runs):
+            # Every run draws the noise of the whole batch, from the same state of the generators.
+            with fork_rng(whole.x) if index < len(runs) - 1 else nullcontext():
+                results |= run()
+        return [results[place] for place in range(len(rows))]
+
+    def _run(self, whole: Batch, rows: Sequence[Rows], place: int, preprocess: Preprocess | None) -> dict[int, Part]:
+        """Compute a part by running the program."""
+        assert self._draws is not None
+        with RowNoise(self._draws, rows[place], ranks.gather):
+            loss = self._eager_gradients(observed(rows[place].of(whole), preprocess))
+        assert self.elbo is not None
+        return {place: Part(loss, self.elbo.detach(), self._take_gradients(), len(rows[place]) > 0)}
+
+    def _take_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of the last backward pass, and clear them."""
+        gradients = {}
+        for name, p in self.optim.params.items():
+            if p.grad is not None:
+                gradients[name], p.grad = p.grad, None
+        return gradients
+
+    def _recorded_inputs(
+        self, whole: Batch, rows: Sequence[Rows], preprocess: Preprocess | None
+    ) -> list[tuple[ShardedGraph, _Inputs]]:
+        """Return the graphs that compute parts of this step, with their inputs; the other parts run eagerly."""
         recorded = self.recorded
-        if recorded is None or self._refused or not recorded.accepts(preprocess, batch):
-            return False
-        if recorded.comparisons.due() and not recorded.compare(batch):
-            return False
-        found = recorded.record(batch)
-        if found is None:
-            return False
-        record, inputs = found
+        if recorded is None or self._refused:
+            return []
+        if recorded.sizes is None:
+            # The size that is recorded. With shards it is that of the largest part, the same in all processes, so that
+            # the same parts run eagerly in any number of processes: a compiled graph has other rounding errors.
+            first = (
+                rows[0]
+                if self._parts.shards is None
+                else Rows.split(len(whole), self._parts.number - 1, self._parts.number)
+            )
+            if len(first):
+                recorded.accepts(preprocess, first.of(whole))
+            return []
+        batches = {place: part.of(whole) for place, part in enumerate(rows) if len(part)}
+        batches = {place: batch for place, batch in batches.items() if recorded.accepts(preprocess, batch)}
+        if not batches or (recorded.comparisons.due() and not recorded.compare(next(iter(batches.values())))):
+            return []
+        found: dict[int, tuple[Record, _Inputs]] = {}
+        for place, batch in batches.items():
+            pair = recorded.record(batch)
+            if pair is None:
+                return []
+            record, inputs = pair
+            found.setdefault(id(record), (record, {}))[1][place] = inputs
         try:
-            if self._graph is None or self._graph.record is not record or self._graph.draws is not draws:
-                options = recorded.options | {"compiled": self._compiled}
-                self._graph = ShardedGraph(record, inputs, draws, self._rows, **options)
-            result = StepResult.of(record.static, self._graph(inputs))
+            graphs = [
+                (self._graph_of(record, next(iter(inputs.values()))), inputs) for record, inputs in found.values()
+            ]
         except GraphError as error:
             self._refused = True
             _LOG.warning("The step is not recorded: %s. Every step runs eagerly.", error)
-            return False
-        self._add_new_params(result.stored)  # before the exchange of their gradients
-        sums = self._sum(result.loss, result.elbo, result.gradients)
-        recorded.pending = StepResult(sums.loss, sums.elbo, sums.finite, sums.gradients, result.stored)
-        return True
+            return []
+        recorded.comparisons.calls += 1
+        return graphs
 
-    def _combine(self, loss: Tensor) -> Tensor:
-        """Replace loss, ELBO and gradients by their sums over all processes."""
-        params = self.optim.params
-        assert self.elbo is not None
-        gradients = {name: p.grad for name, p in params.items() if p.grad is not None}
-        loss, self.elbo, _, sums, _ = self._sum(loss, self.elbo, gradients)
-        for name, p in params.items():
-            p.grad = sums.get(name)
-        return loss
+    def _graph_of(self, record: Record, inputs: tuple[Tensor, ...]) -> ShardedGraph:
+        """Return the graph of a record; build it if there is none."""
+        assert self.recorded is not None
+        assert self._draws is not None
+        if id(record) not in self._graphs:
+            options = self.recorded.options | {"compiled": self._compiled}
+            self._graphs[id(record)] = ShardedGraph(record, inputs, self._draws, **options)
+        return self._graphs[id(record)]
 
-    def _sum(self, loss: Tensor, elbo: Tensor, gradients: dict[str, Tensor]) -> Sums:
-        counts = len(self._rows) > 0
-        stop = self.processes.should_stop()
-        sums = self._exchange(loss, elbo, self.optim.params, gradients, counts=counts, stop=stop)
-        self.processes.stops = sums.stops
-        return sums
-
-    def _check(self, whole: Batch, preprocess: Preprocess | None) -> list[Draw]:
-        """Find the draws of a step, and check for a few images that their sum over processes is that of one process.
-
-        Returns:
-            The draws; the same list as before if they have not changed, so that a graph is kept.
-
-        Raises:
-            UserError: If it is not, or the processes have different batches or weights.
-        """
-        few = whole[: 2 * ranks.size()]
-        self._check_same(whole)
-        draws = find_draws(lambda batch: self._bounds(batch, preprocess), whole, lambda: self._isolated(whole))
-        if self._draws != draws:
-            self._draws = draws
-        rows = Rows.split(len(few), ranks.rank(), ranks.size())
-        with self._isolated(whole):
-            expected = self._loss_and_gradients(few, preprocess)
-        with self._isolated(whole), RowNoise(draws, rows, ranks.gather):
-            own = self._loss_and_gradients(rows.of(few), preprocess)
-        shapes = [{name: tuple(g.shape) for name, g in gradients.items()} for _, gradients in (expected, own)]
-        check_same_parameters([each for pair in ranks.gather(shapes) for each in pair])
-        wholes, parts = ([loss, *gradients.values()] for loss, gradients in (expected, own))
-        flat = torch.cat([value.double().flatten() for value in parts])
-        flat *= float(len(rows) > 0)
-        ranks.sum_flat(flat)
-        sums = flat.split([value.numel() for value in parts])
-        pairs = [(a, b.view(a.shape)) for a, b in zip(wholes, sums, strict=True)]
-        if not agree(pairs, self.recorded.options.get("tolerance", TOLERANCE) if self.recorded else TOLERANCE):
-            raise UserError(
-                f"The objective of {len(few)} images is {-float(wholes[0]):.6g} nats, and the sum over their parts "
-                f"{-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the images "
-                "of a batch, e.g. by batch normalization, which several processes cannot compute. Use one process."
-            )
-        return self._draws
-
-    def _bounds(self, batch: Batch, preprocess: Preprocess | None) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.objective, Objective)
-        inputs = batch if preprocess is None else Batch.of(batch.call(preprocess))
-        return self.objective.bounds(self.model, self.guide, inputs)
-
-    def _loss_and_gradients(self, batch: Batch, preprocess: Preprocess | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and the gradients of all parameters in the order of their names, 0 if there is none."""
-        loss = -self._bounds(batch, preprocess)[0].sum()
-        params = {canonical_name(name): unconstrained_param(name) for name in pyro.get_param_store()}
-        trained = {name: params[name] for name in sorted(params) if params[name].requires_grad}
-        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        found = zip(trained.items(), gradients, strict=True)
-        return loss.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in found}
-
-    def _check_same(self, whole: Batch) -> None:
-        """Raise if the processes have different batches, weights or random states."""
-        tensors = whole.flatten()[0]
-        sums = [[float(t.double().sum()) for t in tensors]]
-        sums.append([float(p.detach().double().sum()) for p in self.optim.params.values()])
-        sums.append([float(torch.get_rng_state().double().sum())])
-        for what, values in zip(
-            ("batches", "weights", "random states"), zip(*ranks.gather(sums), strict=True), strict=True
-        ):
-            if any(repr(value) != repr(values[0]) for value in values):
-                raise UserError(
-                    f"The {what} of the processes differ: call pyro.set_rng_seed with the same seed in each."
-                )
-
-    @contextmanager
-    def _isolated(self, batch: Batch) -> Iterator[None]:
-        """Undo all side effects of the program, and restore the random generators."""
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(fork_rng(batch.x))
-                stack.enter_context(isolated_param_store())
-                stack.enter_context(pyro.validation_enabled(False))
-                stack.enter_context(undo_effects(Surroundings([self.model, self.guide, self.objective])))
-                yield
-        except (GraphError, OverflowError) as error:
-            raise UserError(f"The program cannot be trained in several processes: {error}. Use one process.") from error
+    def _replay_parts(self, graph: ShardedGraph, inputs: _Inputs, rows: Sequence[Rows]) -> dict[int, Part]:
+        """Compute parts with their graph."""
+        outputs = graph([(rows[place], tensors) for place, tensors in inputs.items()])
+        parts = {}
+        for place, output in zip(inputs, outputs, strict=True):
+            result = StepResult.of(graph.record.static, output)
+            self._add_new_params(result.stored)
+            parts[place] = Part(result.loss, result.elbo, result.gradients, True)
+        return parts

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pyro_vae.infer.joint_adam import step_together
 from pyro_vae.infer.member import Member
 from pyro_vae.infer.precision import PRECISIONS
+from pyro_vae.infer.sharded_svi import ShardedSVI
 from pyro_vae.infer.step_result import StepResult
 from pyro_vae.trace import BatchedGraph, GraphError
 
@@ -36,6 +37,8 @@ class SharedStep:
         self._compiled = bool(self._recorded) and self._recorded[0].compiled
         if len(self._recorded) < len(members):
             self._refuse("execution is None")
+        elif any(isinstance(member.fit.svi, ShardedSVI) for member in members):
+            self._refuse("their batches are computed in parts")
         elif len({(m.fit.svi.precision, step.compiled) for m, step in zip(members, self._recorded, strict=True)}) > 1:
             self._refuse("execution or precision differ")
 

@@ -174,17 +174,17 @@ class SVI(pyro.infer.SVI):
 
     def _eager_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step by running the program."""
-        loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
-        self._gate.to(loss.device)
-        self._add_new_params(stored_ids())  # before the gate, which tests gradients of new ones, too
-        loss = self._combine(loss)
+        loss = self._eager_gradients(*args, **kwargs)
         # One number for all gradients, non-finite if an entry is. Norms instead of sums would take a second pass.
         sums = [p.grad.sum() for p in self.optim.params.values() if p.grad is not None]
         self._gate.update(torch.stack([loss, *sums]).sum().isfinite())
         return loss
 
-    def _combine(self, loss: Tensor) -> Tensor:
-        """Combine the loss and the gradients with those of other processes, if there are any."""
+    def _eager_gradients(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Set the gradients of all parameters by running the program, and return the loss."""
+        loss = self._backward(*args, **kwargs) if self._stored else self._first_backward(*args, **kwargs)
+        self._gate.to(loss.device)
+        self._add_new_params(stored_ids())  # before the gate, which tests gradients of new ones, too
         return loss
 
     def _add_new_params(self, present: dict[str, int]) -> None:

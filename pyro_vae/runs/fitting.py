@@ -2,6 +2,8 @@ r"""The fit of a run: its optimizer, schedule, objective and batches."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from pyro_vae import ranks
 from pyro_vae.config import components, programs
 from pyro_vae.infer import SVI, Fit, Optim, ShardedSVI, schedules
@@ -22,7 +24,8 @@ def make_fit(run: Run) -> Fit:
     optimizer, options = components.OPTIMIZERS[config.optimizer]
     optim = Optim(optimizer, {"lr": config.learning_rate, **options}, schedule)
     objective = programs.build_objective(config, batches.num_images)
-    driver = SVI if ranks.size() == 1 else ShardedSVI
+    shards = config.deterministic_shards
+    driver = SVI if ranks.size() == 1 and shards is None else partial(ShardedSVI, shards=shards)
     return Fit(
         driver(program.model, program.guide, optim, objective, execution=run.execution, precision=config.precision),
         batches,

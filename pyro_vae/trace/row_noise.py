@@ -1,4 +1,4 @@
-r"""Draw the noise of the whole batch, and use that of some rows.
+r"""Draw the noise of the whole batch, and use that of some of its rows.
 
 Several processes that share the images of a batch start a step from the same state of torch's generators. Each draws
 the noise of the whole batch and uses the rows of its own images, so that the draws, and the states of the generators
@@ -64,6 +64,11 @@ class Draw(NamedTuple):
     target: Any
     axis: int | None
     ratio: int = 1
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the noise of an image depends on the arguments of the images before it."""
+        return self.axis is not None and self.target in _REJECTION
 
     def whole_shape(self, shape: Sequence[int], rows: Rows) -> list[int]:
         """Return the shape of the noise of all images, given that of some rows."""

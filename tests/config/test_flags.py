@@ -26,6 +26,7 @@ COUNTS += ("epochs", "batch_size", "num_samples", "width")
         *((name, -3) for name in COUNTS),
         ("patience", -1),
         ("depth", -1),
+        ("deterministic_shards", 0),
         *(("ema", value) for value in (1.5, 1.0, -0.1, math.nan)),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
         *((name, value) for name in ("beta", "free_bits", "mmd_weight") for value in (-0.1, math.nan, math.inf)),

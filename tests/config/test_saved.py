@@ -55,6 +55,7 @@ OTHER = Config(
     device="cpu",
     compile="on",
     precision="bf16",
+    deterministic_shards=2,
 )
 
 
@@ -71,6 +72,7 @@ def test_changed_configuration_differs_in_every_field() -> None:
 
 def test_missing_fields_of_an_earlier_version_get_their_defaults(tmp_path: Path) -> None:
     added = ("labels", "image_size", "channels", "skip_bad", "splits", "depth", "width", "optimizer", "ema")
+    added += ("deterministic_shards",)
     values = {name: value for name, value in Config(prior="vamp").to_json().items() if name not in added}
     assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")
 

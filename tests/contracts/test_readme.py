@@ -143,7 +143,7 @@ def arguments_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Yield the `Arguments` class of each script by name."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield {name: importlib.import_module(name).Arguments for name in SCRIPTS}
-    for name in (*SCRIPTS, "baselines", "contenders", "many_fits", "measurements", "timing"):
+    for name in (*SCRIPTS, "baselines", "contenders", "many_fits", "measurements", "scaling", "scoring", "timing"):
         del sys.modules[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,45 @@ class Subsampled:
         pass
 
 
+class RandomStart:
+    """Parameters whose initial values are drawn when the program first runs."""
+
+    def model(self, x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.randn(6))
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=loc * z[:, None]).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        weights = pyro.param("weights", lambda: torch.randn(6))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(x.flatten(1) @ weights, 0.5))
+
+
+class Counting(nn.Module):
+    """A program that counts its steps in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(6))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("program", self)
+        self.steps += 1
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Bernoulli(logits=self.loc).expand_by([1]).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+
 def fit_of(
     program: Any,
     loss: Any,
     execution: str | None = None,
     shape: tuple[int, ...] = (3, 2),
+    shards: int | None = None,
     *,
     dark: bool = False,
     **options: Any,
@@ -111,7 +146,7 @@ def fit_of(
     """Return a fit, whose ELBO of dark validation images falls."""
     batches = Uneven(shape, program)
     optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 40))
-    driver = SVI if ranks.size() == 1 else ShardedSVI
+    driver = SVI if ranks.size() == 1 and shards is None else partial(ShardedSVI, shards=shards)
     valid = (batches.gray > 0.5).to(batches.gray.dtype)
     svi = driver(program.model, program.guide, optim, loss, execution=execution)
     return Fit(svi, batches, EPOCHS, valid=torch.zeros_like(valid) if dark else valid, **({"ema": 0.9} | options))
@@ -146,12 +181,40 @@ REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
 }
 
 
-def outcome(make: Callable[[], Fit], seed: int = 0) -> dict[str, Any]:
-    """Return the metrics, parameters and random state after a fit, or the message of its error."""
+# With four shards. Parts of a batch of seven have one and two images, and three of the last batch are empty.
+SHARDS: dict[str, Callable[[], Fit]] = {
+    "shards, run by Pyro": lambda: fit_of(Normalized(nn.Dropout(0.3)), STL(2), shards=4),
+    "shards, recorded": lambda: fit_of(small_vae(), IWAE(3), "recorded", shards=4),
+    "shards, random start": lambda: fit_of(RandomStart(), ELBO(), "recorded", shards=4),
+    "shards, float32": lambda: fit_of(two_layer(), ELBO(), "recorded", shards=4),
+}
+SHARDS_COMPILED: dict[str, Callable[[], Fit]] = {
+    "shards, compiled": lambda: fit_of(small_vae(), ELBO(), "compiled", shards=4),
+    "shards, compiled, float32": lambda: fit_of(ConvProgram(), ELBO(), "compiled", (4, 4), 4),
+}
+SHARDS_REFUSED: dict[str, Callable[[], Fit]] = {
+    "draws by rejection": lambda: fit_of(GammaLatent(), ELBO(), shards=4),
+    "changes buffers": lambda: fit_of(Counting(), ELBO(), shards=4),
+    "couples the images": lambda: fit_of(small_vae(), BetaTCVAE(beta=2.0, num_images=NUM_IMAGES), shards=4),
+    "3 processes cannot share 2 shards": lambda: fit_of(small_vae(), ELBO(), shards=2),
+}
+PAUSED_AFTER = 18  # steps: in the middle of an epoch
+
+
+def outcome(make: Callable[[], Fit], seed: int = 0, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the metrics, parameters and random state after a fit, or the message of its error.
+
+    Args:
+        make: Function that builds the fit.
+        seed: Random seed.
+        state: State of the fit at a pause, from which it continues.
+    """
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     try:
         fit = make()
+        if state is not None:
+            fit.load_state_dict(state)
         epochs = [{**epoch.as_dict(), "seconds": 0.0} for epoch in fit]
     except ValueError as error:
         return {"error": f"{type(error).__name__}: {error}"}
@@ -160,12 +223,28 @@ def outcome(make: Callable[[], Fit], seed: int = 0) -> dict[str, Any]:
     return {"epochs": epochs, "params": params, "random": torch.get_rng_state(), "recorded": recorded}
 
 
+def paused(make: Callable[[], Fit]) -> dict[str, Any]:
+    """Return the state of a fit in the middle of an epoch."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    fit = make()
+    next(epoch for epoch in fit.iterate(lambda: fit.svi.steps == PAUSED_AFTER) if epoch is None)
+    return fit.state_dict()
+
+
 def main(folder: Path, names: list[str]) -> None:
-    torch.set_default_dtype(torch.float64)
-    fits = EXACT | LONG | {name: make for name, (make, _) in REFUSED.items()}
-    results = {name: outcome(fits[name]) for name in names if name != "other seeds"}
-    if "other seeds" in names:
-        results["other seeds"] = outcome(EXACT["elbo"], seed=ranks.rank())
+    """Run fits by name; "pause: NAME" saves the state of one, from which "resume: NAME" continues."""
+    results: dict[str, Any] = {}
+    for full in names:
+        action, _, rest = full.rpartition(": ")
+        torch.set_default_dtype(torch.float32 if "float32" in full else torch.float64)
+        refused = {name: make for name, (make, _) in REFUSED.items()}
+        make = (EXACT | LONG | refused | SHARDS | SHARDS_COMPILED | SHARDS_REFUSED)[rest]
+        if action == "pause":
+            results[full] = paused(make)
+        else:
+            state = checkpoint.load(folder / "paused")[f"pause: {rest}"] if action == "resume" else None
+            results[full] = outcome(make, seed=ranks.rank() if action == "other seeds" else 0, state=state)
     checkpoint.save(folder / str(ranks.rank()), results)
 
 

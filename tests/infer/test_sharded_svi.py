@@ -48,8 +48,8 @@ def test_other_numbers_of_processes_have_the_numbers_of_one(size: int, tmp_path:
 
 def test_programs_that_couple_images_are_rejected(tmp_path: Path) -> None:
     """In all processes, also if one has another random seed than the other."""
-    for results in shared(2, tmp_path, *REFUSED, "other seeds"):
+    for results in shared(2, tmp_path, *REFUSED, "other seeds: elbo"):
         for name, (_, reason) in REFUSED.items():
             assert reason in results[name]["error"], name
             assert "use one process" in results[name]["error"].lower()
-        assert "of the processes differ" in results["other seeds"]["error"]
+        assert "of the processes differ" in results["other seeds: elbo"]["error"]

@@ -33,7 +33,7 @@ def one_column(monkeypatch: pytest.MonkeyPatch) -> None:
 def module_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     yield importlib.import_module
-    for name in (*SCRIPTS, "baselines", "contenders", "many_fits", "measurements", "timing"):
+    for name in (*SCRIPTS, "baselines", "contenders", "many_fits", "measurements", "scaling", "scoring", "timing"):
         sys.modules.pop(name, None)
 
 

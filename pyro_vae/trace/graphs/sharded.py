@@ -1,4 +1,4 @@
-r"""A recorded graph on some rows of a batch, whose noise is drawn for the whole batch."""
+r"""A recorded graph on parts of a batch, whose noise is that of their rows when drawn for the whole batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class ShardedGraph:
         record: A record that is not compiled.
         inputs: Inputs of the record.
         draws: The random operations of the recorded function, see `find_draws`.
-        rows: Rows of the batch that the inputs contain, at least one.
         compiled: Whether the graph is compiled.
         tolerance: Relative difference attributed to rounding.
 
@@ -41,33 +40,38 @@ class ShardedGraph:
         record: Record,
         inputs: Sequence[Tensor],
         draws: Sequence[Draw],
-        rows: Rows,
         *,
         compiled: bool,
         tolerance: float = TOLERANCE,
     ) -> None:
-        self.record, self.draws, self.rows, self.tolerance = record, draws, rows, tolerance
+        self.record, self.draws, self.tolerance = record, draws, tolerance
         self._pure = PureGraph.of(record.run)  # type: ignore[arg-type]  # a graph that is not compiled
         if len(draws) != len(self._pure.noise):
             raise GraphError("the record draws other random numbers than the program")
-        self._noise = [
-            torch.empty(
-                noise.shape if draw.axis is None else draw.whole_shape(noise.shape, rows),
-                dtype=noise.dtype,
-                device=noise.device,
-            )
-            for draw, noise in zip(draws, self._pure.noise, strict=True)
-        ]
         self._run = self._build(inputs, compiled)
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensors:
-        """Run the graph; torch's generators advance as for the whole batch."""
-        arguments = []
-        for draw, noise, out in zip(self.draws, self._pure.noise, self._noise, strict=True):
+    def __call__(self, parts: Sequence[tuple[Rows, Sequence[Tensor]]]) -> list[Tensors]:
+        """Run the graph on parts of one batch; torch's generators advance once, as for the whole batch.
+
+        Args:
+            parts: Rows of each part, at least one, and the inputs that contain them.
+        """
+        whole = []
+        for draw, noise in zip(self.draws, self._pure.noise, strict=True):
+            # The last batch of an epoch may have a part of the recorded size and another number of images in all.
+            shape = noise.shape if draw.axis is None else draw.whole_shape(noise.shape, parts[0][0])
+            out = torch.empty(shape, dtype=noise.dtype, device=noise.device)
             noise.draw(out, global_generator(noise.device))
-            arguments.append(out if draw.axis is None else draw.select(out, self.rows))
-        with torch.no_grad():
-            return self._results(self._run(*inputs, *self.record.read(), *arguments))
+            whole.append(out)
+        results = []
+        for rows, inputs in parts:
+            own = [
+                out if draw.axis is None else draw.select(out, rows)
+                for draw, out in zip(self.draws, whole, strict=True)
+            ]
+            with torch.no_grad():
+                results.append(self._results(self._run(*inputs, *self.record.read(), *own)))
+        return results
 
     def _results(self, outputs: Sequence[Tensor]) -> Tensors:
         remaining = iter(outputs)
