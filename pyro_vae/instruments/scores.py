@@ -162,13 +162,12 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
     """Write bounds.csv: the mean IWAE bound over K, with standard errors over images and over groups of particles.
 
     The bound of image i for K particles is a mean over groups of K importance weights, with standard error s_i over
-    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. If K is the number of samples, there is one group
-    only, and s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
+    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. For a single group of K weights,
+    s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
     """
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
     for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
-        variance = scores.relative_variance if k == scores.num_samples else error**2
-        se_over_groups = float(np.sqrt(variance.sum()) / scores.num_images)
+        se_over_groups = float(np.sqrt((error**2).sum()) / scores.num_images)
         rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
     folder.write_text("bounds.csv", "\n".join(rows) + "\n")
 
