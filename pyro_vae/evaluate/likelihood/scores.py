@@ -120,7 +120,8 @@ def score(
         guide: Guide q(z|x).
         x: Images (N, ...), a tuple of positional arguments, or a `Batch`.
         num_samples: Number of weights per image, K.
-        batch_size: Images scored at once. None scores all of them, and holds K x N weights in memory.
+        batch_size: Images scored at once. None scores all of them, and holds K x N weights in memory. Samples are drawn
+            batch by batch: another batch size gives other samples of the same distribution, hence other estimates.
         chunk: Particles scored at once, as in `log_weight_terms`.
         seed: Random seed. With `batch_size`, each batch uses a seed derived from it. None uses fresh entropy.
         compile: Evaluate the program with compiled graphs, compiled once for all batches of the same size.
