@@ -54,7 +54,7 @@ class Disentanglement:
 
     @property
     def sap(self) -> float:
-        """Separated attribute predictability: difference between the two most separable units of a factor, mean over them.
+        """Separated attribute predictability: the same gap of separability, between 0 and 1 - mean(1/V).
 
         As published, the score of a unit is its balanced accuracy, which is 1/V for a unit that reveals nothing of a
         factor with V values. Perfect codes, one unit for each factor, thus have a SAP of 1 - mean(1/V), e.g. 0.75 for
