@@ -77,7 +77,8 @@ class AnnealingPath:
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
         self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
-        self._graph = Graph(self._evaluate_ends, model, guide) if compiled else None
+        # The first two results of `_evaluate_ends` are log-densities, the others gradients.
+        self._graph = Graph(self._evaluate_ends, model, guide, in_nats=slice(2)) if compiled else None
         self._compared = False
         with torch.no_grad():
             p, q = trace_model_and_guide(model, guide, self.batch, 1)
