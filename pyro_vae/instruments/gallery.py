@@ -112,7 +112,10 @@ def measure_system(
     samples = [draw for draw in draws if draw is not None]
     if samples:
         numbers |= distances([net.features(draw) for draw in samples], reference)
-    train_codes, test_codes = (posterior_means_batched(program, split.x, seed).cpu().numpy() for split in (train, test))
+    train_codes, test_codes = (
+        posterior_means_batched(program, split.x, derive_seed(seed, "gallery codes", name)).cpu().numpy()
+        for name, split in (("train", train), ("test", test))
+    )
     subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None

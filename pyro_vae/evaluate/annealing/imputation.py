@@ -170,7 +170,7 @@ def _find_pixel_site(model: Program, guide: Program, batch: Batch, seed: int | N
     Raises:
         ValueError: No observed site holds the pixels, or its rows are not the images.
     """
-    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
+    with read_only(model, guide, x=batch, seed=seed, purpose="pixel site", validate=False), torch.no_grad():
         name, index = find_image_site(model, batch, draw(guide, batch, 1)[0])
     size = batch.x[0].numel()
     first = index[0]
