@@ -4,6 +4,7 @@ from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, BDMCResult, ai
 from pyro_vae.evaluate.annealing.imputation import Imputation, impute
 from pyro_vae.evaluate.features.finetune import NoAnalyticMeanError, finetune
 from pyro_vae.evaluate.features.frechet import FeatureNetwork, frechet_distance, train_feature_network
+from pyro_vae.evaluate.features.kernel_distance import KernelDistance, kernel_distance
 from pyro_vae.evaluate.features.probe import (
     Accuracy,
     labeled_subsets,
@@ -45,7 +46,7 @@ from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_term
 from pyro_vae.evaluate.posterior.calibration import sbc_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
 from pyro_vae.evaluate.posterior.local import per_image_elbos
-from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery
+from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery, split_rate
 
 __all__ = [
     "AISConfig",
@@ -56,6 +57,7 @@ __all__ = [
     "ELBOSurgery",
     "FeatureNetwork",
     "Imputation",
+    "KernelDistance",
     "LogWeightTerms",
     "Moments",
     "NoAnalyticMeanError",
@@ -81,6 +83,7 @@ __all__ = [
     "interpolate",
     "iwae",
     "jackknife",
+    "kernel_distance",
     "khat_threshold",
     "labeled_subsets",
     "log_weight_terms",
@@ -103,6 +106,7 @@ __all__ = [
     "sbc_ranks",
     "score",
     "scores_from_terms",
+    "split_rate",
     "standard_error",
     "summarize",
     "train_feature_network",

@@ -110,4 +110,5 @@ class CompiledStep:
         def expected(*inputs: Tensor) -> Tensors:
             return self.record.run(*inputs, *self.record.read())
 
-        return compile_checked(graph, inputs, outside, expected, self.graph.surroundings, self.graph.tolerance)
+        check = self.graph.surroundings, self.graph.tolerance, self.graph.in_nats
+        return compile_checked(graph, inputs, outside, expected, *check)

@@ -85,7 +85,7 @@ class RecordedStep:
         if self._graph is None or preprocess != self._preprocess:
             self._preprocess, self._build = preprocess, build
             watched = (self.model, self.guide, self.objective, *batch.non_tensors())
-            self._graph = Graph(self._loss_and_gradients, *watched, compiled=False, **self.options)
+            self._graph = Graph(self._loss_and_gradients, *watched, compiled=False, in_nats=slice(2), **self.options)
             self._compiled = {}
             self.comparisons = Comparisons()
         return True

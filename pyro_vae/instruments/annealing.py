@@ -115,4 +115,7 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         "gap_se": standard_error(simulated.gap),
         "seconds": time.perf_counter() - start,
     }
-    return Result(replace_nonfinite(numbers), per_image=per_image)
+    reasons = {}
+    if not np.isfinite([*test.lower, *simulated.forward.lower]).all():
+        reasons["annealing"] = "all chains of an image start outside the support of the prior; use --ais-start prior"
+    return Result(replace_nonfinite(numbers), reasons, per_image=per_image)

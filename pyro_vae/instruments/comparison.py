@@ -13,7 +13,7 @@ import numpy as np
 from pyro_vae.config import Config, programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import paired_differences
+from pyro_vae.evaluate import paired_differences, standard_error
 from pyro_vae.report import curves, images
 from pyro_vae.report.tables import format_number, format_table, format_with_error
 from pyro_vae.runs import Folder, RunFolder
@@ -60,14 +60,18 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         seeds; both are None for a single seed.
 
     Raises:
-        UserError: If a run has no log p(x), or some runs score densities and others probabilities, whose nats are not
-            comparable.
+        UserError: If a run or one of its images has no log p(x), a run has a single test image, or some runs score
+            densities and others probabilities, whose nats are not comparable.
     """
     summaries = {name: [read_summary(run) for run in seeds] for name, seeds in runs.items()}
-    for name, (numbers, *_) in summaries.items():
-        if numbers["log_likelihood"] is None:
-            reason = numbers["reasons"]["log_likelihood"]
-            raise UserError(f"{name} has no log p(x) to compare: {reason}. Its other numbers are in summary.json.")
+    for name, seeds in summaries.items():
+        for run, numbers in zip(runs[name], seeds, strict=True):
+            path = printable(str(run.path))
+            if numbers["log_likelihood"] is None:
+                reason = numbers["reasons"]["log_likelihood"]
+                raise UserError(f"{path} has no log p(x) to compare: {reason}. Its other numbers are in summary.json.")
+            if numbers["num_test_images"] < 2:
+                raise UserError(f"{path} has one test image, and standard errors require two or more.")
     densities = {name: seeds[0]["density"] for name, seeds in summaries.items()}
     if len(set(densities.values())) > 1:
         dense = ", ".join(name for name, density in densities.items() if density)
@@ -91,7 +95,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "log_likelihood": float(values.mean()),
-                "log_likelihood_se": float(values.std(ddof=1) / len(values) ** 0.5),
+                "log_likelihood_se": standard_error(values),
                 "below_best": difference,
                 "below_best_se": error,
                 "below_best_seed_se": None if below is None else below / len(by_seed[name]) ** 0.5,

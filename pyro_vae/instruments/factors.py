@@ -19,7 +19,7 @@ from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
 from pyro_vae.report import images
 from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
-from pyro_vae.trace import Batch, Data
+from pyro_vae.trace import Batch, Data, derive_seed
 
 _CLASSIFIED_IMAGES = 5000  # maximum number of training images for the classifiers of factors
 _NUM_VALUES = 10  # images per traversal
@@ -93,7 +93,11 @@ def measure_factors(
     """
     start = time.perf_counter()
     halves = [
-        (posterior_means_batched(program, x, seed).cpu().numpy(), labels.cpu().numpy()) for x, labels in (train, test)
+        (
+            posterior_means_batched(program, x, derive_seed(seed, "factors", split)).cpu().numpy(),
+            labels.cpu().numpy(),
+        )
+        for split, (x, labels) in (("train", train), ("test", test))
     ]
     scores = ranks.on_first(lambda: disentanglement_scores(halves[0], halves[1], seed))  # on all cores
     summary = {
@@ -132,11 +136,11 @@ def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _traversals(program: Any, x: Data, codes: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
     """Show one image, shape (1, ...), per factor, as its unit moves through the range of `codes`, shape (N, units)."""
-    base = posterior_means(program.guide, x, seed)[0]
+    base = posterior_means(program.guide, x, derive_seed(seed, "factors", "figure"))[0]
     low, high = torch.as_tensor(np.quantile(codes, [_TAIL, 1 - _TAIL], axis=0)).to(base)
     units = torch.tensor(numbers["units"], device=base.device)
     latents = traverse(base, low, high, units, _NUM_VALUES)
-    decoded_rows, _ = decode_units(program.model, program.guide, x, latents, seed)
+    decoded_rows, _ = decode_units(program.model, program.guide, x, latents, derive_seed(seed, "factors", "figure"))
     information = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
     labels = zip(numbers["factors"], numbers["units"], information, strict=True)
     rows = {f"{name}: unit {unit}, {mi:.2f}": row for (name, unit, mi), row in zip(labels, decoded_rows, strict=True)}

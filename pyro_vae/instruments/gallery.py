@@ -8,26 +8,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import (
     FeatureNetwork,
     frechet_distance,
+    kernel_distance,
     labeled_subsets,
     logistic,
     mean_accuracy,
+    standard_error,
     train_feature_network,
 )
 from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.generated import sample_images
+from pyro_vae.instruments.instrument import replace_nonfinite
 from pyro_vae.report import images
 from pyro_vae.report.tables import format_number, format_percent, format_table, format_with_error
 from pyro_vae.runs import Folder, LabeledImages, RunFolder, load_run
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
+from pyro_vae.trace import derive_seed
 
 _FEW_LABELS = 100
+_DRAWS = 5  # sets of samples, as many as test images in each
 _PICTURES = ("prior_samples", "reconstructions")  # figures of a run, in order of preference
 # Numbers copied from summary.json of a run.
 _KEPT = ("log_likelihood", "log_likelihood_se", "distortion", "squared_error", "parameters", "train_seconds")
@@ -89,21 +95,27 @@ def measure_system(
 
     Returns:
         Accuracy of logistic regression on posterior means with 100 and with all labels, with standard errors; Fréchet
-        distance of samples to the test images, and of as many training images; accuracy of the feature network. Numbers
-        are None if undefined.
+        and kernel distances to the test images, of samples and of training images, see `distances`; accuracy of the
+        feature network. Numbers are None if undefined.
     """
-    reference = net.features(test.pixels)
-    subset = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))[: len(test.x)]
-    training = net.features(train.pixels[subset.to(train.pixels.device)])
+    reference, number = net.features(test.pixels), len(test.x)
+    order = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(derive_seed(seed, "training subsets")))
+    # Disjoint as long as there are enough training images.
+    rows = [order.roll(-draw * number)[:number].to(train.pixels.device) for draw in range(_DRAWS)]
+    training = [net.features(train.pixels[chosen]) for chosen in rows]
     numbers: dict[str, Any] = {
-        "frechet": None,
-        "frechet_of_training_images": frechet_distance(training, reference),
+        **dict.fromkeys(("frechet", "frechet_se", "kernel_distance", "kernel_distance_se")),
+        **{f"{name}_of_training_images": value for name, value in distances(training, reference).items()},
         "feature_accuracy": net.accuracy(test.pixels, torch.as_tensor(test.classes, device=test.pixels.device)),
     }
-    samples = sample_images(program, test.x, seed, means=lossy)
-    if samples is not None:
-        numbers["frechet"] = frechet_distance(net.features(samples), reference)
-    train_codes, test_codes = (posterior_means_batched(program, split.x, seed).cpu().numpy() for split in (train, test))
+    draws = [sample_images(program, test.x, derive_seed(seed, "gallery", draw), means=lossy) for draw in range(_DRAWS)]
+    samples = [draw for draw in draws if draw is not None]
+    if samples:
+        numbers |= distances([net.features(draw) for draw in samples], reference)
+    train_codes, test_codes = (
+        posterior_means_batched(program, split.x, derive_seed(seed, "gallery codes", name)).cpu().numpy()
+        for name, split in (("train", train), ("test", test))
+    )
     subsets_of = labeled_subsets(train.classes, seed, (_FEW_LABELS,))
     for name, labels in (("few", _FEW_LABELS), ("all", len(train.x))):
         numbers[f"accuracy_{name}"] = numbers[f"accuracy_{name}_se"] = None
@@ -114,10 +126,34 @@ def measure_system(
     return numbers
 
 
+def distances(sets: Sequence[Tensor], reference: Tensor) -> dict[str, float | None]:
+    """Return the Fréchet and kernel distances of sets of features to those of the test images, with standard errors.
+
+    Args:
+        sets: Independent sets of features, shape (N, F) each.
+        reference: Features of the test images, shape (N, F).
+
+    Returns:
+        The mean Fréchet distance over sets, which is biased upward by their size N, and its standard error over sets,
+        which does not include the randomness of the test images; the unbiased kernel distance of all sets together, and
+        its standard error, which does. Undefined numbers are None.
+    """
+    frechet = np.array([frechet_distance(features, reference) for features in sets])
+    kernel = kernel_distance(torch.cat(list(sets)), reference)
+    return replace_nonfinite(
+        {
+            "frechet": float(frechet.mean()),
+            "frechet_se": standard_error(frechet),
+            "kernel_distance": kernel.value,
+            "kernel_distance_se": kernel.error,
+        }
+    )
+
+
 def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Format the rows of a gallery as a table."""
-    heads = {"log p(x)": 17, "distortion": 12, "100 labels, %": 15, "all labels, %": 15}
-    heads |= {"Frechet": 9, "(training)": 12, "params": 9, "seconds": 9}
+    heads = [("log p(x)", 17), ("distortion", 12), ("100 labels, %", 15), ("all labels, %", 15)]
+    heads += [("Frechet", 16), ("(training)", 16), ("kernel", 17), ("(training)", 17), ("params", 9), ("seconds", 9)]
     longest = max(12, *(len(printable(row["name"])) for row in rows)) + 2
     cells = [
         (
@@ -125,16 +161,22 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
             format_with_error(row["log_likelihood"], row["log_likelihood_se"]),
             format_number(row["distortion"]),
             *(format_percent(row[f"accuracy_{name}"], row[f"accuracy_{name}_se"]) for name in ("few", "all")),
-            format_number(row["frechet"]),
-            format_number(row["frechet_of_training_images"]),
+            *(
+                format_with_error(row[f"{name}{end}"], row[f"{name}_se{end}"], form)
+                for name, form in (("frechet", ".2f"), ("kernel_distance", ".3f"))
+                for end in ("", "_of_training_images")
+            ),
             format_number(row["parameters"], ".0f"),
             format_number(row["train_seconds"], ".0f"),
         )
         for row in rows
     ]
-    lines = format_table([("", -longest), *heads.items()], cells)
-    lines.append("nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet: distance of samples to")
-    lines.append("test images in the features of a classifier of these data; (training): the same of training images")
+    lines = format_table([("", -longest), *heads], cells)
+    lines.append("nats per image, +- 1 s.e.; logistic regression on posterior means; Frechet, kernel: distances of")
+    lines.append(
+        "samples, or (training) images, to test images in features of a classifier of these data; Frechet: mean"
+    )
+    lines.append(f"over {_DRAWS} sets, s.e. for these test images; kernel: unbiased MMD^2, which may be negative")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.evaluate.latents.decoding import Values
 from pyro_vae.instruments.batches import batches
-from pyro_vae.trace import Batch, Data, describe
+from pyro_vae.trace import Batch, Data, derive_seed, describe
 
 _LOG = logging.getLogger("pyro_vae")
 _MOST_ROWS = 50  # maximum number of classes, one row each, in a figure
@@ -76,6 +76,7 @@ def generate_images(program: Any, template: Data, values: Values, seed: int, *, 
 
 def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool) -> GeneratedImages | None:
     """Decode latents sampled from the prior, see `sample_prior_grid`. Return None for an improper prior."""
+    seed = derive_seed(seed, "prior samples")
     template, values = sample_prior_grid(program, x, columns, seed)
     if values is None:
         _LOG.info("No prior samples: the prior is improper.")
@@ -85,6 +86,7 @@ def prior_samples(program: Any, x: Data, columns: int, seed: int, *, draws: bool
 
 def reconstructions(program: Any, x: Data, seed: int, *, draws: bool) -> GeneratedImages | None:
     """Decode latents sampled from the posterior of x, shape (N, ...). Return None for a program without latents."""
+    seed = derive_seed(seed, "reconstructions")
     values = sample_posterior(program.guide, x, seed)
     return generate_images(program, x, values, seed, draws=draws) if values else None
 

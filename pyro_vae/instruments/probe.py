@@ -130,8 +130,9 @@ def probe_rows(
 
 def _features(program: Any, train: Tensor, test: Tensor, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     means, pixels = [], []
-    for x in (train, test):
-        means.append(posterior_means_batched(program, x, seed).cpu().numpy())
+    for split, x in (("train", train), ("test", test)):
+        codes = posterior_means_batched(program, x, derive_seed(seed, "probe", split))
+        means.append(codes.cpu().numpy())
         pixels.append(x.flatten(1).double().cpu().numpy())
     raw = {"pixels": (pixels[0], pixels[1])}
     if not (units := means[0].shape[1]):
@@ -157,6 +158,7 @@ def _finetune_rows(
     def predict(part: tuple[int, np.ndarray]) -> np.ndarray:
         draw, indices = part
         labeled = train.pixels[indices], train.classes[indices]
+        # The same stream for both encoders, whose accuracies are compared, and for all numbers of labels.
         return finetune(program.guide, *labeled, test.pixels, seed=derive_seed(seed, "draw", draw))
 
     for num_labels, draws in progress_bar(name, "number of labels")(subsets.items()):

@@ -27,7 +27,7 @@ from pyro_vae.instruments.batches import posterior_means_batched, progress_bar
 from pyro_vae.instruments.generated import prior_samples, reconstructions
 from pyro_vae.report import images
 from pyro_vae.runs import Folder
-from pyro_vae.trace import Batch, Data
+from pyro_vae.trace import Batch, Data, derive_seed
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -69,11 +69,11 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
         classes: Classes of the images, shape (N,), or None.
         seed: Random seed of posterior samples and draws.
     """
-    means = posterior_means_batched(program, x, seed)
+    means = posterior_means_batched(program, x, derive_seed(seed, "traversals"))
     if not means.shape[1]:
         _LOG.info("No traversals: the program has no latents.")
         return
-    decode = partial(decode_units, program.model, program.guide, x, seed=seed)
+    decode = partial(decode_units, program.model, program.guide, x, seed=derive_seed(seed, "traversals"))
     low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
     units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
     traversals, kind = decode(traverse(means[0], low, high, units, _STEPS))
@@ -142,7 +142,7 @@ def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: 
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
     """Return prior samples of two units, shape (N, 2), or the posterior means if the prior is improper."""
-    values = sample_prior(program.model, Batch.of(x).expand(5000), seed)
+    values = sample_prior(program.model, Batch.of(x).expand(5000), derive_seed(seed, "manifold"))
     return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
 
 

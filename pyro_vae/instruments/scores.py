@@ -19,9 +19,11 @@ from pyro_vae.evaluate import (
     elbo_surgery,
     posterior_moments,
     sample_posterior,
+    split_rate,
     standard_error,
     summarize,
 )
+from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
 from pyro_vae.instruments.batches import Part, batches, score_batched
 from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.rows import write_rows
@@ -33,7 +35,8 @@ from pyro_vae.trace import Batch, Data, describe
 
 _LOG = logging.getLogger("pyro_vae")
 
-_AGGREGATED_IMAGES = 1000  # maximum number of posteriors in the aggregate posterior, whose cost is quadratic
+_AGGREGATED_IMAGES = 4000  # maximum number of posteriors in the aggregate posterior
+_AGGREGATED_PAIRS = 2_000_000  # maximum number of pairs of a code and one of them, which bounds the cost
 _SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
 _OTHER_UNIT = "the program does not observe x unchanged, so that its unit is not that of x"
 
@@ -69,17 +72,19 @@ def measure_scores(
         ranks.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
     )
     measured = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
-    extra: dict[str, float | None] = dict.fromkeys(("mutual_information", "marginal_kl", "squared_error"))
+    extra: dict[str, float | None] = dict.fromkeys((*RATE_TERMS, "squared_error"))
     if measured["rate"] is not None:
         # One random stream for all images: the same computation in every process.
-        split = elbo_surgery(program.model, program.guide, batch[:_AGGREGATED_IMAGES], seed=seed)
-        extra["mutual_information"] = float(split.mutual_information.mean())
-        extra["marginal_kl"] = float(split.marginal_kl.mean())
+        images_of_q, num_codes = batch[:_AGGREGATED_IMAGES], _AGGREGATED_PAIRS // min(len(batch), _AGGREGATED_IMAGES)
+        surgery = elbo_surgery(program.model, program.guide, images_of_q, num_codes=num_codes, seed=seed)
+        terms, reasons = split_rate(scores.rate, surgery)
+        extra, measured["reasons"] = extra | terms, measured["reasons"] | reasons
     description = describe(program.model, program.guide, parts[0][0])
     observed = [name for name, site in description.model.items() if site.role == "observed"]
     if observes_unchanged := description.image is not None:
         extra["squared_error"] = _squared_error(program, parts)
-    measured["reasons"] |= {name: _reason(name, scores) for name, value in extra.items() if value is None}
+    missing = [name for name, value in extra.items() if value is None]
+    measured["reasons"] = {name: _reason(name, scores) for name in missing} | measured["reasons"]
     if not observes_unchanged:
         measured["reasons"]["squared_error"] = _OTHER_UNIT
     # Bits per dimension require that log p covers the pixels only and that a density is in the unit of x.
@@ -162,13 +167,12 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
     """Write bounds.csv: the mean IWAE bound over K, with standard errors over images and over groups of particles.
 
     The bound of image i for K particles is a mean over groups of K importance weights, with standard error s_i over
-    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. If K is the number of samples, there is one group
-    only, and s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
+    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. For a single group of K weights,
+    s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
     """
     rows = ["num_particles,iwae,se_over_images,se_over_groups"]
     for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
-        variance = scores.relative_variance if k == scores.num_samples else error**2
-        se_over_groups = float(np.sqrt(variance.sum()) / scores.num_images)
+        se_over_groups = float(np.sqrt((error**2).sum()) / scores.num_images)
         rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
     folder.write_text("bounds.csv", "\n".join(rows) + "\n")
 

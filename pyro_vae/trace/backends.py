@@ -48,7 +48,8 @@ class CompiledBackend(EagerBackend):
     Reuse one instance for all batches, so that it compiles once. Only the shapes of the first call of a model or guide
     are compiled. Other shapes, such as a smaller last chunk, run eagerly because they do not repay the compilation.
     Programs that cannot be compiled also run eagerly, and the reason is logged. The first call for every batch runs
-    both the graph and Pyro; if their results differ, the graph is discarded.
+    both the graph and Pyro; if a log-density differs by more than rounding, 1e-3 nats, or a latent by more than 1e-4 of
+    the largest, the graph is discarded.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,9 @@ class CompiledBackend(EagerBackend):
             def call_with_tensors(*inputs: Tensor) -> Any:
                 return function(build(list(inputs[:num_tensors])), list(inputs[num_tensors:]))
 
-            self._graphs[key] = Graph(call_with_tensors, program, *batch.non_tensors()), signature
+            # All results are log-densities, except the latents of `draw`, for which the bound is merely one more.
+            graph = Graph(call_with_tensors, program, *batch.non_tensors(), in_nats=slice(None))
+            self._graphs[key] = graph, signature
         graph, compiled_signature = self._graphs[key]
         if signature != compiled_signature:
             return None

@@ -7,10 +7,19 @@ would equal the first samples of an instrument called with ``seed=0``.
 from __future__ import annotations
 
 import hashlib
+from typing import overload
 
 import torch
 
 _SALT = b"pyro_vae draws"
+
+
+@overload
+def derive_seed(seed: int, *purpose: str | int) -> int: ...
+
+
+@overload
+def derive_seed(seed: None, *purpose: str | int) -> None: ...
 
 
 def derive_seed(seed: int | None, *purpose: str | int) -> int | None:

@@ -30,7 +30,8 @@ def _latent_support(distribution: Any) -> Any:
 @dataclass(frozen=True)
 class _Site:
     name: str
-    transform: Transform
+    support: Any
+    transform: Transform  # from R^n to the support
     shape: torch.Size  # of the unconstrained value, without (K, B)
     dtype: torch.dtype  # of the values in the program
 
@@ -69,10 +70,15 @@ class UnconstrainedSpace:
                         f"The support of latent site {name!r} differs along a plate inside the data plate: it "
                         "cannot be annealed."
                     ) from error
-            self.sites.append(_Site(name, transform, shape, value.dtype))
+            self.sites.append(_Site(name, support, transform, shape, value.dtype))
+
+    def contains(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return whether all sites of a particle are in their supports, (K, B), for values {site: (K, B, ...)}."""
+        inside = [site.support.check(values[site.name].double()) for site in self.sites]
+        return torch.stack([check.reshape(*check.shape[:2], -1).all(-1) for check in inside]).all(0)
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return u, (K, B, D), for values {site: (K, B, ...)}."""
+        """Return u, (K, B, D), for values {site: (K, B, ...)}. Values outside the support have no u; see `contains`."""
         parts = [site.transform.inv(values[site.name].double()) for site in self.sites]
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
 

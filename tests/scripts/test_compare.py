@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from helpers.calls import TINY, PopenInProcess, inside, script
 
+from pyro_vae.errors import UserError
+from pyro_vae.instruments import comparison
+from pyro_vae.runs import RunFolder
+
 
 def test_densities_and_probabilities_of_pixels_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -48,3 +52,10 @@ def test_objectives_are_compared_each_with_its_own_flags(run: Path, tmp_path: Pa
         for name in ("elbo", "beta-tcvae")
     }
     assert betas == {"elbo": 1.0, "beta-tcvae": 4.0}
+
+
+def test_single_images_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their differences have no standard error."""
+    monkeypatch.setattr(comparison, "read_summary", lambda run: {"log_likelihood": -90.0, "num_test_images": 1})
+    with pytest.raises(UserError, match="first has one test image"):
+        comparison.compare({name: [RunFolder(tmp_path / name)] for name in ("first", "second")})

@@ -13,9 +13,11 @@ Run backward from an exact sample of the posterior, with the reversed kernels in
 gives an upper bound (bidirectional Monte Carlo, BDMC): Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood
 using bidirectional Monte Carlo", 2015 (https://arxiv.org/abs/1511.02543).
 
-Both identities require kernels that do not depend on the chains they move. The step sizes of each image and
-temperature are therefore adapted in a separate pilot run and then frozen; adapting them during the run would
-invalidate both bounds.
+If the guide reaches beyond the support S of the prior, chains that start outside have w = 0, and the upper bound is too
+high by -log q(S|x): backward chains never leave S, so that E[1/w] = q(S|x) / p(x).
+
+Both identities require kernels that do not depend on the chains they move: the step sizes of each image and temperature
+are adapted in a separate pilot run and then frozen.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class AISConfig:
         num_leapfrogs: Leapfrog steps per transition.
         start: Initial distribution f_0 of the path, ``guide`` or ``prior``.
         schedule: Temperature schedule, ``sigmoid`` or ``linear``.
-        compiled: Evaluate densities with a compiled graph. It is compiled again for every batch of images.
+        compiled: Evaluate densities with a graph, compiled for every batch of images.
 
     Raises:
         ValueError: A number is below 1, or a name is unknown.
@@ -144,11 +146,11 @@ def ais(
             particles are decoded at once.
         config: AIS settings.
         seed: Random seed. ``None`` uses fresh entropy.
-        progress: Wrapper of the loops over temperatures, in the pilot and in the run; e.g. `tqdm`.
+        progress: Wrapper of the loops over temperatures, e.g. `tqdm`.
 
     Raises:
-        ValueError: x is outside the support, or the program has a sampled latent site that is discrete or outside the
-            data plate, or no sampled latent site at all.
+        ValueError: x is outside the support, or the program has no sampled latent site, or one that is discrete or
+            outside the data plate.
 
     Example:
         From the prior, where p(x) = N(x; 0, 2 I) is 1 / (4 pi):
@@ -183,17 +185,16 @@ def bdmc(
 ) -> BDMCResult:
     """Bound log p(x) of simulated images from both sides, to measure the accuracy of `ais`.
 
-    The latents that generated a simulated image are an exact sample of its posterior: all K backward chains of the
-    image start there. Both directions use the same frozen kernels.
+    All K backward chains of a simulated image start from its latents, an exact sample of its posterior. Both directions
+    use the same kernels.
 
     Args:
         model: Model p(x, z), as in `ais`.
         guide: Guide q(z|x).
-        template: Images (B, ...), a tuple of positional arguments, or a `Batch`. Only the number and shape of the
-            images are used; x is replaced by simulated images.
+        template: Images (B, ...), a tuple of positional arguments, or a `Batch`. x is replaced by simulated images.
         config: AIS settings.
         seed: Random seed of the simulation and the chains. ``None`` uses fresh entropy.
-        progress: Wrapper of the loops over temperatures.
+        progress: Wrapper as in `ais`.
 
     Raises:
         ValueError: As `ais` and `simulate`.
@@ -207,7 +208,7 @@ def bdmc(
 
 
 def adapt_kernels(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> HMCKernels:
-    """Return HMC kernels for a batch, adapted in a pilot run and then frozen."""
+    """Return HMC kernels for a batch, adapted in a pilot run."""
     path = AnnealingPath(model, guide, x, config.start, compiled=config.compiled)
     kernels = HMCKernels(path, SCHEDULES[config.schedule](config.num_temperatures), config.num_leapfrogs)
     kernels.adapt(config.num_chains, progress)

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate.annealing.paths import AnnealingPath, PathState
+from pyro_vae.evaluate.annealing.paths import AnnealingPath
+from pyro_vae.evaluate.annealing.states import PathState, StartingParticles
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -61,7 +62,7 @@ class HMCKernels:
         self.path = path
         self.b = temperatures.tolist()
         self.num_leapfrogs = num_leapfrogs
-        self.scale = path.draw(_SCALE_DRAWS).std(0)  # (B, D)
+        self.scale = path.draw(_SCALE_DRAWS).scale  # (B, D)
         self.step_sizes = torch.full((len(self.b), len(self.scale)), 0.3).to(self.scale)
 
     def adapt(self, num_chains: int, progress: Progress) -> None:
@@ -70,7 +71,7 @@ class HMCKernels:
         After each transition, the log step size of an image changes in proportion to its acceptance minus the target.
         Each temperature starts from the step size of the one before it.
         """
-        point = self.path.evaluate(self.path.draw(num_chains))
+        point = self.path.evaluate(self.path.draw(num_chains).u)
         step_size = self.step_sizes[0]
         for _ in range(_FIRST_STEPS):
             point, acceptance = self._move(point, self.b[1], step_size)
@@ -80,9 +81,10 @@ class HMCKernels:
             point, acceptance = self._move(point, self.b[t], step_size)
             step_size = step_size * (0.2 * (acceptance - _TARGET_ACCEPTANCE)).exp()
 
-    def forward(self, u: Tensor, progress: Progress) -> WeightedParticles:
-        """Run from samples u (K, B, D) of f_0; the weighted particles approximate the posterior."""
-        return self._run(u, range(1, len(self.b)), 0, progress)
+    def forward(self, start: StartingParticles, progress: Progress) -> WeightedParticles:
+        """Run from K samples of f_0; the weighted particles approximate the posterior."""
+        result = self._run(start.u, range(1, len(self.b)), 0, progress)
+        return result._replace(log_w=result.log_w + start.log_w)
 
     def backward(self, u: Tensor, progress: Progress) -> WeightedParticles:
         """Run from exact samples u (K, B, D) of the posterior to f_0."""

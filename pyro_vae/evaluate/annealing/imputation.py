@@ -113,6 +113,11 @@ def impute(
         kernels = adapt_kernels(masked_model, filled_guide, batch, config, progress)
         result = kernels.forward(kernels.path.draw(config.num_chains), progress)
         values, _ = kernels.path.space.split(result.u)
+        if (lost := (result.log_w == -torch.inf).all(0)).any():
+            raise UserError(
+                f"All chains of image {int(lost.nonzero()[0])} have weight 0: the guide samples outside the support of "
+                'the prior. Impute from the prior, start="prior", or with more chains.'
+            )
         log_weights = result.log_w.log_softmax(0)  # normalized
         if kernels.path.layout.summed:
             log_weights = _expand_over_states(log_weights, replay_at(masked_model, batch, values, kernels.path.layout))
@@ -165,7 +170,7 @@ def _find_pixel_site(model: Program, guide: Program, batch: Batch, seed: int | N
     Raises:
         ValueError: No observed site holds the pixels, or its rows are not the images.
     """
-    with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
+    with read_only(model, guide, x=batch, seed=seed, purpose="pixel site", validate=False), torch.no_grad():
         name, index = find_image_site(model, batch, draw(guide, batch, 1)[0])
     size = batch.x[0].numel()
     first = index[0]

@@ -4,17 +4,22 @@ r"""Annealing paths from a tractable initial distribution to the posterior of ea
 
 where f_0 is the prior p(z) or the guide q(z|x). Both are normalized, so that the integral of f_1 divided by that of f_0
 is p(x). Densities are over the unconstrained latents u (K, B, D) and include the Jacobian of the map from u to z.
+
+A guide may reach beyond the support S of the prior, where p(x, z) = 0. The path is then one of densities on S: f_0 is
+q(z|x) restricted to S, whose integral is q(S|x), the probability that a sample of the guide is in S. Samples outside S
+get weight 0, and the others have f_1 / f_0 with mean p(x) / q(S|x), so that the mean over all samples is again p(x).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluate.annealing.states import PathState, StartingParticles
 from pyro_vae.trace import (
     Batch,
     Data,
@@ -54,29 +59,6 @@ SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
 STARTS = ("guide", "prior")
 
 
-class PathState(NamedTuple):
-    """Particles u (K, B, D), log f_0 and log p(x, u) (K, B) in nats, and the gradients of both (K, B, D)."""
-
-    u: Tensor
-    log_start: Tensor
-    log_joint: Tensor
-    start_gradient: Tensor
-    joint_gradient: Tensor
-
-    def log_density(self, b: float) -> Tensor:
-        """Return log f_b (K, B)."""
-        return (1 - b) * self.log_start + b * self.log_joint
-
-    def gradient(self, b: float) -> Tensor:
-        """Return the gradient of log f_b (K, B, D)."""
-        return (1 - b) * self.start_gradient + b * self.joint_gradient
-
-    def where(self, chosen: Tensor, other: PathState) -> PathState:
-        """Return these particles where `chosen` (K, B) is true, and those of `other` elsewhere."""
-        pairs = zip(self, other, strict=True)
-        return PathState(*(torch.where(chosen.unsqueeze(-1) if p.dim() == 3 else chosen, p, q) for p, q in pairs))
-
-
 class AnnealingPath:
     """Annealing path of a program for a batch of images. Use it inside `trace.read_only`.
 
@@ -95,7 +77,8 @@ class AnnealingPath:
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
         self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
-        self._graph = Graph(self._evaluate_ends, model, guide) if compiled else None
+        # The first two results of `_evaluate_ends` are log-densities, the others gradients.
+        self._graph = Graph(self._evaluate_ends, model, guide, in_nats=slice(2)) if compiled else None
         self._compared = False
         with torch.no_grad():
             p, q = trace_model_and_guide(model, guide, self.batch, 1)
@@ -122,10 +105,14 @@ class AnnealingPath:
         `self.space` takes the supports from one run of the model. Those of a second run, with other latents, must map u
         to the same values.
         """
-        u = self.space.join(p.get_values(self.names))
-        moved = UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names).split(u)[0]
-        for name, value in p.get_values(self.names).items():
-            if not torch.allclose(value, moved[name], rtol=1e-3, atol=1e-3):
+        values = p.get_values(self.names)
+        spaces = [self.space, UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names)]
+        # The guide may have sampled outside the support: then the values at u = 0 are compared.
+        inside = spaces[0].contains(values).unsqueeze(-1)
+        u = torch.where(inside, spaces[0].join(values), 0.0)
+        first, second = (space.split(u)[0] for space in spaces)
+        for name in values:
+            if not torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-3):
                 raise UserError(
                     f"The support of latent site {name!r} depends on other latents, so it cannot be annealed."
                 )
@@ -149,8 +136,8 @@ class AnnealingPath:
                 'denoising encoder or functional dropout); anneal from the prior, start="prior".'
             )
 
-    def draw(self, num_samples: int) -> Tensor:
-        """Sample u (K, B, D) from f_0.
+    def draw(self, num_samples: int) -> StartingParticles:
+        """Draw K samples of f_0.
 
         Raises:
             ValueError: A sample lies too near the edge of its support for the precision of the program.
@@ -164,16 +151,23 @@ class AnnealingPath:
                 layout = choose_layout(self.model, self.batch, num_samples, data=self.layout.data)
                 drawn = trace_particles(self.model, self.batch, num_samples, layout=layout)
                 values = drawn.get_values(self.names)
-            u = self.space.join(values)
-            self._check_round_trip(values, u)
-            return u
+            inside, u = self.space.contains(values), self.space.join(values)
+            self._check_round_trip(values, u, inside)
+            log_w = torch.zeros(inside.shape, dtype=torch.float64, device=u.device)
+            if inside.all():
+                return StartingParticles(u, log_w)
+            first = u[inside.int().argmax(0), torch.arange(inside.shape[1], device=u.device)]  # inside, if any is
+            replacement = torch.where(inside.any(0).unsqueeze(-1), first, 0.0)
+            return StartingParticles(
+                torch.where(inside.unsqueeze(-1), u, replacement), log_w.masked_fill(~inside, -torch.inf)
+            )
 
-    def _check_round_trip(self, values: dict[str, Tensor], u: Tensor) -> None:
-        """Raise if the model's log-density changes when values are mapped to u and back."""
+    def _check_round_trip(self, values: dict[str, Tensor], u: Tensor, inside: Tensor) -> None:
+        """Raise if the model's log-density changes when values inside the support are mapped to u and back."""
         before = sum(log_density(self.model, self.batch, values, self.layout).values())
         after = sum(log_density(self.model, self.batch, self.space.split(u)[0], self.layout).values())
         change = torch.as_tensor(before - after).abs() - 1e-4 * torch.as_tensor(before).abs()
-        if not (u.isfinite().all() and (change <= 1e-2).all()):
+        if not (u.isfinite().all(-1) & (change <= 1e-2))[inside].all():
             raise UserError(
                 "Latents lie too near the edge of their support for their floating-point precision; build the program "
                 "in float64, torch.set_default_dtype(torch.float64), to anneal it."

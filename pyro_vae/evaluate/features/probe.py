@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyro_vae.evaluate.annealing.hmc import Progress
+from pyro_vae.trace import derive_seed
 
 Array = np.ndarray
 Pair = tuple[Array, Array]
@@ -97,7 +98,8 @@ def principal_components(train: Array, test: Array, num_components: int, seed: i
     """Project training and test features (N, d), (M, d) onto the leading principal components of the former."""
     from sklearn.decomposition import PCA  # imported on use: scikit-learn takes seconds to import
 
-    components = PCA(min(num_components, *train.shape), random_state=seed).fit(train)
+    random_state = derive_seed(seed, "principal components") % 2**32  # the largest that NumPy's generator takes
+    components = PCA(min(num_components, *train.shape), random_state=random_state).fit(train)
     return components.transform(train), components.transform(test)
 
 

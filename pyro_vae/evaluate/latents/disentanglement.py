@@ -29,7 +29,7 @@ _LEAF = 5  # minimum codes per leaf: smaller leaves overfit and spread importanc
 
 @dataclass(frozen=True)
 class Disentanglement:
-    """The three matrices and the scores derived from them, each between 0 and 1.
+    """The three matrices and the scores derived from them, each between 0 and 1. The largest SAP is below 1, see `sap`.
 
     Attributes:
         information: Normalized mutual information, shape (D, F).
@@ -54,7 +54,11 @@ class Disentanglement:
 
     @property
     def sap(self) -> float:
-        """Separated attribute predictability: the same gap of separability.
+        """Separated attribute predictability: the same gap of separability, between 0 and 1 - mean(1/V).
+
+        As published, the score of a unit is its balanced accuracy, which is 1/V for a unit that reveals nothing of a
+        factor with V values. Perfect codes, one unit for each factor, thus have a SAP of 1 - mean(1/V), e.g. 0.75 for
+        two factors of 4 values, and not 1. That limit depends on the data set but not on the model.
 
         Kumar, Sattigeri, Balakrishnan, "Variational Inference of Disentangled Latent Concepts from Unlabeled
         Observations", ICLR 2018 (https://arxiv.org/abs/1711.00848).

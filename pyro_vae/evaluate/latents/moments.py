@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.trace import Batch, Data, ParticleTrace, Program, read_only, trace_particles
+from pyro_vae.trace import Batch, Data, ParticleTrace, Program, derive_seed, read_only, trace_particles
 from pyro_vae.trace.shapes import to_particles
 
 _ACTIVE_VARIANCE = 0.01
@@ -103,7 +103,7 @@ def posterior_means(guide: Program, x: Data, seed: int | None = None) -> Tensor:
     with torch.no_grad(), read_only(guide, x=x, seed=seed, purpose="means"):
         mean = analytic_mean(guide, x)
     if mean is None or not mean.isfinite().all():
-        return posterior_moments(guide, x, seed=seed).mean
+        return posterior_moments(guide, x, seed=derive_seed(seed, "means")).mean
     return mean.double()
 
 

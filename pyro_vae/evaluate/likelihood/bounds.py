@@ -2,8 +2,9 @@ r"""Importance-weighted bounds with k particles, estimated from K weights, and s
 
     IWAE_k  =  mean over groups of k weights of (logsumexp(log w) - log k)
 
-If each k divides the larger ones and K, groups are nested and the curve is nondecreasing by Jensen's inequality for any
-weights, not only in expectation. Groups of 2 and 5 are not nested.
+If k divides m and m divides K, the groups of k are nested in those of m, and IWAE_k <= IWAE_m by Jensen's inequality
+for any weights. Otherwise the curve is nondecreasing only in expectation: if K is not a multiple of m, the trailing
+weights that do not fill a group of m may still be in groups of k. Groups of 2 and 5 are not nested.
 
 Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016 (https://arxiv.org/abs/1509.00519).
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -44,10 +44,28 @@ def iwae(log_w: Tensor, k: int) -> Tensor:
     return groups.logsumexp(1) - math.log(k)
 
 
-def error_over_groups(groups: Tensor) -> Tensor:
-    """Return the standard error (B,) of the mean over groups (G, B); NaN if G = 1."""
+def iwae_with_error(log_w: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return IWAE_k (B,), the mean of `iwae` over groups, and its standard error over groups (B,).
+
+    The error of a single group is that of the delta method, sqrt(var(w) / k) / mean(w) over its k weights w, NaN for
+    k = 1.
+    """
+    groups = iwae(log_w, k)
     num_groups = len(groups)
-    return groups.std(0) / math.sqrt(num_groups) if num_groups > 1 else torch.full_like(groups[0], math.nan)
+    error = groups.std(0) / math.sqrt(num_groups) if num_groups > 1 else relative_variance(log_w[:k]).sqrt()
+    return groups.mean(0), error
+
+
+def relative_variance(log_w: Tensor) -> Tensor:
+    """Return (1/K) var(w) / mean(w)^2 (B,) of weights (K, B): by the delta method, the variance of log mean(w).
+
+    The variance of the weights is the unbiased one, so that the result is NaN for K = 1.
+    """
+    num_samples = len(log_w)
+    # K / ESS = mean(w^2) / mean(w)^2.
+    inverse_ess = ((2 * log_w).logsumexp(0) - 2 * log_w.logsumexp(0)).exp()
+    degrees_of_freedom = num_samples - 1 if num_samples > 1 else math.nan
+    return ((inverse_ess - 1 / num_samples) * num_samples / degrees_of_freedom).clamp(min=0.0)
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-r"""Pareto-smoothed importance sampling (PSIS) of importance weights, and comparison of models, with ArviZ.
+r"""Pareto-smoothed importance sampling (PSIS) of importance weights, with ArviZ, and comparison of models.
 
 PSIS models the tail of the weights of an image, the M = min(0.2 K, 3 sqrt(K)) largest of K, by a generalized Pareto
 distribution above the largest weight u outside the tail,
@@ -19,9 +19,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluate.likelihood.bounds import standard_error
+from pyro_vae.text import printable
 
 _MIN_DRAWS = 30  # a tail of six: in one of five, the quartile that ArviZ 1.x uses is the minimum
 _LARGEST_RATIO = 700.0  # log of the largest ratio of weights that float64 can represent
@@ -94,58 +98,31 @@ def describe_khat(khat: np.ndarray, num_samples: int) -> str:
 def paired_differences(log_likelihoods: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     """Compare the log-likelihoods of models on the same held-out images.
 
-    ArviZ's comparison pairs them by image, as it pairs the terms of leave-one-out cross-validation.
+    The standard error is that of a mean of N differences, with the divisor N - 1 in their variance as in all standard
+    errors of this package.
 
     Args:
         log_likelihoods: {model: log p(x) of each image (N,)}, in nats.
 
     Returns:
         {model: (distance below the best model, standard error of this paired difference)}, in nats per image, sorted
-        from best to worst.
+        from best to worst. The best model has (0, 0). For N = 1 the other errors are NaN.
+
+    Raises:
+        ValueError: The log-likelihood of an image is NaN or infinite, whose mean ranks no model.
     """
-    import arviz
-
-    num_images = len(next(iter(log_likelihoods.values())))
-    # Numbered keys: names may be those of files and not valid Unicode, which pandas rejects.
-    names = {f"m{index}": name for index, name in enumerate(log_likelihoods)}
-    data = {key: _elpd(log_likelihoods[name]) for key, name in names.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # models too similar to rank: the standard error shows that
-        # The model weights are not used; pseudo-BMA is the method that does not exponentiate pointwise densities.
-        extra: Any = {"round_to": "none"} if is_arviz_1() else {"ic": "loo"}
-        table = arviz.compare(data, method="pseudo-BMA", **extra)
-    rows = {names[key]: (abs(row["elpd_diff"]) / num_images, row["dse"] / num_images) for key, row in table.iterrows()}
-    return {name: (float(difference), float(error)) for name, (difference, error) in rows.items()}
-
-
-def _elpd(values: np.ndarray) -> Any:
-    import arviz
-    import xarray
-
-    num_images = len(values)
-    total, error = float(values.sum()), float(math.sqrt(num_images * values.var()))
-    pointwise = xarray.DataArray(values, dims="image")
-    if is_arviz_1():
-        return arviz.ELPDData(
-            elpd=total,
-            se=error,
-            p=math.nan,
-            n_samples=1,
-            n_data_points=num_images,
-            scale="log",
-            warning=False,
-            good_k=0.7,
-            elpd_i=pointwise,
-        )
-    fields: dict[str, Any] = {
-        "elpd_loo": total,
-        "se": error,
-        "p_loo": math.nan,
-        "n_samples": 1,
-        "n_data_points": num_images,
-    }
-    fields |= {"warning": False, "loo_i": pointwise, "scale": "log"}
-    return arviz.ELPDData(data=list(fields.values()), index=list(fields))
+    for name, values in log_likelihoods.items():
+        if (nonfinite := ~np.isfinite(values)).any():
+            index = int(nonfinite.argmax())
+            raise UserError(
+                f"log p(x) of image {index} under {printable(name)} is {values[index]}, so that the models cannot be "
+                "compared; leave out the image, or the model."
+            )
+    order = sorted(log_likelihoods, key=lambda name: -log_likelihoods[name].mean())
+    best = log_likelihoods[order[0]]
+    differences = {name: best - log_likelihoods[name] for name in order[1:]}
+    others = {name: (float(below.mean()), standard_error(below)) for name, below in differences.items()}
+    return {order[0]: (0.0, 0.0), **others}
 
 
 def is_arviz_1() -> bool:

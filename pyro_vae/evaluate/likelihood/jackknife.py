@@ -26,6 +26,12 @@ _TERMS = 8  # of the power series for all other pairs, whose ratio is below 1 / 
 def jackknife(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """Return JVI-1 and JVI-2 of each image in nats, shape (B,) each.
 
+    JVI-2 multiplies bounds by K^2 / 2, and with them their rounding errors: 1e-13 nats become 0.2 at K = 2e6. Only the
+    differences D_1 = L_(K-1) - L_K and D_2 = L_(K-2) - L_K are therefore computed, without the offset L_K. The
+    coefficients of the bounds sum to 1, and D_2 = 2 D_1 + E (see `_excess_of_pairs`), so that
+
+        JVI-1  =  L_K - (K - 1) D_1,    JVI-2  =  L_K - (2K - 3) D_1 + (K - 2)^2 / 2 E.
+
     Args:
         log_w: Log importance weights in nats, float64, shape (K, B).
 
@@ -34,46 +40,44 @@ def jackknife(log_w: Tensor) -> tuple[Tensor, Tensor]:
         float64 relative to the one or two left out.
     """
     num_samples = len(log_w)
-    log_sum = log_w.logsumexp(0)
-    full = log_sum - math.log(num_samples)
+    full = log_w.logsumexp(0) - math.log(num_samples)
     nan = torch.full_like(full, math.nan)
     if num_samples < 2:
         return nan, nan
-    normalized = (log_w - log_sum).exp().sort(0, descending=True).values
-    rest = _complements(normalized)  # (K, B)
-    without_one = log_sum + rest.log().mean(0) - math.log(num_samples - 1)
-    first = num_samples * full - (num_samples - 1) * without_one
+    normalized = log_w.softmax(0).sort(0, descending=True).values
+    log_rest = _log_complements(normalized)
+    difference = (log_rest - math.log1p(-1 / num_samples)).mean(0)
+    first = full - (num_samples - 1) * difference
     first = first.where(first.isfinite(), nan)
     if num_samples < 3:
         return first, nan
-    pairs = num_samples * (num_samples - 1) / 2
-    without_two = log_sum + _log_rest_of_pairs(normalized, rest) / pairs - math.log(num_samples - 2)
-    weights = (num_samples**2 / 2, (num_samples - 1) ** 2, (num_samples - 2) ** 2 / 2)
-    second = weights[0] * full - weights[1] * without_one + weights[2] * without_two
+    excess = _excess_of_pairs(normalized, log_rest)
+    second = full - (2 * num_samples - 3) * difference + (num_samples - 2) ** 2 / 2 * excess
     return first, second.where(second.isfinite(), nan)
 
 
-def _complements(normalized: Tensor) -> Tensor:
-    """Return 1 - a for sorted normalized weights a (K, B); for the largest, as the sum of the others."""
-    return torch.cat([normalized[1:].sum(0, keepdim=True), 1 - normalized[1:]])
+def _log_complements(normalized: Tensor) -> Tensor:
+    """Return log(1 - a) for sorted normalized weights a (K, B); for the largest, from the sum of the others."""
+    return torch.cat([normalized[1:].sum(0, keepdim=True).log(), (-normalized[1:]).log1p()])
 
 
-def _log_rest_of_pairs(normalized: Tensor, rest: Tensor) -> Tensor:
-    """Return the sum over pairs i < j of log(1 - a_i - a_j) for normalized weights a (K, B), in K log K operations.
+def _excess_of_pairs(normalized: Tensor, log_rest: Tensor) -> Tensor:
+    """Return E = D_2 - 2 D_1 (B,) for normalized weights a (K, B), in K log K operations.
 
-    With c = a / (1 - a), each term is log(1 - a_i) + log(1 - a_j) + log(1 - c_i c_j). Pairs that include one of the 20
-    largest weights are summed directly. For all others c_i c_j < 1 / 400, and log(1 - c_i c_j) is the power series
-    -sum_n (c_i c_j)^n / n, whose terms sum over pairs to ((sum_i c_i^n)^2 - sum_i c_i^(2n)) / 2.
+    With c = a / (1 - a), log(1 - a_i - a_j) = log(1 - a_i) + log(1 - a_j) + log(1 - c_i c_j). The first two terms give
+    2 D_1, so that E is the mean over pairs i < j of log(1 - c_i c_j), minus its value for equal weights,
+    log(1 - 1 / (K - 1)^2). Pairs that include one of the 20 largest weights are summed directly. For all others
+    c_i c_j < 1 / 400, and log(1 - c_i c_j) is the power series -sum_n (c_i c_j)^n / n, whose terms sum over pairs to
+    ((sum_i c_i^n)^2 - sum_i c_i^(2n)) / 2.
     """
     num_samples, top = len(normalized), min(_LARGEST, len(normalized))
-    total = torch.zeros_like(normalized[0])
+    odds = normalized / log_rest.exp()
+    # The two largest may sum to nearly 1: add up the others to avoid cancellation.
+    total = normalized[2:].sum(0).log() - log_rest[0] - log_rest[1]
     for i in range(top):
-        left = rest[i] - normalized[i + 1 :]
-        if i == 0:  # the two largest may sum to nearly 1: add up the others to avoid cancellation
-            left = torch.cat([normalized[2:].sum(0, keepdim=True), left[1:]])
-        total = total + left.log().sum(0)
-    small, log_rest = normalized[top:] / rest[top:], rest[top:].log()
-    total = total + (num_samples - top - 1) * log_rest.sum(0)
+        total = total + (-odds[i] * odds[max(i + 1, 2) :]).log1p().sum(0)
+    small = odds[top:]
     for n in range(1, _TERMS + 1):
         total = total - (small.pow(n).sum(0).square() - small.pow(2 * n).sum(0)) / (2 * n)
-    return total
+    pairs = num_samples * (num_samples - 1) / 2
+    return total / pairs - math.log1p(-1 / (num_samples - 1) ** 2)

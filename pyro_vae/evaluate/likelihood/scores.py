@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.likelihood.bounds import error_over_groups, iwae, particle_counts, standard_error
+from pyro_vae.evaluate.likelihood.bounds import iwae_with_error, particle_counts, relative_variance, standard_error
 from pyro_vae.evaluate.likelihood.diagnostics import count_khat, khat_threshold, psis
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms
@@ -44,7 +44,7 @@ class Scores:
         jvi1: First-order jackknife estimate of log p(x).
         jvi2: Second-order jackknife estimate of log p(x).
         iwae: IWAE_k for each k in `particle_counts`, shape (len(particle_counts), N).
-        iwae_se: Standard error of `iwae` over groups, same shape. NaN for a single group.
+        iwae_se: Standard error of `iwae` over groups of weights, same shape; of a single group, by the delta method.
         reason: Why log weights are undefined, or None. If it is set, all arrays are NaN except `distortion` and, if the
             densities of the latents are defined, `rate`.
     """
@@ -120,7 +120,8 @@ def score(
         guide: Guide q(z|x).
         x: Images (N, ...), a tuple of positional arguments, or a `Batch`.
         num_samples: Number of weights per image, K.
-        batch_size: Images scored at once. None scores all of them, and holds K x N weights in memory.
+        batch_size: Images scored at once. None scores all of them, and holds K x N weights in memory. Samples are drawn
+            batch by batch: another batch size gives other samples of the same distribution, hence other estimates.
         chunk: Particles scored at once, as in `log_weight_terms`.
         seed: Random seed. With `batch_size`, each batch uses a seed derived from it. None uses fresh entropy.
         compile: Evaluate the program with compiled graphs, compiled once for all batches of the same size.
@@ -176,19 +177,16 @@ def scores_from_terms(terms: LogWeightTerms) -> Scores:
     num_samples = len(log_w)
     log_sum, log_sum_squares = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
     ess = (2 * log_sum - log_sum_squares).exp()
-    # (1/K) var(w) / mean(w)^2 with the unbiased variance, undefined for K = 1. K / ESS = mean(w^2) / mean(w)^2.
-    degrees_of_freedom = num_samples - 1 if num_samples > 1 else math.nan
-    relative_variance = (1 / ess - 1 / num_samples) * num_samples / degrees_of_freedom
-    groups = [iwae(log_w, k) for k in particle_counts(num_samples)]
+    bounds, errors = zip(*(iwae_with_error(log_w, k) for k in particle_counts(num_samples)), strict=True)
     columns = {
         "elbo": log_w.mean(0),
         "rate": (terms.log_posterior - terms.log_prior).mean(0),
         "distortion": -terms.log_likelihood.mean(0),
         "log_likelihood": log_sum - math.log(num_samples),
-        "relative_variance": relative_variance.clamp(min=0.0),
+        "relative_variance": relative_variance(log_w),
         "ess": ess,
-        "iwae": torch.stack([group.mean(0) for group in groups]),
-        "iwae_se": torch.stack([error_over_groups(group) for group in groups]),
+        "iwae": torch.stack(bounds),
+        "iwae_se": torch.stack(errors),
     }
     columns["jvi1"], columns["jvi2"] = jackknife(log_w)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}

@@ -123,7 +123,8 @@ def log_weight_terms(
         num_samples: Number of weights per image, K.
         chunk: Particles scored at once, halved if memory runs out. None chooses by the free memory. It does not affect
             the weights.
-        seed: Random seed; the same seed gives the same weights. ``None`` uses fresh entropy.
+        seed: Random seed; the same seed gives the same weights, for the same images in the batch. ``None`` uses fresh
+            entropy.
         backend: Backend that evaluates the program. For many batches, pass the same `CompiledBackend` to each call.
 
     Raises:

@@ -74,7 +74,7 @@ def per_image_elbos(
     with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
         path = AnnealingPath(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
-        loc, scale = draws.mean(0), draws.std(0)
+        loc, scale = draws.u.mean(0), draws.scale
         for family in families:
             family_distribution, initial_parameters = FAMILIES[family]
             parameters = initial_parameters(loc)

@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.errors import is_out_of_memory
 from pyro_vae.trace.batch import Program
 from pyro_vae.trace.graphs import devices
-from pyro_vae.trace.graphs.comparison import TOLERANCE, compile_checked, same_results
+from pyro_vae.trace.graphs.comparison import NO_NATS, TOLERANCE, compile_checked, same_results
 from pyro_vae.trace.graphs.effects import undo_effects
 from pyro_vae.trace.graphs.fx import (
     GraphError,
@@ -55,7 +55,8 @@ class Graph:
             can be reached from them is watched.
         compiled: Whether to compile the graph. If that fails, e.g. without a C++ compiler, a warning is logged and the
             operations run one by one.
-        tolerance: Largest relative difference attributed to rounding.
+        tolerance: Largest relative difference attributed to rounding, see `comparison.agree`.
+        in_nats: Places of the tensors that are log-densities, which are compared in nats as well.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Graph:
         *programs: Program | Any,
         compiled: bool = True,
         tolerance: float = TOLERANCE,
+        in_nats: slice = NO_NATS,
     ) -> None:
         self.function = function
         self.compiled = compiled
         self.tolerance = tolerance
+        self.in_nats = in_nats
         self._programs: list[Any] = list(programs)
         self._surroundings: Surroundings | None = None
         self._records: dict[Any, Record] = {}
@@ -105,7 +108,7 @@ class Graph:
         def recorded(*inputs: Tensor) -> Tensors:
             return record.run(*inputs, *record.read())
 
-        if not same_results(eager, recorded, inputs, self._surroundings, self.tolerance):
+        if not same_results(eager, recorded, inputs, self._surroundings, self.tolerance, self.in_nats):
             raise GraphError("the program and its graph give different results; a frozen value changes between calls")
 
     def compare(self, *inputs: Tensor) -> tuple[Any, Tensors]:
@@ -172,7 +175,7 @@ class Graph:
             run = None
             if self.compiled:
                 expected: Callable[..., Tensors] = lambda *inputs: graph(*inputs, *outside)  # noqa: E731
-                run = compile_checked(graph, inputs, outside, expected, self.surroundings, self.tolerance)
+                run = compile_checked(graph, inputs, outside, expected, self.surroundings, self.tolerance, self.in_nats)
         return Record.of(static, run or graph, outside, masks, self._surroundings)
 
     def _trace(self, tensors: Callable[..., Tensors], inputs: tuple[Tensor, ...]) -> GraphModule:

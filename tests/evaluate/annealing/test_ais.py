@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.calls import one_line
 from helpers.oracles import BernoulliDecoder, LinearGaussian
 from helpers.programs import images, small_vae
 from scipy.stats import ks_1samp, norm
 from torch import Tensor
 
-from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, score
+from pyro_vae.errors import UserError
+from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, sbc_ranks, score
 from pyro_vae.evaluate.annealing.hmc import HMCKernels
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, AnnealingPath
 from pyro_vae.trace import read_only, simulate
@@ -185,6 +188,32 @@ def test_model_that_observes_a_transform_of_x_is_not_simulated() -> None:
 
     with pytest.raises(ValueError, match="do not hold each element of its argument x"):
         simulate(model, torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize(("size", "parameters"), [((2,), (1,)), ((2, 3), (1, 1)), ((2, 3), (1, 3)), ((2, 3), (2, 1))])
+def test_likelihood_that_broadcasts_against_x_is_not_simulated(size: tuple[int, ...], parameters: tuple) -> None:
+    """One rate for several pixels scores them, but a sample has one pixel: refused in one line by all that simulate."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0), torch.tensor(1.0)))
+            rates = rate.reshape(*rate.shape, *[1] * len(size)).expand(*rate.shape, *parameters)
+            pyro.sample("x", dist.Poisson(rates).to_event(len(size)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("rate", dist.Gamma(2 + x.flatten(1).sum(1), torch.tensor(3.0)))
+
+    template = torch.zeros(4, *size)
+    expected = re.escape(f"'x' observes {(4, *size)} under a distribution of {(4, *parameters)}")
+    for simulated in (
+        lambda: simulate(model, template),
+        lambda: bdmc(model, guide, template, AISConfig(2, 2, 1), seed=0),
+        lambda: sbc_ranks(model, guide, template, seed=0),
+    ):
+        with pytest.raises(UserError, match=expected) as caught:
+            simulated()
+        assert one_line(caught.value)
 
 
 @pytest.mark.parametrize("start", ["guide", "prior"])

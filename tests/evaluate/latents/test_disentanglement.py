@@ -61,6 +61,15 @@ def test_codes_equal_to_the_factors_have_closed_form_scores() -> None:
     assert (found.disentanglement, found.completeness, found.informativeness) == pytest.approx((1, 1, 1))
 
 
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 10), (3, 6, 10, 8, 8)])
+def test_largest_sap_is_one_minus_chance(sizes: tuple[int, ...]) -> None:
+    """Perfect codes: the second unit of each factor is constant given it, with a balanced accuracy of 1/V."""
+    factors = grid(*sizes)
+    predicted = separability((factors.astype(float), factors), (factors.astype(float), factors))
+    second, best = np.sort(predicted, axis=0)[-2:]
+    np.testing.assert_allclose((best - second).mean(), 1 - np.mean([1 / size for size in sizes]))
+
+
 def test_random_codes_score_at_chance_level() -> None:
     """2N I is chi-squared with (bins - 1)(values - 1) d.f., and hits are binomial: false alarms 1.2e-4 and 6e-6.
 

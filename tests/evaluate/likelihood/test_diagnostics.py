@@ -13,6 +13,7 @@ import torch
 from helpers.tails import DRAWS, FOUND, TAILS, log_weights, pyro_khat
 from pyro.ops.stats import fit_generalized_pareto
 
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import describe_khat, khat_threshold, paired_differences, psis
 from pyro_vae.runs.netcdf import read_netcdf, write_netcdf
 
@@ -150,7 +151,17 @@ def test_differences_are_paired_over_images() -> None:
     assert list(found) == ["c", "a", "b"]
     for name, values in models.items():
         below = models["c"] - values
-        assert found[name] == pytest.approx((below.mean(), below.std() / 20), abs=1e-9)
+        assert found[name] == pytest.approx((below.mean(), below.std(ddof=1) / 20), abs=1e-9)
+    # Two images: the variance with divisor 1 of differences d is (d_1 - d_2)^2 / 2, half of it for their mean.
+    pair = paired_differences({"a": np.array([1.0, 2.0]), "b": np.array([0.0, 4.0])})
+    assert pair == {"b": (0.0, 0.0), "a": (0.5, pytest.approx(1.5))}
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_nonfinite_images_are_named_instead_of_ranked(value: float) -> None:
+    models = {"first": np.array([-90.0, -91.0, -92.0]), "second": np.array([-80.0, value, -81.0])}
+    with pytest.raises(UserError, match=f"image 1 under second is {value}"):
+        paired_differences(models)
 
 
 def test_arviz_reads_saved_scores(tmp_path) -> None:

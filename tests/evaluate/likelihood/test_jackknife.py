@@ -55,6 +55,32 @@ def test_each_correction_reduces_the_order_of_the_bias() -> None:
     assert slopes == pytest.approx([-1, -2, -3], abs=0.35)
 
 
+@pytest.mark.parametrize("num_samples", [1_000, 1_000_000])
+def test_a_constant_factor_of_the_weights_is_added_to_within_rounding(num_samples: int) -> None:
+    """Weights of log p(x) near -2,800 nats, exact multiples of 2^-30, so that the shift itself does not round."""
+    log_w = (0.1 * torch.randn(num_samples, 2)).double().mul(2**30).round() / 2**30
+    for here, there in zip(jackknife(log_w), jackknife(log_w - 2800.0), strict=True):
+        torch.testing.assert_close(there + 2800.0, here, rtol=0, atol=1e-9)
+
+
+def test_equal_weights_need_no_correction_however_many() -> None:
+    for num_samples in (3, 21, 1_000, 1_000_000):
+        for found in jackknife(torch.full((num_samples, 1), -2800.0, dtype=torch.float64)):
+            assert found.item() == pytest.approx(-2800.0, abs=1e-9)
+
+
+def test_correction_of_many_weights_matches_the_expansion_of_the_bias() -> None:
+    """The bias of log(mean) is -v / (2K) + O(1/K^2) with v = var(w) / mean(w)^2, which JVI-1 adds up to O(1/K^2).
+
+    JVI-1 and JVI-2 then differ by O(1/K^2) as well: here v is about 0.01, and K 1,000,000.
+    """
+    log_w = (0.1 * torch.randn(1_000_000, 2)).double()
+    w, plain = log_w.exp(), log_w.logsumexp(0) - math.log(1_000_000)
+    first, second = jackknife(log_w)
+    torch.testing.assert_close((first - plain) * 2_000_000, w.var(0) / w.mean(0) ** 2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-10)
+
+
 def test_degenerate_weights() -> None:
     equal = torch.full((50,), -90.0, dtype=torch.float64)
     zeros, dominant, missing = (torch.zeros(50, dtype=torch.float64) for _ in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -211,7 +212,34 @@ def test_standard_error_over_groups_matches_repeats() -> None:
     row = repeats.particle_counts.index(5)
     ratio = repeats.iwae_se[row].mean() / repeats.iwae[row].std(ddof=1)
     assert abs(ratio - 1) < 4 * 0.035
-    assert np.isnan(repeats.iwae_se[-1]).all()  # undefined for one group
+
+
+def test_standard_error_of_a_single_group_matches_repeats() -> None:
+    """K = 1,500 has one group of 1,000 and one of 1,500: the delta method against 400 repeats, known to 3.5 %."""
+    program = LinearGaussian(2, variance_ratio=1.5)
+    x = program.simulate(1)
+    repeats = score(program.model, program.guide, x.expand(400, -1), 1500, seed=0)
+    assert repeats.particle_counts[-2:] == [1000, 1500]
+    for bound, error in zip(repeats.iwae[-2:], repeats.iwae_se[-2:], strict=True):
+        assert abs(np.sqrt((error**2).mean()) / bound.std(ddof=1) - 1) < 4 * 0.035
+    np.testing.assert_allclose(repeats.iwae_se[-1] ** 2, repeats.relative_variance)
+
+
+def test_curve_rises_where_groups_are_nested() -> None:
+    """IWAE_k <= IWAE_m for every image if k divides m and m divides K; otherwise some image may fall."""
+    log_w = 3 * torch.distributions.StudentT(3.0).sample((250, 300)).double()
+    falls = []
+    for num_samples in (200, 250):
+        zeros = torch.zeros_like(log_w[:num_samples])
+        scores = scores_from_terms(LogWeightTerms(log_w[:num_samples], zeros, zeros))
+        counts = scores.particle_counts
+        for (i, k), (j, m) in itertools.combinations(enumerate(counts), 2):
+            if m % k == 0:
+                nested = num_samples % m == 0
+                fallen = bool((scores.iwae[j] < scores.iwae[i] - 1e-12).any())
+                assert not (nested and fallen)
+                falls += [(num_samples, k, m)] if fallen else []
+    assert (250, 50, 100) in falls  # the weights 201 to 250 are in a group of 50 and in none of 100
 
 
 def test_zero_weights_make_metrics_null_with_a_reason() -> None:
