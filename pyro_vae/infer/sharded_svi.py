@@ -29,7 +29,7 @@ from pyro_vae.trace.isolation import fork_rng, isolated_param_store
 _LOG = logging.getLogger("pyro_vae")
 
 # The draws of the program are found, and its sums compared, before the first step that a process takes, before steps 1,
-# 2, 4, 8, ... and every so many steps.
+# 2, 4, 8, ... and every thousandth.
 _CHECKED_EVERY = 1000
 
 

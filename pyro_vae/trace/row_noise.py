@@ -1,4 +1,4 @@
-r"""Draw the noise of some rows of a batch as it is drawn for the whole batch.
+r"""Draw the noise of some rows of a batch as for the whole batch.
 
 Several processes that share the images of a batch start a step from the same state of torch's generators. Each draws
 the noise of the whole batch and uses the rows of its own images, so that the draws, and the states of the generators

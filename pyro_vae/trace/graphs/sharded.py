@@ -1,4 +1,4 @@
-r"""A recorded graph on some rows of a batch, with the noise of these rows as it is drawn for the whole batch."""
+r"""A recorded graph on some rows of a batch, with the noise of these rows drawn as for the whole batch."""
 
 from __future__ import annotations
 
