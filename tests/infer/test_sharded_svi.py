@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.planted_nan import all_planted
 from helpers.processes import run_together
 from helpers.sharded_fits import EXACT, LONG, REFUSED, outcome
 
@@ -56,3 +57,25 @@ def test_programs_that_couple_images_are_rejected(tmp_path: Path) -> None:
             assert reason in results[name]["error"], name
             assert "use one process" in results[name]["error"].lower()
         assert "of the processes differ" in results["other seeds: elbo"]["error"]
+
+
+@pytest.mark.slow
+def test_nonfinite_image_of_one_process_stops_or_rolls_back_all(tmp_path: Path) -> None:
+    """One NaN image is in the rows of one process; all of them keep the weights before the step."""
+    torch.set_default_dtype(torch.float64)
+    processes = run_together(3, "planted_nan.py", tmp_path)
+    assert [process.returncode for process in processes] == [0] * 3, processes
+    expected = all_planted()
+    assert {name: result["end"] for name, result in expected.items()} == {
+        "stop": [12, 0],
+        "once": [40, 1],
+        "always": [12, 2],
+    }
+    for rank in range(3):
+        results = checkpoint.load(tmp_path / str(rank))
+        for name, result in results.items():
+            assert (result["end"], result["error"]) == (expected[name]["end"], expected[name]["error"])
+            torch.testing.assert_close(result["params"], expected[name]["params"], rtol=1e-10, atol=1e-10)
+        for name, value in results["stop"]["params"].items():
+            assert torch.equal(value, results["stop"]["before"][name])
+            assert torch.isfinite(value).all()
