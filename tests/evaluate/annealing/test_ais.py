@@ -98,7 +98,8 @@ def test_bdmc_bounds_bracket_the_truth() -> None:
     program = LinearGaussian(5, variance_ratio=1.5)
     settings = AISConfig(num_chains=8, num_temperatures=200, num_leapfrogs=3)
     found = bdmc(program.model, program.guide, torch.zeros(200, 7), settings, seed=1)
-    with read_only(program.model, program.guide, x=torch.zeros(200, 7), seed=1):
+    # The images that `bdmc` has simulated with this seed.
+    with read_only(program.model, program.guide, x=torch.zeros(200, 7), seed=1, purpose="bidirectional"):
         x, _ = simulate(program.model, torch.zeros(200, 7))
     truth = program.log_evidence(x).cpu().numpy()
     low, high = truth - found.forward.lower, found.backward.upper - truth
@@ -115,7 +116,7 @@ def test_ais_lies_between_the_iwae_bound_and_the_upper_bound() -> None:
         parameter.data.mul_(2.0)  # posteriors far from the guide
     like = torch.zeros(200, 6)
     found = bdmc(program.model, program.guide, like, AISConfig(5, 300, 3), seed=2)
-    with read_only(program.model, program.guide, x=like, seed=2):
+    with read_only(program.model, program.guide, x=like, seed=2, purpose="bidirectional"):
         x, _ = simulate(program.model, like)
     truth = program.log_evidence(x).cpu().numpy()
     scores = score(program.model, program.guide, x, 250, seed=0)
