@@ -8,7 +8,7 @@ processes of one group only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -73,6 +73,10 @@ def _joined_group(notes: Notes) -> Iterator[None]:
     _notes = notes
     try:
         yield
+        # A process that ends early would close connections on which slower ones still wait for its last message. There
+        # is nothing left that this could fail for.
+        with suppress(RanksError):
+            gather(None)
     except Exception as error:
         notes.leave(error)
         raise
