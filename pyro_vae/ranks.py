@@ -7,6 +7,7 @@ processes of one group only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -28,6 +29,8 @@ T = TypeVar("T")
 # Processes wait for each other as long as one of them computes, e.g. a fit of several days. The end of a process is
 # noticed at once by its closed connections, and by torchrun.
 _TIMEOUT = timedelta(days=30)
+
+_SECONDS_TO_RELEASE = 0.2
 
 _notes: Notes | None = None  # of the group, while `process_group` is entered
 
@@ -83,6 +86,9 @@ def _joined_group(notes: Notes) -> Iterator[None]:
     finally:
         _notes = None
         dist.destroy_process_group()
+        # A thread of gloo releases the tensors of the last message. For that it needs the interpreter, and aborts the
+        # process if that has begun to shut down. Sleeping lets the thread run.
+        time.sleep(_SECONDS_TO_RELEASE)
 
 
 def rank() -> int:

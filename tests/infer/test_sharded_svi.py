@@ -19,7 +19,7 @@ pytestmark = pytest.mark.host
 def shared(size: int, folder: Path, *names: str) -> list[dict[str, Any]]:
     """Run fits in several processes, and return the results of each."""
     processes = run_together(size, "sharded_fits.py", folder, *names)
-    assert [process.returncode for process in processes] == [0] * size, processes[0].stderr
+    assert [process.returncode for process in processes] == [0] * size, [process.stderr for process in processes]
     return [checkpoint.load(folder / str(rank)) for rank in range(size)]
 
 

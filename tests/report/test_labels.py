@@ -148,7 +148,13 @@ def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
         folder = RunFolder(tmp_path / "runs" / name)
         (folder.path / "figures").mkdir(parents=True)
         shutil.copyfile(picture, folder.path / "figures" / "prior_samples.png")
-        of_parts: dict[str, Any] = {"density": False, "bits_per_dim": None, "active_units": 3, "parameters": 7}
+        of_parts: dict[str, Any] = {
+            "density": False,
+            "num_test_images": 20,
+            "bits_per_dim": None,
+            "active_units": 3,
+            "parameters": 7,
+        }
         of_time = {"khat_bad_fraction": 0.0, "train_seconds": 3.0, "epochs": 3}
         folder.write_json("summary.json", {**NUMBERS, **of_parts, **of_time})
         write_netcdf({"log_likelihood": rng.normal(-8, 1, 20)}, folder.path / "scores.nc")

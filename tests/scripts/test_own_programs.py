@@ -144,7 +144,7 @@ def test_compare_fits_pairs_and_continues(tmp_path: Path, monkeypatch: pytest.Mo
         values, below = each[row["name"]], each[rows[0]["name"]] - each[row["name"]]
         assert row["log_likelihood"] == pytest.approx(values.mean())
         assert row["below_best"] == pytest.approx(below.mean(), abs=1e-9)
-        assert row["below_best_se"] == pytest.approx(below.std() / len(below) ** 0.5, abs=1e-9)
+        assert row["below_best_se"] == pytest.approx(below.std(ddof=1) / len(below) ** 0.5, abs=1e-9)
         summaries = [json.loads((run / "summary.json").read_text()) for run in runs[row["name"]]]
         assert [summary["config"]["seed"] for summary in summaries] == [0, 1]
         assert row["seed_spread"] == pytest.approx(np.std([s["log_likelihood"] for s in summaries], ddof=1))
