@@ -87,11 +87,12 @@ class Parts:
         few = whole[: 2 * self.number]
         self._check_same(whole, params)
         with self._isolated(whole):
-            # Several parts in one process would change buffers several times in a step.
-            buffers = [] if self.shards is None else Surroundings([self.model, self.guide, self.objective]).buffers()
+            buffers = Surroundings([self.model, self.guide, self.objective]).buffers()
             before = [buffer.clone() for buffer in buffers]
             loss, gradients = self._loss_and_gradients(few, preprocess)
-            if not all(map(torch.equal, buffers, before)):
+            after = [buffer.clone() for buffer in buffers]
+            # Several parts in one process would change buffers several times in a step.
+            if self.shards is not None and not all(map(torch.equal, after, before)):
                 raise UserError(
                     "The program changes buffers in a step, which the parts of a batch would do repeatedly: leave out "
                     "shards (--deterministic-shards)."
@@ -99,10 +100,11 @@ class Parts:
         expected = [loss, *gradients.values()]
         sizes = [value.numel() for value in expected]
         flat = torch.zeros(sum(sizes), dtype=torch.float64, device=loss.device)
-        shapes, results = [_shapes(gradients)], []
+        shapes, results, same_buffers = [_shapes(gradients)], [], True
         for rows in self.rows(len(few)):
             with self._isolated(whole), RowNoise(draws, rows, ranks.gather):
                 own_loss, own = self._loss_and_gradients(rows.of(few), preprocess)
+                same_buffers &= all(map(torch.equal, buffers, after))
             shapes.append(_shapes(own))
             results += [[own_loss, *own.values()]] if len(rows) else []
         check_same_parameters([each for every in ranks.gather(shapes) for each in every])
@@ -116,6 +118,11 @@ class Parts:
                 f"{-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the images "
                 "of a batch, e.g. by batch normalization, which several processes cannot compute. Use one process"
                 + ("." if self.shards is None else ", and leave out shards (--deterministic-shards).")
+            )
+        if not all(ranks.gather(same_buffers)):  # a counter has the same value for any images
+            raise UserError(
+                "The program computes buffers from the images of a batch, which would differ between processes: use "
+                "one process."
             )
 
     def _bounds(self, batch: Batch, preprocess: Preprocess | None) -> tuple[Tensor, Tensor]:

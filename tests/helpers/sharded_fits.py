@@ -100,6 +100,18 @@ class Subsampled:
         pass
 
 
+class Tracking(Normalized):
+    """A program that keeps a moving average of its images, which no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.register_buffer("average", torch.zeros(3, 2))
+
+    def model(self, x: Tensor) -> None:
+        self.average.mul_(0.9).add_(0.1 * x.mean(0))
+        super().model(x)
+
+
 class RandomStart:
     """Parameters whose initial values are drawn when the program first runs."""
 
@@ -175,6 +187,7 @@ REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
     "subsampled plate": (lambda: fit_of(Subsampled(), ELBO()), COUPLED),
     "objective of a batch": (lambda: fit_of(Separate(), Centered()), COUPLED),
     "mean over images": (lambda: fit_of(Separate(), Averaged()), COUPLED),
+    "buffer of images": (lambda: fit_of(Tracking(), ELBO()), "computes buffers from the images"),
     "shared latent": (lambda: fit_of(Shared(), ELBO()), COUPLED),
     "parameter of one process": (lambda: fit_of(ByImages(), ELBO()), DEPENDENT),
     "parameters of images": (lambda: fit_of(PerImage(), ELBO()), DEPENDENT),
