@@ -80,15 +80,15 @@ def _joined_group(notes: Notes) -> Iterator[None]:
         # is nothing left that this could fail for.
         with suppress(RanksError):
             gather(None)
+        # A thread of gloo releases the tensors of that message. For that it needs the interpreter, and aborts the
+        # process if that has begun to shut down. Sleeping lets it run. After an error, the message comes at once.
+        time.sleep(_SECONDS_TO_RELEASE)
     except Exception as error:
         notes.leave(error)
         raise
     finally:
         _notes = None
         dist.destroy_process_group()
-        # A thread of gloo releases the tensors of the last message. For that it needs the interpreter, and aborts the
-        # process if that has begun to shut down. Sleeping lets the thread run.
-        time.sleep(_SECONDS_TO_RELEASE)
 
 
 def rank() -> int:
