@@ -16,10 +16,9 @@ from pyro_vae.infer.graph_step import Preprocess
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import canonical_name, unconstrained_param
 from pyro_vae.trace import Batch, Draw, GraphError, Program, RowNoise, Rows, find_draws, global_generator
-from pyro_vae.trace.graphs.comparison import agree
-from pyro_vae.trace.graphs.effects import undo_effects
+from pyro_vae.trace.graphs.comparison import agree, without_effects
 from pyro_vae.trace.graphs.surroundings import Surroundings
-from pyro_vae.trace.isolation import fork_rng, isolated_param_store
+from pyro_vae.trace.isolation import isolated_param_store
 
 
 class Parts:
@@ -152,10 +151,10 @@ class Parts:
         """Undo all side effects of the program, and restore the random generators."""
         try:
             with ExitStack() as stack:
-                stack.enter_context(fork_rng(batch.x))
                 stack.enter_context(isolated_param_store())
-                stack.enter_context(pyro.validation_enabled(False))
-                stack.enter_context(undo_effects(Surroundings([self.model, self.guide, self.objective])))
+                surroundings = Surroundings([self.model, self.guide, self.objective])
+                stack.enter_context(without_effects(batch.x, surroundings))
+                stack.enter_context(torch.enable_grad())
                 yield
         except (GraphError, OverflowError) as error:
             raise UserError(f"The program cannot be trained in several processes: {error}. Use one process.") from error

@@ -6,7 +6,6 @@ an input, drawn in the order of the record from the generator of that record.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,15 +15,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import is_out_of_memory
-from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
+from pyro_vae.trace.graphs.comparison import TOLERANCE, agree, compile_if_right
 from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, in_one_line
 from pyro_vae.trace.graphs.pure import PureGraph, check_alike
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.graphs.stacks import Stack
 from pyro_vae.trace.isolation import fork_rng
 from pyro_vae.trace.seeds import global_generator
-
-_LOG = logging.getLogger("pyro_vae")
 
 Generators = Callable[[torch.device], torch.Generator]
 Inputs = Mapping[int, Sequence[Tensor]]
@@ -147,11 +144,7 @@ class BatchedGraph:
 
     def _split(self, outputs: Sequence[Tensor], inputs: Inputs) -> dict[int, Tensors]:
         rows = list(zip(*(output.unbind() for output in outputs), strict=True))
-        split: dict[int, Tensors] = {}
-        for position in inputs:
-            row = iter(rows[position])
-            split[position] = tuple(next(row) if there else None for there in self._pure.found)
-        return split
+        return {position: self._pure.results(rows[position]) for position in inputs}
 
     def _scratch(self, arguments: list[Tensor]) -> list[Tensor]:
         """Return the arguments, with copies of those that the graph writes to."""
@@ -175,17 +168,10 @@ class BatchedGraph:
                 raise
             raise GraphError(f"it has no batched form ({in_one_line(error)})") from error
         if compiled:
-            try:
-                with torch.no_grad():
-                    run = compile_graph(graph, arguments)
-                if self._agrees(run, inputs):
-                    return run  # type: ignore[return-value]  # without None
-                reason = "the compiled graph gives other numbers"
-            except Exception as error:  # compilers may raise anything
-                if is_out_of_memory(error):
-                    raise
-                reason = in_one_line(error)
-            _LOG.warning("Not compiled (%s): operations run one by one.", reason)
+            with torch.no_grad():
+                run = compile_if_right(lambda: compile_graph(graph, arguments), lambda run: self._agrees(run, inputs))
+            if run is not None:
+                return run  # type: ignore[return-value]  # without None
         if not self._agrees(graph, inputs):
             raise GraphError("the graph of all fits gives other numbers than that of one")
         return graph

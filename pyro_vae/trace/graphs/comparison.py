@@ -95,12 +95,28 @@ def compile_checked(
         The compiled graph, or None, with a warning, if the compiler fails or the results differ.
     """
 
-    def compiled(*inputs: Tensor) -> Tensors:
-        return run(*inputs, *outside)
+    def agrees(run: Callable[..., Tensors]) -> bool:
+        def compiled(*inputs: Tensor) -> Tensors:
+            return run(*inputs, *outside)
 
+        return same_results(expected, compiled, inputs, surroundings, tolerance, in_nats)
+
+    arguments = [*inputs, *(tensor.detach() for tensor in outside)]
+    return compile_if_right(lambda: compile_with_noise_first(graph, arguments), agrees)
+
+
+def compile_if_right(
+    compiled: Callable[[], Callable[..., Tensors]], agrees: Callable[[Callable[..., Tensors]], bool]
+) -> Callable[..., Tensors] | None:
+    """Return a compiled graph; None, with a warning, if the compiler fails or its results are wrong.
+
+    Args:
+        compiled: Function that compiles the graph.
+        agrees: Function of the compiled graph that returns whether its results are right.
+    """
     try:
-        run = compile_with_noise_first(graph, [*inputs, *(tensor.detach() for tensor in outside)])
-        if not same_results(expected, compiled, inputs, surroundings, tolerance, in_nats):
+        run = compiled()
+        if not agrees(run):
             raise RuntimeError("the compiled graph gives different results")
     except Exception as error:  # compilers may raise anything
         if is_out_of_memory(error):

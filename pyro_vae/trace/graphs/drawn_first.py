@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph
 from pyro_vae.trace.graphs.pure import PureGraph
-from pyro_vae.trace.seeds import global_generator
 
 
 def compile_with_noise_first(record: GraphModule, inputs: list[Tensor]) -> Callable[..., Tensors]:
@@ -33,17 +31,5 @@ def compile_with_noise_first(record: GraphModule, inputs: list[Tensor]) -> Calla
         return compile_graph(record, inputs)
     if len(pure.noise) < 2:
         return compile_graph(record, inputs)
-
-    def empty() -> list[Tensor]:
-        return [torch.empty(noise.shape, dtype=noise.dtype, device=noise.device) for noise in pure.noise]
-
-    compiled = compile_graph(pure.module, [*inputs, *empty()])
-
-    def run(*arguments: Tensor) -> Tensors:
-        drawn = empty()
-        for out, noise in zip(drawn, pure.noise, strict=True):
-            noise.draw(out, global_generator(noise.device))
-        results = iter(compiled(*arguments, *drawn))
-        return tuple(next(results) if there else None for there in pure.found)
-
-    return run
+    compiled = compile_graph(pure.module, [*inputs, *(noise.empty() for noise in pure.noise)])
+    return lambda *arguments: pure.results(compiled(*arguments, *pure.draw()))  # type: ignore[arg-type]  # no None

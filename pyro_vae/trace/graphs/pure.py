@@ -3,7 +3,7 @@ r"""A recorded graph as a function without random operations: its noise is an in
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from pyro_vae.trace.graphs.fx import GraphError
+from pyro_vae.trace.graphs.fx import GraphError, Tensors
 from pyro_vae.trace.graphs.record import Record
+from pyro_vae.trace.seeds import global_generator
 
 _aten = torch.ops.aten
 _FRESH = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
@@ -46,6 +47,10 @@ class Noise(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    def empty(self) -> Tensor:
+        """Return a tensor of this form, whose values are arbitrary."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
     def draw(self, out: Tensor, generator: torch.Generator) -> None:
         """Draw into a contiguous tensor of this form, in place."""
         getattr(out, self.method)(*self.numbers, generator=generator)
@@ -66,6 +71,18 @@ class PureGraph(NamedTuple):
     noise: list[Noise]
     found: list[bool]
     written: set[int]
+
+    def draw(self) -> list[Tensor]:
+        """Draw all noise from torch's generators, in the order of the graph."""
+        drawn = [noise.empty() for noise in self.noise]
+        for out, noise in zip(drawn, self.noise, strict=True):
+            noise.draw(out, global_generator(noise.device))
+        return drawn
+
+    def results(self, outputs: Iterable[Tensor]) -> Tensors:
+        """Return the results of the record, given those of `module`."""
+        remaining = iter(outputs)
+        return tuple(next(remaining) if there else None for there in self.found)
 
     @classmethod
     def of(cls, record: GraphModule) -> PureGraph:

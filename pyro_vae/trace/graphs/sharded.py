@@ -2,23 +2,19 @@ r"""A recorded graph on parts of a batch, whose noise is that of their rows when
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import is_out_of_memory
-from pyro_vae.trace.graphs.comparison import TOLERANCE, agree
-from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph, in_one_line
+from pyro_vae.trace.graphs.comparison import TOLERANCE, agree, compile_if_right
+from pyro_vae.trace.graphs.fx import GraphError, Tensors, compile_graph
 from pyro_vae.trace.graphs.pure import PureGraph
 from pyro_vae.trace.graphs.record import Record
 from pyro_vae.trace.isolation import fork_rng
 from pyro_vae.trace.row_noise import Draw, Rows
 from pyro_vae.trace.seeds import global_generator
-
-_LOG = logging.getLogger("pyro_vae")
 
 
 class ShardedGraph:
@@ -70,32 +66,22 @@ class ShardedGraph:
                 for draw, out in zip(self.draws, whole, strict=True)
             ]
             with torch.no_grad():
-                results.append(self._results(self._run(*inputs, *self.record.read(), *own)))
+                results.append(self._pure.results(self._run(*inputs, *self.record.read(), *own)))
         return results
 
-    def _results(self, outputs: Sequence[Tensor]) -> Tensors:
-        remaining = iter(outputs)
-        return tuple(next(remaining) if there else None for there in self._pure.found)
-
     def _build(self, inputs: Sequence[Tensor], compiled: bool) -> Callable[..., Sequence[Tensor]]:
-        run: Any = self._pure.module
+        pure = self._pure
         if compiled:
-            own = [torch.zeros(n.shape, dtype=n.dtype, device=n.device) for n in self._pure.noise]
-            try:
-                with torch.no_grad():
-                    run = compile_graph(run, [*inputs, *(t.detach() for t in self.record.read()), *own])
-                if self._agrees(run, inputs):
-                    return run
-                reason = "the compiled graph gives other numbers"
-            except Exception as error:  # compilers may raise anything
-                if is_out_of_memory(error):
-                    raise
-                reason = in_one_line(error)
-            _LOG.warning("Not compiled (%s): operations run one by one.", reason)
-            run = self._pure.module
-        if not self._agrees(run, inputs):
+            arguments = [*inputs, *(t.detach() for t in self.record.read()), *(noise.empty() for noise in pure.noise)]
+            with torch.no_grad():
+                run = compile_if_right(
+                    lambda: compile_graph(pure.module, arguments), lambda run: self._agrees(run, inputs)
+                )
+            if run is not None:
+                return run  # type: ignore[return-value]  # without None
+        if not self._agrees(pure.module, inputs):
             raise GraphError("the graph without random operations gives other numbers than its record")
-        return run
+        return pure.module
 
     def _agrees(self, run: Callable[..., Any], inputs: Sequence[Tensor]) -> bool:
         """Return whether the graph gives the results of the record on the same noise, with the same side effects."""
@@ -105,12 +91,6 @@ class ShardedGraph:
             copies = [a.clone() if place in self._pure.written else a for place, a in enumerate(arguments)]
             with fork_rng(inputs[0]), torch.no_grad():
                 # The fork starts from the same state both times.
-                if pure:
-                    own = [torch.empty(n.shape, dtype=n.dtype, device=n.device) for n in self._pure.noise]
-                    for noise, out in zip(self._pure.noise, own, strict=True):
-                        noise.draw(out, global_generator(noise.device))
-                    results = self._results(run(*copies, *own))
-                else:
-                    results = self.record.run(*copies)
+                results = self._pure.results(run(*copies, *self._pure.draw())) if pure else self.record.run(*copies)
             ends.append([*results, *(copies[place] for place in sorted(self._pure.written))])
         return agree(list(zip(*ends, strict=True)), self.tolerance)
