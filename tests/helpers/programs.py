@@ -38,6 +38,27 @@ def two_layer() -> TwoLayerVAE:
     )
 
 
+class Layered(nn.Module):
+    """A VAE whose encoder has a layer such as batch normalization or dropout."""
+
+    def __init__(self, layer: nn.Module, *, bias: bool = True) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8, bias=bias), layer, nn.Tanh(), nn.Linear(8, 4))
+        self.decoder = nn.Linear(2, 6)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("program", self)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("program", self)
+        loc, log_scale = self.encoder(x.flatten(1)).chunk(2, -1)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
 class ConvProgram(nn.Module):
     """A decoder that calls `view(z.shape[0], ...)` and therefore takes no particle dimension."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from helpers.programs import ConvProgram, small_vae, two_layer
+from helpers.programs import ConvProgram, Layered, small_vae, two_layer
 from helpers.unusual_programs import (
     Averaged,
     ByImages,
@@ -52,27 +52,6 @@ class Uneven:
         return torch.bernoulli(self.gray[batch])
 
 
-class Normalized(nn.Module):
-    """A VAE whose encoder has batch normalization, dropout, or neither."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(6, 8), layer, nn.Tanh(), nn.Linear(8, 4))
-        self.decoder = nn.Linear(2, 6)
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("program", self)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.flatten(1))
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("program", self)
-        loc, log_scale = self.encoder(x.flatten(1)).chunk(2, -1)
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
 class GammaLatent:
     """Its draws reject proposals, so that their number depends on the parameters; they are drawn at random first."""
 
@@ -100,7 +79,7 @@ class Subsampled:
         pass
 
 
-class Tracking(Normalized):
+class Tracking(Layered):
     """A program that keeps a moving average of its images, which no loss depends on."""
 
     def __init__(self) -> None:
@@ -169,7 +148,7 @@ EXACT: dict[str, Callable[[], Fit]] = {
     "recorded": lambda: fit_of(small_vae(), ELBO(), "recorded"),
     "iwae": lambda: fit_of(small_vae(), IWAE(3), "recorded"),
     "beta": lambda: fit_of(small_vae(), BetaELBO(beta=2.0, warmup_steps=20), "recorded"),
-    "stl with dropout": lambda: fit_of(Normalized(nn.Dropout(0.3)), STL(2)),
+    "stl with dropout": lambda: fit_of(Layered(nn.Dropout(0.3)), STL(2)),
     "two latents": lambda: fit_of(two_layer(), ELBO(), "recorded"),
     "convolutions": lambda: fit_of(ConvProgram(), ELBO(), "recorded", (4, 4)),
     "rejection": lambda: fit_of(GammaLatent(), ELBO(), "recorded"),
@@ -182,7 +161,7 @@ EXACT: dict[str, Callable[[], Fit]] = {
 LONG: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
 COUPLED, DEPENDENT = "couples the images of a batch", "depends on the images or on their number"
 REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
-    "batch normalization": (lambda: fit_of(Normalized(nn.BatchNorm1d(8)), ELBO()), COUPLED),
+    "batch normalization": (lambda: fit_of(Layered(nn.BatchNorm1d(8)), ELBO()), COUPLED),
     "total correlation": (lambda: fit_of(small_vae(), BetaTCVAE(beta=2.0, num_images=NUM_IMAGES)), COUPLED),
     "subsampled plate": (lambda: fit_of(Subsampled(), ELBO()), COUPLED),
     "objective of a batch": (lambda: fit_of(Separate(), Centered()), COUPLED),
@@ -196,7 +175,7 @@ REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
 
 # With four shards. Parts of a batch of seven have one and two images, and three of the last batch are empty.
 SHARDS: dict[str, Callable[[], Fit]] = {
-    "shards, run by Pyro": lambda: fit_of(Normalized(nn.Dropout(0.3)), STL(2), shards=4),
+    "shards, run by Pyro": lambda: fit_of(Layered(nn.Dropout(0.3)), STL(2), shards=4),
     "shards, recorded": lambda: fit_of(small_vae(), IWAE(3), "recorded", shards=4),
     "shards, random start": lambda: fit_of(RandomStart(), ELBO(), "recorded", shards=4),
     "shards, float32": lambda: fit_of(two_layer(), ELBO(), "recorded", shards=4),

@@ -16,7 +16,7 @@ import torch
 from helpers import stateful
 from helpers.bits import assert_same, records, untimed
 from helpers.fits import Fixed, Multiplied
-from helpers.programs import small_vae
+from helpers.programs import Layered, small_vae
 from torch import Tensor, nn
 
 from pyro_vae.errors import NonFiniteError
@@ -41,25 +41,9 @@ class Uneven(Fixed):
         yield from torch.randperm(self.num_images, generator=generator).split(7)
 
 
-class Normalized(nn.Module):
-    """A VAE whose encoder has batch normalization; biases before that would have gradients of rounding alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
-        self.decoder = nn.Linear(2, 6)
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("program", self)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x.flatten(1))
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("program", self)
-        loc, log_scale = self.encoder(x.flatten(1)).chunk(2, -1)
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+def normalized() -> Layered:
+    """A VAE with batch normalization; biases before that would have gradients of rounding alone."""
+    return Layered(nn.BatchNorm1d(8), bias=False)
 
 
 class GammaLatent:
@@ -110,7 +94,7 @@ def importance(seed: int) -> Fit:
 
 
 def batch_norm(seed: int) -> Fit:
-    return fit_of(Normalized())
+    return fit_of(normalized())
 
 
 def constrained(seed: int) -> Fit:
@@ -126,7 +110,7 @@ def gamma(seed: int) -> Fit:
 
 
 def of_two_structures(seed: int) -> Fit:
-    return fit_of(small_vae() if seed else Normalized())
+    return fit_of(small_vae() if seed else normalized())
 
 
 def of_two_numbers(seed: int) -> Fit:
@@ -272,7 +256,7 @@ def test_members_stop_early_independently(shared_steps: list[int]) -> None:
     """Two of three stop after some epochs: first a place is computed in vain, then the graph is made anew."""
 
     def make(seed: int) -> Fit:
-        vae = Normalized()
+        vae = normalized()
         return fit_of(vae, rate=0.5 if seed else 0.01, patience=3 if seed == 2 else 1, epochs=6)
 
     many = FitMany(make, range(3))
