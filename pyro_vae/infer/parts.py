@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae import ranks
+from pyro_vae import parallel, ranks
 from pyro_vae.errors import UserError
 from pyro_vae.infer.exchange import check_same_parameters
 from pyro_vae.infer.graph_step import Preprocess
@@ -39,7 +39,7 @@ class Parts:
     """
 
     def __init__(self, model: Program, guide: Program, objective: Objective, shards: int | None) -> None:
-        ranks.on_first(lambda: _check_number(shards))  # raised by all processes, and printed by one
+        parallel.on_first(lambda: _check_number(shards))  # raised by all processes, and printed by one
         self.model, self.guide, self.objective, self.shards = model, guide, objective, shards
         self.number = ranks.size() if shards is None else shards
         self.own = range(*Rows.split(self.number, ranks.rank(), ranks.size())[:2])

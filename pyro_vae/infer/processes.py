@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from pyro_vae import ranks
+from pyro_vae import parallel, ranks
 
 T = TypeVar("T")
 
@@ -44,4 +44,4 @@ class ManyProcesses(OneProcess):
 
     def on_first(self, function: Callable[[], T]) -> T:
         """Return the result of a function that the first process calls, or raise its exception, in all processes."""
-        return ranks.on_first(function)
+        return parallel.on_first(function)
