@@ -190,7 +190,9 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
             numbers[instrument.name] = result.numbers
         numbers["reasons"] |= result.reasons
     parameters = num_parameters(fitted.program)
-    parallel.on_first(lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics))
+    parallel.on_first(
+        lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
+    )
     results.unlock()
     return scores, numbers
 
