@@ -144,7 +144,7 @@ def fit_of(
 ) -> Fit:
     """Return a fit, whose ELBO of dark validation images falls."""
     batches = Uneven(shape, program, size)
-    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 40))
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 5 * EPOCHS))
     driver = SVI if ranks.size() == 1 and shards is None else partial(ShardedSVI, shards=shards)
     valid = (batches.gray > 0.5).to(batches.gray.dtype)
     svi = driver(program.model, program.guide, optim, loss, execution=execution)
@@ -162,12 +162,13 @@ EXACT: dict[str, Callable[[], Fit]] = {
     "rejection": lambda: fit_of(GammaLatent(), ELBO(), "recorded"),
     "early stopping": lambda: fit_of(small_vae(), ELBO(), "recorded", dark=True, patience=2, ema=0),
     "late parameter": lambda: fit_of(Late(), ELBO(), "recorded"),
+    "late parameter, run by Pyro": lambda: fit_of(Late(), ELBO()),
     "unused parameters": lambda: fit_of(Unused(), IWAE(2), "recorded"),
     "parameter of some images": lambda: fit_of(Some(), ELBO()),
     "own objective": lambda: fit_of(Separate(), Powered(), "recorded"),
 }
-BOUNDED: dict[str, Callable[[], Fit]] = {"little memory": lambda: fit_of(Bounded(), ELBO(), "recorded")}
-LONG: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
+BOUNDED: dict[str, Callable[[], Fit]] = {"little memory": lambda: fit_of(Bounded(), ELBO())}
+COMPILED: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
 COUPLED, DEPENDENT = "couples the images of a batch", "depends on the images or on their number"
 REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
     "batch normalization": (lambda: fit_of(Layered(nn.BatchNorm1d(8)), ELBO()), COUPLED),
@@ -192,6 +193,18 @@ SHARDS: dict[str, Callable[[], Fit]] = {
     "shards, recorded": lambda: fit_of(small_vae(), IWAE(3), "recorded", shards=4),
     "shards, random start": lambda: fit_of(RandomStart(), ELBO(), "recorded", shards=4),
     "shards, float32": lambda: fit_of(two_layer(), ELBO(), "recorded", shards=4),
+}
+
+
+def _lengthened(make: Callable[[], Fit]) -> Fit:
+    with mock.patch.dict(globals(), EPOCHS=40):
+        return make()
+
+
+LONG = {
+    f"{name}, 200 steps{dtype}": partial(_lengthened, make)
+    for name, make in (EXACT | COMPILED | SHARDS).items()
+    for dtype in ("", ", float32")
 }
 SHARDS_COMPILED: dict[str, Callable[[], Fit]] = {
     "shards, compiled": lambda: fit_of(small_vae(), ELBO(), "compiled", shards=4),
@@ -229,6 +242,11 @@ def outcome(make: Callable[[], Fit], seed: int = 0, state: dict[str, Any] | None
     return {"epochs": epochs, "params": params, "random": torch.get_rng_state(), "recorded": recorded}
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of the parameters of a fit, by its name."""
+    return torch.float32 if "float32" in name else torch.float64
+
+
 def paused(make: Callable[[], Fit]) -> dict[str, Any]:
     """Return the state of a fit in the middle of an epoch."""
     pyro.clear_param_store()
@@ -243,7 +261,7 @@ def main(folder: Path, names: list[str]) -> None:
     results: dict[str, Any] = {}
     for full in names:
         action, _, rest = full.rpartition(": ")
-        torch.set_default_dtype(torch.float32 if "float32" in full else torch.float64)
+        torch.set_default_dtype(dtype_of(full))
         refused = {name: make for name, (make, _) in REFUSED.items()}
         make = (EXACT | BOUNDED | LONG | refused | SHARDS | SHARDS_COMPILED | SHARDS_REFUSED)[rest]
         if action == "pause":
