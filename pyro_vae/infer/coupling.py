@@ -82,11 +82,12 @@ class CouplingCheck:
         check_same_parameters([each for every in ranks.gather(shapes) for each in every])
         sums = _add_up([part for rows, part in zip(every_rows, found, strict=True) if len(rows)], expected)
         if not agree(list(zip(_tensors(expected), sums, strict=True)), self._tolerance):
+            alone = "." if self._parts.shards is None else ", and leave out shards (--deterministic-shards)."
             raise UserError(
                 f"The objective of {len(images)} images is {-float(expected.loss):.6g} nats, and the sum over their "
                 f"parts {-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the "
-                "images of a batch, e.g. by batch normalization, which several processes cannot compute. Use one "
-                "process" + ("." if self._parts.shards is None else ", and leave out shards (--deterministic-shards).")
+                "images of a batch, e.g. by batch normalization or by a hook that clips gradients, which several "
+                f"processes cannot compute. Use one process{alone}"
             )
         # A counter has the same value for any images.
         if not all(ranks.gather(all(all(map(torch.equal, part.after, expected.after)) for part in found))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,16 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "0"
 
 
-def test_three_processes_change_no_bit_also_if_they_resume_a_fit_of_one(one: Path, tmp_path: Path) -> None:
+def test_three_processes_change_no_bit_also_if_they_resume_a_fit_of_one(
+    one: Path, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
     shutil.copy(one, tmp_path / "paused")
     expected = checkpoint.load(one)
     for found in results(3, tmp_path, *SHARDS, *(f"resume: {name}" for name in RESUMED)):
         for name, values in found.items():
             check_same(values, expected[name.removeprefix("resume: ")], name)
+    number = len(SHARDS) + len(RESUMED)
+    promised(f"fits in 4 shards by 3 processes end with the bits of one: {number} of {number}")
 
 
 @pytest.mark.slow
