@@ -62,7 +62,7 @@ def seconds_to_print(error: Exception) -> float | None:
     that: for errors before the group is joined, which come from flags and files, and for lost connections. A lost
     connection is not printed if another process has printed the cause to the output of torchrun.
     """
-    raised_by_all = getattr(error, "raised_by_all", None)  # set by `failures` and `ranks.map_parts`
+    raised_by_all = getattr(error, "raised_by_all", None)  # set by `failures` and `parallel.map_parts`
     spoken = getattr(error, "spoken", not prints())  # set by `failures` for lost connections
     if (raised_by_all and not prints()) or (hasattr(error, "spoken") and spoken and _one_output()):
         return None

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_vae import cli, config, ranks, torchrun
+from pyro_vae import cli, config, parallel, ranks, torchrun
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
@@ -101,7 +101,7 @@ def main(arguments: Arguments) -> None:
     }
     with ranks.process_group("cpu"):  # only the fits compute
         first = ranks.is_first()
-        for path, status in ranks.map_parts(lambda name: fit(configs[name], runs[name]), configs):
+        for path, status in parallel.map_parts(lambda name: fit(configs[name], runs[name]), configs):
             if status:
                 if first:
                     print(f"The fit of {path} ended with status {status}.", file=sys.stderr)

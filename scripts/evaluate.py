@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config, ranks
+from pyro_vae import cli, config, parallel, ranks
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
@@ -127,7 +127,7 @@ def main(arguments: RunArguments) -> None:
         for name, (folder, settings) in zip(names, runs, strict=True):
             # The run folder may be untrusted: download only to a data_root given on the command line, not to the saved
             # one.
-            fitted = ranks.in_turn(partial(restored, folder, settings, download="data_root" in changes))
+            fitted = parallel.in_turn(partial(restored, folder, settings, download="data_root" in changes))
             with fitted.program.scope():
                 scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
     if first:
@@ -167,9 +167,9 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
     fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
     assert settings.num_samples is not None
     for instrument in requested:
-        ranks.on_first(partial(instrument.check, run))
+        parallel.on_first(partial(instrument.check, run))
     metrics = run.folder.metrics()
-    ranks.on_first(results.lock)
+    parallel.on_first(results.lock)
     compiled = fitted.execution == "compiled"
     scores, numbers = measure_scores(
         fitted.program,
@@ -181,16 +181,18 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
         level_bits=fitted.images.level_bits,
     )
     columns = fitted.images.pixels.columns
-    ranks.on_first(lambda: write_scores(results, fitted.program, run.test, scores, settings.seed, columns))
-    ranks.on_first(lambda: write_bounds(results, scores))
+    parallel.on_first(lambda: write_scores(results, fitted.program, run.test, scores, settings.seed, columns))
+    parallel.on_first(lambda: write_bounds(results, scores))
     for instrument in requested:
         result = instrument.measure(run, settings.seed)
-        ranks.on_first(partial(result.write, results, instrument.name))
+        parallel.on_first(partial(result.write, results, instrument.name))
         if result.numbers != {}:
             numbers[instrument.name] = result.numbers
         numbers["reasons"] |= result.reasons
     parameters = num_parameters(fitted.program)
-    ranks.on_first(lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics))
+    parallel.on_first(
+        lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
+    )
     results.unlock()
     return scores, numbers
 

@@ -23,7 +23,7 @@ import pyro
 import tyro
 from tqdm import tqdm
 
-from pyro_vae import cli, config, data, ranks, torchrun
+from pyro_vae import cli, config, data, parallel, ranks, torchrun
 from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
@@ -89,14 +89,14 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     path = output.out or Path("runs") / programs.run_name(first)
     folders = {seed: RunFolder(seed_path(path, seed, first.seed)) for seed in configs}
     if output.resume:
-        for seed in ranks.on_first(partial(finished_seeds, configs, folders)):
+        for seed in parallel.on_first(partial(finished_seeds, configs, folders)):
             del configs[seed]
             print(f"{folders[seed].path} is finished; nothing to resume.")
     if not configs:
         return
 
     # Data, programs and fits.
-    images = ranks.in_turn(partial(load_images, first))
+    images = parallel.in_turn(partial(load_images, first))
     runs: dict[int, Run] = {}
 
     def make(seed: int) -> Fit:
@@ -112,7 +112,7 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     ranks.gather(None)  # no process has failed so far
     for seed, fitted in runs.items():
         create = partial(folders[seed].create, resume=output.resume, overwrite=output.overwrite)
-        ranks.on_first(partial(create, fitted.config.to_json()))
+        parallel.on_first(partial(create, fitted.config.to_json()))
     with cli.deferred_signals() as stop:
         train(fit, runs, folders, every_seconds=output.checkpoint_seconds, should_stop=stop)
         # A signal that another process has received, perhaps after the last step, stops this one, too.
@@ -183,8 +183,8 @@ def score(run: Run, fit: Fit, folder: RunFolder) -> tuple[Scores, dict[str, Any]
             level_bits=run.images.level_bits,
         )
         columns = run.images.pixels.columns
-        ranks.on_first(lambda: write_scores(folder, run.program, test, scores, settings.seed, columns))
-        ranks.on_first(lambda: write_report(folder, fit, settings, scores, numbers))
+        parallel.on_first(lambda: write_scores(folder, run.program, test, scores, settings.seed, columns))
+        parallel.on_first(lambda: write_report(folder, fit, settings, scores, numbers))
     return scores, numbers
 
 

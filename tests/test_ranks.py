@@ -13,7 +13,7 @@ from helpers.calls import ROOT, command
 from helpers.fixtures import Refused
 from helpers.processes import run_together
 
-from pyro_vae import ranks, torchrun
+from pyro_vae import parallel, ranks, torchrun
 from pyro_vae.errors import OutOfMemoryError, RanksError, UserError
 
 pytestmark = pytest.mark.host
@@ -78,11 +78,11 @@ def test_one_process_is_lazy_and_needs_no_group() -> None:
             yield part
 
     with ranks.process_group("cpu"):
-        results = ranks.map_parts(lambda part: part**2, parts())
+        results = parallel.map_parts(lambda part: part**2, parts())
         assert (next(results), seen) == (0, [0])
         assert (list(results), seen) == ([1, 4], [0, 1, 2])
         assert (ranks.rank(), ranks.size(), ranks.is_first()) == (0, 1, True)
-        assert (ranks.gather(3), ranks.broadcast(3), ranks.on_first(lambda: 3)) == ([3], 3, 3)
+        assert (ranks.gather(3), ranks.broadcast(3), parallel.on_first(lambda: 3)) == ([3], 3, 3)
         numbers = torch.ones(2)
         ranks.sum_flat(numbers)
         assert numbers.tolist() == [1, 1]

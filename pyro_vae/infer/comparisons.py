@@ -1,4 +1,4 @@
-r"""When a recorded step is compared with the program."""
+r"""When the steps of a fit are compared with those of the program as one process runs it."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class Fit:
         elbo, distortion, model, guide, valid = None, None, self.svi.model, self.svi.guide, self.valid
         with self.average.in_place():
             if valid is not None:
-                elbo, distortion = self.svi.processes.on_first(lambda: validate(model, guide, valid, self.seed))
+                elbo, distortion = validate(model, guide, valid, self.seed, self.svi.processes.map_parts)
             record = self._progress.finish(
                 index=self.epoch,
                 step=self.svi.steps,

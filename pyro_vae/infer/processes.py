@@ -2,12 +2,14 @@ r"""What a fit does once for all processes that share its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
-from pyro_vae import ranks
+from pyro_vae import parallel, ranks
 
+Part = TypeVar("Part")
 T = TypeVar("T")
+MapParts: TypeAlias = Callable[[Callable[[Any], T], Iterable[Any]], Iterator[T]]
 
 
 class OneProcess:
@@ -28,6 +30,10 @@ class OneProcess:
         """Return the result of a function that one process calls."""
         return function()
 
+    def map_parts(self, function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[T]:
+        """Return the results of a function of parts, in order."""
+        return map(function, parts)
+
 
 class ManyProcesses(OneProcess):
     """The processes that share the steps of a fit, see `ranks`. All of them call the same methods in the same order."""
@@ -44,4 +50,8 @@ class ManyProcesses(OneProcess):
 
     def on_first(self, function: Callable[[], T]) -> T:
         """Return the result of a function that the first process calls, or raise its exception, in all processes."""
-        return ranks.on_first(function)
+        return parallel.on_first(function)
+
+    def map_parts(self, function: Callable[[Part], T], parts: Iterable[Part]) -> Iterator[T]:
+        """Return the results of a function of parts, in order, in all processes; see `parallel.map_parts`."""
+        return parallel.map_parts(function, parts)

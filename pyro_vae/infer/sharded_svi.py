@@ -12,11 +12,14 @@ from torch import Tensor
 
 from pyro_vae import ranks
 from pyro_vae.errors import UserError
+from pyro_vae.infer.comparisons import Comparisons
+from pyro_vae.infer.coupling import CouplingCheck
 from pyro_vae.infer.exchange import Exchange, Part
 from pyro_vae.infer.graph_step import Preprocess
+from pyro_vae.infer.isolated_step import IsolatedStep, observed
 from pyro_vae.infer.objectives.objective import Objective
 from pyro_vae.infer.parameters import State
-from pyro_vae.infer.parts import Parts, observed
+from pyro_vae.infer.parts import Parts
 from pyro_vae.infer.processes import ManyProcesses
 from pyro_vae.infer.step_result import StepResult
 from pyro_vae.infer.streams import rng_state, set_rng_state
@@ -26,9 +29,6 @@ from pyro_vae.trace.graphs.comparison import TOLERANCE
 from pyro_vae.trace.isolation import fork_rng
 
 _LOG = logging.getLogger("pyro_vae")
-
-# Draws are found and sums compared before steps 0, 1, 2, 4, 8, ... and those that this number divides.
-_CHECKED_EVERY = 1000
 
 _Inputs = dict[int, tuple[Tensor, ...]]  # of the record of a step, by the place of the part in this process
 
@@ -44,9 +44,9 @@ class ShardedSVI(SVI):
     and their results are added in the same order. Weights and losses then do not depend on the number of processes to
     the bit, if each has the same number of threads and the same kind of device.
 
-    The objective of a batch must be the sum over its images. Steps 0, 1, 2, 4, 8, ... and every thousandth compare the
-    sum over parts with the whole, for a few images of the batch. A program that couples images, e.g. by batch
-    normalization, and an objective that does, e.g. `BetaTCVAE`, are rejected there.
+    The objective of a batch must be the sum over its images. The first step with a batch of some size, and the steps
+    that `Comparisons` schedules, compare the sum over parts with the whole (`CouplingCheck`). A program that couples
+    images, e.g. by batch normalization, and an objective that does, e.g. `BetaTCVAE`, are rejected there.
 
     Args:
         *args: See `SVI`; the loss must be an `Objective`.
@@ -68,32 +68,34 @@ class ShardedSVI(SVI):
         if self.recorded is not None:
             self.recorded.set_compiled(False)  # the graph without random operations is compiled instead
         self.processes: ManyProcesses = ManyProcesses()
-        self._parts = Parts(self.model, self.guide, self.objective, shards)
-        self._exchange = Exchange(shards)
-        self._draws: list[Draw] | None = None  # unknown before the first step
-        self._loaded = True  # whether this is the first step of this process, or after a state has been loaded
+        self._parts, self._exchange = Parts(shards), Exchange(shards)
+        self._isolated = IsolatedStep(self.model, self.guide, self.objective)
+        tolerance = self.recorded.options.get("tolerance", TOLERANCE) if self.recorded else TOLERANCE
+        self._check = CouplingCheck(self._isolated, self._parts, tolerance)
+        self._comparisons, self._sizes = Comparisons(), set[int]()  # sizes of the batches that have been compared
+        self._draws: list[Draw] | None = None  # unknown before the first step, and after a state has been loaded
         self._graphs: dict[int, ShardedGraph] = {}  # by the id of the record, which it holds
         self._refused = False
 
     def load_state_dict(self, state: State, batch: Data) -> None:
         """Restore a `state_dict`, also one of another number of processes; see `SVI.load_state_dict`."""
         super().load_state_dict(state, batch)
-        self._loaded = True
+        self._draws, self._comparisons, self._sizes = None, Comparisons(), set()
 
     def _objective_step(self, preprocess: Preprocess | None, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step, of which this process computes its parts."""
         assert isinstance(self.objective, Objective)
         self.objective.set_step(self.steps)
         whole = Batch.from_call(*args, **kwargs)
-        if self._loaded and whole.device.type == "cuda":
+        if self._draws is None and whole.device.type == "cuda":
             # A state has been saved by the first process, and restores only the generator of the GPU of that process.
             generator = global_generator(whole.device)
             generator.set_state(ranks.broadcast(generator.get_state()))
-        if self._loaded or self.steps & (self.steps - 1) == 0 or self.steps % _CHECKED_EVERY == 0:
-            self._loaded = False
-            draws = self._find_draws(whole, preprocess)
-            tolerance = self.recorded.options.get("tolerance", TOLERANCE) if self.recorded else TOLERANCE
-            self._parts.check(whole, preprocess, draws, self.optim.params, tolerance)
+        if self._draws is None or len(whole) not in self._sizes or self._comparisons.due():
+            self._comparisons.note()
+            self._sizes.add(len(whole))
+            self._check(whole, preprocess, self._find_draws(whole, preprocess), self.optim.params)
+        self._comparisons.calls += 1
         if self._parts.shards is not None and not self._stored:
             self._register(whole, preprocess)
         parts = self._compute(whole, preprocess)
@@ -104,7 +106,7 @@ class ShardedSVI(SVI):
 
     def _find_draws(self, whole: Batch, preprocess: Preprocess | None) -> list[Draw]:
         """Find and keep the random operations of a step."""
-        draws = self._parts.find_draws(whole, preprocess)
+        draws = self._isolated.find_draws(whole, preprocess)
         if draws != self._draws:  # graphs are kept while these stay the same
             self._draws, self._graphs = draws, {}
         return draws

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pyro_vae import config, ranks
+from pyro_vae import config, parallel
 from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
 from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
@@ -96,7 +96,7 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         arguments = (program.model, program.guide, images, ais_config)
         return ais(*arguments, seed=batch_seed, progress=bar), bdmc(*arguments, seed=batch_seed, progress=bar)
 
-    test_results, simulated_results = zip(*ranks.map_parts(anneal, batches(x, seed)), strict=True)
+    test_results, simulated_results = zip(*parallel.map_parts(anneal, batches(x, seed)), strict=True)
     test, simulated = AISResult.concatenate(test_results), BDMCResult.concatenate(simulated_results)
     per_image = {
         "log_likelihood": test.lower,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae import ranks
+from pyro_vae import parallel, ranks
 from pyro_vae.evaluate import Scores, posterior_means, score
 from pyro_vae.trace import Batch, CompiledBackend, Data, EagerBackend, derive_seed
 
@@ -40,7 +40,7 @@ def posterior_means_batched(program: Any, x: Data, seed: int) -> Tensor:
         images, batch_seed = part
         return posterior_means(program.guide, images, batch_seed)
 
-    return torch.cat(list(ranks.map_parts(means, batches(x, seed))))
+    return torch.cat(list(parallel.map_parts(means, batches(x, seed))))
 
 
 def score_batched(program: Any, x: Data, num_samples: int, *, seed: int, compiled: bool) -> Scores:
@@ -60,7 +60,7 @@ def score_batched(program: Any, x: Data, num_samples: int, *, seed: int, compile
     backend = CompiledBackend() if compiled else EagerBackend()
     if not ranks.is_first():  # only the first batch is checked, as in one process
         backend.checked.add((program.model, program.guide))
-    return Scores.concatenate(ranks.map_parts(partial(_score_part, program, num_samples, backend), bar(parts)))
+    return Scores.concatenate(parallel.map_parts(partial(_score_part, program, num_samples, backend), bar(parts)))
 
 
 def _score_part(program: Any, num_samples: int, backend: EagerBackend, part: Part) -> Scores:
@@ -87,7 +87,7 @@ def _score_compiled(program: Any, parts: Sequence[Part], num_samples: int, bar: 
         found = first if first is not None and part is parts[0] else score_part(part)
         return found, backend.num_refused > refused_at_first[0]
 
-    found = list(ranks.map_parts(scores, bar(parts)))
+    found = list(parallel.map_parts(scores, bar(parts)))
     if any(failed for _, failed in found):
         return Scores.concatenate(map(partial(_score_part, program, num_samples, CompiledBackend()), bar(parts)))
     return Scores.concatenate(part_scores for part_scores, _ in found)

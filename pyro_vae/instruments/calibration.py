@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pyro_vae import config, ranks
+from pyro_vae import config, parallel
 from pyro_vae.evaluate import sbc_ranks
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count
 from pyro_vae.report import curves
@@ -43,7 +43,7 @@ class Calibration:
         """Rank the latents of simulated images."""
         program, template = run.fitted.program, Batch.of(run.test).expand(self.sbc_images)
         # One random stream for all simulated images: the first process alone draws them.
-        found = ranks.on_first(lambda: sbc_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed))
+        found = parallel.on_first(lambda: sbc_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed))
         figures = {"calibration": curves.calibration(found, _NUM_DRAWS)}
         return Result(per_image={"ranks": found.T}, rows="unit", figures=figures)
 

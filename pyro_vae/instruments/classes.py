@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae import ranks
+from pyro_vae import parallel
 from pyro_vae.evaluate import discrete_values, posterior_probs
 from pyro_vae.instruments.batches import Part, batches
 from pyro_vae.instruments.instrument import EvaluatedRun, Result
@@ -71,7 +71,7 @@ def measure_classes(program: Any, x: Data, labels: np.ndarray, seed: int) -> Res
         images, batch_seed = part
         return next(iter(posterior_probs(program.model, program.guide, images, seed=batch_seed).values()))
 
-    probs = list(ranks.map_parts(probs_of, parts))
+    probs = list(parallel.map_parts(probs_of, parts))
     values = torch.cat(probs).argmax(1).cpu().numpy()
     confusion = np.zeros((int(labels.max()) + 1, probs[0].shape[1]), int)
     np.add.at(confusion, (labels, values), 1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae import ranks
+from pyro_vae import parallel
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_means, traverse
 from pyro_vae.instruments.batches import posterior_means_batched
@@ -99,7 +99,7 @@ def measure_factors(
         )
         for split, (x, labels) in (("train", train), ("test", test))
     ]
-    scores = ranks.on_first(lambda: disentanglement_scores(halves[0], halves[1], seed))  # on all cores
+    scores = parallel.on_first(lambda: disentanglement_scores(halves[0], halves[1], seed))  # on all cores
     summary = {
         "num_train_images": len(train[0]),
         "num_test_images": len(test[0]),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pyro_vae import config, ranks
+from pyro_vae import config, parallel
 from pyro_vae.evaluate import per_image_elbos, standard_error
 from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
@@ -71,7 +71,7 @@ def measure_inference_gaps(program: Any, x: Data, num_steps: int, seed: int) -> 
         images, batch_seed = part
         return per_image_elbos(program.model, program.guide, images, num_steps=num_steps, seed=batch_seed, progress=bar)
 
-    elbos = list(ranks.map_parts(optimize, batches(x, seed)))
+    elbos = list(parallel.map_parts(optimize, batches(x, seed)))
     per_image = {name: np.concatenate([batch[name] for batch in elbos]) for name in elbos[0]}
     numbers: dict[str, Any] = {"num_steps": num_steps}
     for name, values in per_image.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pyro
 from torch import Tensor
 
-from pyro_vae import ranks
+from pyro_vae import parallel
 from pyro_vae.evaluate import (
     Accuracy,
     NoAnalyticMeanError,
@@ -117,7 +117,7 @@ def probe_rows(
     bar = progress_bar("probe", "classifier")
     classes = (train.classes, test.classes)
     features = _features(program, train.pixels, test.pixels, seed)
-    rows = ranks.on_first(lambda: probe(features, classes, subsets, bar))  # on all cores
+    rows = parallel.on_first(lambda: probe(features, classes, subsets, bar))  # on all cores
     first_subsets = {num_labels: draws[:_FINETUNED_SUBSETS] for num_labels, draws in subsets.items()}
     try:
         rows += _finetune_rows("fitted encoder", program, train, test, first_subsets, seed)
@@ -162,7 +162,7 @@ def _finetune_rows(
         return finetune(program.guide, *labeled, test.pixels, seed=derive_seed(seed, "draw", draw))
 
     for num_labels, draws in progress_bar(name, "number of labels")(subsets.items()):
-        correct = np.array(list(ranks.map_parts(predict, enumerate(draws)))) == test.classes
+        correct = np.array(list(parallel.map_parts(predict, enumerate(draws)))) == test.classes
         rows.append(Accuracy(name, "fine-tuned", num_labels, *mean_accuracy(correct)))
     return rows
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae import ranks
+from pyro_vae import parallel
 from pyro_vae.evaluate import (
     Moments,
     Scores,
@@ -69,7 +69,7 @@ def measure_scores(
     batch, parts = Batch.of(x), list(batches(x, seed))
     scores = score_batched(program, batch, num_samples, seed=seed, compiled=compiled)
     moments = Moments.concatenate(
-        ranks.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
+        parallel.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
     )
     measured = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
     extra: dict[str, float | None] = dict.fromkeys((*RATE_TERMS, "squared_error"))
@@ -117,7 +117,7 @@ def _squared_error(program: Any, parts: Sequence[Part]) -> float | None:
         return None if means is None else float((images.x - means).double().square().sum())
 
     total = 0.0
-    for value in ranks.map_parts(error, parts):
+    for value in parallel.map_parts(error, parts):
         if value is None:
             return None
         total += value

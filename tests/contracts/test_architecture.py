@@ -13,7 +13,9 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*.py"))
 
 # Modules that every room may import.
-EVERYWHERE = tuple(f"pyro_vae.{name}" for name in ("errors", "failures", "memory", "ranks", "text", "torchrun"))
+EVERYWHERE = tuple(
+    f"pyro_vae.{name}" for name in ("errors", "failures", "memory", "parallel", "ranks", "text", "torchrun")
+)
 # Each room and the rooms that it may import besides itself and those; the longest matching prefix counts.
 ALLOWED = {
     "pyro_vae/__init__.py": {
@@ -28,6 +30,7 @@ ALLOWED = {
     "pyro_vae/errors.py": set(),
     "pyro_vae/failures.py": set(),
     "pyro_vae/memory.py": set(),
+    "pyro_vae/parallel.py": set(),
     "pyro_vae/ranks.py": set(),
     "pyro_vae/data/": set(),
     "pyro_vae/model/": set(),

@@ -22,6 +22,7 @@ from helpers.rank_evaluation import TIMES, measure, measure_compiled
 
 from pyro_vae.evaluate import score
 from pyro_vae.evaluate.features import finetune
+from pyro_vae.infer import validation
 from pyro_vae.instruments import batches, probe
 from pyro_vae.runs.netcdf import read_netcdf
 
@@ -34,6 +35,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(batches, "EVAL_BATCH_SIZE", batches.EVAL_BATCH_SIZE)
     monkeypatch.setattr(probe, "_FINETUNED_SUBSETS", probe._FINETUNED_SUBSETS)
     monkeypatch.setattr(finetune, "_MIN_STEPS", finetune._MIN_STEPS)
+    monkeypatch.setattr(validation, "_VALID_BATCH", validation._VALID_BATCH)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other processes
     yield
@@ -56,7 +58,7 @@ def test_all_evaluations_of_7_images_agree_on_3_processes(tmp_path: Path, promis
     expected = measure()
     varying = {name.split("/")[1] for name, array in expected.items() if array.dtype.kind in "fi" and array.any()}
     assert varying == {name.split("/")[1] for name in expected}  # every evaluation has numbers
-    assert len(varying) == 10
+    assert len(varying) == 11
     assert_equal_in(tmp_path / "3", 3, "eager", expected)
     promised(f"evaluation by 3 processes: {len(expected)} of {len(expected)} arrays and numbers equal those of one")
 

@@ -1,7 +1,8 @@
 """scripts/fit.py with a failure planted in one of several processes: faulty_fit.py WHAT WHERE RANK [flags of fit.py].
 
 WHERE is `start` (before the run folder exists), the index of a step, `save` (inside the second save of a checkpoint),
-or `scores`. WHAT is kill, terminate, error, interrupt or disk. Processes that are started again do not fail.
+or `scores`. WHAT is kill, error, interrupt or disk; or SIGTERM to this process (terminate), to torchrun (stop), or to
+torchrun and to this process (stop-all). Processes that are started again do not fail.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def fail(what: str) -> None:
         raise UserError("planted")
     if what == "interrupt":
         raise KeyboardInterrupt
-    os.kill(os.getpid(), {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}[what])
+    if what.startswith("stop"):
+        os.kill(os.getppid(), signal.SIGTERM)
+    if what != "stop":
+        os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
 
 
 def before(owner: Any, name: str, action: Callable[..., None]) -> None:

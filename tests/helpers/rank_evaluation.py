@@ -15,9 +15,11 @@ import torch
 from helpers.programs import images, small_vae
 from torch import Tensor, nn
 
-from pyro_vae import cli, ranks
+from pyro_vae import cli, parallel, ranks
 from pyro_vae.evaluate import AISConfig, Scores
 from pyro_vae.evaluate.features import finetune
+from pyro_vae.infer import validation
+from pyro_vae.infer.validation import validate
 from pyro_vae.instruments import Result, batches, probe
 from pyro_vae.instruments.annealing import measure_ais
 from pyro_vae.instruments.batches import posterior_means_batched, score_batched
@@ -91,12 +93,13 @@ def measure() -> dict[str, np.ndarray]:
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
     pyro.set_rng_seed(3)
-    batches.EVAL_BATCH_SIZE, probe._FINETUNED_SUBSETS, finetune._MIN_STEPS = 2, 3, 4
+    batches.EVAL_BATCH_SIZE, probe._FINETUNED_SUBSETS, finetune._MIN_STEPS, validation._VALID_BATCH = 2, 3, 4, 2
     vae, mixture, untrained, x = small_vae(), Mixture(), Mixture(), images(7)
     classes = np.arange(24) % 2
     train, test = LabeledImages(images(24), classes), LabeledImages(x, classes[:7])
     run: Any = SimpleNamespace(fitted=SimpleNamespace(program=vae), test=x)
     found = {
+        "validation": [validate(vae.model, vae.guide, Batch(x), 0, parallel.map_parts) for x in (x, images(24))],
         "scores": measure_scores(vae, x, 60, density=False, seed=0),
         "one image": measure_scores(vae, x[:1], 60, density=False, seed=0),
         "failing graph": fail_in_third_batch(vae, x.clone()),

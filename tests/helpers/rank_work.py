@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae import cli, ranks
+from pyro_vae import cli, parallel, ranks
 from pyro_vae.errors import NonFiniteError, OutOfMemoryError, RanksError, UserError
 
 
@@ -53,7 +53,7 @@ def caught(part_error: Callable[[], Exception]) -> dict[str, Any]:
 
     received = []
     try:
-        received += ranks.map_parts(work, range(7))
+        received += parallel.map_parts(work, range(7))
     except Exception as error:  # noqa: BLE001
         kinds = [kind.__name__ for kind in type(error).__mro__]
         return {"kinds": kinds, "message": str(error), "notes": getattr(error, "__notes__", []), "computed": computed}
@@ -77,16 +77,16 @@ def main(folder: Path) -> None:
         "rank": [rank, size, ranks.is_first()],
         "gather": ranks.gather({"rank": rank, "tensor": torch.full((2,), rank)}["tensor"].tolist()),
         "broadcast": ranks.broadcast(f"from {rank}"),
-        "on_first": ranks.on_first(lambda: f"by {ranks.rank()}"),
-        "in_turn": ranks.in_turn(arrive),
+        "on_first": parallel.on_first(lambda: f"by {ranks.rank()}"),
+        "in_turn": parallel.in_turn(arrive),
         "sum": numbers.tolist(),
-        "parts": list(ranks.map_parts(lambda part: [part, ranks.rank()], range(7))),
-        "fewer": list(ranks.map_parts(lambda part: part * part, [5])),
-        "none": list(ranks.map_parts(lambda part: part, [])),
+        "parts": list(parallel.map_parts(lambda part: [part, ranks.rank()], range(7))),
+        "fewer": list(parallel.map_parts(lambda part: part * part, [5])),
+        "none": list(parallel.map_parts(lambda part: part, [])),
         "errors": {name: caught(error) for name, error in ERRORS.items()},
     }
     try:
-        list(ranks.map_parts(abs, [1, 2])) if rank == 0 else ranks.on_first(lambda: 3)
+        list(parallel.map_parts(abs, [1, 2])) if rank == 0 else parallel.on_first(lambda: 3)
     except RanksError as error:
         results["diverged"] = str(error)
     print("output")
@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
         if part == size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    list(ranks.map_parts(die, range(size)))
+    list(parallel.map_parts(die, range(size)))
 
 
 if __name__ == "__main__":

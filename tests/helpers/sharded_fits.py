@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -14,9 +15,14 @@ import torch
 from helpers.programs import ConvProgram, Layered, small_vae, two_layer
 from helpers.unusual_programs import (
     Averaged,
+    Bounded,
     ByImages,
     Centered,
+    Clipped,
+    Distant,
     Late,
+    OfLargeBatches,
+    OfOtherBatches,
     PerImage,
     Powered,
     Separate,
@@ -27,11 +33,12 @@ from helpers.unusual_programs import (
 from torch import Tensor, nn
 
 from pyro_vae import cli, ranks
-from pyro_vae.infer import ELBO, IWAE, STL, SVI, BetaELBO, BetaTCVAE, Fit, Optim, ShardedSVI, schedules
+from pyro_vae.infer import ELBO, IWAE, STL, SVI, BetaELBO, BetaTCVAE, Fit, Optim, ShardedSVI, schedules, validation
 from pyro_vae.runs import checkpoint
 
 NUM_IMAGES, SIZE = 29, 7  # the last batch of an epoch has one image
 EPOCHS = 8
+VALID_BATCH = 8  # four batches of validation images, which the processes share
 
 
 class Uneven:
@@ -39,14 +46,14 @@ class Uneven:
 
     num_images = NUM_IMAGES
 
-    def __init__(self, shape: tuple[int, ...], program: Any) -> None:
-        self.program = program
+    def __init__(self, shape: tuple[int, ...], program: Any, size: int = SIZE) -> None:
+        self.program, self.size = program, size
         self.gray = torch.rand(NUM_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, epoch: int) -> Iterator[Tensor]:
         if hasattr(self.program, "epoch"):
             self.program.epoch = epoch
-        yield from torch.arange(NUM_IMAGES).roll(epoch).split(SIZE)
+        yield from torch.arange(NUM_IMAGES).roll(epoch).split(self.size)
 
     def observe(self, batch: Tensor) -> Tensor:
         return torch.bernoulli(self.gray[batch])
@@ -132,11 +139,12 @@ def fit_of(
     shards: int | None = None,
     *,
     dark: bool = False,
+    size: int = SIZE,
     **options: Any,
 ) -> Fit:
     """Return a fit, whose ELBO of dark validation images falls."""
-    batches = Uneven(shape, program)
-    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 40))
+    batches = Uneven(shape, program, size)
+    optim = Optim(torch.optim.Adam, {"lr": 0.02, "fused": True}, schedules.per_step(schedules.cosine, 5 * EPOCHS))
     driver = SVI if ranks.size() == 1 and shards is None else partial(ShardedSVI, shards=shards)
     valid = (batches.gray > 0.5).to(batches.gray.dtype)
     svi = driver(program.model, program.guide, optim, loss, execution=execution)
@@ -154,11 +162,13 @@ EXACT: dict[str, Callable[[], Fit]] = {
     "rejection": lambda: fit_of(GammaLatent(), ELBO(), "recorded"),
     "early stopping": lambda: fit_of(small_vae(), ELBO(), "recorded", dark=True, patience=2, ema=0),
     "late parameter": lambda: fit_of(Late(), ELBO(), "recorded"),
+    "late parameter, run by Pyro": lambda: fit_of(Late(), ELBO()),
     "unused parameters": lambda: fit_of(Unused(), IWAE(2), "recorded"),
     "parameter of some images": lambda: fit_of(Some(), ELBO()),
     "own objective": lambda: fit_of(Separate(), Powered(), "recorded"),
 }
-LONG: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
+BOUNDED: dict[str, Callable[[], Fit]] = {"little memory": lambda: fit_of(Bounded(), ELBO())}
+COMPILED: dict[str, Callable[[], Fit]] = {"compiled": lambda: fit_of(small_vae(), ELBO(), "compiled")}
 COUPLED, DEPENDENT = "couples the images of a batch", "depends on the images or on their number"
 REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
     "batch normalization": (lambda: fit_of(Layered(nn.BatchNorm1d(8)), ELBO()), COUPLED),
@@ -166,6 +176,10 @@ REFUSED: dict[str, tuple[Callable[[], Fit], str]] = {
     "subsampled plate": (lambda: fit_of(Subsampled(), ELBO()), COUPLED),
     "objective of a batch": (lambda: fit_of(Separate(), Centered()), COUPLED),
     "mean over images": (lambda: fit_of(Separate(), Averaged()), COUPLED),
+    "distant images": (lambda: fit_of(Separate(), Distant()), COUPLED),
+    "large batches": (lambda: fit_of(Separate(), OfLargeBatches(), "recorded"), COUPLED),
+    "last batch": (lambda: fit_of(Separate(), OfOtherBatches(), size=6), COUPLED),
+    "clipped gradients": (lambda: fit_of(Clipped(), ELBO()), COUPLED),
     "buffer of images": (lambda: fit_of(Tracking(), ELBO()), "computes buffers from the images"),
     "shared latent": (lambda: fit_of(Shared(), ELBO()), COUPLED),
     "parameter of one process": (lambda: fit_of(ByImages(), ELBO()), DEPENDENT),
@@ -179,6 +193,18 @@ SHARDS: dict[str, Callable[[], Fit]] = {
     "shards, recorded": lambda: fit_of(small_vae(), IWAE(3), "recorded", shards=4),
     "shards, random start": lambda: fit_of(RandomStart(), ELBO(), "recorded", shards=4),
     "shards, float32": lambda: fit_of(two_layer(), ELBO(), "recorded", shards=4),
+}
+
+
+def _lengthened(make: Callable[[], Fit]) -> Fit:
+    with mock.patch.dict(globals(), EPOCHS=40):
+        return make()
+
+
+LONG = {
+    f"{name}, 200 steps{dtype}": partial(_lengthened, make)
+    for name, make in (EXACT | COMPILED | SHARDS).items()
+    for dtype in ("", ", float32")
 }
 SHARDS_COMPILED: dict[str, Callable[[], Fit]] = {
     "shards, compiled": lambda: fit_of(small_vae(), ELBO(), "compiled", shards=4),
@@ -207,12 +233,18 @@ def outcome(make: Callable[[], Fit], seed: int = 0, state: dict[str, Any] | None
         fit = make()
         if state is not None:
             fit.load_state_dict(state)
-        epochs = [{**epoch.as_dict(), "seconds": 0.0} for epoch in fit]
+        with mock.patch.object(validation, "_VALID_BATCH", VALID_BATCH):
+            epochs = [{**epoch.as_dict(), "seconds": 0.0} for epoch in fit]
     except ValueError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     params = {name: p.detach().clone() for name, p in fit.svi.optim.params.items()}
     recorded = fit.svi.recorded is not None and not getattr(fit.svi, "_refused", False)
     return {"epochs": epochs, "params": params, "random": torch.get_rng_state(), "recorded": recorded}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of the parameters of a fit, by its name."""
+    return torch.float32 if "float32" in name else torch.float64
 
 
 def paused(make: Callable[[], Fit]) -> dict[str, Any]:
@@ -229,9 +261,9 @@ def main(folder: Path, names: list[str]) -> None:
     results: dict[str, Any] = {}
     for full in names:
         action, _, rest = full.rpartition(": ")
-        torch.set_default_dtype(torch.float32 if "float32" in full else torch.float64)
+        torch.set_default_dtype(dtype_of(full))
         refused = {name: make for name, (make, _) in REFUSED.items()}
-        make = (EXACT | LONG | refused | SHARDS | SHARDS_COMPILED | SHARDS_REFUSED)[rest]
+        make = (EXACT | BOUNDED | LONG | refused | SHARDS | SHARDS_COMPILED | SHARDS_REFUSED)[rest]
         if action == "pause":
             results[full] = paused(make)
         else:

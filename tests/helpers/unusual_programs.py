@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import ranks
 from pyro_vae.infer import ELBO
 from pyro_vae.infer.objectives.particles import Particles
 
@@ -91,6 +92,23 @@ class Shared(Separate):
         super().guide(x)
 
 
+class Clipped(Separate):
+    """A program whose hook clips the sum of the gradients over the images, which are small for a few images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder.bias.register_hook(lambda gradient: gradient.clamp(-1.5, 1.5))
+
+
+class Bounded(Separate):
+    """A program that has no memory for the gradients of more than six images in each of several processes."""
+
+    def extra(self, x: Tensor) -> Tensor:
+        if ranks.size() > 1 and len(x) > 6 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("out of memory")
+        return super().extra(x)
+
+
 class Powered(ELBO):
     """A function of the ELBO of each image."""
 
@@ -112,3 +130,27 @@ class Averaged(ELBO):
     def per_image(self, particles: Particles) -> Tensor:
         elbo = super().per_image(particles)
         return elbo / len(elbo)
+
+
+class Distant(ELBO):
+    """The ELBO of each image, with products of those of images that are at least five places apart in a batch."""
+
+    def per_image(self, particles: Particles) -> Tensor:
+        elbo = super().per_image(particles)
+        return torch.cat([elbo[:5], elbo[5:] + 0.01 * elbo[5:] * elbo[:-5]])
+
+
+class OfLargeBatches(ELBO):
+    """The ELBO, with another weight in batches of more than four images."""
+
+    def per_image(self, particles: Particles) -> Tensor:
+        elbo = super().per_image(particles)
+        return 0.9 * elbo if len(elbo) > 4 else elbo
+
+
+class OfOtherBatches(ELBO):
+    """The ELBO, with another weight in batches of five images."""
+
+    def per_image(self, particles: Particles) -> Tensor:
+        elbo = super().per_image(particles)
+        return 0.9 * elbo if len(elbo) == 5 else elbo

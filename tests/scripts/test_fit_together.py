@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.bits import assert_same, untimed
 from helpers.calls import DEVICE, ROOT, TINY, inside
 from helpers.processes import own_lines, run_torchrun
 
@@ -19,6 +21,7 @@ FIT = ROOT / "scripts" / "fit.py"
 FAULTY = ROOT / "tests" / "helpers" / "faulty_fit.py"
 ROUNDING = 1e-5  # of sums over parts of a batch, after the steps of a fit in float32
 STEPS_OF_AN_EPOCH = 3
+MILESTONE = 15  # steps between the checkpoints of 100 epochs that do not depend on time
 
 
 def numbers(value: Any, name: str = "") -> dict[str, Any]:
@@ -59,10 +62,12 @@ def fit(size: int, folder: Path, *flags: object, **options: Any) -> tuple[int, s
     return result.returncode, result.stdout, own_lines(result.stderr)
 
 
-def faulty(what: str, where: str, rank: int, folder: Path, *flags: object, **options: Any) -> tuple[int, list[str]]:
-    """Run fit.py in three processes, of which one fails; return its status and the lines printed to stderr."""
+def faulty(
+    what: str, where: object, rank: int, folder: Path, *flags: object, size: int = 3, **options: Any
+) -> tuple[int, list[str]]:
+    """Run fit.py in several processes, of which one fails; return its status and the lines printed to stderr."""
     arguments = [FAULTY, what, where, rank, *TINY, "--device", DEVICE, "--out", folder, *flags]
-    result = run_torchrun(3, *arguments, **options)
+    result = run_torchrun(size, *arguments, **options)
     return result.returncode, own_lines(result.stderr)
 
 
@@ -130,6 +135,53 @@ def test_run_of_two_processes_resumes_in_one_and_in_three(tiny_run: Path, tmp_pa
     status, _, (line,) = fit(2, tmp_path / "run")
     assert "exists; add --resume or --overwrite" in line
     assert status == 1
+
+
+LONGER = ("--epochs", 100, "--checkpoint-seconds", 3600)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes with 300 steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    status, _, lines = fit(2, folder, *LONGER)
+    assert (status, lines) == (0, [])
+    return folder
+
+
+def final(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the last state of a run and its epochs, without times."""
+    run = RunFolder(folder)
+    _, state = Checkpoints(run.checkpoints, run.config()).newest()
+    return untimed(state), [{**line, "seconds": 0.0} for line in run.metrics()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["terminate", "stop", "stop-all"])
+def test_sigterm_leaves_one_checkpoint_of_all_processes(
+    what: str, uninterrupted: Path, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
+    """To one process, to torchrun, or to both; the processes then end the run to the bits of an uninterrupted one."""
+    folder, flags = tmp_path / "run", (*LONGER, "--resume")
+    checkpoints = Checkpoints(folder / "checkpoints", {})
+    for step in (40, 170):
+        before = set(checkpoints.paths())
+        status, lines = faulty(what, step, 1, folder, *flags, size=2)
+        assert status != 0
+        assert lines == ["stopped; continue with --resume"]
+        last, state = Checkpoints(checkpoints.folder, RunFolder(folder).config()).newest()
+        assert last == state["svi"]["steps"] == max(checkpoints.paths()) > step
+        assert all(path.name.startswith("step-") for path in checkpoints.folder.iterdir())  # no unfinished file
+        stops = {number for number in set(checkpoints.paths()) - before if number != 1 and number % MILESTONE}
+        assert stops <= {last}
+        assert (last - 1) // STEPS_OF_AN_EPOCH <= len(RunFolder(folder).metrics()) <= last // STEPS_OF_AN_EPOCH
+    status, _, lines = fit(2, folder, *flags)
+    assert (status, lines) == (0, [])
+    assert contents(folder) == contents(uninterrupted)
+    found, expected = final(folder), final(uninterrupted)
+    assert_same(found[0], expected[0])
+    assert found[1] == expected[1]
+    promised(f"2 x SIGTERM to processes of torchrun ({what}): one checkpoint each, and resumed to the same bits")
 
 
 @pytest.mark.slow
