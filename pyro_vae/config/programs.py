@@ -37,6 +37,10 @@ _NEEDED_BY: dict[str, set[str]] = {
     "labels": {"labels"},
 }
 
+# Fields of which a value other than the default is a word of the name of a run; and numbers, with the word before them.
+_NAMED = ("posterior", "likelihood", "net")
+_NUMBERED = (("binarize", "binarize-"), ("latent_dim", "latent"), ("seed", "seed"))
+
 
 def ignored_defaults(config: Config) -> dict[str, Any]:
     """Return the fields that the chosen program, networks or objective ignore, with their defaults."""
@@ -99,12 +103,19 @@ def _preset(config: Config) -> dict[str, Any]:
 
 
 def run_name(config: Config) -> str:
-    """Return the default name of a run: its data set, its program, and the flags that distinguish programs."""
+    """Return the default name of a run: its data set, its program, and the flags that distinguish models.
+
+    Components and a seed that are not the default are appended, e.g. digits-standard-elbo-iaf-conv-latent8-seed1.
+    """
     ignored = _ignored_by_program(config)
     program = "" if config.program == "vae" else Path(config.program).name.replace(".py:", "-")
     particles = config.num_particles if config.num_particles > 1 else ""
     words = [Path(config.data).stem, program, "" if "prior" in ignored else config.prior]
     words.append("" if "objective" in ignored else f"{config.objective}{particles}")
+    words += [getattr(config, name) for name in _NAMED if getattr(config, name) != getattr(Config, name)]
+    words += [
+        f"{word}{getattr(config, name)}" for name, word in _NUMBERED if getattr(config, name) != getattr(Config, name)
+    ]
     return "-".join(filter(None, words))
 
 
