@@ -26,10 +26,11 @@ import tyro
 
 from pyro_vae import cli, config, ranks, torchrun
 from pyro_vae.config import programs
+from pyro_vae.config.fields_read import set_model_flags
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
 from pyro_vae.output import show
-from pyro_vae.runs import Folder, RunFolder, load_images, names_of, raise_if_undrawn, seed_path
+from pyro_vae.runs import Folder, RunFolder, check_flags_read, load_images, names_of, raise_if_undrawn, seed_path
 from pyro_vae.text import printable
 
 KINDS = ("prior", "posterior", "likelihood", "objective", "system")
@@ -132,6 +133,9 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
     }
     for varied in configs.values():
         programs.check_flags(varied[0])
+    (example, *_), *_ = configs.values()
+    if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
+        check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs = {

@@ -24,7 +24,8 @@ import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data, ranks, torchrun
-from pyro_vae.config import programs
+from pyro_vae.config.fields_read import set_model_flags
+from pyro_vae.config.run_names import run_name
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany, rehearse_last_batch
@@ -34,6 +35,7 @@ from pyro_vae.output import show
 from pyro_vae.runs import (
     Run,
     RunFolder,
+    check_flags_read,
     fit_in_folder,
     fit_many_in_folders,
     load_images,
@@ -117,6 +119,7 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     def make(seed: int) -> Fit:
         runs[seed] = prepare(configs[seed], images)
         if len(runs) == 1:
+            check_flags_read(configs[seed], images, set_model_flags(configs[seed]))
             check(runs[seed])
         return make_fit(runs[seed])
 
@@ -158,7 +161,7 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
 def run_path(output: OutputFlags, settings: config.Config, first: config.Config) -> Path:
     """Return the path of the run folder of a configuration, given that of the first of several seeds."""
     if output.out is None:
-        return Path("runs") / programs.run_name(settings)
+        return Path("runs") / run_name(settings)
     return seed_path(output.out, settings.seed, first.seed)
 
 

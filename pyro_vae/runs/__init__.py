@@ -7,6 +7,7 @@ from pyro_vae.runs.fitting import make_fit
 from pyro_vae.runs.folder import Folder, RunFolderError, raise_if_undrawn
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.many import fit_many_in_folders
+from pyro_vae.runs.own_program import check_flags_read
 from pyro_vae.runs.run import LabeledImages, Run, load_images, prepare
 from pyro_vae.runs.run_folder import RunFolder, names_of, seed_path, versions
 
@@ -17,6 +18,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "RunFolderError",
+    "check_flags_read",
     "checkpoint",
     "fit_in_folder",
     "fit_many_in_folders",

@@ -12,6 +12,7 @@ from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
 from pyro_vae.runs.checkpoints import Checkpoints
+from pyro_vae.runs.own_program import save_digests, warn_if_changed
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
@@ -24,9 +25,8 @@ _MAX_ROLLBACKS = 3
 class DurableFit:
     """A fit in its run folder: its checkpoints, and one line of metrics.jsonl for each epoch.
 
-    If it resumes a run that has a checkpoint, it continues from the newest one. Otherwise the folder is created, or its
-    run replaced, by `start` after the first step: a program or an objective that the first step refuses leaves no
-    folder behind, and replaces no run.
+    A resumed run continues from its newest checkpoint, if there is one. Otherwise `start` creates the folder, or
+    replaces its run, after the first step: a program that the first step refuses leaves and replaces nothing.
 
     Args:
         fit: Fit that has not taken a step.
@@ -50,12 +50,14 @@ class DurableFit:
         )
         self.max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
         self._create = partial(folder.create, config.to_json(), resume=resume, overwrite=overwrite)
+        self._program = config.program
         self._written = 0
         self.started = False
         """Whether the folder contains this run."""
         on_first = fit.svi.processes.on_first
         if on_first(lambda: resume and bool(self.checkpoints.paths())):
             on_first(self._create)
+            on_first(lambda: warn_if_changed(folder, config.program))
             newest = on_first(self.checkpoints.newest)
             assert newest is not None
             step, state = newest
@@ -75,8 +77,13 @@ class DurableFit:
         if self.started:
             return
         self.fit.svi.raise_if_nonfinite()  # on CUDA, a step does not wait for the device
-        self.fit.svi.processes.on_first(self._create)
-        self.fit.svi.processes.on_first(lambda: self.folder.truncate_metrics(0))
+
+        def create() -> None:
+            self._create()
+            save_digests(self.folder, self._program)
+            self.folder.truncate_metrics(0)
+
+        self.fit.svi.processes.on_first(create)
         self.started = True
 
     def write(self, epoch: Epoch) -> None:
@@ -155,8 +162,7 @@ def run_with_checkpoints(
             that share the steps, the fit saves a checkpoint and stops.
         max_rollbacks: Maximum number of rollbacks: after a non-finite loss or gradient, the fit returns to the last
             milestone and halves the learning rate. Milestones do not depend on time, so rollbacks are reproducible.
-        start: Function called after each step at which an epoch ends or a checkpoint may be due, the first step among
-            them, before the epoch is yielded and the checkpoint saved.
+        start: Called after the first step, and before each epoch is yielded and each checkpoint saved.
 
     Yields:
         Each epoch. An epoch repeated after a rollback replaces the one yielded before, and all later ones.

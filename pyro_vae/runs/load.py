@@ -23,6 +23,7 @@ from pyro_vae.infer import load_program_state
 from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.folder import RunFolderError
+from pyro_vae.runs.own_program import warn_if_changed
 from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
@@ -142,6 +143,7 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
         )
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
+        warn_if_changed(folder, config.program)
         averaged = newest[1].get("average")
         weights = newest[1].get("svi", {}) if averaged is None else averaged
         load_program_state(program.model, program.guide, weights, example(program, images))

@@ -24,6 +24,7 @@ from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 _ADVICE = "add --resume or --overwrite, or choose another --out"
 _CONTENTS = (
     "config.json",
+    "program.json",
     "metrics.jsonl",
     "summary.json",
     "scores.nc",

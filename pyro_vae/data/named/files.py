@@ -55,20 +55,21 @@ def require(
 
 
 def _root_nearby(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the --data-root one or two levels above or one below the present one that has all files, if there is one.
+    """Return the --data-root that was meant, if the present one is a folder of the data set, or the one around it.
 
     Args:
         folder: Folder of the files below the present root, <root>/<data set>, or <root>/<data set>/raw.
         names: Names of the files.
     """
-    root = folder.parent.parent if folder.name == "raw" else folder.parent
-    below = folder.relative_to(root)
+    root = Path(os.path.abspath(folder.parent.parent if folder.name == "raw" else folder.parent))
+    below = Path(*folder.parts[-2:]) if folder.name == "raw" else Path(folder.name)
     try:
         inner = [path for path in sorted(root.iterdir()) if path.is_dir()]
     except OSError:  # no such folder
         inner = []
-    outer = [Path(os.path.normpath(root / up)) for up in ("..", "../..")]
-    return next((each for each in (*outer, *inner) if all(os.path.isfile(each / below / n) for n in names)), None)
+    depths = [depth for depth in (1, 2) if root.parts[-depth:] == below.parts[:depth]]
+    roots = [root.parents[depth - 1] for depth in depths] + inner
+    return next((each for each in roots if all(os.path.isfile(each / below / name) for name in names)), None)
 
 
 def read_bytes(path: Path) -> np.ndarray:
