@@ -18,7 +18,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,8 +98,8 @@ def main(arguments: Arguments) -> None:
 
 def compare_finished(arguments: Arguments, results: Folder) -> None:
     """Compare runs that are given by their folders."""
-    chosen = [kind for kind in KINDS if getattr(arguments.comparison, f"{kind}s")]
-    if chosen or arguments.comparison.seeds != 1 or arguments.config != config.Config():
+    flags = ComparisonFlags(), replace(config.Config(), device=arguments.config.device)
+    if (arguments.comparison, arguments.config) != flags:
         raise UserError("Finished runs are compared as they were fitted: leave out all flags except --out.")
     if len(arguments.runs) < 2:
         raise UserError("A comparison needs two or more run folders.")
