@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from types import FrameType
 
 from pyro_vae import output, ranks, torchrun
@@ -164,5 +164,6 @@ def _ignore_signals() -> None:
 
 def _exit(status: int, message: str, *, show: bool) -> None:
     if show:  # messages may contain file names, which may contain any character
-        print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
+        with suppress(OSError):  # nobody reads it
+            print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

@@ -68,6 +68,8 @@ def read_summary(folder: Folder) -> dict[str, Any]:
             message names the file.
     """
     path = folder.path / "summary.json"
+    if not path.exists():
+        raise UserError(f"{folder.path} is not a finished run: it has no summary.json.")
     values = read_json(path, "the summary of a run")
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the summary of a run: it contains a {type(values).__name__}.")

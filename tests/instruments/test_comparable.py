@@ -259,7 +259,7 @@ def test_finished_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
         ([paths[0], paths[0]], "twice"),
         ([*paths, "--priors", "standard", "vamp"], "leave out all flags"),
         ([*paths, "--epochs", 3], "leave out all flags"),
-        ([*paths, tmp_path], "summary.json cannot be read"),
+        ([*paths, tmp_path], "is not a finished run: it has no summary.json"),
     ):
         refused = inside("compare", *flags, "--out", tmp_path / "other")
         assert refused.returncode == 2
