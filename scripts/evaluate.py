@@ -28,6 +28,7 @@ from pyro_vae.config.overrides import DataOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
+from pyro_vae.instruments.comparable import mark_unlike
 from pyro_vae.instruments.evaluation import evaluate_run
 from pyro_vae.instruments.scores import scores_table
 from pyro_vae.output import show
@@ -173,6 +174,9 @@ def show_tables(scores: dict[str, Scores], summaries: dict[str, dict[str, Any]],
 
 def draw_all(folders: list[RunFolder], scores: dict[str, Scores], summaries: dict[str, dict[str, Any]]) -> None:
     """Draw the figures that compare the runs, into the evaluation folder of each."""
+    labels = mark_unlike(summaries)
+    scores = {labels[name]: value for name, value in scores.items()}
+    summaries = {labels[name]: value for name, value in summaries.items()}
     for results in (folder.evaluation for folder in folders):
         if not all(run_scores.reason for run_scores in scores.values()):
             with results.drawing("bounds"):

@@ -37,7 +37,7 @@ def check_comparable(runs: Mapping[str, Sequence[Folder]], summaries: Mapping[st
         for folder, summary in zip(runs[name], seeds, strict=True):
             path = printable(str(folder.path))
             if not summary.get("finished", True):
-                raise UserError(f"{path} is of an unfinished run; continue it with fit.py --resume.")
+                raise UserError(f"{path} belongs to an unfinished run; continue it with fit.py --resume.")
             if summary["log_likelihood"] is None:
                 reason = summary["reasons"].get("log_likelihood", "no reason is given")
                 raise UserError(f"{path} has no log p(x) to compare: {reason}. Its other numbers are in summary.json.")
@@ -78,7 +78,7 @@ def _quantity(summary: Summary) -> str:
 
 
 def same_images(summary: Summary, other: Summary) -> bool:
-    """Return whether two summaries are of the same test images, by their digests.
+    """Return whether two summaries have the same test images, by their digests.
 
     Without a digest, in runs of an earlier version, the configurations decide if the data set is a named one: the files
     of your own data may have changed.
@@ -90,6 +90,29 @@ def same_images(summary: Summary, other: Summary) -> bool:
         return bool(digests[0] == digests[1])
     fields = [[repr(_config(each).get(name)) for name in _DATA] for each in (summary, other)]
     return _config(summary).get("data") in data.DATASETS and fields[0] == fields[1]
+
+
+def mark_unlike(summaries: Mapping[str, Summary]) -> dict[str, str]:
+    """Return a label for each run in a common figure, which says that its nats compare only with those of some others.
+
+    Args:
+        summaries: Summaries of the runs by name.
+    """
+    others, labels = with_other_images(summaries), {}
+    mixed = len({summary["density"] for summary in summaries.values()}) > 1
+    for name, summary in summaries.items():
+        words = ["density"] * (mixed and summary["density"]) + ["other images"] * (name in others)
+        labels[name] = f"{name} ({', '.join(words)})" if words else name
+    return labels
+
+
+def with_other_images(summaries: Mapping[str, Summary]) -> list[str]:
+    """Return the names of the runs whose test images differ from those of the first run of the same kind.
+
+    A density observes dequantized images, which always differ from those of a probability.
+    """
+    first = {summary.get("density"): summary for summary in reversed(list(summaries.values()))}
+    return [name for name, summary in summaries.items() if not same_images(first[summary.get("density")], summary)]
 
 
 def _config(summary: Summary) -> Summary:

@@ -25,7 +25,7 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
 from pyro_vae.instruments.batches import Part, batches, score_batched
-from pyro_vae.instruments.comparable import same_images
+from pyro_vae.instruments.comparable import with_other_images
 from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.quantity import digest_images, name_quantity
 from pyro_vae.instruments.rows import write_rows
@@ -217,9 +217,9 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
     if len({summary.get("density") for summary in summaries.values()}) > 1:
         dense = ", ".join(printable(name) for name, summary in summaries.items() if summary.get("density"))
         lines.append(f"{dense}: nats of a density, not comparable with nats of a probability; compare bits/dim")
-    every = list(summaries.values())
-    if not all(same_images(every[0], other) for other in every[1:]):
-        lines.append("the test images of these runs differ, so that their nats are not comparable")
+    if others := with_other_images(summaries):
+        names = ", ".join(map(printable, others))
+        lines.append(f"{names}: other test images, so that nats are not comparable with those of the first run")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on simulated images")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from helpers.scored import SUMMARY, scored_run
 from pyro_vae.config import Config
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison
+from pyro_vae.instruments.comparable import mark_unlike
 from pyro_vae.instruments.quantity import digest_images, name_quantity
 from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.trace import Batch
@@ -41,7 +42,7 @@ def test_differences_are_paired(tmp_path: Path) -> None:
 
 CONFIG = SUMMARY["config"]
 UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
-    "unfinished": ({"finished": False}, "two is of an unfinished run"),
+    "unfinished": ({"finished": False}, "two belongs to an unfinished run"),
     "no log p(x)": ({"log_likelihood": None, "reasons": {"log_likelihood": "a loss"}}, "two has no log p(x).*a loss"),
     "no reason": ({"log_likelihood": None}, "two has no log p(x).*no reason"),
     "a density": ({"density": True}, "two scores densities"),
@@ -64,6 +65,16 @@ def test_unlike_runs_are_refused(what: str, tmp_path: Path) -> None:
 
 def test_runs_of_former_versions_are_compared_by_their_configurations(tmp_path: Path) -> None:
     assert len(compared(tmp_path, test_images=None)) == 2
+
+
+def test_unlike_runs_are_marked_in_a_common_figure() -> None:
+    dense, levels = {**SUMMARY, "density": True, "test_images": "noisy"}, {**SUMMARY, "num_test_images": 4}
+    dense["num_test_images"] = 4
+    assert mark_unlike({"a": levels, "b": levels}) == {"a": "a", "b": "b"}
+    assert mark_unlike({"a": dense}) == {"a": "a"}
+    others = {"c": {**levels, "test_images": "other"}, "d": {**dense, "num_test_images": 3}}
+    found = mark_unlike({"a": levels, "b": dense, **others})
+    assert found == {"a": "a", "b": "b (density)", "c": "c (other images)", "d": "d (density, other images)"}
 
 
 def test_another_number_of_images_is_refused(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def test_nats_of_densities_and_probabilities_are_distinguished(scores: Scores) -
     assert [float(row[:end].split()[-1]) for row in rows[:2]] == [1.443, 6.557]
     assert rows[-1].startswith("dense: nats of a density, not comparable")
     others = scores_table({"one": levels, "two": {**levels, "test_images": "other"}}, {"one": scores, "two": scores})
-    assert others.splitlines()[-1] == "the test images of these runs differ, so that their nats are not comparable"
-    assert "differ" not in both
+    assert others.splitlines()[-1].startswith("two: other test images, so that nats are not comparable")
+    assert "other test images" not in both
     for alone in (levels, dense):
         assert "not comparable" not in scores_table({"alone": alone}, {"alone": scores})
     assert "bits/dim" not in scores_table({"table": {**dense, "bits_per_dim": None}}, {"table": scores})

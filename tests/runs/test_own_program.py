@@ -55,7 +55,7 @@ def test_reads_of_fields_are_recorded() -> None:
         (lambda config: (config.seed, config.epochs), {"seed", "epochs"}),
         (asdict, set(Config().to_json())),
         (vars, set(Config().to_json())),
-        (lambda config: replace(config, seed=1), set(Config().to_json())),
+        (lambda config: replace(config, seed=1), set(Config().to_json()) - {"seed"}),
         (lambda config: None, set()),
     ):
         watched = WatchedConfig.of(Config(prior="laplace"))

@@ -28,7 +28,7 @@ def test_unfinished_run_is_marked(run: Path, tmp_path: Path, caplog: pytest.LogC
     assert f"{run} is unfinished: epoch 2 of 3." in caplog.text
     compared = inside("compare", finished, run / "evaluation", "--out", tmp_path / "out")
     assert compared.returncode == 2
-    assert f"{run / 'evaluation'} is of an unfinished run" in compared.stderr
+    assert f"{run / 'evaluation'} belongs to an unfinished run" in compared.stderr
     alone = inside("compare", finished, run, "--out", tmp_path / "out")
     assert alone.returncode == 2
     assert "is not a finished run: it has no summary.json" in alone.stderr
