@@ -54,7 +54,8 @@ class OutputFlags:
 
     Args:
         out: Run folder. If None, it is runs/<data>-<program>-<prior>-<objective>, without vae and without names that
-            the program ignores. An existing folder is rejected unless --resume or --overwrite is given.
+            the program ignores, followed by a posterior, likelihood, network, binarization, number of latents or seed
+            that is not the default. An existing folder is rejected unless --resume or --overwrite is given.
         resume: Continue the run in --out from its newest valid checkpoint.
         overwrite: Replace the run in --out.
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
