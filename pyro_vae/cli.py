@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from types import FrameType
 
-from pyro_vae import ranks, torchrun
+from pyro_vae import output, ranks, torchrun
 from pyro_vae.errors import (
     CheckpointError,
+    FigureError,
     NonFiniteError,
     OutOfMemoryError,
     RanksError,
@@ -28,6 +30,10 @@ from pyro_vae.text import printable
 # A signal received this long after the first one ends the process at once, without waiting for the training step.
 _FORCE_AFTER_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+UNDRAWN = 3
+"""Exit status if all numbers are written, but figures could not be drawn."""
+# Environment variable of a script that another script has started, and whose standard input stays open until that ends.
+_PARENT = "PYRO_VAE_STOPS_WITH_STDIN"
 
 
 @contextmanager
@@ -35,15 +41,18 @@ def exit_status() -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
     0: success. 1: training diverged (non-finite loss or gradient), memory ran out, a device failed, another process of
-    the group ended, or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143:
-    stopped by SIGINT, SIGTERM; --resume continues.
+    the group ended, or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 3: all
+    numbers are written, but figures could not be drawn. 130, 143: stopped by SIGINT, SIGTERM; --resume continues.
 
     Of several processes, the first one prints. The others print only errors, and only those that the first may not
     have.
     """
+    output.open_standard_streams()
     # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[output.log_handler()])
     logging.getLogger("pyro_vae").setLevel(logging.INFO)
+    if _PARENT in os.environ:
+        _stop_with_parent()
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit_on_signal)
@@ -67,6 +76,23 @@ def exit_status() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a script that stops as by SIGTERM when its standard input, a pipe, is closed.
+
+    That happens however this process ends, even by SIGKILL, so that it leaves no process behind.
+    """
+    return {**environment, _PARENT: "1"}
+
+
+def _stop_with_parent() -> None:
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _status_and_message(error: Exception) -> tuple[int, str] | None:
     """Return the exit status and the message of an expected error, or None for a bug in the program."""
     match error:
@@ -76,6 +102,8 @@ def _status_and_message(error: Exception) -> tuple[int, str] | None:
             return 1, f"out of memory ({error})"
         case UserError() | CheckpointError():
             return 2, str(error)
+        case FigureError():
+            return UNDRAWN, str(error)
         case OSError() | RanksError():
             return 1, str(error)
     line = next(iter(str(error).splitlines()), "")
@@ -136,5 +164,6 @@ def _ignore_signals() -> None:
 
 def _exit(status: int, message: str, *, show: bool) -> None:
     if show:  # messages may contain file names, which may contain any character
-        print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
+        with suppress(OSError):  # nobody reads it
+            print(printable(f"error: {' '.join(message.split())}" if status < 100 else message), file=sys.stderr)
     raise SystemExit(status)

@@ -26,6 +26,10 @@ class CheckpointError(RuntimeError):
     """Unreadable checkpoint. The message names the file."""
 
 
+class FigureError(RuntimeError):
+    """Figures that could not be drawn, although all numbers are written. The message names them."""
+
+
 class NonFiniteError(FloatingPointError):
     """Non-finite loss or gradient at step `step`. The weights are those before that step."""
 

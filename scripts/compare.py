@@ -1,20 +1,24 @@
 """Fit the same program with several priors (or posteriors, likelihoods, objectives), all else equal, and compare them.
 
+    python scripts/compare.py runs/digits-standard-elbo runs/digits-mine-factory-standard-elbo
     python scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30 --seeds 2
     python scripts/compare.py --systems pixelcnn autoencoder vae beta-vae wae pixelvae
     torchrun --nproc-per-node 2 scripts/compare.py --priors standard mixture vamp nsf --data mnist --epochs 30
 
-Every flag of fit.py is available. Each run is a run folder of fit.py in --out. Existing runs are reused, so that an
-interrupted comparison can be continued. --systems compares different programs by log p(x), if it is defined, by the
-accuracy of a classifier on their codes, and by the Fréchet distance of their samples to test images.
+Given run folders, finished runs of any programs are compared, image by image; no code is executed, and runs with other
+test images or other kinds of scores are refused. The folders RUN/evaluation of evaluate.py are accepted, too.
+
+Otherwise every flag of fit.py is available. Each run is a run folder of fit.py in --out. Existing runs are reused, so
+that an interrupted comparison can be continued. --systems compares different programs by log p(x), if it is defined, by
+the accuracy of a classifier on their codes, and by the Fréchet distance of their samples to test images.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +26,20 @@ import tyro
 
 from pyro_vae import cli, config, parallel, ranks, torchrun
 from pyro_vae.config import programs
+from pyro_vae.config.fields_read import set_model_flags
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
-from pyro_vae.runs import RunFolder, load_images, seed_path
+from pyro_vae.output import show
+from pyro_vae.runs import Folder, RunFolder, check_flags_read, load_images, names_of, raise_if_undrawn, seed_path
+from pyro_vae.text import printable
 
+KINDS = ("prior", "posterior", "likelihood", "objective", "system")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME NAME ...", help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
 class ComparisonFlags:
-    """Components to compare. Exactly one of the first five flags is required.
+    """Components to compare. Without run folders, exactly one of the first five flags is required.
 
     Args:
         priors: Two or more priors to compare.
@@ -65,21 +73,53 @@ class OutputFlags:
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 @dataclass(frozen=True)
 class Arguments:
-    """Fit the same program with several priors, posteriors, likelihoods or objectives, and compare them."""
+    """Fit the same program with several priors, posteriors, likelihoods or objectives, and compare them.
+
+    Args:
+        runs: Two or more finished runs to compare, instead of fitting any.
+    """
 
     comparison: ComparisonFlags
     config: config.ConfigFlags
     output: OutputFlags
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")
+    ] = ()
 
 
 def main(arguments: Arguments) -> None:
-    """Check all configurations, fit those without a finished run, and compare the runs."""
-    flags, out = arguments.comparison, arguments.output.out
-    names = {kind: getattr(flags, f"{kind}s") for kind in ("prior", "posterior", "likelihood", "objective", "system")}
+    """Compare finished runs, or check all configurations, fit those without a finished run, and compare them."""
+    results = Folder(arguments.output.out, figures=".")
+    if arguments.runs:
+        compare_finished(arguments, results)
+    else:
+        fit_and_compare(arguments, results)
+
+
+def compare_finished(arguments: Arguments, results: Folder) -> None:
+    """Compare runs that are given by their folders."""
+    flags = ComparisonFlags(), replace(config.Config(), device=arguments.config.device)
+    if (arguments.comparison, arguments.config) != flags:
+        raise UserError("Finished runs are compared as they were fitted: leave out all flags except --out.")
+    if len(arguments.runs) < 2:
+        raise UserError("A comparison needs two or more run folders.")
+    torchrun.refuse("compare.py RUN ...")
+    runs = {name: [Folder(path)] for name, path in zip(names_of(arguments.runs), arguments.runs, strict=True)}
+    rows = comparison.compare(runs)
+    results.lock()
+    report(rows, runs, results)
+
+
+def fit_and_compare(arguments: Arguments, results: Folder) -> None:
+    """Fit the runs of a comparison that are not finished, and compare all."""
+    flags, out = arguments.comparison, results.path
+    arguments.config.check_data_root()
+    names = {kind: getattr(flags, f"{kind}s") for kind in KINDS}
     chosen = [kind for kind in names if names[kind]]
     if len(chosen) != 1 or len(set(names[chosen[0]])) < max(2, len(names[chosen[0]])):
         raise UserError(
-            "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, --systems."
+            "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, "
+            "--systems, or two or more run folders."
         )
     if flags.seeds < 1:
         raise UserError(f"--seeds is {flags.seeds}; it must be at least 1.")
@@ -93,18 +133,25 @@ def main(arguments: Arguments) -> None:
     }
     for varied in configs.values():
         programs.check_flags(varied[0])
+    (example, *_), *_ = configs.values()
+    if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
+        check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs = {
         name: [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
         for name, varied in configs.items()
     }
+    undrawn = False
     with ranks.process_group("cpu"):  # only the fits compute
+        parallel.on_first(results.lock)
         first = ranks.is_first()
         for path, status in parallel.map_parts(lambda name: fit(configs[name], runs[name]), configs):
-            if status:
+            if status == cli.UNDRAWN:
+                undrawn = True  # the fit has named its figures; its numbers can be compared
+            elif status:
                 if first:
-                    print(f"The fit of {path} ended with status {status}.", file=sys.stderr)
+                    print(printable(f"The fit of {path} ended with status {status}."), file=sys.stderr)
                 ranks.gather(None)  # torchrun stops all processes when one ends: wait for that line
                 raise SystemExit(status if status > 0 else 128 - status)
     if not first:
@@ -112,13 +159,29 @@ def main(arguments: Arguments) -> None:
     if flags.systems:
         folders = {name: folder for name, (folder,) in runs.items()}
         rows = gallery.measure_systems(folders)
-        gallery.write_gallery(out, rows, {name: folder.path for name, folder in folders.items()})
-        print(gallery.gallery_table(rows))
+        gallery.write_gallery(results, rows)
+        show(gallery.gallery_table(rows))
+        gallery.draw_gallery(results, folders)
+        finish(results)
     else:
-        rows = comparison.compare(runs)
-        comparison.write_comparison(out, rows, runs)
-        print(comparison.comparison_table(rows))
-    print(f"\nwritten to {out}")
+        report(comparison.compare(runs), runs, results)
+    if undrawn:
+        raise SystemExit(cli.UNDRAWN)
+
+
+def report(rows: list[dict[str, Any]], runs: Mapping[str, Sequence[Folder]], results: Folder) -> None:
+    """Write and print the rows of a comparison, then draw its figures."""
+    comparison.write_comparison(results, rows)
+    show(comparison.comparison_table(rows))
+    comparison.draw_comparison(results, rows, runs)
+    finish(results)
+
+
+def finish(results: Folder) -> None:
+    """Say where the results are, and raise if a figure could not be drawn."""
+    show(f"\nwritten to {printable(str(results.path))}")
+    results.unlock()
+    raise_if_undrawn(results)
 
 
 def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple[Path, int]:
@@ -136,13 +199,13 @@ def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple
             folder.check_config_matches(settings.resolve().to_json())
     if all(folder.finished for folder in folders):
         return path, 0
-    flags = [word for name, value in first.to_json().items() for word in words(config.flag(name), value)]
-    flags += ["--out", str(path), "--seeds", str(len(configs)), "--resume"]
-    print(path, flush=True)
+    flags = [*first.to_flags(), "--out", str(path), "--seeds", str(len(configs)), "--resume"]
+    show(printable(str(path)))
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("fit.py")), *flags],
+        stdin=subprocess.PIPE,  # closed when this process ends, even by SIGKILL, and then the fit stops
         stdout=subprocess.DEVNULL,
-        env=torchrun.single_process_environment(),
+        env=cli.environment_of_child(torchrun.single_process_environment()),
     ) as process:
         try:
             return path, process.wait()
@@ -150,15 +213,6 @@ def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple
             process.terminate()
             process.wait()
             raise
-
-
-def words(flag: str, value: Any) -> list[str]:
-    """Return a flag and its value as arguments for fit.py. None and False give no arguments, True gives the flag."""
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [flag]
-    return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 
 if __name__ == "__main__":

@@ -24,15 +24,17 @@ import pyro
 import tyro
 
 from pyro_vae import cli, config, parallel, ranks
-from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
+from pyro_vae.config.overrides import DataOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
-from pyro_vae.instruments.scores import measure_scores, scores_table, write_bounds, write_scores
+from pyro_vae.instruments.comparable import mark_unlike
+from pyro_vae.instruments.evaluation import evaluate_run
+from pyro_vae.instruments.scores import scores_table
+from pyro_vae.output import show
 from pyro_vae.report import curves
-from pyro_vae.runs import Run, RunFolder
-from pyro_vae.runs.load import load_config, restore
-from pyro_vae.runs.summary import num_parameters, write_summary
+from pyro_vae.runs import Run, RunFolder, names_of, raise_if_undrawn
+from pyro_vae.runs.load import choose_program, load_config, restore
 
 # Earlier names of flags, which are still accepted.
 _RENAMED = {
@@ -67,6 +69,21 @@ class EvaluationFlags:
 
 
 @dataclass(frozen=True)
+class ModelFlags:
+    """Programs of the runs.
+
+    Args:
+        program: Your own programs, path/to/file.py:factory, if runs were fitted with some. Each is used for the runs
+            that were fitted with its factory. They must be repeated here, because no code that a run folder names is
+            executed.
+    """
+
+    program: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FILE:FACTORY ...", help_behavior_hint="(default: none)")
+    ] = ()
+
+
+@dataclass(frozen=True)
 class RuntimeFlags(RuntimeOverrides):
     """Randomness, device and execution.
 
@@ -88,7 +105,7 @@ class RunArguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
     evaluation: EvaluationFlags
     data: DataFlags
-    model: ModelOverrides
+    model: ModelFlags
     runtime: RuntimeFlags
 
 
@@ -115,11 +132,14 @@ def main(arguments: RunArguments) -> None:
     """Evaluate all runs, then write the figures and print the tables that compare them."""
     if not arguments.runs:
         raise UserError("No run folder is given; use python scripts/evaluate.py RUN ...")
-    changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
+    changes = given(arguments.evaluation, arguments.data, arguments.runtime)
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
     requested = [instrument for instrument in instruments if instrument.requested]
-    runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
+    folders = [RunFolder(path) for path in arguments.runs]
+    programs = choose_program(folders, arguments.model.program)
+    runs = [(folder, load_config(folder, changes | own)) for folder, own in zip(folders, programs, strict=True)]
     names = names_of(arguments.runs)
+    names = [name if folder.finished else f"{name} (unfinished)" for name, (folder, _) in zip(names, runs, strict=True)]
     scores: dict[str, Scores] = {}
     summaries = {}
     with ranks.process_group(max(settings.device for _, settings in runs)):  # "cuda" if any run needs it
@@ -129,9 +149,13 @@ def main(arguments: RunArguments) -> None:
             # one.
             fitted = parallel.in_turn(partial(restored, folder, settings, download="data_root" in changes))
             with fitted.program.scope():
-                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
-    if first:
-        report(runs, scores, summaries, requested)
+                scores[name], summaries[name] = evaluate_run(EvaluatedRun(folder, fitted), requested)
+        if first:
+            show_tables(scores, summaries, requested)
+            draw_all([folder for folder, _ in runs], scores, summaries)
+        for folder, _ in runs:
+            folder.evaluation.unlock()
+        parallel.on_first(lambda: raise_if_undrawn(*(folder.evaluation for folder, _ in runs)))
 
 
 def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> Run:
@@ -140,70 +164,26 @@ def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> R
     return restore(folder, settings, download=download)
 
 
-def report(
-    runs: list[tuple[RunFolder, config.Config]],
-    scores: dict[str, Scores],
-    summaries: dict[str, dict[str, Any]],
-    requested: list[Instrument],
-) -> None:
-    """Write the figures that compare runs to the evaluation folder of each, and print the tables."""
-    for folder, _ in runs:
-        results = folder.evaluation
-        if not all(run_scores.reason for run_scores in scores.values()):
-            results.save_figure("bounds", curves.bounds(scores))
-        if all(numbers["rate"] is not None for numbers in summaries.values()):
-            results.save_figure("rate_distortion", curves.rate_distortion(summaries))
-    print(scores_table(summaries, scores))
+def show_tables(scores: dict[str, Scores], summaries: dict[str, dict[str, Any]], requested: list[Instrument]) -> None:
+    """Print the tables of all runs."""
+    show(scores_table(summaries, scores))
     for instrument in requested:
         if text := instrument.table(summaries):
-            print(text)
+            show(text)
 
 
-def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
-    """Score one run, run the requested instruments on it, and write its evaluation folder.
-
-    Several processes share out the images. Only the first one writes.
-    """
-    fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
-    assert settings.num_samples is not None
-    for instrument in requested:
-        parallel.on_first(partial(instrument.check, run))
-    metrics = run.folder.metrics()
-    parallel.on_first(results.lock)
-    compiled = fitted.execution == "compiled"
-    scores, numbers = measure_scores(
-        fitted.program,
-        run.test,
-        settings.num_samples,
-        density=fitted.density,
-        seed=settings.seed,
-        compiled=compiled,
-        level_bits=fitted.images.level_bits,
-    )
-    columns = fitted.images.pixels.columns
-    parallel.on_first(lambda: write_scores(results, fitted.program, run.test, scores, settings.seed, columns))
-    parallel.on_first(lambda: write_bounds(results, scores))
-    for instrument in requested:
-        result = instrument.measure(run, settings.seed)
-        parallel.on_first(partial(result.write, results, instrument.name))
-        if result.numbers != {}:
-            numbers[instrument.name] = result.numbers
-        numbers["reasons"] |= result.reasons
-    parameters = num_parameters(fitted.program)
-    parallel.on_first(
-        lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-    )
-    results.unlock()
-    return scores, numbers
-
-
-def names_of(paths: tuple[Path, ...]) -> list[str]:
-    """Return the shortest suffixes of the paths, of equal depth, that are all different."""
-    pieces = [path.resolve().parts for path in paths]
-    if len(set(pieces)) < len(pieces):
-        raise UserError("A run folder is given twice; give each one once.")
-    depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
-    return ["/".join(p[-depth:]) for p in pieces]
+def draw_all(folders: list[RunFolder], scores: dict[str, Scores], summaries: dict[str, dict[str, Any]]) -> None:
+    """Draw the figures that compare the runs, into the evaluation folder of each."""
+    labels = mark_unlike(summaries)
+    scores = {labels[name]: value for name, value in scores.items()}
+    summaries = {labels[name]: value for name, value in summaries.items()}
+    for results in (folder.evaluation for folder in folders):
+        if not all(run_scores.reason for run_scores in scores.values()):
+            with results.drawing("bounds"):
+                results.save_figure("bounds", curves.bounds(scores))
+        if all(numbers["rate"] is not None for numbers in summaries.values()):
+            with results.drawing("rate_distortion"):
+                results.save_figure("rate_distortion", curves.rate_distortion(summaries))
 
 
 if __name__ == "__main__":

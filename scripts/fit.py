@@ -24,14 +24,27 @@ import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data, parallel, ranks, torchrun
-from pyro_vae.config import programs
+from pyro_vae.config.fields_read import set_model_flags
+from pyro_vae.config.run_names import run_name
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
-from pyro_vae.infer import Epoch, Fit, FitMany
-from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
-from pyro_vae.report import curves
-from pyro_vae.runs import Run, RunFolder, fit_in_folder, fit_many_in_folders, load_images, make_fit, prepare, seed_path
-from pyro_vae.runs.summary import write_summary
+from pyro_vae.infer import Epoch, Fit, FitMany, rehearse_last_batch
+from pyro_vae.instruments.fitted import draw_fit, score_fit
+from pyro_vae.instruments.scores import rehearse, scores_table
+from pyro_vae.output import show
+from pyro_vae.runs import (
+    Run,
+    RunFolder,
+    check_flags_read,
+    fit_in_folder,
+    fit_many_in_folders,
+    load_images,
+    make_fit,
+    prepare,
+    raise_if_undrawn,
+    seed_path,
+)
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch, check_support
 
 
@@ -41,7 +54,8 @@ class OutputFlags:
 
     Args:
         out: Run folder. If None, it is runs/<data>-<program>-<prior>-<objective>, without vae and without names that
-            the program ignores. An existing folder is rejected unless --resume or --overwrite is given.
+            the program ignores, followed by a posterior, likelihood, network, binarization, number of latents or seed
+            that is not the default. An existing folder is rejected unless --resume or --overwrite is given.
         resume: Continue the run in --out from its newest valid checkpoint.
         overwrite: Replace the run in --out.
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
@@ -79,6 +93,8 @@ def main(arguments: Arguments) -> None:
     if torchrun.restarts() and not output.resume:
         raise UserError("--max-restarts starts this command again after a failure; add --resume, so that it continues.")
     first = arguments.config.resolve()
+    if not output.resume:  # a run of an earlier version may have been started with it
+        first.check_data_root()
     with ranks.process_group(first.device):
         fit_and_score(output, first)
 
@@ -86,14 +102,16 @@ def main(arguments: Arguments) -> None:
 def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     """Fit and score a program with one or several seeds; several processes share its steps and its scores."""
     configs = {seed: replace(first, seed=seed) for seed in range(first.seed, first.seed + output.seeds)}
-    path = output.out or Path("runs") / programs.run_name(first)
-    folders = {seed: RunFolder(seed_path(path, seed, first.seed)) for seed in configs}
+    folders = {seed: RunFolder(run_path(output, configs[seed], first)) for seed in configs}
     if output.resume:
         for seed in parallel.on_first(partial(finished_seeds, configs, folders)):
             del configs[seed]
-            print(f"{folders[seed].path} is finished; nothing to resume.")
+            show(f"{printable(str(folders[seed].path))} is finished; nothing to resume.")
     if not configs:
         return
+    claim = {"resume": output.resume, "overwrite": output.overwrite}
+    for seed in configs:  # before anything is computed
+        parallel.on_first(partial(folders[seed].check, configs[seed].to_json(), **claim))
 
     # Data, programs and fits.
     images = parallel.in_turn(partial(load_images, first))
@@ -102,34 +120,50 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
     def make(seed: int) -> Fit:
         runs[seed] = prepare(configs[seed], images)
         if len(runs) == 1:
+            check_flags_read(configs[seed], images, set_model_flags(configs[seed]))
             check(runs[seed])
         return make_fit(runs[seed])
 
     pyro.set_rng_seed(first.seed)
     fit = FitMany(make, configs) if output.seeds > 1 else make(first.seed)
+    fits = fit.fits if isinstance(fit, FitMany) else {first.seed: fit}
+    rehearse_last_batch(fits[next(iter(runs))], len(images.pixels.train), first.batch_size)
 
-    # Training. The folders are created only now, so that runs that cannot start do not leave one.
+    # Training. The folders are created after the first step, so that runs that cannot start leave and replace nothing.
     ranks.gather(None)  # no process has failed so far
-    for seed, fitted in runs.items():
-        create = partial(folders[seed].create, resume=output.resume, overwrite=output.overwrite)
-        parallel.on_first(partial(create, fitted.config.to_json()))
     with cli.deferred_signals() as stop:
-        train(fit, runs, folders, every_seconds=output.checkpoint_seconds, should_stop=stop)
+        train(fit, runs, folders, **claim, every_seconds=output.checkpoint_seconds, should_stop=stop)
         # A signal that another process has received, perhaps after the last step, stops this one, too.
         if any(ranks.gather(stop())) and not stop():
             signal.raise_signal(signal.SIGTERM)
 
-    # Scores and report.
-    fits, errors = (fit.fits, fit.errors) if isinstance(fit, FitMany) else ({first.seed: fit}, {})
-    scored = {folders[seed]: score(runs[seed], fits[seed], folders[seed]) for seed in runs if seed not in errors}
-    numbers = {folder.path.name: numbers for folder, (_, numbers) in scored.items()}
-    print(scores_table(numbers, {folder.path.name: scores for folder, (scores, _) in scored.items()}))
-    print_spread(list(numbers.values()))
-    print(f"\nwritten to {', '.join(str(folder.path) for folder in scored)}")
+    # All numbers first, then the figures, each by itself: what goes wrong late costs nothing else.
+    errors = fit.errors if isinstance(fit, FitMany) else {}
+    scored: dict[int, tuple[Scores, dict[str, Any]]] = {}
+    for seed in [seed for seed in runs if seed not in errors]:
+        params = fits[seed].svi.optim.params.values()
+        with fits[seed].scope():
+            scored[seed] = score_fit(runs[seed], folders[seed], sum(p.numel() for p in params))
+    numbers = {folders[seed].path.name: numbers for seed, (_, numbers) in scored.items()}
+    show(scores_table(numbers, {folders[seed].path.name: scores for seed, (scores, _) in scored.items()}))
+    show_spread(list(numbers.values()))
+    for seed, (scores, _) in scored.items():
+        with fits[seed].scope():
+            parallel.on_first(partial(draw_fit, runs[seed], folders[seed], scores))
+    paths = ", ".join(printable(str(folders[seed].path)) for seed in scored)
+    show(f"\nwritten to {paths}")
     if errors:
         raise next(iter(errors.values()))
+    parallel.on_first(lambda: raise_if_undrawn(*(folders[seed] for seed in scored)))
     if first.data == "digits":
-        print("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+        show("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
+
+
+def run_path(output: OutputFlags, settings: config.Config, first: config.Config) -> Path:
+    """Return the path of the run folder of a configuration, given that of the first of several seeds."""
+    if output.out is None:
+        return Path("runs") / run_name(settings)
+    return seed_path(output.out, settings.seed, first.seed)
 
 
 def finished_seeds(configs: Mapping[int, config.Config], folders: Mapping[int, RunFolder]) -> list[int]:
@@ -144,7 +178,7 @@ def check(run: Run) -> None:
     """Describe your own data, and report errors of the program and its evaluation before training."""
     if run.config.data not in data.DATASETS:
         binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
-        print(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
+        show(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
     test = run.observed("test")
     check_support(run.program.model, run.program.guide, Batch.of(test)[:100])
     rehearse(run.program, test, density=run.density)
@@ -168,44 +202,12 @@ def train(fit: Fit | FitMany, runs: Mapping[int, Run], folders: Mapping[int, Run
             bar.set_postfix_str(f"validation {name} {statistics.fmean(values):.2f} nats")
 
 
-def score(run: Run, fit: Fit, folder: RunFolder) -> tuple[Scores, dict[str, Any]]:
-    """Score the test images, write all results of a run, and return the scores and their summary."""
-    settings, test = run.config, run.observed("test")
-    assert settings.num_samples is not None
-    with fit.scope():
-        scores, numbers = measure_scores(
-            run.program,
-            test,
-            settings.num_samples,
-            density=run.density,
-            seed=settings.seed,
-            compiled=run.execution == "compiled",
-            level_bits=run.images.level_bits,
-        )
-        columns = run.images.pixels.columns
-        parallel.on_first(lambda: write_scores(folder, run.program, test, scores, settings.seed, columns))
-        parallel.on_first(lambda: write_report(folder, fit, settings, scores, numbers))
-    return scores, numbers
-
-
-def write_report(
-    folder: RunFolder, fit: Fit, settings: config.Config, scores: Scores, numbers: Mapping[str, Any]
-) -> None:
-    """Write the learning curve, the figure of bounds, and summary.json, the last file of a run."""
-    metrics = folder.metrics()
-    folder.save_figure("learning_curve", curves.learning_curve(metrics))
-    if not scores.reason:
-        folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
-    parameters = sum(p.numel() for p in fit.svi.optim.params.values())
-    write_summary(folder, settings.to_json(), numbers, parameters=parameters, metrics=metrics)
-
-
-def print_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
+def show_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
     """Print mean and standard deviation of log p(x) over seeds, if there are several."""
     values = [each["log_likelihood"] for each in numbers if each["log_likelihood"] is not None]
     if len(values) > 1:
         mean, deviation = statistics.fmean(values), statistics.stdev(values)
-        print(f"log p(x) over {len(values)} seeds: mean {mean:.2f} nats, standard deviation {deviation:.2f}")
+        show(f"log p(x) over {len(values)} seeds: mean {mean:.2f} nats, standard deviation {deviation:.2f}")
 
 
 if __name__ == "__main__":

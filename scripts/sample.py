@@ -22,8 +22,10 @@ from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOver
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
 from pyro_vae.instruments.rows import write_rows
+from pyro_vae.output import show
 from pyro_vae.report.images import are_pictures
-from pyro_vae.runs import RunFolder, load_run
+from pyro_vae.runs import Folder, RunFolder, load_run, raise_if_undrawn
+from pyro_vae.text import printable
 from pyro_vae.trace import Batch
 
 
@@ -52,8 +54,9 @@ def main(arguments: Arguments) -> None:
     pixels = Batch.of(x).x
     if pixels.dim() == 2:
         results.lock()
+        results.clear()
         write_rows(results, program, Batch.of(x), fitted.images.pixels.columns, settings.seed, "prior")
-        print(f"written to {results.path}")
+        finish(results)
         return
     if not are_pictures(pixels):
         shape = tuple(pixels.shape[1:])
@@ -63,11 +66,19 @@ def main(arguments: Arguments) -> None:
     labels = fitted.labels
     classes = None if labels is None else labels.test[:, 0].cpu().numpy()
     results.lock()
+    results.clear()
     samples.write_prior(results, program, x, settings.seed)
     samples.write_reconstructions(results, program, x, settings.seed)
     samples.write_latents(results, program, x, classes, settings.seed)
     samples.write_completions(results, program, x, fitted.no_density_reason, settings.seed)
-    print(f"written to {results.path}")
+    finish(results)
+
+
+def finish(results: Folder) -> None:
+    """Say where the figures are, and raise if some could not be drawn."""
+    show(f"written to {printable(str(results.path))}")
+    results.unlock()
+    raise_if_undrawn(results)
 
 
 if __name__ == "__main__":

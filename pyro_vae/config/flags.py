@@ -67,6 +67,15 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
         if value is not None and value < minimum:
             raise UserError(f"{flag(name)} is {value}; it must be at least {minimum}.")
 
+    def check_data_root(self) -> None:
+        """Raise UserError if a folder of data sets is given, but the data set is not read from a file."""
+        dataset = data.DATASETS.get(self.data)
+        if dataset is not None and not dataset.reads_root and self.data_root != Config.data_root:
+            raise UserError(
+                f"--data-root {self.data_root} is not read: --data {self.data} needs no files. Leave it out, or choose "
+                f"other data; --data {self.data_root} uses your own."
+            )
+
     def steps_per_epoch(self, num_images: int) -> int:
         """Return the number of steps per epoch for `num_images` training images."""
         return math.ceil(num_images / self.batch_size)
@@ -105,6 +114,15 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values, by field."""
         return asdict(self) | {"data_root": str(self.data_root), "splits": list(self.splits)}
+
+    def to_flags(self) -> list[str]:
+        """Return the arguments of fit.py that give this configuration. None and False give none, True only the flag."""
+        arguments: list[str] = []
+        for name, value in self.to_json().items():
+            if value is not None and value is not False:
+                values = [] if value is True else value if isinstance(value, list) else [value]
+                arguments += [flag(name), *map(str, values)]
+        return arguments
 
 
 def from_groups(

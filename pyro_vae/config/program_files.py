@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -81,7 +82,7 @@ def _run_file(spec: ModuleSpec) -> ModuleType:
     assert spec.origin is not None
     assert spec.loader is not None
     folder = os.path.dirname(os.path.realpath(spec.origin))
-    for stale in [name for name in list(sys.modules) if _is_from_program_folder(name)]:
+    for stale in _others(*_FOLDERS):
         del sys.modules[stale]
     if folder not in map(os.path.realpath, sys.path):
         _FOLDERS.add(folder)
@@ -95,11 +96,22 @@ def _run_file(spec: ModuleSpec) -> ModuleType:
     return module
 
 
-def _is_from_program_folder(name: str) -> bool:
-    """Return whether a module or its top-level package is in one of the folders added for program files."""
-    spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
-    if spec is None or name.startswith(_MODULE):
+def imported_from(folder: Path) -> list[Path]:
+    """Return the files of the modules that have been imported from the folder of a program, and of its packages."""
+    origins = [getattr(getattr(sys.modules[name], "__spec__", None), "origin", None) for name in _others(str(folder))]
+    return sorted(Path(os.path.realpath(origin)) for origin in origins if origin and os.path.isfile(origin))
+
+
+def _others(*folders: str) -> list[str]:
+    """Return the names of the modules, other than program files and this package, whose top level is in a folder."""
+    return [name for name in list(sys.modules) if _is_from(name, folders)]
+
+
+def _is_from(name: str, folders: Iterable[str]) -> bool:
+    top = name.partition(".")[0]
+    spec = getattr(sys.modules.get(top), "__spec__", None)
+    if spec is None or name.startswith(_MODULE) or top == __name__.partition(".")[0]:
         return False
     return any(
-        os.path.dirname(location) in _FOLDERS for location in spec.submodule_search_locations or [spec.origin or ""]
+        os.path.dirname(location) in folders for location in spec.submodule_search_locations or [spec.origin or ""]
     )

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ _NEEDED_BY: dict[str, set[str]] = {
 
 def ignored_defaults(config: Config) -> dict[str, Any]:
     """Return the fields that the chosen program, networks or objective ignore, with their defaults."""
-    names = [*_ignored_by_program(config), *_ignored_by_net(config), *_ignored_by_objective(config)]
+    names = [*ignored_by_program(config), *_ignored_by_net(config), *_ignored_by_objective(config)]
     return {name: getattr(Config, name) for name in names}
 
 
@@ -50,7 +49,7 @@ def check_flags(config: Config) -> None:
     Raises:
         UserError: If there is such a flag. The message names it.
     """
-    for name in _ignored_by_program(config):
+    for name in ignored_by_program(config):
         # `UNREAD` is what `adapt_to_data` sets if the likelihood is ignored; the user did not set it.
         if getattr(config, name) not in (getattr(Config, name), suited.UNREAD):
             raise UserError(f"{flag(name)} has no effect with --program {config.program}: leave it out.")
@@ -65,7 +64,8 @@ def check_flags(config: Config) -> None:
             raise UserError(f"{flag(name)} applies only to --objective {names}, not to {config.objective}.")
 
 
-def _ignored_by_program(config: Config) -> list[str]:
+def ignored_by_program(config: Config) -> list[str]:
+    """Return the fields of flags that the chosen program ignores."""
     if config.program not in NAMES:
         return []  # your own program may use any of them
     preset = _preset(config)
@@ -96,16 +96,6 @@ def _preset(config: Config) -> dict[str, Any]:
         # An autoencoder has no prior, unless its objective matches the codes to samples from one.
         fields = {name: value for name, value in fields.items() if (name, value) != ("prior", "flat")}
     return fields
-
-
-def run_name(config: Config) -> str:
-    """Return the default name of a run: its data set, its program, and the flags that distinguish programs."""
-    ignored = _ignored_by_program(config)
-    program = "" if config.program == "vae" else Path(config.program).name.replace(".py:", "-")
-    particles = config.num_particles if config.num_particles > 1 else ""
-    words = [Path(config.data).stem, program, "" if "prior" in ignored else config.prior]
-    words.append("" if "objective" in ignored else f"{config.objective}{particles}")
-    return "-".join(filter(None, words))
 
 
 def build_objective(config: Config, num_images: int) -> Objective:

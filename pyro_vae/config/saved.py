@@ -50,7 +50,7 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: If the file is not a valid configuration. The message names the file and the field at fault.
     """
-    values = _read_json(path)
+    values = read_json(path, "a configuration")
     if isinstance(values, dict):
         values = add_missing_fields(values)
     known = {field.name: field.default for field in fields(Config)}
@@ -80,8 +80,16 @@ def _moderate(value: Any) -> bool:
     return not isinstance(value, str) or (len(value) < 4096 and not any(category(c) == "Cc" for c in value))
 
 
-def _read_json(path: Path) -> Any:
-    """Parse strict JSON: reject NaN and duplicate keys, of which Python would silently use the last."""
+def read_json(path: Path, what: str) -> Any:
+    """Parse strict JSON: reject NaN and duplicate keys, of which Python would silently use the last.
+
+    Args:
+        path: File to read.
+        what: What it contains, for error messages.
+
+    Raises:
+        UserError: If the file cannot be read, or is not JSON. The message names it.
+    """
 
     def constant(name: str) -> None:
         raise UserError(f"{name} is not valid JSON")
@@ -98,4 +106,4 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a configuration: it is not JSON ({error}).") from error
+        raise UserError(f"{path} is not {what}: it is not JSON ({error}).") from error

@@ -58,6 +58,8 @@ class Dataset(Defaults):
 
     load: Source
     """Function load(root, download): reads the data set from `root`, and may download missing files into it."""
+    reads_root: bool = True
+    """Whether `load` reads files from `root`; digits and shapes have none."""
 
 
 # For your own data.
@@ -162,7 +164,7 @@ def _idx(name: str) -> Source:
 
 # Each importance sample evaluates the decoder once: use 1000 for images of more than 28 x 28 pixels.
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(_digits, epochs=300, num_samples=1000),
+    "digits": Dataset(_digits, reads_root=False, epochs=300, num_samples=1000),
     "mnist": Dataset(_idx("MNIST")),
     "fashion-mnist": Dataset(_idx("FashionMNIST")),
     "kmnist": Dataset(_idx("KMNIST")),
@@ -172,7 +174,7 @@ DATASETS: dict[str, Dataset] = {
     "caltech-silhouettes": Dataset(caltech_silhouettes.load, epochs=300),
     "cifar10": Dataset(cifar10.load, num_samples=1000),
     "svhn": Dataset(svhn.load, num_samples=1000),
-    "shapes": Dataset(lambda root, download: shapes.load(), num_samples=1000),
+    "shapes": Dataset(lambda root, download: shapes.load(), reads_root=False, num_samples=1000),
     "dsprites": Dataset(dsprites.load, epochs=10, num_samples=1000),
     "celeba64": Dataset(celeba64.load, epochs=30, num_samples=1000),
 }

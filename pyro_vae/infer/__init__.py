@@ -20,6 +20,7 @@ from pyro_vae.infer.objectives import (
 )
 from pyro_vae.infer.optim import Optim
 from pyro_vae.infer.parameters import load_program_state
+from pyro_vae.infer.rehearsal import rehearse_last_batch
 from pyro_vae.infer.sharded_svi import ShardedSVI
 from pyro_vae.infer.svi import SVI
 
@@ -43,5 +44,6 @@ __all__ = [
     "ShardedSVI",
     "load_program_state",
     "mmd",
+    "rehearse_last_batch",
     "schedules",
 ]

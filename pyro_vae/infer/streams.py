@@ -59,7 +59,7 @@ def warn_if_versions_differ(saved: State) -> None:
             _LOG.warning(
                 "The state was saved with %s %s, this process has %s: the last bits may differ.",
                 name,
-                saved.get(name),
+                str(saved.get(name))[:40],
                 current,
             )
 

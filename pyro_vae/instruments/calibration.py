@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from pyro_vae import config, parallel
@@ -44,7 +45,7 @@ class Calibration:
         program, template = run.fitted.program, Batch.of(run.test).expand(self.sbc_images)
         # One random stream for all simulated images: the first process alone draws them.
         found = parallel.on_first(lambda: sbc_ranks(program.model, program.guide, template, _NUM_DRAWS, seed=seed))
-        figures = {"calibration": curves.calibration(found, _NUM_DRAWS)}
+        figures = {"calibration": partial(curves.calibration, found, _NUM_DRAWS)}
         return Result(per_image={"ranks": found.T}, rows="unit", figures=figures)
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:

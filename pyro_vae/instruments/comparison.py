@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from pyro_vae.config import Config, programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences, standard_error
+from pyro_vae.instruments.comparable import check_comparable, read_log_likelihoods
 from pyro_vae.report import curves, images
 from pyro_vae.report.tables import format_number, format_table, format_with_error
-from pyro_vae.runs import Folder, RunFolder
-from pyro_vae.runs.netcdf import read_netcdf
+from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
@@ -46,11 +45,11 @@ def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
     return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
 
 
-def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
+def compare(runs: Mapping[str, Sequence[Folder]]) -> list[dict[str, Any]]:
     """Compare finished runs on the same test images.
 
     Args:
-        runs: Runs of each name, one per seed.
+        runs: Run folders of each name, one per seed, or folders of their evaluations.
 
     Returns:
         A row for each name, best log p(x) first. Numbers are means over seeds, in nats per image. `below_best` is the
@@ -60,27 +59,13 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
         seeds; both are None for a single seed.
 
     Raises:
-        UserError: If a run or one of its images has no log p(x), a run has a single test image, or some runs score
-            densities and others probabilities, whose nats are not comparable.
+        UserError: If files of a run are damaged, one of its images has no log p(x), or the scores of runs are not
+            comparable, see `check_comparable`.
     """
     summaries = {name: [read_summary(run) for run in seeds] for name, seeds in runs.items()}
-    for name, seeds in summaries.items():
-        for run, numbers in zip(runs[name], seeds, strict=True):
-            path = printable(str(run.path))
-            if numbers["log_likelihood"] is None:
-                reason = numbers["reasons"]["log_likelihood"]
-                raise UserError(f"{path} has no log p(x) to compare: {reason}. Its other numbers are in summary.json.")
-            if numbers["num_test_images"] < 2:
-                raise UserError(f"{path} has one test image, and standard errors require two or more.")
-    densities = {name: seeds[0]["density"] for name, seeds in summaries.items()}
-    if len(set(densities.values())) > 1:
-        dense = ", ".join(name for name, density in densities.items() if density)
-        raise UserError(
-            f"{dense} scores densities of pixels and the rest probabilities, whose nats are not comparable; compare "
-            "bits_per_dim in summary.json of each run."
-        )
+    check_comparable(runs, summaries)
     likelihoods = {
-        name: np.mean([read_netcdf(run.path / "scores.nc")["log_likelihood"] for run in seeds], axis=0)
+        name: np.mean([read_log_likelihoods(*each) for each in zip(seeds, summaries[name], strict=True)], axis=0)
         for name, seeds in runs.items()
     }
     by_seed = {name: [summary["log_likelihood"] for summary in seeds] for name, seeds in summaries.items()}
@@ -102,7 +87,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> list[dict[str, Any]]:
                 "seed_spread": spread,
                 "iwae_50": _mean([summary["iwae"].get("50") for summary in summaries[name]]),
                 **{key: _mean([summary[key] for summary in summaries[name]]) for key in _MEANS},
-                "seconds_per_epoch": _mean([s["train_seconds"] / s["epochs"] for s in summaries[name]]),
+                "seconds_per_epoch": _mean([_seconds_per_epoch(summary) for summary in summaries[name]]),
             }
         )
     return rows
@@ -139,18 +124,29 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_comparison(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[RunFolder]]) -> None:
-    """Write comparison.csv and .json (the rows), comparison.png (intervals) and samples.png (prior samples)."""
-    results = Folder(folder, figures=".")
+def write_comparison(results: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write comparison.csv and .json: the rows."""
     results.write_csv("comparison.csv", [{**row, "name": printable(row["name"])} for row in rows])
     results.write_json("comparison.json", rows)
-    samples = {row["name"]: runs[row["name"]][0].path / "figures" / "prior_samples.png" for row in rows}
-    results.save_figure("comparison", curves.intervals(rows))
-    results.save_figure("samples", images.gallery(samples))
+
+
+def draw_comparison(results: Folder, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Folder]]) -> None:
+    """Draw comparison.png (intervals) and samples.png (prior samples of each run that has drawn them)."""
+    with results.drawing("comparison"):
+        results.save_figure("comparison", curves.intervals(rows))
+    with results.drawing("samples"):
+        paths = {row["name"]: runs[row["name"]][0].figures / "prior_samples.png" for row in rows}
+        if samples := {name: path for name, path in paths.items() if path.is_file()}:
+            results.save_figure("samples", images.gallery(samples))
 
 
 def _deviation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _seconds_per_epoch(summary: Mapping[str, Any]) -> float | None:
+    seconds, epochs = summary["train_seconds"], summary["epochs"]
+    return seconds / epochs if seconds is not None and epochs else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

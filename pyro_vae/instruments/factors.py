@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -110,7 +111,7 @@ def measure_factors(
         "seconds": time.perf_counter() - start,
     }
     codes_of_both = np.concatenate([half[0] for half in halves])
-    figure = _traversals(program, Batch.of(test[0])[:1], codes_of_both, summary, seed)
+    figure = partial(_traversals, program, Batch.of(test[0])[:1], codes_of_both, summary, seed)
     return Result(summary, figures={"factors": figure})
 
 
@@ -124,7 +125,15 @@ def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
             summary["factors"], summary["units"], np.array(summary["information"]).T, summary["accuracy"], strict=True
         ):
             second, best = np.sort(information)[-2:]
-            rows.append([f"  {factor}", str(unit), format_number(best), format_number(second), format_number(accuracy)])
+            rows.append(
+                [
+                    f"  {printable(factor)}",
+                    str(unit),
+                    format_number(best),
+                    format_number(second),
+                    format_number(accuracy),
+                ]
+            )
         lines += format_table(columns, rows)
         lines.append("  " + ", ".join(f"{head} {summary[score]:.2f}" for score, head in _SCORES.items()))
     lines.append(

@@ -180,15 +180,20 @@ def gallery_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_gallery(folder: Path, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> None:
-    """Write systems.csv and .json (the rows) and systems.png (prior samples or reconstructions of each run)."""
-    results = Folder(folder, figures=".")
+def write_gallery(results: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write systems.csv and .json: the rows."""
     results.write_csv("systems.csv", rows)
     results.write_json("systems.json", rows)
-    pictures = {name: _picture(run) for name, run in runs.items()}
-    results.save_figure("systems", images.gallery({name: picture for name, picture in pictures.items() if picture}))
 
 
-def _picture(run: Path) -> Path | None:
-    paths = (run / "figures" / f"{name}.png" for name in _PICTURES)
+def draw_gallery(results: Folder, runs: Mapping[str, RunFolder]) -> None:
+    """Draw systems.png: prior samples or reconstructions of each run that has drawn them."""
+    with results.drawing("systems"):
+        pictures = {name: _picture(run.figures) for name, run in runs.items()}
+        if shown := {name: picture for name, picture in pictures.items() if picture}:
+            results.save_figure("systems", images.gallery(shown))
+
+
+def _picture(figures: Path) -> Path | None:
+    paths = (figures / f"{name}.png" for name in _PICTURES)
     return next((path for path in paths if path.is_file()), None)

@@ -3,7 +3,7 @@ r"""The interface of instruments, which measure a fitted run: flags, numbers, pe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -46,21 +46,26 @@ class Result:
         reasons: Reason for each None, by name.
         per_image: Arrays for <name of the instrument>.nc by name, shape (N,) or (rows, N).
         rows: Name of the first of two dimensions in `per_image`.
-        figures: Figures by file name, without the suffix.
+        figures: Functions that draw figures, by file name without the suffix. They are called when all numbers have
+            been written.
     """
 
     numbers: Any = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     per_image: Mapping[str, np.ndarray] = field(default_factory=dict)
     rows: str = "num_particles"
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
 
     def write(self, folder: Folder, name: str) -> None:
-        """Write the per-image arrays and the figures to a folder, under the name of the instrument."""
+        """Write the per-image arrays to a folder, under the name of the instrument."""
         if self.per_image:
             folder.write_per_image(name, self.per_image, self.rows)
-        for figure_name, figure in self.figures.items():
-            folder.save_figure(figure_name, figure)
+
+    def draw(self, folder: Folder) -> None:
+        """Write the figures to a folder."""
+        for name, draw in self.figures.items():
+            with folder.drawing(name):
+                folder.save_figure(name, draw())
 
 
 class Instrument(Protocol):

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,7 +92,7 @@ def measure_probe(program: Any, untrained: Any, x: Mapping[str, Data], labels: A
     if len(np.unique(train.classes)) == 1:
         return _no_result(f"all training images have the same {name}")
     rows = probe_rows(program, untrained, train, test, seed)
-    return Result(rows, figures={"probe": curves.probe(rows)})
+    return Result(rows, figures={"probe": partial(curves.probe, rows)})
 
 
 def _no_result(reason: str) -> Result:

@@ -30,11 +30,13 @@ def write_rows(folder: Folder, program: Any, x: Batch, columns: Sequence[str], s
     num_columns = x.x.shape[1]
     names = columns or column_names(num_columns)
     subset = x[: _ROWS if num_columns <= rows.MAX_PAIR_COLUMNS else _MAPPED_ROWS]
-    samples = sample_images(program, subset, seed, means=False)
-    if samples is None:
-        _LOG.info("No prior samples: the prior is improper.")
-    else:
-        title = "test rows and samples of the model"
-        folder.save_figure(prior, rows.distributions(subset.x, samples, names, title))
-    if shown := reconstructions(program, subset, seed, draws=False):
-        folder.save_figure("reconstructions", rows.reconstructions(subset.x, shown.first()[0], names))
+    with folder.drawing(prior):
+        samples = sample_images(program, subset, seed, means=False)
+        if samples is None:
+            _LOG.info("No prior samples: the prior is improper.")
+        else:
+            title = "test rows and samples of the model"
+            folder.save_figure(prior, rows.distributions(subset.x, samples, names, title))
+    with folder.drawing("reconstructions"):
+        if shown := reconstructions(program, subset, seed, draws=False):
+            folder.save_figure("reconstructions", rows.reconstructions(subset.x, shown.first()[0], names))

@@ -6,6 +6,7 @@ Figures of samples and reconstructions show means of p(x|z) and draws from it: o
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,8 @@ from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch, Data, derive_seed
 
 _LOG = logging.getLogger("pyro_vae")
+Decode = Callable[[Tensor], tuple[Tensor, str]]
+"""Function that decodes units, shape (..., units), and returns the images and their kind."""
 
 _PRIOR_COLUMNS = 8
 _IMAGES = 10
@@ -44,19 +47,21 @@ _ANNEALING = AISConfig(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write prior.png: images decoded from the prior. An improper prior has none."""
-    if shown := prior_samples(program, x, _PRIOR_COLUMNS, seed, draws=True):
-        title = "z from the prior" if shown.has_latents else "without latents"
-        folder.save_figure("prior", images.side_by_side(shown.by_name(), title, _PRIOR_COLUMNS))
+    with folder.drawing("prior"):
+        if shown := prior_samples(program, x, _PRIOR_COLUMNS, seed, draws=True):
+            title = "z from the prior" if shown.has_latents else "without latents"
+            folder.save_figure("prior", images.side_by_side(shown.by_name(), title, _PRIOR_COLUMNS))
 
 
 def write_reconstructions(folder: Folder, program: Any, x: Data, seed: int) -> None:
     """Write reconstructions.png: test images, and images decoded from one sample of their posterior."""
     batch = Batch.of(x)[:_IMAGES]
-    if decoded := reconstructions(program, batch, seed, draws=True):
-        rows = {"test images": batch.x, **decoded.by_name()}
-        folder.save_figure("reconstructions", images.labeled_rows(rows, "reconstructions, z from q(z|x)"))
-    else:
-        _LOG.info("No reconstructions: the program has no latents.")
+    with folder.drawing("reconstructions"):
+        if decoded := reconstructions(program, batch, seed, draws=True):
+            rows = {"test images": batch.x, **decoded.by_name()}
+            folder.save_figure("reconstructions", images.labeled_rows(rows, "reconstructions, z from q(z|x)"))
+        else:
+            _LOG.info("No reconstructions: the program has no latents.")
 
 
 def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | None, seed: int) -> None:
@@ -74,31 +79,43 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
         _LOG.info("No traversals: the program has no latents.")
         return
     decode = partial(decode_units, program.model, program.guide, x, seed=derive_seed(seed, "traversals"))
-    low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
-    units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
-    traversals, kind = decode(traverse(means[0], low, high, units, _STEPS))
+    with folder.drawing("traversals"):
+        low, high = torch.quantile(means[:10_000], means.new_tensor([_TAIL, 1 - _TAIL]), dim=0)
+        units = most_visible_units(program.model, program.guide, x, means[0], low, high, _UNITS)
+        _write_traversals(folder, decode, means, (low, high), units)
+    with folder.drawing("interpolations"):
+        _write_interpolations(folder, decode, means)
+    if means.shape[1] == 2:
+        with folder.drawing("codes"):
+            folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
+        with folder.drawing("manifold"):
+            grid, kind = decode(_plane(_prior_units(program, x, seed, means)))
+            panel = {f"{kind} of p(x|z)": grid.flatten(0, 1)}
+            title = "quantiles of the two latent units"
+            folder.save_figure("manifold", images.side_by_side(panel, title, _MANIFOLD_SIZE))
+
+
+def _write_traversals(
+    folder: Folder, decode: Decode, means: Tensor, ends: tuple[Tensor, Tensor], units: Tensor
+) -> None:
+    """Write traversals.png and .gif: images while one of `units` moves between the two ends, each of shape (units,)."""
+    traversals, kind = decode(traverse(means[0], *ends, units, _STEPS))
     rows = {f"unit {unit}": row for unit, row in zip(units.tolist(), traversals, strict=True)}
     folder.save_figure("traversals", images.labeled_rows(rows, f"traversals of single units ({kind} of p(x|z))"))
-    paths = torch.stack([traverse(code, low, high, units, _FRAMES) for code in means[:3]])
+    paths = torch.stack([traverse(code, *ends, units, _FRAMES) for code in means[:3]])
     folder.save_animation("traversals", _forward_and_backward(decode(paths)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
-    if num_pairs := min(_IMAGES, len(means)) // 2:
-        interpolations, _ = decode(interpolate(means[:num_pairs], means[num_pairs : 2 * num_pairs], _STEPS))
-        pairs = {f"{row} to {row + num_pairs}": path for row, path in enumerate(interpolations)}
-        folder.save_figure(
-            "interpolations", images.labeled_rows(pairs, f"interpolations of test images ({kind} of p(x|z))")
-        )
-    else:
+
+def _write_interpolations(folder: Folder, decode: Decode, means: Tensor) -> None:
+    """Write interpolations.png: images on the lines between pairs of posterior means."""
+    num_pairs = min(_IMAGES, len(means)) // 2
+    if not num_pairs:
         _LOG.info("No interpolations: there is only one test image.")
-    if means.shape[1] == 2:
-        folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
-        grid, _ = decode(_plane(_prior_units(program, x, seed, means)))
-        folder.save_figure(
-            "manifold",
-            images.side_by_side(
-                {f"{kind} of p(x|z)": grid.flatten(0, 1)}, "quantiles of the two latent units", _MANIFOLD_SIZE
-            ),
-        )
+        return
+    interpolations, kind = decode(interpolate(means[:num_pairs], means[num_pairs : 2 * num_pairs], _STEPS))
+    pairs = {f"{row} to {row + num_pairs}": path for row, path in enumerate(interpolations)}
+    title = f"interpolations of test images ({kind} of p(x|z))"
+    folder.save_figure("interpolations", images.labeled_rows(pairs, title))
 
 
 def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: str | None, seed: int) -> None:
@@ -114,7 +131,14 @@ def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: 
     if no_density_reason:
         _LOG.info("No completions: %s.", no_density_reason)
         return
-    batch = Batch.of(x)
+    with folder.drawing("completions"):
+        if shown := _completions(program, Batch.of(x), seed):
+            rows = {name: row.cpu() for name, row in shown.items()}
+            folder.save_figure("completions", images.labeled_rows(rows, "the lower half, given the upper half"))
+
+
+def _completions(program: Any, batch: Batch, seed: int) -> dict[str, Tensor] | None:
+    """Return the rows of completions.png by name, or None if the program cannot be imputed."""
     truth = batch[:_IMAGES]
     upper = truth.x.clone()
     height = upper.shape[-2]
@@ -133,11 +157,9 @@ def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: 
             )
         except ValueError as error:
             _LOG.info("No completions: %s", error)
-            return
+            return None
         completed = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
-    shown = {"observed": upper.nan_to_num(0.5), **completed, "truth": truth.x}
-    rows = {name: row.cpu() for name, row in shown.items()}
-    folder.save_figure("completions", images.labeled_rows(rows, "the lower half, given the upper half"))
+    return {"observed": upper.nan_to_num(0.5), **completed, "truth": truth.x}
 
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
 from pyro_vae.instruments.batches import Part, batches, score_batched
+from pyro_vae.instruments.comparable import with_other_images
 from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
+from pyro_vae.instruments.quantity import digest_images, name_quantity
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
 from pyro_vae.report.tables import format_number, format_table, format_with_error
@@ -72,7 +74,7 @@ def measure_scores(
         parallel.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
     )
     measured = summarize(scores, active_units(moments), batch.x[0].numel(), density=density, level_bits=level_bits)
-    extra: dict[str, float | None] = dict.fromkeys((*RATE_TERMS, "squared_error"))
+    extra: dict[str, Any] = dict.fromkeys((*RATE_TERMS, "squared_error"))
     if measured["rate"] is not None:
         # One random stream for all images: the same computation in every process.
         images_of_q, num_codes = batch[:_AGGREGATED_IMAGES], _AGGREGATED_PAIRS // min(len(batch), _AGGREGATED_IMAGES)
@@ -93,6 +95,8 @@ def measure_scores(
         measured["reasons"]["bits_per_dim"] = (
             _OTHER_UNIT if not observes_unchanged else "the program has other observed sites besides x"
         )
+    extra["quantity"] = name_quantity(batch, observed, description.image, density=density)
+    extra["test_images"] = digest_images(batch)
     return scores, {**measured, **extra, "evaluate_seconds": time.perf_counter() - start, "versions": versions()}
 
 
@@ -130,19 +134,19 @@ def _reason(name: str, scores: Scores) -> str:
     return scores.reason or "the rate is non-finite"
 
 
-def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int, columns: Sequence[str] = ()) -> None:
-    """Write scores.nc and khat.png, and reconstructions.png and prior_samples.png if they apply to the program.
+def draw_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int, columns: Sequence[str] = ()) -> None:
+    """Draw khat.png, and reconstructions.png and prior_samples.png if they apply to the program.
 
     Args:
-        folder: Folder of the files.
+        folder: Folder of the figures.
         program: Object with ``model(x)`` and ``guide(x)``.
         x: Test images, shape (N, *pixels), or rows, shape (N, columns), with the other arguments of the program if any.
         scores: Scores of x.
         seed: Random seed of the draws.
         columns: Names of the columns of a table.
     """
-    folder.write_scores(scores)
-    folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
+    with folder.drawing("khat"):
+        folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
     batch = Batch.of(x)
     shown_batch = batch[:_SHOWN_IMAGES]
     if not observes_x(program, shown_batch):
@@ -155,12 +159,14 @@ def write_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: in
         shape = tuple(shown_batch.x.shape[1:])
         _LOG.warning("No figures of images: data of shape %s are neither gray nor color images.", shape)
         return
-    if shown := reconstructions(program, shown_batch, seed, draws=False):
-        folder.save_figure("reconstructions", images.reconstructions(shown_batch.x, *shown.first()))
-    if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
-        samples, kind = shown.first()
-        where = " for z from the prior" if shown.has_latents else ""
-        folder.save_figure("prior_samples", images.image_grid(samples, kind + where))
+    with folder.drawing("reconstructions"):
+        if shown := reconstructions(program, shown_batch, seed, draws=False):
+            folder.save_figure("reconstructions", images.reconstructions(shown_batch.x, *shown.first()))
+    with folder.drawing("prior_samples"):
+        if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
+            samples, kind = shown.first()
+            where = " for z from the prior" if shown.has_latents else ""
+            folder.save_figure("prior_samples", images.image_grid(samples, kind + where))
 
 
 def write_bounds(folder: Folder, scores: Scores) -> None:
@@ -211,6 +217,9 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
     if len({summary.get("density") for summary in summaries.values()}) > 1:
         dense = ", ".join(printable(name) for name, summary in summaries.items() if summary.get("density"))
         lines.append(f"{dense}: nats of a density, not comparable with nats of a probability; compare bits/dim")
+    if others := with_other_images(summaries):
+        names = ", ".join(map(printable, others))
+        lines.append(f"{names}: other test images, so that nats are not comparable with those of the first run")
     if annealed:
         lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on simulated images")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pyro_vae.errors import CheckpointError
-from pyro_vae.runs.files import atomic_write
+from pyro_vae.runs.files import atomic_write, without_waiting
 
 _FORMAT = 2
 _KEY = "pyro_vae"
@@ -57,7 +57,7 @@ def load(path: Path) -> State:
         CheckpointError: If the file is missing, damaged, in another format version, or not a checkpoint.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             start = file.read(_DIGEST_ENDS_BEFORE) if regular else b""
             content = start + file.read() if _DIGEST.search(start) else start  # read the rest of checkpoints only
@@ -79,11 +79,6 @@ def load(path: Path) -> State:
     except Exception as error:  # a valid digest does not make the file trustworthy: its content may be anything
         raise CheckpointError(f"{path} is not a checkpoint ({type(error).__name__}).") from error
     raise CheckpointError(f"{path} has format {version}, but this version of pyro_vae reads only format {_FORMAT}.")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file without blocking; opening a named pipe would otherwise wait for its writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _digest(content: bytes) -> tuple[int, bytes, bytes] | None:

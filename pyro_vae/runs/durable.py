@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pyro_vae.config import Config
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
 from pyro_vae.runs.checkpoints import Checkpoints
+from pyro_vae.runs.own_program import save_digests, warn_if_changed
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
@@ -23,32 +25,66 @@ _MAX_ROLLBACKS = 3
 class DurableFit:
     """A fit in its run folder: its checkpoints, and one line of metrics.jsonl for each epoch.
 
-    It continues from the newest checkpoint if there is one.
+    A resumed run continues from its newest checkpoint, if there is one. Otherwise `start` creates the folder, or
+    replaces its run, after the first step: a program that the first step refuses leaves and replaces nothing.
 
     Args:
         fit: Fit that has not taken a step.
-        folder: Run folder, created by `RunFolder.create`.
+        folder: Run folder.
         config: Configuration of the run.
+        resume: Whether to continue a run in the folder.
+        overwrite: Whether to replace a run in the folder.
 
     Raises:
         CheckpointError: If there are checkpoints and none is valid.
-        RunFolderError: If metrics.jsonl lacks an epoch before the checkpoint.
+        RunFolderError: If metrics.jsonl lacks an epoch before the checkpoint, or see `RunFolder.create`.
     """
 
-    def __init__(self, fit: Fit, folder: RunFolder, config: Config) -> None:
+    def __init__(
+        self, fit: Fit, folder: RunFolder, config: Config, *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         milestone = -(-fit.epochs // _MILESTONES) * config.steps_per_epoch(fit.batches.num_images)
         self.fit, self.folder = fit, folder
         self.checkpoints = Checkpoints(
             folder.checkpoints, config.to_json(), lambda step: step == 1 or step % milestone == 0
         )
         self.max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
-        if newest := fit.svi.processes.on_first(self.checkpoints.newest):
+        self._create = partial(folder.create, config.to_json(), resume=resume, overwrite=overwrite)
+        self._program = config.program
+        self._written = 0
+        self.started = False
+        """Whether the folder contains this run."""
+        on_first = fit.svi.processes.on_first
+        if on_first(lambda: resume and bool(self.checkpoints.paths())):
+            on_first(self._create)
+            on_first(lambda: warn_if_changed(folder, config.program))
+            newest = on_first(self.checkpoints.newest)
+            assert newest is not None
             step, state = newest
             fit.load_state_dict(state)
-            fit.svi.processes.on_first(lambda: self.checkpoints.quarantine_after(step))
-        # A crash may have left epochs that are newer than the checkpoint.
-        fit.svi.processes.on_first(lambda: folder.truncate_metrics(fit.epoch))
-        self._written = fit.epoch
+            on_first(lambda: self.checkpoints.quarantine_after(step))
+            # A crash may have left epochs that are newer than the checkpoint.
+            on_first(lambda: folder.truncate_metrics(fit.epoch))
+            self._written, self.started = fit.epoch, True
+
+    def start(self) -> None:
+        """Create the folder, or replace its run, if that has not been done.
+
+        Raises:
+            NonFiniteError: If the first step was non-finite.
+            RunFolderError: See `RunFolder.create`.
+        """
+        if self.started:
+            return
+        self.fit.svi.raise_if_nonfinite()  # on CUDA, a step does not wait for the device
+
+        def create() -> None:
+            self._create()
+            save_digests(self.folder, self._program)
+            self.folder.truncate_metrics(0)
+
+        self.fit.svi.processes.on_first(create)
+        self.started = True
 
     def write(self, epoch: Epoch) -> None:
         """Append an epoch to metrics.jsonl; one that is repeated after a rollback replaces the former and all later."""
@@ -60,14 +96,23 @@ class DurableFit:
 
 
 def fit_in_folder(
-    fit: Fit, folder: RunFolder, config: Config, *, every_seconds: float, should_stop: Callable[[], bool]
+    fit: Fit,
+    folder: RunFolder,
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    every_seconds: float,
+    should_stop: Callable[[], bool],
 ) -> Iterator[Epoch]:
-    """Run a fit in its run folder, resuming from the newest checkpoint if there is one.
+    """Run a fit in its run folder, which is created or replaced only after the first step.
 
     Args:
         fit: See `DurableFit`.
         folder: See `DurableFit`.
         config: See `DurableFit`.
+        resume: See `DurableFit`.
+        overwrite: See `DurableFit`.
         every_seconds: See `run_with_checkpoints`.
         should_stop: See `run_with_checkpoints`.
 
@@ -80,20 +125,27 @@ def fit_in_folder(
         NonFiniteError: See `run_with_checkpoints`.
         OSError: See `run_with_checkpoints`.
     """
-    durable = DurableFit(fit, folder, config)
+    durable = DurableFit(fit, folder, config, resume=resume, overwrite=overwrite)
     for epoch in run_with_checkpoints(
         fit,
         durable.checkpoints,
         every_seconds=every_seconds,
         should_stop=should_stop,
         max_rollbacks=durable.max_rollbacks,
+        start=durable.start,
     ):
         durable.write(epoch)
         yield epoch
 
 
 def run_with_checkpoints(
-    fit: Fit, checkpoints: Checkpoints, *, every_seconds: float, should_stop: Callable[[], bool], max_rollbacks: int = 0
+    fit: Fit,
+    checkpoints: Checkpoints,
+    *,
+    every_seconds: float,
+    should_stop: Callable[[], bool],
+    max_rollbacks: int = 0,
+    start: Callable[[], None] = lambda: None,
 ) -> Iterator[Epoch]:
     """Run the remaining epochs of a fit and save checkpoints.
 
@@ -110,6 +162,7 @@ def run_with_checkpoints(
             that share the steps, the fit saves a checkpoint and stops.
         max_rollbacks: Maximum number of rollbacks: after a non-finite loss or gradient, the fit returns to the last
             milestone and halves the learning rate. Milestones do not depend on time, so rollbacks are reproducible.
+        start: Called after the first step, and before each epoch is yielded and each checkpoint saved.
 
     Yields:
         Each epoch. An epoch repeated after a rollback replaces the one yielded before, and all later ones.
@@ -128,6 +181,7 @@ def run_with_checkpoints(
     while not fit.finished:
         try:
             for epoch in fit.iterate(due):
+                start()
                 if epoch is not None:  # None is yielded between two steps of an epoch if a checkpoint is due
                     yield epoch
                 stopping = processes.stopping  # read once, so that a later request takes effect after the next step
@@ -148,10 +202,12 @@ def roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError, max_rol
     Returns:
         Whether it has been done. If no rollback is left, a note of the error names the last checkpoint.
     """
-    rolls_back = fit.rollbacks < max_rollbacks
+    # Before the first step there is no checkpoint of this run, though perhaps of one that it is to replace.
+    begun = error.step > 0
+    rolls_back = begun and fit.rollbacks < max_rollbacks
     newest = fit.svi.processes.on_first(lambda: checkpoints.newest(milestone=True)) if rolls_back else None
     if newest is None:
-        kept = list(checkpoints.paths().values())
+        kept = list(checkpoints.paths().values()) if begun else []
         error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
         return False
     step, state = newest

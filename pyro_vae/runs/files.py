@@ -1,8 +1,10 @@
-r"""Atomic file writes."""
+r"""Atomic file writes, and reading of files that another user may have made."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Return the content of a file; opening a named pipe or a device, which might never end, raises OSError."""
+    with open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return file.read()
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file without blocking; opening a named pipe would otherwise wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def strip_folder(program: str) -> str:

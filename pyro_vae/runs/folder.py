@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import FigureError, UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.runs.files import atomic_write, remove_partial_files
-from pyro_vae.runs.netcdf import write_netcdf
+from pyro_vae.runs.netcdf import to_netcdf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("pyro_vae")
 
 LOCK = ".lock"
+_SUFFIXES = {
+    ".json",
+    ".csv",
+    ".nc",
+    ".png",
+    ".gif",
+}  # of the files that evaluations, samples and comparisons consist of
 
 
 class RunFolderError(UserError):
@@ -43,6 +50,8 @@ class Folder:
     def __init__(self, path: Path, figures: str = "figures") -> None:
         self.path = path
         self.figures = path / figures
+        self.undrawn: dict[str, Exception] = {}
+        """Errors of figures that could not be drawn, by the name of the file without its suffix."""
         self._lock = filelock.FileLock(path / LOCK)
 
     def lock(self) -> None:
@@ -54,6 +63,8 @@ class Folder:
         """
         self.reject_symlinks()
         self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock.is_locked:
+            return
         try:
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
@@ -96,10 +107,24 @@ class Folder:
             values: Arrays by name, shape (N,) or (rows, N) for N images.
             rows: Name of the first of two dimensions.
         """
-        # HDF5 does not handle a full disk safely: let it write to a temporary folder, then copy the bytes.
-        with TemporaryDirectory() as folder, atomic_write(self.path / f"{name}.nc") as temporary:
-            write_netcdf(values, Path(folder) / "scores.nc", rows)
-            temporary.write_bytes((Path(folder) / "scores.nc").read_bytes())
+        content = to_netcdf(values, rows)
+        with atomic_write(self.path / f"{name}.nc") as temporary:
+            temporary.write_bytes(content)
+
+    def clear(self) -> None:
+        """Delete the files that this class writes, so that those of a former call are not mixed with new ones."""
+        for folder in (self.path, self.figures):
+            for path in folder.glob("*.*"):
+                if path.suffix in _SUFFIXES and (path.is_symlink() or path.is_file()):
+                    path.unlink()
+
+    @contextmanager
+    def drawing(self, name: str) -> Iterator[None]:
+        """Keep an error of the drawing of a figure in `undrawn`: it must cost neither the numbers nor other figures."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- matplotlib and the styles of a user may raise anything
+            self.undrawn[name] = error
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write a figure to <name>.png in the folder of figures."""
@@ -124,3 +149,19 @@ class Folder:
         """Write a text file atomically."""
         with atomic_write(self.path / name) as temporary:
             temporary.write_text(text)
+
+
+def raise_if_undrawn(*folders: Folder) -> None:
+    """Raise FigureError if figures of some folders could not be drawn. All numbers must be written before.
+
+    Raises:
+        FigureError: With the path of each figure and the first line of its error.
+    """
+    undrawn = [
+        f"{folder.figures / name}.png ({type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]})"
+        for folder in folders
+        for name, error in folder.undrawn.items()
+    ]
+    if undrawn:
+        which = "A figure" if len(undrawn) == 1 else f"{len(undrawn)} figures"
+        raise FigureError(f"{which} could not be drawn; all numbers are written: {', '.join(undrawn)}")

@@ -5,7 +5,9 @@ A run folder is untrusted: code that it names is never executed, and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from pyro_vae.infer import load_program_state
 from pyro_vae.infer.streams import rng_state, set_rng_state
 from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.folder import RunFolderError
+from pyro_vae.runs.own_program import warn_if_changed
 from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
+
+_LOG = logging.getLogger("pyro_vae")
 
 
 def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
@@ -54,7 +59,42 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
         raise UserError(
             f"{folder.path} was fitted with the factory {names[0]!r}, but --program {program} names {names[1]!r}."
         )
-    return replace(saved, **changes).resolve()
+    changed = replace(saved, **changes).resolve()
+    if "data_root" in changes:
+        changed.check_data_root()
+    return changed
+
+
+def choose_program(folders: Sequence[RunFolder], given: Sequence[str]) -> list[dict[str, str]]:
+    """Assign your own programs to the runs that were fitted with their factories.
+
+    Args:
+        folders: Run folders.
+        given: Programs, each path/to/file.py:factory.
+
+    Returns:
+        For each run, the `changes` for `load_config`: ``{"program": ...}``, or none for a program of the package.
+
+    Raises:
+        UserError: If several programs, or none, may be that of a run, or one is that of no run.
+    """
+    if len(folders) == 1 and len(given) == 1:
+        return [{"program": given[0]}]  # `load_config` says what is wrong with it
+    chosen: list[dict[str, str]] = []
+    for folder in folders:
+        saved = read_config(folder.config_path).program if folder.is_run else ""
+        factory = saved.rpartition(":")[2]
+        fitting = [each for each in given if each == saved]
+        if not fitting and saved not in programs.NAMES:
+            fitting = [each for each in given if each.rpartition(":")[2] == factory]
+        if len(fitting) > 1:
+            both = " and ".join(fitting[:2])
+            raise UserError(f"{folder.path} may have been fitted with {both}; evaluate it in a separate call.")
+        chosen.append({"program": fitting[0]} if fitting else {})
+    for each in given:
+        if {"program": each} not in chosen:
+            raise UserError(f"--program {each}: no run was fitted with its factory; leave it out.")
+    return chosen
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
@@ -97,8 +137,13 @@ def restore(folder: RunFolder, config: Config, *, download: bool) -> Run:
     newest = Checkpoints(folder.checkpoints, folder.config()).newest()
     if newest is None:
         raise RunFolderError(f"{folder.path} has no checkpoint left; another process removed it.")
+    if not folder.finished:
+        _LOG.warning(
+            "%s is unfinished: epoch %s of %s.", folder.path, reprlib.repr(newest[1].get("epoch")), config.epochs
+        )
     with pyro.get_param_store().scope() as store:
         program = rebuild(folder, config, images)
+        warn_if_changed(folder, config.program)
         averaged = newest[1].get("average")
         weights = newest[1].get("svi", {}) if averaged is None else averaged
         load_program_state(program.model, program.guide, weights, example(program, images))

@@ -21,6 +21,8 @@ def fit_many_in_folders(
     folders: Mapping[int, RunFolder],
     configs: Mapping[int, Config],
     *,
+    resume: bool = False,
+    overwrite: bool = False,
     every_seconds: float,
     should_stop: Callable[[], bool],
 ) -> Iterator[dict[int, Epoch]]:
@@ -31,8 +33,10 @@ def fit_many_in_folders(
 
     Args:
         many: Fits that have not taken a step.
-        folders: Run folder of each fit by its seed, created by `RunFolder.create`.
+        folders: Run folder of each fit by its seed.
         configs: Configuration of each run by its seed.
+        resume: See `DurableFit`.
+        overwrite: See `DurableFit`.
         every_seconds: Maximum number of seconds between two checkpoints of each fit.
         should_stop: Called after each step of all fits. If it returns True, the fits save checkpoints and stop.
 
@@ -47,7 +51,7 @@ def fit_many_in_folders(
     durable: dict[int, DurableFit] = {}
     for seed in many.fits:
         with many.entered(seed) as fit:
-            durable[seed] = DurableFit(fit, folders[seed], configs[seed])
+            durable[seed] = DurableFit(fit, folders[seed], configs[seed], resume=resume, overwrite=overwrite)
     written = time.monotonic()
 
     def due() -> bool:
@@ -56,6 +60,9 @@ def fit_many_in_folders(
 
     failed: set[int] = set()  # without a rollback left
     for epochs in many.iterate(due):  # None between two steps of an epoch if a checkpoint is due
+        for seed, run in durable.items():
+            if seed not in many.errors and run.fit.svi.steps > 0:
+                run.start()
         for seed, epoch in (epochs or {}).items():
             durable[seed].write(epoch)
         if epochs:

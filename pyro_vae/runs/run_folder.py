@@ -10,7 +10,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from pyro_vae.config.saved import add_missing_fields
 from pyro_vae.runs.files import is_partial, strip_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
+_ADVICE = "add --resume or --overwrite, or choose another --out"
 _CONTENTS = (
     "config.json",
+    "program.json",
     "metrics.jsonl",
     "summary.json",
     "scores.nc",
@@ -47,12 +50,12 @@ class RunFolder(Folder):
         """Whether the folder contains a configuration."""
         return os.path.isfile(self.config_path)  # unlike `Path.is_file`, False for names that are too long
 
-    @property
+    @cached_property
     def evaluation(self) -> Folder:
         """Subfolder for the results of `scripts/evaluate.py`."""
         return Folder(self.path / "evaluation")
 
-    @property
+    @cached_property
     def samples(self) -> Folder:
         """Subfolder for the figures of `scripts/sample.py`."""
         return Folder(self.path / "samples", figures=".")
@@ -81,9 +84,9 @@ class RunFolder(Folder):
                 that is rejected is unchanged.
         """
         try:
-            self._check(config, resume, overwrite)
-            self.lock()
-            self._check(config, resume, overwrite)  # again, since another process may have written before the lock
+            for _ in range(2):  # again under the lock, before which another process may have written
+                self.check(config, resume=resume, overwrite=overwrite)
+                self.lock()
             if overwrite:
                 self._clear()
             self.write_json("config.json", config)  # first, so that a crash leaves a recognizable run
@@ -100,9 +103,11 @@ class RunFolder(Folder):
         for name in sorted(_CONTENTS[1:], key=lambda name: (name != "summary.json", name != "checkpoints")):
             part = self.path / name
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        for folder in (self.evaluation, self.samples):
+            folder.unlock()
 
-    def _check(self, config: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-        """Raise RunFolderError unless the flags permit the content of the folder."""
+    def check(self, config: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> None:
+        """Raise RunFolderError unless the flags permit the content of the folder, as for `create`."""
         if not self.path.exists():
             return
         # Only leftovers of a crash before the configuration was written: nothing to lose.
@@ -111,7 +116,10 @@ class RunFolder(Folder):
         if not self.is_run:
             raise RunFolderError(f"{self.path} exists and is not a run folder; choose another --out.")
         if not (resume or overwrite):
-            raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
+            changed = self._changed(config)
+            what = f" with different values of {', '.join(changed)}" if changed else ""
+            advice = "choose another --out, or replace it with --overwrite" if changed else _ADVICE
+            raise RunFolderError(f"{self.path} exists{what}; {advice}.")
         if resume:
             self.check_config_matches(config)
 
@@ -120,15 +128,18 @@ class RunFolder(Folder):
 
         Programs in files are compared by their factory only, since the file may have been moved.
         """
-        saved, given = (_without_path(add_missing_fields(values)) for values in (self.config(), config))
-        # Fields that are auto in the flags have the value that the data set determined when the run was started.
-        given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
-        changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
-        if changed:
+        if changed := self._changed(config):
             raise RunFolderError(
                 f"{self.path} was started with different values of {', '.join(changed)}; repeat its flags, or choose "
                 "another --out."
             )
+
+    def _changed(self, config: Mapping[str, Any]) -> list[str]:
+        """Return the fields that differ from those of the run in the folder."""
+        saved, given = (_without_path(add_missing_fields(values)) for values in (self.config(), config))
+        # Fields that are auto in the flags have the value that the data set determined when the run was started.
+        given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
+        return sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
 
     def config(self) -> dict[str, Any]:
         """Return the configuration as written, as JSON values.
@@ -188,6 +199,19 @@ def _without_path(config: Mapping[str, Any]) -> dict[str, Any]:
 def seed_path(path: Path, seed: int, first: int) -> Path:
     """Return the path of the run of a seed, given that of the first of several seeds."""
     return path if seed == first else path.with_name(f"{path.name}-seed{seed}")
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest suffixes of the paths, of equal depth, that are all different.
+
+    Raises:
+        RunFolderError: If two paths are the same folder.
+    """
+    pieces = [path.resolve().parts for path in paths]
+    if len(set(pieces)) < len(pieces):
+        raise RunFolderError("A run folder is given twice; give each one once.")
+    depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
+    return ["/".join(p[-depth:]) for p in pieces]
 
 
 def versions() -> dict[str, str]:

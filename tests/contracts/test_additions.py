@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.config import Config, catalog, components, presets, programs
+from pyro_vae.config.run_names import run_name
 from pyro_vae.errors import UserError
 from pyro_vae.infer.objectives.particles import Particles
 
@@ -122,6 +123,9 @@ def test_autoencoder_equals_a_vae_with_matching_components(objective: str, tiny:
     assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
 
 
+LONG = "digits-standard-elbo-iaf-categorical-conv-binarize-none-latent8"
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
@@ -132,7 +136,9 @@ def test_autoencoder_equals_a_vae_with_matching_components(objective: str, tiny:
         ({"program": "pixelcnn"}, "digits-pixelcnn"),
         ({"program": "gmvae"}, "digits-gmvae-elbo"),
         ({"program": "somewhere/mine.py:factory"}, "digits-mine-factory-standard-elbo"),
+        ({"seed": 3}, "digits-standard-elbo-seed3"),
+        ({"net": "conv", "likelihood": "categorical", "binarize": "none", "posterior": "iaf", "latent_dim": 8}, LONG),
     ],
 )
 def test_run_is_named_after_the_flags_of_its_program(fields: dict[str, object], name: str) -> None:
-    assert programs.run_name(Config(**fields)) == name
+    assert run_name(Config(**fields)) == name

@@ -21,7 +21,7 @@ from pyro_vae.evaluate import AISConfig, impute, per_image_elbos, sbc_ranks
 from pyro_vae.infer import Fit
 from pyro_vae.instruments.annealing import measure_ais
 from pyro_vae.instruments.probe import probe_rows
-from pyro_vae.instruments.scores import measure_scores, write_scores
+from pyro_vae.instruments.scores import draw_scores, measure_scores
 from pyro_vae.model import VAE
 from pyro_vae.report import curves
 from pyro_vae.runs import Checkpoints, LabeledImages, RunFolder, checkpoint
@@ -45,7 +45,9 @@ def annealing(vae: VAE, fit: Fit, folder: RunFolder) -> None:
 def pictures(vae: VAE, fit: Fit, folder: RunFolder) -> None:
     if fit.svi.steps % 8 == 1:  # takes about a second
         found, _ = measure_scores(vae, Fixed().valid, 30, density=False, seed=0)
-        write_scores(folder, vae, Fixed().valid, found, seed=0)
+        folder.write_scores(found)
+        draw_scores(folder, vae, Fixed().valid, found, seed=0)
+        assert not folder.undrawn
         folder.save_figure("bounds", curves.bounds({"a": found}))
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
-from helpers.calls import command
+from helpers.calls import TINY, command, script
 
 from pyro_vae.config import Config
-from pyro_vae.runs import RunFolder
+from pyro_vae.errors import UserError
+from pyro_vae.runs import RunFolder, checkpoint
+from pyro_vae.text import printable
 
 pytestmark = pytest.mark.host
 
@@ -121,6 +123,27 @@ def test_untrusted_configuration_is_rejected_with_one_line(
 ) -> None:
     refused(command("evaluate", untrusted_run(content)), says)
     assert downloads == []
+
+
+def test_texts_of_a_run_reach_the_terminal_on_one_line(run: Path, tmp_path: Path) -> None:
+    """Names of folders, keys of a checkpoint and the versions in it, and fields of a configuration."""
+    evil = "\x1b[31mEVIL\x1b[0m\nerror: fake\r"
+    folder = run.rename(tmp_path / evil)
+    newest, older = sorted((folder / "checkpoints").iterdir(), reverse=True)[:2]
+    content = checkpoint.load(newest)
+    checkpoint.save(newest, {**content, "run": {**content["run"], evil: 1}})
+    content = checkpoint.load(older)
+    content["state"]["made_with"]["torch"] = evil
+    checkpoint.save(older, content)
+    (folder / "summary.json").unlink()
+    for result in (script("evaluate", folder), script("fit", *TINY, "--out", folder, "--resume")):
+        assert result.returncode == 0, result.stderr
+        assert "EVIL" in result.stderr
+        assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines())
+        assert not any(line.startswith("error: fake") for line in (result.stdout + result.stderr).splitlines())
+    with pytest.raises(UserError, match="exists with different values of") as caught:
+        RunFolder(folder).check({evil: 1})
+    assert printable(str(caught.value)).isprintable()
 
 
 def test_overlong_folder_name_is_rejected(tmp_path: Path, refused: Refused) -> None:

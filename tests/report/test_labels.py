@@ -25,8 +25,8 @@ from pyro_vae.instruments import comparison
 from pyro_vae.instruments.scores import scores_table
 from pyro_vae.report import curves, images
 from pyro_vae.report.labels import figure_label
-from pyro_vae.runs import RunFolder
-from pyro_vae.runs.netcdf import write_netcdf
+from pyro_vae.runs import Folder, RunFolder
+from pyro_vae.runs.netcdf import to_netcdf
 from pyro_vae.text import printable
 
 # Name of a folder: text shown in tables.
@@ -71,6 +71,7 @@ NUMBERS = {
     "jvi2": -8.0,
     "rate": 4.0,
     "distortion": 5.0,
+    "test_images": "digest",
 }
 
 
@@ -108,6 +109,9 @@ def test_nats_of_densities_and_probabilities_are_distinguished(scores: Scores) -
     end = head.index("bits/dim") + len("bits/dim")
     assert [float(row[:end].split()[-1]) for row in rows[:2]] == [1.443, 6.557]
     assert rows[-1].startswith("dense: nats of a density, not comparable")
+    others = scores_table({"one": levels, "two": {**levels, "test_images": "other"}}, {"one": scores, "two": scores})
+    assert others.splitlines()[-1].startswith("two: other test images, so that nats are not comparable")
+    assert "other test images" not in both
     for alone in (levels, dense):
         assert "not comparable" not in scores_table({"alone": alone}, {"alone": scores})
     assert "bits/dim" not in scores_table({"table": {**dense, "bits_per_dim": None}}, {"table": scores})
@@ -154,10 +158,16 @@ def runs(tmp_path: Path) -> dict[str, list[RunFolder]]:
             "bits_per_dim": None,
             "active_units": 3,
             "parameters": 7,
+            "config": {},
+            "reasons": {},
+            "squared_error": None,
+            "num_samples": 50,
         }
         of_time = {"khat_bad_fraction": 0.0, "train_seconds": 3.0, "epochs": 3}
         folder.write_json("summary.json", {**NUMBERS, **of_parts, **of_time})
-        write_netcdf({"log_likelihood": rng.normal(-8, 1, 20)}, folder.path / "scores.nc")
+        values = rng.normal(-8, 1, 20)
+        content = to_netcdf({"log_likelihood": values - values.mean() + NUMBERS["log_likelihood"]})
+        (folder.path / "scores.nc").write_bytes(content)
         made[name] = [folder]
     return made
 
@@ -171,7 +181,10 @@ def test_comparison_has_a_line_for_each_name(runs: dict[str, list[RunFolder]], t
         assert line.isprintable()
         assert line.startswith(f"{NAMES[row['name']][-40:]:42}")
         assert f"{row['log_likelihood']:.2f} +- " in line[42:58]
-    comparison.write_comparison(tmp_path, rows, runs)
+    results = Folder(tmp_path, figures=".")
+    comparison.write_comparison(results, rows)
+    comparison.draw_comparison(results, rows, runs)
+    assert not results.undrawn
     text = (tmp_path / "comparison.csv").read_text(encoding="utf-8")
     assert len(text.splitlines()) == 1 + len(NAMES)
     assert [row["name"] for row in csv.DictReader(io.StringIO(text))] == [NAMES[row["name"]] for row in rows]

@@ -53,10 +53,9 @@ def run(
 ) -> FitMany:
     configs = {seed: replace(config(seed), on_nonfinite=on_nonfinite) for seed in SEEDS}
     folders = {seed: RunFolder(path / str(seed)) for seed in SEEDS}
-    for seed, folder in folders.items():
-        folder.create(configs[seed].to_json(), resume=True)
     many = FitMany(make, SEEDS)
-    list(fit_many_in_folders(many, folders, configs, every_seconds=every_seconds, should_stop=should_stop))
+    options = {"resume": True, "every_seconds": every_seconds, "should_stop": should_stop}
+    list(fit_many_in_folders(many, folders, configs, **options))
     for folder in folders.values():
         folder.unlock()
     return many

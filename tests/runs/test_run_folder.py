@@ -32,6 +32,8 @@ def test_empty_folder_is_accepted(flags: dict[str, bool], tmp_path: Path) -> Non
 def test_existing_run_is_rejected_and_unchanged(folder: RunFolder) -> None:
     before = tree(folder.path)
     with pytest.raises(RunFolderError, match=re.escape(f"{folder.path} exists; add --resume or --overwrite")):
+        folder.create(CONFIG)
+    with pytest.raises(RunFolderError, match="exists with different values of seed; choose another --out"):
         folder.create({**CONFIG, "seed": 1})
     assert tree(folder.path) == before
 

@@ -206,7 +206,7 @@ class Ink:
     def measure(self, run: EvaluatedRun, seed: int) -> Result:
         ink = self.ink_scale * Batch.of(run.test).x.flatten(1).mean(1).cpu().numpy()
         numbers = {"mean": float(ink.mean()), "seed": seed, "nothing": None}
-        return Result(numbers, {"nothing": "there is none"}, {"ink": ink}, figures={"ink": Figure()})
+        return Result(numbers, {"nothing": "there is none"}, {"ink": ink}, figures={"ink": Figure})
 
     def table(self, summaries: Mapping[str, Mapping[str, Any]]) -> str:
         return "\n".join(f"{name} has ink {numbers['ink']['mean']:.3f}" for name, numbers in summaries.items())
