@@ -48,6 +48,8 @@ class DurableFit:
             fit.svi.processes.on_first(lambda: self.checkpoints.quarantine_after(step))
         # A crash may have left epochs that are newer than the checkpoint.
         fit.svi.processes.on_first(lambda: folder.truncate_metrics(fit.epoch))
+        if not fit.finished:
+            fit.svi.processes.on_first(folder.reopen)
         self._written = fit.epoch
 
     def write(self, epoch: Epoch) -> None:

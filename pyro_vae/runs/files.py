@@ -1,12 +1,18 @@
-r"""Atomic file writes."""
+r"""Atomic file writes, and the identity of a run in its files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pyro_vae.config.saved import add_missing_fields
+from pyro_vae.data import DATASETS
+
+# Fields of a configuration that may change while a run continues.
+_CHANGEABLE = ("epochs", "device", "data_root")
 _PARTIAL = ".unfinished-"
 
 
@@ -29,6 +35,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration, as JSON values, that a run keeps whenever it continues.
+
+    Programs in files are identified by their factory only, and your own data by being that, since files can be moved.
+    """
+    kept = {name: value for name, value in add_missing_fields(config).items() if name not in _CHANGEABLE}
+    if isinstance(program := kept.get("program"), str):
+        kept["program"] = strip_folder(program)
+    if isinstance(name := kept.get("data"), str) and name not in DATASETS:
+        kept["data"] = "a path"
+    return kept
 
 
 def strip_folder(program: str) -> str:

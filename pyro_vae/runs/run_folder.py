@@ -17,7 +17,7 @@ from typing import Any
 
 from pyro_vae.config.choices import AUTO, LEFT_TO_DATA
 from pyro_vae.config.saved import add_missing_fields
-from pyro_vae.runs.files import is_partial, strip_folder
+from pyro_vae.runs.files import identity, is_partial, strip_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
 _CONTENTS = (
@@ -72,7 +72,8 @@ class RunFolder(Folder):
 
         Args:
             config: Configuration as JSON values.
-            resume: Whether to accept an existing run with the same configuration.
+            resume: Whether to accept an existing run with this configuration, except for fields that may change while
+                a run continues; see `files.identity`.
             overwrite: Whether to delete an existing run.
 
         Raises:
@@ -90,6 +91,10 @@ class RunFolder(Folder):
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
+
+    def reopen(self) -> None:
+        """Remove the summary of a run that has been finished and takes more steps."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def _clear(self) -> None:
         for folder in (self.evaluation, self.samples):
@@ -113,14 +118,16 @@ class RunFolder(Folder):
         if not (resume or overwrite):
             raise RunFolderError(f"{self.path} exists; add --resume or --overwrite, or choose another --out.")
         if resume:
-            self.check_config_matches(config)
+            self._check_matches(identity(self.config()), identity(config))
 
     def check_config_matches(self, config: Mapping[str, Any]) -> None:
         """Raise RunFolderError, which names the fields that differ, if the folder has a run of another configuration.
 
         Programs in files are compared by their factory only, since the file may have been moved.
         """
-        saved, given = (_without_path(add_missing_fields(values)) for values in (self.config(), config))
+        self._check_matches(*(_without_path(add_missing_fields(values)) for values in (self.config(), config)))
+
+    def _check_matches(self, saved: Mapping[str, Any], given: dict[str, Any]) -> None:
         # Fields that are auto in the flags have the value that the data set determined when the run was started.
         given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
         changed = sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
