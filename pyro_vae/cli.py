@@ -29,24 +29,33 @@ from pyro_vae.text import printable
 _FORCE_AFTER_SECONDS = 3.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_continues = ""  # of the script that runs, see `exit_status`
+
 
 @contextmanager
-def exit_status() -> Iterator[None]:
+def exit_status(continues: str = "") -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
     0: success. 1: training diverged (non-finite loss or gradient), memory ran out, a device failed, another process of
     the group ended, or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 130, 143:
-    stopped by SIGINT, SIGTERM; --resume continues.
+    stopped by SIGINT, SIGTERM.
 
     Of several processes, the first one prints. The others print only errors, and only those that the first may not
     have.
+
+    Args:
+        continues: How a stopped call is continued, for the message. If empty, it has to start again.
     """
+    global _continues
+    _continues = continues
     # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("pyro_vae").setLevel(logging.INFO)
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit_on_signal)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by the scripts during their imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with nullcontext() if torchrun.prints() else _quiet():
             yield
@@ -83,7 +92,8 @@ def _status_and_message(error: Exception) -> tuple[int, str] | None:
         advice = "" if "CPU" in line else "; nvidia-smi lists the processes that use the device, or use --device cpu"
         return 1, f"out of memory ({line}){advice}"
     if isinstance(error, RuntimeError) and is_device_failure(error):
-        advice = "check it with nvidia-smi and continue with --resume, or use --device cpu"
+        again = f" and {_continues}" if _continues else ""
+        advice = f"check it with nvidia-smi{again}, or use --device cpu"
         return 1, f"the device failed ({line}); {advice}"
     return None
 
@@ -126,7 +136,8 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     _ignore_signals()  # a further signal must not change the exit code
-    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints() and ranks.claims_to_speak())
+    message = f"stopped; {_continues}" if _continues else "stopped"
+    _exit(128 + signum, message, show=torchrun.prints() and ranks.claims_to_speak())
 
 
 def _ignore_signals() -> None:

@@ -11,6 +11,12 @@ accuracy of a classifier on their codes, and by the Fréchet distance of their s
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,8 +27,9 @@ from typing import Annotated, Any
 import tyro
 
 from pyro_vae import cli, config, ranks, torchrun
+from pyro_vae.command_line import parse
 from pyro_vae.config import programs
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.instruments import comparison, gallery
 from pyro_vae.runs import RunFolder, load_images, seed_path
 
@@ -81,8 +88,7 @@ def main(arguments: Arguments) -> None:
         raise UserError(
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, --systems."
         )
-    if flags.seeds < 1:
-        raise UserError(f"--seeds is {flags.seeds}; it must be at least 1.")
+    check_count("--seeds", flags.seeds, 1, config.MAX_SEEDS)
     if flags.systems and flags.seeds > 1:
         raise UserError("--systems fits one run per system; leave out --seeds.")
     if flags.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
@@ -162,5 +168,5 @@ def words(flag: str, value: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__))
+    with cli.exit_status("run the same command again to continue"):
+        main(parse(Arguments, sys.argv[1:], __doc__))

@@ -14,6 +14,12 @@ other files are written to the same folder:
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
@@ -23,7 +29,7 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config, ranks
+from pyro_vae import cli, command_line, config, ranks
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
@@ -108,7 +114,8 @@ def parse(words: list[str]) -> RunArguments:
     """Parse the words of a command line; earlier names of flags are accepted."""
     flags = [word.partition("=") for word in words]
     args = [_RENAMED.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in flags]
-    return tyro.cli(Arguments, args=args, description=_HELP)
+    parsed: RunArguments = command_line.parse(Arguments, args, _HELP)
+    return parsed
 
 
 def main(arguments: RunArguments) -> None:

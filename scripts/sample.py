@@ -10,6 +10,13 @@ and reconstructions.png. Figures that do not apply to the program are skipped wi
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +25,7 @@ import pyro
 import tyro
 
 from pyro_vae import cli, torchrun
+from pyro_vae.command_line import parse
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
@@ -73,4 +81,4 @@ def main(arguments: Arguments) -> None:
 if __name__ == "__main__":
     with cli.exit_status():
         torchrun.refuse("sample.py")
-        main(tyro.cli(Arguments, description=__doc__))
+        main(parse(Arguments, sys.argv[1:], __doc__))
