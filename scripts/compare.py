@@ -97,8 +97,10 @@ def main(arguments: Arguments) -> None:
         name: [comparison.vary_config(arguments.config, chosen[0], name, seed) for seed in range(flags.seeds)]
         for name in names[chosen[0]]
     }
+    comparison.check_varied(arguments.config, chosen[0], {name: varied[0] for name, varied in configs.items()})
     for varied in configs.values():
         programs.check_flags(varied[0])
+    comparison.check_test_images(arguments.config.resolve())
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs = {
