@@ -8,8 +8,8 @@
     torchrun --nproc-per-node 4 scripts/evaluate.py runs/mnist-standard-elbo
 
 The results are written to RUN/evaluation/ of each run: summary.json, scores.nc, bounds.csv and figures, of which
-bounds.png shows all runs. Instruments make further measurements. Their numbers are added to summary.json, and their
-other files are written to the same folder:
+bounds.png shows all runs; or to --out, with a folder for each of several runs. Instruments make further measurements.
+Their numbers are added to summary.json, and their other files are written to the same folder:
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ import pyro
 import tyro
 
 from pyro_vae import cli, command_line, config, ranks
-from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
+from pyro_vae.config.overrides import DataOverrides, ModelOverrides, OutputFlags, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
 from pyro_vae.instruments.scores import measure_scores, scores_table, write_bounds, write_scores
 from pyro_vae.report import curves
-from pyro_vae.runs import Run, RunFolder
-from pyro_vae.runs.load import load_config, restore
+from pyro_vae.runs import Folder, Run, RunFolder
+from pyro_vae.runs.load import load_configs, restore
+from pyro_vae.runs.results import names_of, place_results
 from pyro_vae.runs.summary import num_parameters, write_summary
 
 # Earlier names of flags, which are still accepted.
@@ -96,6 +97,7 @@ class RunArguments:
     data: DataFlags
     model: ModelOverrides
     runtime: RuntimeFlags
+    output: OutputFlags
 
 
 # The flags of each instrument are a group with the name of the instrument.
@@ -125,8 +127,13 @@ def main(arguments: RunArguments) -> None:
     changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
     requested = [instrument for instrument in instruments if instrument.requested]
-    runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
+    folders = [RunFolder(path) for path in arguments.runs]
+    runs = list(zip(folders, load_configs(folders, changes), strict=True))
     names = names_of(arguments.runs)
+    results = {
+        name: place_results(folder.evaluation, arguments.output.out, name if len(names) > 1 else "")
+        for name, folder in zip(names, folders, strict=True)
+    }
     scores: dict[str, Scores] = {}
     summaries = {}
     with ranks.process_group(max(settings.device for _, settings in runs)):  # "cuda" if any run needs it
@@ -136,9 +143,9 @@ def main(arguments: RunArguments) -> None:
             # one.
             fitted = ranks.in_turn(partial(restored, folder, settings, download="data_root" in changes))
             with fitted.program.scope():
-                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
+                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), results[name], requested)
     if first:
-        report(runs, scores, summaries, requested)
+        report(list(results.values()), scores, summaries, requested)
 
 
 def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> Run:
@@ -148,14 +155,13 @@ def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> R
 
 
 def report(
-    runs: list[tuple[RunFolder, config.Config]],
+    folders: list[Folder],
     scores: dict[str, Scores],
     summaries: dict[str, dict[str, Any]],
     requested: list[Instrument],
 ) -> None:
-    """Write the figures that compare runs to the evaluation folder of each, and print the tables."""
-    for folder, _ in runs:
-        results = folder.evaluation
+    """Write the figures that compare runs to the folder of results of each, and print the tables."""
+    for results in folders:
         if not all(run_scores.reason for run_scores in scores.values()):
             results.save_figure("bounds", curves.bounds(scores))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
@@ -166,12 +172,12 @@ def report(
             print(text)
 
 
-def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
-    """Score one run, run the requested instruments on it, and write its evaluation folder.
+def evaluate(run: EvaluatedRun, results: Folder, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
+    """Score one run, run the requested instruments on it, and write the results.
 
     Several processes share out the images. Only the first one writes.
     """
-    fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
+    fitted, settings = run.fitted, run.fitted.config
     assert settings.num_samples is not None
     for instrument in requested:
         ranks.on_first(partial(instrument.check, run))
@@ -200,15 +206,6 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
     ranks.on_first(lambda: write_summary(results, settings.to_json(), numbers, parameters=parameters, metrics=metrics))
     results.unlock()
     return scores, numbers
-
-
-def names_of(paths: tuple[Path, ...]) -> list[str]:
-    """Return the shortest suffixes of the paths, of equal depth, that are all different."""
-    pieces = [path.resolve().parts for path in paths]
-    if len(set(pieces)) < len(pieces):
-        raise UserError("A run folder is given twice; give each one once.")
-    depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
-    return ["/".join(p[-depth:]) for p in pieces]
 
 
 if __name__ == "__main__":

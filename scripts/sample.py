@@ -2,10 +2,10 @@
 
     python scripts/sample.py runs/digits-standard-elbo
 
-The figures are written to RUN/samples/: prior.png and reconstructions.png (means of p(x|z) and draws from it),
-traversals.png and traversals.gif (one latent unit varies at a time), interpolations.png, completions.png (the lower
-half of images given the upper half), and for two latent units manifold.png and codes.png. A table has only prior.png
-and reconstructions.png. Figures that do not apply to the program are skipped with a message.
+The figures are written to RUN/samples/, or --out: prior.png and reconstructions.png (means of p(x|z) and draws from
+it), traversals.png and traversals.gif (one latent unit varies at a time), interpolations.png, completions.png (the
+lower half of images given the upper half), and for two latent units manifold.png and codes.png. A table has only
+prior.png and reconstructions.png. Figures that do not apply to the program are skipped with a message.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ import tyro
 
 from pyro_vae import cli, torchrun
 from pyro_vae.command_line import parse
-from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
+from pyro_vae.config.overrides import DataOverrides, ModelOverrides, OutputFlags, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report.images import are_pictures
 from pyro_vae.runs import RunFolder, load_run
+from pyro_vae.runs.results import place_results
 from pyro_vae.trace import Batch
 
 
@@ -48,6 +49,7 @@ class Arguments:
     data: DataOverrides
     model: ModelOverrides
     runtime: RuntimeOverrides
+    output: OutputFlags
 
 
 def main(arguments: Arguments) -> None:
@@ -56,7 +58,7 @@ def main(arguments: Arguments) -> None:
     fitted = load_run(arguments.run, download="data_root" in changes, **changes)
     settings = fitted.config
     pyro.set_rng_seed(settings.seed)
-    results, program, x = folder.samples, fitted.program, fitted.observed("test")
+    results, program, x = place_results(folder.samples, arguments.output.out), fitted.program, fitted.observed("test")
     pixels = Batch.of(x).x
     if pixels.dim() == 2:
         results.lock()

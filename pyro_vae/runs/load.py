@@ -5,7 +5,8 @@ A run folder is untrusted: code that it names is never executed, and nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ from pyro_vae.runs.own_store import IsolatedProgram
 from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
 
+_MOST_NAMED = 5  # runs in an error message
+
+
+def load_configs(folders: Sequence[RunFolder], changes: Mapping[str, Any]) -> list[Config]:
+    """Return the configurations of several runs, see `load_config`.
+
+    If some of them have a custom program, ``program`` names that one and does not apply to the others.
+    """
+    custom = [_saved_config(folder).program not in programs.NAMES for folder in folders]
+    without = {name: value for name, value in changes.items() if name != "program"}
+    return [
+        load_config(folder, changes if own or not any(custom) else without)
+        for folder, own in zip(folders, custom, strict=True)
+    ]
+
 
 def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
     """Return the configuration of a run that has a checkpoint.
@@ -38,12 +54,7 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
         UserError: If the folder is not a run folder or has no checkpoint, if its configuration is invalid, or if
             `changes` does not give the program of the run as described.
     """
-    if not folder.is_run:
-        raise RunFolderError(f"{folder.path} is not a run folder: it has no config.json.")
-    folder.reject_symlinks()
-    saved = read_config(folder.config_path)
-    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
-        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    saved = _saved_config(folder)
     is_custom = saved.program not in programs.NAMES
     program = changes.get("program", None if is_custom else saved.program)
     if program is None or (program != saved.program and not (is_custom and ":" in program)):
@@ -55,6 +66,27 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
             f"{folder.path} was fitted with the factory {names[0]!r}, but --program {program} names {names[1]!r}."
         )
     return replace(saved, **changes).resolve()
+
+
+def _saved_config(folder: RunFolder) -> Config:
+    if not folder.is_run:
+        raise RunFolderError(f"{folder.path} is not a run folder: it has no config.json.{_runs_beside(folder.path)}")
+    folder.reject_symlinks()
+    saved = read_config(folder.config_path)
+    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
+        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    return saved
+
+
+def _runs_beside(path: Path) -> str:
+    """Return the names of runs in the same folder for an error message, those most similar to the name first."""
+    try:
+        runs = [each.name for each in path.parent.iterdir() if RunFolder(each).is_run]
+    except OSError:
+        return ""
+    similar = difflib.get_close_matches(path.name, runs, _MOST_NAMED, cutoff=0.0)
+    names = ", ".join(similar) + (", ..." if len(runs) > len(similar) else "")
+    return f" The runs in {path.parent} are {names}." if runs else ""
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:
