@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from pyro_vae.report.drawing import new_figure
 from pyro_vae.report.labels import figure_label
@@ -20,6 +21,8 @@ from pyro_vae.report.labels import figure_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MOST_PIXELS = 2400  # height or width of a grid; a figure shows fewer
 
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
@@ -102,13 +105,24 @@ def are_pictures(images: Tensor) -> bool:
 
 
 def tile(images: Tensor, per_row: int) -> np.ndarray:
-    """Tile images into one array, (height, width) or (height, width, 3), with gray borders of one pixel."""
-    from torchvision.utils import make_grid  # imported on use: the import takes a second
+    """Tile images into one array, (height, width) or (height, width, 3), with gray borders of one pixel.
 
-    colored = images.dim() == 4
-    shown = images.detach().cpu().float().clamp(0, 1)
-    tiles = make_grid(shown if colored else shown.unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
-    return (tiles.movedim(0, -1) if colored else tiles[0]).numpy()
+    Images of a grid with more pixels than a figure can show are reduced by averaging blocks of pixels.
+    """
+    columns, rows = min(per_row, len(images)), -(-len(images) // per_row)
+    block = -(-max(columns * images.shape[-1], rows * images.shape[-2]) // MOST_PIXELS)
+    colored = images.dim() == 4 and images.shape[1] == 3
+    height, width = (-(-size // block) for size in images.shape[-2:])
+    tiles = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3 if colored else 1), 0.5, np.float32)
+    for index, image in enumerate(images):
+        shown = image.detach().cpu().float().clamp(0, 1).reshape(-1, *image.shape[-2:])
+        if block > 1:
+            shown = avg_pool2d(shown.unsqueeze(0), block, ceil_mode=True)[0]
+        top, left = (
+            1 + place * (size + 1) for place, size in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        tiles[top : top + height, left : left + width] = shown.movedim(0, -1)
+    return tiles if colored else tiles[..., 0]
 
 
 def _grid(images: Tensor, title: str, per_row: int) -> Figure:

@@ -57,7 +57,7 @@ HOMES = {
     "xarray": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "matplotlib": ("pyro_vae/report/", "pyro_vae/runs/folder.py", "pyro_vae/instruments/instrument.py"),
     "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/formats/image_files.py"),
-    "torchvision": ("pyro_vae/data/named/files.py", "pyro_vae/report/images.py"),
+    "torchvision": ("pyro_vae/data/named/files.py",),
     "sklearn": (
         "pyro_vae/data/datasets.py",
         "pyro_vae/evaluate/latents/disentanglement.py",
