@@ -21,6 +21,7 @@ from pyro_vae.errors import (
     UserError,
     is_device_failure,
     is_out_of_memory,
+    place_in_program,
     with_notes,
 )
 from pyro_vae.text import printable
@@ -78,19 +79,20 @@ def exit_status(continues: str = "") -> Iterator[None]:
 
 def _status_and_message(error: Exception) -> tuple[int, str] | None:
     """Return the exit status and the message of an expected error, or None for a bug in the program."""
+    place = place_in_program(error)
     match error:
         case NonFiniteError() | OutOfMemoryError():
             return 1, with_notes(error)
         case MemoryError():
-            return 1, f"out of memory ({error})"
+            return 1, f"out of memory ({error}){place}"
         case UserError() | CheckpointError():
-            return 2, str(error)
+            return 2, f"{error}{place}"
         case OSError() | RanksError():
-            return 1, str(error)
+            return 1, f"{error}{place}"
     line = next(iter(str(error).splitlines()), "")
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         advice = "" if "CPU" in line else "; nvidia-smi lists the processes that use the device, or use --device cpu"
-        return 1, f"out of memory ({line}){advice}"
+        return 1, f"out of memory ({line}){place}{advice}"
     if isinstance(error, RuntimeError) and is_device_failure(error):
         again = f" and {_continues}" if _continues else ""
         advice = f"check it with nvidia-smi{again}, or use --device cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import traceback
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 # Largest count. Products of a few counts, e.g. the entries of a matrix, then fit the 64 bits of a tensor's size.
 MOST = 2**31 - 1
 _SEEDS = 2**32  # number of seeds that NumPy's generator accepts
+PROGRAM = "pyro_vae_program_"  # prefix of the name of the module of such a file
 _SIMPLE = (str, int, float, type(None))  # arguments of an exception that are sent to other processes
 
 
@@ -91,6 +93,13 @@ def is_device_failure(error: BaseException) -> bool:
     message = str(error)
     named = isinstance(error, torch.AcceleratorError) or any(words in message for words in _DEVICE)
     return named and not any(words in message for words in _DEFECTS)
+
+
+def place_in_program(error: BaseException) -> str:
+    """Return the file and the line at which an error has left your own program (--program), or an empty string."""
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [(f.f_code.co_filename, line) for f, line in frames if f.f_globals.get("__name__", "").startswith(PROGRAM)]
+    return " (at {}, line {})".format(*places[-1]) if places else ""
 
 
 def with_notes(error: BaseException) -> str:

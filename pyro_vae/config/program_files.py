@@ -14,10 +14,8 @@ from typing import Any
 
 from pyro_vae.config import Config
 from pyro_vae.data import Collection
-from pyro_vae.errors import UserError
+from pyro_vae.errors import PROGRAM, UserError
 
-# Prefix of the module names of program files. A digest of the path follows.
-_MODULE = "pyro_vae_program_"
 # Folders that are in `sys.path` only because a program file is in them.
 _FOLDERS: set[str] = set()
 
@@ -58,7 +56,7 @@ def _find(program: str, known: Iterable[str]) -> tuple[ModuleSpec, str]:
         raise UserError(f"Unknown program {program!r}; choose one of {names}, or path/to/file.py:factory.")
     readable = os.path.isfile(path) and os.access(path, os.R_OK)
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(_MODULE + digest, path) if readable else None
+    spec = importlib.util.spec_from_file_location(PROGRAM + digest, path) if readable else None
     if spec is None:
         raise UserError(f"--program {program}: no readable Python file {path!r}; write path/to/file.py:factory.")
     return spec, name
@@ -98,7 +96,7 @@ def _run_file(spec: ModuleSpec) -> ModuleType:
 def _is_from_program_folder(name: str) -> bool:
     """Return whether a module or its top-level package is in one of the folders added for program files."""
     spec = getattr(sys.modules.get(name.partition(".")[0]), "__spec__", None)
-    if spec is None or name.startswith(_MODULE):
+    if spec is None or name.startswith(PROGRAM):
         return False
     return any(
         os.path.dirname(location) in _FOLDERS for location in spec.submodule_search_locations or [spec.origin or ""]

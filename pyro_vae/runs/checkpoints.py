@@ -31,9 +31,9 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
+        self, folder: Path | str, config: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
     ) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         self.config = dict(config)
         self.is_milestone = is_milestone
 
