@@ -23,6 +23,7 @@ from pyro_vae.errors import (
     UserError,
     is_device_failure,
     is_out_of_memory,
+    place_in_program,
     with_notes,
 )
 from pyro_vae.text import printable
@@ -35,18 +36,25 @@ UNDRAWN = 3
 # Environment variable of a script that another script has started, and whose standard input stays open until that ends.
 _PARENT = "PYRO_VAE_STOPS_WITH_STDIN"
 
+_continues = ""  # of the script that runs, see `exit_status`
+
 
 @contextmanager
-def exit_status() -> Iterator[None]:
+def exit_status(continues: str = "") -> Iterator[None]:
     """Map exceptions to exit codes, and print a one-line message to stderr.
 
     0: success. 1: training diverged (non-finite loss or gradient), memory ran out, a device failed, another process of
     the group ended, or the operating system reported an error, e.g. a full disk. 2: invalid usage or input. 3: all
-    numbers are written, but figures could not be drawn. 130, 143: stopped by SIGINT, SIGTERM; --resume continues.
+    numbers are written, but figures could not be drawn. 130, 143: stopped by SIGINT, SIGTERM.
 
     Of several processes, the first one prints. The others print only errors, and only those that the first may not
     have.
+
+    Args:
+        continues: How a stopped call is continued, for the message. If empty, it has to start again.
     """
+    global _continues
+    _continues = continues
     output.open_standard_streams()
     # Warnings of all libraries, but INFO messages of pyro_vae only: other libraries log many of them on import.
     logging.basicConfig(level=logging.WARNING, handlers=[output.log_handler()])
@@ -56,6 +64,8 @@ def exit_status() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, _exit_on_signal)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by the scripts during their imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with nullcontext() if torchrun.prints() else _quiet():
             yield
@@ -95,23 +105,25 @@ def _stop_with_parent() -> None:
 
 def _status_and_message(error: Exception) -> tuple[int, str] | None:
     """Return the exit status and the message of an expected error, or None for a bug in the program."""
+    place = place_in_program(error)
     match error:
         case NonFiniteError() | OutOfMemoryError():
             return 1, with_notes(error)
         case MemoryError():
-            return 1, f"out of memory ({error})"
+            return 1, f"out of memory ({error}){place}"
         case UserError() | CheckpointError():
-            return 2, str(error)
+            return 2, f"{error}{place}"
         case FigureError():
             return UNDRAWN, str(error)
         case OSError() | RanksError():
-            return 1, str(error)
+            return 1, f"{error}{place}"
     line = next(iter(str(error).splitlines()), "")
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         advice = "" if "CPU" in line else "; nvidia-smi lists the processes that use the device, or use --device cpu"
-        return 1, f"out of memory ({line}){advice}"
+        return 1, f"out of memory ({line}){place}{advice}"
     if isinstance(error, RuntimeError) and is_device_failure(error):
-        advice = "check it with nvidia-smi and continue with --resume, or use --device cpu"
+        again = f" and {_continues}" if _continues else ""
+        advice = f"check it with nvidia-smi{again}, or use --device cpu"
         return 1, f"the device failed ({line}); {advice}"
     return None
 
@@ -154,7 +166,8 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     _ignore_signals()  # a further signal must not change the exit code
-    _exit(128 + signum, "stopped; continue with --resume", show=torchrun.prints() and ranks.claims_to_speak())
+    message = f"stopped; {_continues}" if _continues else "stopped"
+    _exit(128 + signum, message, show=torchrun.prints() and ranks.claims_to_speak())
 
 
 def _ignore_signals() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import sys
+import traceback
 from typing import Any
 
 import torch
 
+# Largest count. Products of a few counts, e.g. the entries of a matrix, then fit the 64 bits of a tensor's size.
+MOST = 2**31 - 1
+_SEEDS = 2**32  # number of seeds that NumPy's generator accepts
+PROGRAM = "pyro_vae_program_"  # prefix of the name of the module of such a file
 _SIMPLE = (str, int, float, type(None))  # arguments of an exception that are sent to other processes
 
 
@@ -53,12 +58,33 @@ class OutOfMemoryError(MemoryError):
     """Out of memory in a training step. The message suggests a smaller batch size."""
 
 
-# Memory that was full before torch could allocate any: another process may hold it.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Memory that was full before torch could allocate any: another process may hold it; and tensors with more elements than
+# any memory has bytes.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Storage size calculation overflowed",
+    "numel: integer multiplication overflow",
+)
 # From the driver, the runtime and torch, if there is no usable device or it has failed.
 _DEVICE = ("CUDA error", "CUDA driver", "NVIDIA driver", "No CUDA GPUs", "CUDA-capable device")
 # CUDA errors that a wrong operation causes on a working device.
 _DEFECTS = ("device-side assert", "illegal", "invalid", "misaligned")
+
+
+def check_count(name: str, value: int, least: int = 0, most: int = MOST) -> None:
+    """Raise UserError, which names the flag or argument, if an integer is out of range."""
+    if value < least:
+        raise UserError(f"{name} is {value}; it must be at least {least}.")
+    if value > most:
+        raise UserError(f"{name} is {value}; it must be at most {most}.")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise UserError, which names the flag or argument, if a random seed is negative or has more than 32 bits."""
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"{name} is {seed}; it must be between 0 and {_SEEDS - 1}.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -71,6 +97,13 @@ def is_device_failure(error: BaseException) -> bool:
     message = str(error)
     named = isinstance(error, torch.AcceleratorError) or any(words in message for words in _DEVICE)
     return named and not any(words in message for words in _DEFECTS)
+
+
+def place_in_program(error: BaseException) -> str:
+    """Return the file and the line at which an error has left your own program (--program), or an empty string."""
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [(f.f_code.co_filename, line) for f, line in frames if f.f_globals.get("__name__", "").startswith(PROGRAM)]
+    return " (at {}, line {})".format(*places[-1]) if places else ""
 
 
 def with_notes(error: BaseException) -> str:

@@ -16,7 +16,14 @@ to OUT/benchmark.json, and the ratios of the steps to OUT/benchmark.png.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +34,7 @@ from measurements import Bench, MeasurementFlags
 from timing import machine_rates, ratios
 
 from pyro_vae import cli, config, torchrun
+from pyro_vae.command_line import parse
 from pyro_vae.runs import load_images, versions
 
 
@@ -96,4 +104,4 @@ def main(arguments: Arguments) -> None:
 if __name__ == "__main__":
     with cli.exit_status():
         torchrun.refuse("benchmark.py")
-        main(tyro.cli(Arguments, description=__doc__))
+        main(parse(Arguments, sys.argv[1:], __doc__))

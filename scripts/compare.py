@@ -15,6 +15,12 @@ the accuracy of a classifier on their codes, and by the Fréchet distance of the
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,9 +31,10 @@ from typing import Annotated, Any
 import tyro
 
 from pyro_vae import cli, config, parallel, ranks, torchrun
+from pyro_vae.command_line import parse
 from pyro_vae.config import programs
 from pyro_vae.config.fields_read import set_model_flags
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.instruments import comparison, gallery
 from pyro_vae.output import show
 from pyro_vae.runs import Folder, RunFolder, check_flags_read, load_images, names_of, raise_if_undrawn, seed_path
@@ -121,8 +128,7 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, "
             "--systems, or two or more run folders."
         )
-    if flags.seeds < 1:
-        raise UserError(f"--seeds is {flags.seeds}; it must be at least 1.")
+    check_count("--seeds", flags.seeds, 1, config.MAX_SEEDS)
     if flags.systems and flags.seeds > 1:
         raise UserError("--systems fits one run per system; leave out --seeds.")
     if flags.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
@@ -131,11 +137,13 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
         name: [comparison.vary_config(arguments.config, chosen[0], name, seed) for seed in range(flags.seeds)]
         for name in names[chosen[0]]
     }
+    comparison.check_varied(arguments.config, chosen[0], {name: varied[0] for name, varied in configs.items()})
     for varied in configs.values():
         programs.check_flags(varied[0])
     (example, *_), *_ = configs.values()
     if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
         check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
+    comparison.check_test_images(arguments.config.resolve())
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
     runs = {
@@ -216,5 +224,5 @@ def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple
 
 
 if __name__ == "__main__":
-    with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__))
+    with cli.exit_status("run the same command again to continue"):
+        main(parse(Arguments, sys.argv[1:], __doc__))

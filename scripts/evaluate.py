@@ -8,11 +8,17 @@
     torchrun --nproc-per-node 4 scripts/evaluate.py runs/mnist-standard-elbo
 
 The results are written to RUN/evaluation/ of each run: summary.json, scores.nc, bounds.csv and figures, of which
-bounds.png shows all runs. Instruments make further measurements. Their numbers are added to summary.json, and their
-other files are written to the same folder:
+bounds.png shows all runs; or to --out, with a folder for each of several runs. Instruments make further measurements.
+Their numbers are added to summary.json, and their other files are written to the same folder:
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import sys
 from dataclasses import dataclass, field, make_dataclass
@@ -23,8 +29,8 @@ from typing import Annotated, Any, Literal
 import pyro
 import tyro
 
-from pyro_vae import cli, config, parallel, ranks
-from pyro_vae.config.overrides import DataOverrides, RuntimeOverrides, given
+from pyro_vae import cli, command_line, config, parallel, ranks
+from pyro_vae.config.overrides import DataOverrides, OutputFlags, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
@@ -33,7 +39,7 @@ from pyro_vae.instruments.evaluation import evaluate_run
 from pyro_vae.instruments.scores import scores_table
 from pyro_vae.output import show
 from pyro_vae.report import curves
-from pyro_vae.runs import Run, RunFolder, names_of, raise_if_undrawn
+from pyro_vae.runs import Folder, Run, RunFolder, names_of, place_results, raise_if_undrawn
 from pyro_vae.runs.load import choose_program, load_config, restore
 
 # Earlier names of flags, which are still accepted.
@@ -107,6 +113,7 @@ class RunArguments:
     data: DataFlags
     model: ModelFlags
     runtime: RuntimeFlags
+    output: OutputFlags
 
 
 # The flags of each instrument are a group with the name of the instrument.
@@ -125,7 +132,8 @@ def parse(words: list[str]) -> RunArguments:
     """Parse the words of a command line; earlier names of flags are accepted."""
     flags = [word.partition("=") for word in words]
     args = [_RENAMED.get(flag.replace("_", "-"), flag) + equals + value for flag, equals, value in flags]
-    return tyro.cli(Arguments, args=args, description=_HELP)
+    parsed: RunArguments = command_line.parse(Arguments, args, _HELP)
+    return parsed
 
 
 def main(arguments: RunArguments) -> None:
@@ -139,23 +147,28 @@ def main(arguments: RunArguments) -> None:
     programs = choose_program(folders, arguments.model.program)
     runs = [(folder, load_config(folder, changes | own)) for folder, own in zip(folders, programs, strict=True)]
     names = names_of(arguments.runs)
-    names = [name if folder.finished else f"{name} (unfinished)" for name, (folder, _) in zip(names, runs, strict=True)]
+    results = [
+        place_results(folder.evaluation, arguments.output.out, name if len(names) > 1 else "")
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    names = [name if folder.finished else f"{name} (unfinished)" for name, folder in zip(names, folders, strict=True)]
     scores: dict[str, Scores] = {}
     summaries = {}
     with ranks.process_group(max(settings.device for _, settings in runs)):  # "cuda" if any run needs it
         first = ranks.is_first()
-        for name, (folder, settings) in zip(names, runs, strict=True):
+        for name, (folder, settings), written in zip(names, runs, results, strict=True):
             # The run folder may be untrusted: download only to a data_root given on the command line, not to the saved
             # one.
             fitted = parallel.in_turn(partial(restored, folder, settings, download="data_root" in changes))
             with fitted.program.scope():
-                scores[name], summaries[name] = evaluate_run(EvaluatedRun(folder, fitted), requested)
+                run = EvaluatedRun(folder, fitted)
+                scores[name], summaries[name] = evaluate_run(run, written, requested)
         if first:
             show_tables(scores, summaries, requested)
-            draw_all([folder for folder, _ in runs], scores, summaries)
-        for folder, _ in runs:
-            folder.evaluation.unlock()
-        parallel.on_first(lambda: raise_if_undrawn(*(folder.evaluation for folder, _ in runs)))
+            draw_all(results, scores, summaries)
+        for written in results:
+            written.unlock()
+        parallel.on_first(lambda: raise_if_undrawn(*results))
 
 
 def restored(folder: RunFolder, settings: config.Config, *, download: bool) -> Run:
@@ -172,18 +185,18 @@ def show_tables(scores: dict[str, Scores], summaries: dict[str, dict[str, Any]],
             show(text)
 
 
-def draw_all(folders: list[RunFolder], scores: dict[str, Scores], summaries: dict[str, dict[str, Any]]) -> None:
-    """Draw the figures that compare the runs, into the evaluation folder of each."""
+def draw_all(results: list[Folder], scores: dict[str, Scores], summaries: dict[str, dict[str, Any]]) -> None:
+    """Draw the figures that compare the runs, into the folder of results of each."""
     labels = mark_unlike(summaries)
     scores = {labels[name]: value for name, value in scores.items()}
     summaries = {labels[name]: value for name, value in summaries.items()}
-    for results in (folder.evaluation for folder in folders):
+    for folder in results:
         if not all(run_scores.reason for run_scores in scores.values()):
-            with results.drawing("bounds"):
-                results.save_figure("bounds", curves.bounds(scores))
+            with folder.drawing("bounds"):
+                folder.save_figure("bounds", curves.bounds(scores))
         if all(numbers["rate"] is not None for numbers in summaries.values()):
-            with results.drawing("rate_distortion"):
-                results.save_figure("rate_distortion", curves.rate_distortion(summaries))
+            with folder.drawing("rate_distortion"):
+                folder.save_figure("rate_distortion", curves.rate_distortion(summaries))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,14 @@ The run folder, --out, contains config.json, metrics.jsonl, checkpoints, summary
 from __future__ import annotations
 
 import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +30,10 @@ import tyro
 from tqdm import tqdm
 
 from pyro_vae import cli, config, data, parallel, ranks, torchrun
+from pyro_vae.command_line import fields_given, parse
 from pyro_vae.config.fields_read import set_model_flags
 from pyro_vae.config.run_names import run_name
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany, rehearse_last_batch
 from pyro_vae.instruments.fitted import draw_fit, score_fit
@@ -44,6 +51,7 @@ from pyro_vae.runs import (
     raise_if_undrawn,
     seed_path,
 )
+from pyro_vae.runs.resume import continue_config, is_finished
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, check_support
 
@@ -56,7 +64,9 @@ class OutputFlags:
         out: Run folder. If None, it is runs/<data>-<program>-<prior>-<objective>, without vae and without names that
             the program ignores, followed by a posterior, likelihood, network, binarization, number of latents or seed
             that is not the default. An existing folder is rejected unless --resume or --overwrite is given.
-        resume: Continue the run in --out from its newest valid checkpoint.
+        resume: Continue the run in --out from its newest valid checkpoint, with its flags. Only --epochs (more),
+            --device, --data-root and the path of a file may be different. A learning-rate schedule then spans the new
+            number of epochs.
         overwrite: Replace the run in --out.
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
         seeds: Number of runs, with consecutive seeds from --seed on, which are fitted together. The run of the first
@@ -79,32 +89,35 @@ class Arguments:
     output: OutputFlags
 
 
-def main(arguments: Arguments) -> None:
-    """Fit and score a program with one or several seeds, or resume its fits."""
+def main(arguments: Arguments, given: Collection[str]) -> None:
+    """Fit and score a program with one or several seeds, or resume its fits; `given` names the fields that are set."""
     output = arguments.output
     if not output.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds is {output.checkpoint_seconds}; it must be 0 or more.")
     if output.resume and output.overwrite:
         raise UserError("--resume continues the run in --out, and --overwrite replaces it; give only one of them.")
-    if output.seeds < 1:
-        raise UserError(f"--seeds is {output.seeds}; it must be at least 1.")
+    check_count("--seeds", output.seeds, 1, config.MAX_SEEDS)
     if output.seeds > 1 and torchrun.launched():
         raise UserError("--seeds fits several seeds in one process; start it with python, or use one seed.")
     if torchrun.restarts() and not output.resume:
         raise UserError("--max-restarts starts this command again after a failure; add --resume, so that it continues.")
-    first = arguments.config.resolve()
-    if not output.resume:  # a run of an earlier version may have been started with it
+    path = output.out or Path("runs") / run_name(arguments.config.resolve())
+    continues = output.resume and RunFolder(path).is_run
+    first = continue_config(RunFolder(path), arguments.config, given) if continues else arguments.config.resolve()
+    if not continues or "data_root" in given:  # a run of an earlier version may have been started with it
         first.check_data_root()
     with ranks.process_group(first.device):
-        fit_and_score(output, first)
+        # Nothing is downloaded to a folder that only a run folder names.
+        fit_and_score(output, path, first, download=not continues or "data_root" in given)
 
 
-def fit_and_score(output: OutputFlags, first: config.Config) -> None:
+def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, download: bool) -> None:
     """Fit and score a program with one or several seeds; several processes share its steps and its scores."""
     configs = {seed: replace(first, seed=seed) for seed in range(first.seed, first.seed + output.seeds)}
-    folders = {seed: RunFolder(run_path(output, configs[seed], first)) for seed in configs}
+    folders = {seed: RunFolder(run_path(output, path, configs[seed], first)) for seed in configs}
     if output.resume:
-        for seed in parallel.on_first(partial(finished_seeds, configs, folders)):
+        finished = parallel.on_first(lambda: [seed for seed in configs if is_finished(folders[seed], configs[seed])])
+        for seed in finished:
             del configs[seed]
             show(f"{printable(str(folders[seed].path))} is finished; nothing to resume.")
     if not configs:
@@ -114,7 +127,7 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
         parallel.on_first(partial(folders[seed].check, configs[seed].to_json(), **claim))
 
     # Data, programs and fits.
-    images = parallel.in_turn(partial(load_images, first))
+    images = parallel.in_turn(partial(load_images, first, download=download))
     runs: dict[int, Run] = {}
 
     def make(seed: int) -> Fit:
@@ -159,19 +172,11 @@ def fit_and_score(output: OutputFlags, first: config.Config) -> None:
         show("MNIST: python scripts/fit.py --data mnist --data-root data --epochs 20")
 
 
-def run_path(output: OutputFlags, settings: config.Config, first: config.Config) -> Path:
-    """Return the path of the run folder of a configuration, given that of the first of several seeds."""
-    if output.out is None:
+def run_path(output: OutputFlags, path: Path, settings: config.Config, first: config.Config) -> Path:
+    """Return the path of the run folder of a configuration, given the path and the configuration of the first seed."""
+    if output.out is None and settings.seed != first.seed:
         return Path("runs") / run_name(settings)
-    return seed_path(output.out, settings.seed, first.seed)
-
-
-def finished_seeds(configs: Mapping[int, config.Config], folders: Mapping[int, RunFolder]) -> list[int]:
-    """Return the seeds whose runs are finished; raise if such a run has another configuration."""
-    finished = [seed for seed in configs if folders[seed].finished]
-    for seed in finished:
-        folders[seed].check_config_matches(configs[seed].to_json())
-    return finished
+    return seed_path(path, settings.seed, first.seed)
 
 
 def check(run: Run) -> None:
@@ -211,5 +216,5 @@ def show_spread(numbers: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    with cli.exit_status():
-        main(tyro.cli(Arguments, description=__doc__))
+    with cli.exit_status("continue with --resume"):
+        main(parse(Arguments, sys.argv[1:], __doc__), fields_given(sys.argv[1:]))

@@ -2,14 +2,21 @@
 
     python scripts/sample.py runs/digits-standard-elbo
 
-The figures are written to RUN/samples/: prior.png and reconstructions.png (means of p(x|z) and draws from it),
-traversals.png and traversals.gif (one latent unit varies at a time), interpolations.png, completions.png (the lower
-half of images given the upper half), and for two latent units manifold.png and codes.png. A table has only prior.png
-and reconstructions.png. Figures that do not apply to the program are skipped with a message.
+The figures are written to RUN/samples/, or --out: prior.png and reconstructions.png (means of p(x|z) and draws from
+it), traversals.png and traversals.gif (one latent unit varies at a time), interpolations.png, completions.png (the
+lower half of images given the upper half), and for two latent units manifold.png and codes.png. A table has only
+prior.png and reconstructions.png. Figures that do not apply to the program are skipped with a message.
 """
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports, which take seconds, ends the process without a traceback; see `cli.exit_status`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,13 +25,14 @@ import pyro
 import tyro
 
 from pyro_vae import cli, torchrun
-from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOverrides, given
+from pyro_vae.command_line import parse
+from pyro_vae.config.overrides import DataOverrides, ModelOverrides, OutputFlags, RuntimeOverrides, given
 from pyro_vae.errors import UserError
 from pyro_vae.instruments import samples
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.output import show
 from pyro_vae.report.images import are_pictures
-from pyro_vae.runs import Folder, RunFolder, load_run, raise_if_undrawn
+from pyro_vae.runs import Folder, RunFolder, load_run, place_results, raise_if_undrawn
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch
 
@@ -42,6 +50,7 @@ class Arguments:
     data: DataOverrides
     model: ModelOverrides
     runtime: RuntimeOverrides
+    output: OutputFlags
 
 
 def main(arguments: Arguments) -> None:
@@ -50,7 +59,7 @@ def main(arguments: Arguments) -> None:
     fitted = load_run(arguments.run, download="data_root" in changes, **changes)
     settings = fitted.config
     pyro.set_rng_seed(settings.seed)
-    results, program, x = folder.samples, fitted.program, fitted.observed("test")
+    results, program, x = place_results(folder.samples, arguments.output.out), fitted.program, fitted.observed("test")
     pixels = Batch.of(x).x
     if pixels.dim() == 2:
         results.lock()
@@ -84,4 +93,4 @@ def finish(results: Folder) -> None:
 if __name__ == "__main__":
     with cli.exit_status():
         torchrun.refuse("sample.py")
-        main(tyro.cli(Arguments, description=__doc__))
+        main(parse(Arguments, sys.argv[1:], __doc__))

@@ -6,11 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
+
+from pyro_vae.report.drawing import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Step = Callable[[Tensor], object]
 
@@ -107,7 +111,7 @@ def ratios(cases: Sequence[Mapping[str, Any]]) -> Figure:
         cases: Mappings with batch_size, num_particles, floor_seconds, and contenders {name: {seconds, ratio}}.
     """
     names = list(cases[0]["contenders"])[:-1]
-    figure = Figure(figsize=(2 + 1.5 * len(cases), 4.5), layout="constrained")
+    figure = new_figure(2 + 1.5 * len(cases), 4.5)
     axes = figure.subplots()
     width = 0.8 / len(names)
     for index, name in enumerate(names):

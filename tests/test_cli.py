@@ -45,7 +45,7 @@ def noted() -> NonFiniteError:
         (lambda: OSError(28, "No space left", "file"), 1, "error: [Errno 28] No space left: 'file'\n"),
         (lambda: OutOfMemoryError("try less"), 1, "error: try less\n"),
         (lambda: torch.OutOfMemoryError("CUDA.\nTried"), 1, f"error: out of memory (CUDA.){FULL}\n"),
-        (KeyboardInterrupt, 130, "stopped; continue with --resume\n"),
+        (KeyboardInterrupt, 130, "stopped\n"),
     ],
 )  # fmt: skip
 def test_error_is_one_line_with_an_exit_status(
@@ -90,12 +90,21 @@ LOST = [
 def test_failed_device_is_one_line_that_says_what_to_do(
     error: RuntimeError, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught, cli.exit_status():
+    with pytest.raises(SystemExit) as caught, cli.exit_status("continue with --resume"):
         raise error
     assert caught.value.code == 1
     cause = str(error).splitlines()[0]
     advice = "check it with nvidia-smi and continue with --resume, or use --device cpu"
     assert capsys.readouterr().err == f"error: the device failed ({cause}); {advice}\n"
+
+
+def test_only_a_script_that_can_continue_offers_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """evaluate.py, which gives no way to continue, has no --resume."""
+    for continues in ("", "continue with --resume"):
+        for error in (KeyboardInterrupt, LOST[0]):
+            with pytest.raises(SystemExit), cli.exit_status(continues):
+                raise error
+            assert ("--resume" in capsys.readouterr().err) == bool(continues)
 
 
 @pytest.mark.parametrize("cause", ["device-side assert triggered", "an illegal memory access was encountered"])
@@ -129,7 +138,7 @@ def test_signal_waits_for_the_step(number: int, status: int, capsys: pytest.Capt
     steps = []
 
     def take_steps() -> None:
-        with cli.exit_status(), cli.deferred_signals() as stop:
+        with cli.exit_status("continue with --resume"), cli.deferred_signals() as stop:
             while not stop():
                 if len(steps) == 2:
                     os.kill(os.getpid(), number)

@@ -46,6 +46,8 @@ def one_of(field: str) -> Any:
     )
 
 
+MAX_SEEDS = 10_000  # each is a program in memory
+
 Count = Annotated[int, tyro.conf.arg(metavar="N")]
 OptionalCount = Annotated[int | None, tyro.conf.arg(metavar="N")]
 DirPath = Annotated[Path, tyro.conf.arg(metavar="DIR")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -20,12 +21,19 @@ from pyro_vae.config.groups import (
     OptimizationFlags,
     RuntimeFlags,
 )
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count, check_seed
 from pyro_vae.infer import objectives
 from pyro_vae.infer.averaging import check_decay
 
 # Runs of at least this many steps are compiled. Compilation takes 5 to 60 seconds, and saves 1 to 5 ms per step.
 _COMPILED_STEPS = 10_000
+# The least value of each count, and the largest one if it is less than for all counts.
+_RANGES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("train_images", "test_images", "image_size", "latent_dim", "hidden_dim", "num_particles"), (1,)),
+    **dict.fromkeys(("epochs", "batch_size", "num_samples", "deterministic_shards", "width"), (1,)),
+    **dict.fromkeys(("patience", "warmup_epochs"), (0,)),
+    "depth": (0, 1000),  # each layer is a Python object, and a loop would make them until the memory is full
+}
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,13 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
     """Configuration of a run. All nats are per image."""
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "test_images", "image_size", "latent_dim", "hidden_dim", "num_particles"):
-            self._at_least(name, 1)
-        for name in ("epochs", "batch_size", "num_samples"):
-            self._at_least(name, 1)
-        self._at_least("deterministic_shards", 1)
-        self._at_least("depth", 0)
-        self._at_least("width", 1)
-        self._at_least("patience", 0)
-        self._at_least("warmup_epochs", 0)
+        for name, bounds in _RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                check_count(flag(name), value, *bounds)
+        check_seed(flag("seed"), self.seed)
+        # A string is a path as well, e.g. in a notebook.
+        object.__setattr__(self, "data_root", Path(self.data_root))
+        object.__setattr__(self, "data", os.fspath(self.data))
         # Paths need not exist: the data of a saved run may have moved.
         if self.data not in data.DATASETS and os.sep not in self.data and not os.path.exists(self.data):
             names = ", ".join(data.DATASETS)
@@ -61,11 +67,6 @@ class Config(RuntimeFlags, EvaluationFlags, OptimizationFlags, ObjectiveFlags, M
             open_to_data = name in LEFT_TO_DATA and getattr(self, name) == AUTO
             if getattr(self, name) not in choices and not open_to_data:
                 raise UserError(f"Unknown {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-
-    def _at_least(self, name: str, minimum: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < minimum:
-            raise UserError(f"{flag(name)} is {value}; it must be at least {minimum}.")
 
     def check_data_root(self) -> None:
         """Raise UserError if a folder of data sets is given, but the data set is not read from a file."""

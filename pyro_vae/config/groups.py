@@ -128,7 +128,7 @@ class OptimizationFlags:
         schedule: Learning-rate schedule. constant; cosine, which decays to 0; or burda, with eight stages of
             increasing length (3^i parts), each with a learning rate 10^(-1/7) times that of the stage before.
         patience: Number of epochs without a better validation ELBO after which training stops and the best weights
-            are restored. 0 disables early stopping.
+            are restored. Epochs in the warm-up of beta do not count. 0 disables early stopping.
         ema: Decay per step of an exponential moving average of the weights, e.g. 0.999. Validation, scores and
             figures use the averaged weights; training continues with the others. 0 disables it.
         on_nonfinite: Response to a non-finite loss or gradient. stop ends the run; rollback returns to the

@@ -48,6 +48,18 @@ class RuntimeOverrides:
     device: Device = "auto"
 
 
+@dataclass(frozen=True)
+class OutputFlags:
+    """Results.
+
+    Args:
+        out: Folder for the results, e.g. of a run that cannot be written to; with several runs, it contains a folder
+            for each. If None, they are written to a folder in each run.
+    """
+
+    out: OptionalDirPath = None
+
+
 def given(*groups: Any) -> dict[str, Any]:
     """Return the fields of groups of overrides that are not None."""
     return {name: value for group in groups for name, value in vars(group).items() if value is not None}

@@ -15,10 +15,8 @@ from typing import Any
 
 from pyro_vae.config import Config
 from pyro_vae.data import Collection
-from pyro_vae.errors import UserError
+from pyro_vae.errors import PROGRAM, UserError
 
-# Prefix of the module names of program files. A digest of the path follows.
-_MODULE = "pyro_vae_program_"
 # Folders that are in `sys.path` only because a program file is in them.
 _FOLDERS: set[str] = set()
 
@@ -59,7 +57,7 @@ def _find(program: str, known: Iterable[str]) -> tuple[ModuleSpec, str]:
         raise UserError(f"Unknown program {program!r}; choose one of {names}, or path/to/file.py:factory.")
     readable = os.path.isfile(path) and os.access(path, os.R_OK)
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(_MODULE + digest, path) if readable else None
+    spec = importlib.util.spec_from_file_location(PROGRAM + digest, path) if readable else None
     if spec is None:
         raise UserError(f"--program {program}: no readable Python file {path!r}; write path/to/file.py:factory.")
     return spec, name
@@ -110,7 +108,7 @@ def _others(*folders: str) -> list[str]:
 def _is_from(name: str, folders: Iterable[str]) -> bool:
     top = name.partition(".")[0]
     spec = getattr(sys.modules.get(top), "__spec__", None)
-    if spec is None or name.startswith(_MODULE) or top == __name__.partition(".")[0]:
+    if spec is None or name.startswith(PROGRAM) or top == __name__.partition(".")[0]:
         return False
     return any(
         os.path.dirname(location) in folders for location in spec.submodule_search_locations or [spec.origin or ""]

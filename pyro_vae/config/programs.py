@@ -169,7 +169,7 @@ def build(config: Config, images: Collection) -> Any:
         hidden_dim=chosen.hidden_dim,
         labels=chosen.labels,
     )
-    return program.to(config.device)
+    return program.to(config.resolve().device)
 
 
 def _prior(config: Config, images: Collection, latent_dim: int, **posterior: nn.Module) -> nn.Module:

@@ -75,7 +75,7 @@ _NUM_VALID = 5000
 
 
 def load(
-    name: str,
+    name: Path | str,
     root: Path | str = "data",
     train_images: int | None = None,
     test_images: int | None = None,
@@ -110,6 +110,7 @@ def load(
         digits: 1,285 train, 256 valid, 256 test images of 8 x 8 gray pixels, 10 classes
     """
     images: Collection
+    name = os.fspath(name)
     if name in DATASETS:
         if tuple(splits) != OWN_SPLITS:
             raise DataError(f"{name} has predefined splits: leave out --splits.")

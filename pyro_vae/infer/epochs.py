@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,13 +37,14 @@ class Loader:
             `Batch`.
 
     Raises:
-        TypeError: If `batches` is a tensor, is not iterable, or is an iterator, which supports only one pass.
+        TypeError: If `batches` is a tensor, an array, not iterable, or an iterator, which supports only one pass.
     """
 
     observe = None
 
     def __init__(self, batches: Iterable[Data]) -> None:
-        if not hasattr(batches, "__iter__") or hasattr(batches, "__next__") or isinstance(batches, torch.Tensor):
+        whole = isinstance(batches, (torch.Tensor, np.ndarray))  # iterating would take each image for a batch
+        if not hasattr(batches, "__iter__") or hasattr(batches, "__next__") or whole:
             kind = type(batches).__name__
             raise TypeError(
                 f"Fit takes batches from a DataLoader, a list of batches, or data.Batches, not from a {kind}."

@@ -39,7 +39,7 @@ class Fit:
         valid: Validation images as arguments of the program, any number. Their ELBO is estimated after each epoch with
             one particle and the same noise each time.
         patience: Stop after this many epochs without a better validation ELBO and restore the best parameters; 0
-            disables early stopping. A program without an ELBO is compared by its distortion.
+            disables it. Epochs in a warm-up do not count. A program without an ELBO is compared by its distortion.
         seed: Random seed of the validation noise.
         ema: Decay of an exponential moving average of the parameters (`averaging`), e.g. 0.999; 0 disables it.
             Validation and patience use the averages, which finally replace the parameters; see `Average.in_place`.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from pyro_vae.errors import NonFiniteError, UserError
+from pyro_vae.errors import NonFiniteError, UserError, check_seed
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
 from pyro_vae.infer.member import Member
@@ -47,7 +47,8 @@ class FitMany:
         fits: The members' `Fit` by seed.
 
     Raises:
-        ValueError: If there is no seed, a seed repeats, or members share a fit, SVI, optimizer or objective.
+        ValueError: If there is no seed, a seed repeats or has more than 32 bits, or members share a fit, SVI, optimizer
+            or objective.
         TypeError: If `make` does not return a `Fit`.
         NonFiniteError: While iterating, if every member has failed; it is that of the first.
         OutOfMemoryError: While iterating.
@@ -72,6 +73,8 @@ class FitMany:
         seeds = list(seeds)
         if not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"Each fit needs a different seed: there are {len(seeds)}, {len(set(seeds))} different.")
+        for seed in seeds:
+            check_seed("The seed of a fit", seed)
         with restored_streams():
             self._members = {seed: Member(make, seed) for seed in seeds}
         self.fits = {seed: member.fit for seed, member in self._members.items()}

@@ -58,7 +58,8 @@ def validate(
 class Best(NamedTuple):
     """The best epoch so far: its validation ELBO, its index, and a copy of the parameters after it.
 
-    For a program without an ELBO, `value` is minus the distortion.
+    If `parameters` is None, no epoch has been a candidate, and patience counts from the index. For a program without an
+    ELBO, `value` is minus the distortion.
     """
 
     value: float = -math.inf
@@ -66,7 +67,13 @@ class Best(NamedTuple):
     parameters: State | None = None
 
     def keep_better(self, record: Epoch, svi: SVI) -> Best:
-        """Return this, or the epoch that has just ended with a copy of the parameters if its value is higher."""
+        """Return this, or the epoch that has just ended with a copy of the parameters if its value is higher.
+
+        Epochs in the warm-up of an objective are never the best: they maximize another objective, and patience would
+        run out while it changes.
+        """
+        if record.step <= getattr(svi.objective, "warmup_steps", 0):
+            return Best(epoch=record.index)
         if record.valid_distortion is None:
             return self
         value = -record.valid_distortion if record.valid_elbo is None else record.valid_elbo

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from pyro_vae import config, parallel
+from pyro_vae.errors import check_count
 from pyro_vae.evaluate import sbc_ranks
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count
+from pyro_vae.instruments.instrument import EvaluatedRun, Result
 from pyro_vae.report import curves
 from pyro_vae.trace import Batch
 

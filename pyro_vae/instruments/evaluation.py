@@ -1,4 +1,4 @@
-r"""The evaluation of a finished run in its folder evaluation/: all numbers first, then the figures, each by itself."""
+r"""The evaluation of a finished run: all numbers first, then the figures, each by itself."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pyro_vae import parallel
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments.instrument import EvaluatedRun, Instrument
 from pyro_vae.instruments.scores import draw_scores, measure_scores, write_bounds
+from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import num_parameters, write_summary
 
 
-def evaluate_run(run: EvaluatedRun, requested: Sequence[Instrument]) -> tuple[Scores, dict[str, Any]]:
-    """Score one run, run the requested instruments on it, and write its evaluation folder.
+def evaluate_run(run: EvaluatedRun, results: Folder, requested: Sequence[Instrument]) -> tuple[Scores, dict[str, Any]]:
+    """Score one run, run the requested instruments on it, and write the results.
 
     The results of a former call are replaced as soon as the run has been scored. If an instrument fails, the numbers of
     those before it are written nevertheless. Several processes share out the images. Only the first one writes.
     """
-    fitted, settings, results = run.fitted, run.fitted.config, run.folder.evaluation
+    fitted, settings = run.fitted, run.fitted.config
     assert settings.num_samples is not None
     for instrument in requested:
         parallel.on_first(partial(instrument.check, run))

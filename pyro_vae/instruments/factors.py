@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,11 +16,14 @@ from pyro_vae import parallel
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_means, traverse
 from pyro_vae.instruments.batches import posterior_means_batched
-from pyro_vae.instruments.instrument import EvaluatedRun, Figure, Result
+from pyro_vae.instruments.instrument import EvaluatedRun, Result
 from pyro_vae.report import images
 from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CLASSIFIED_IMAGES = 5000  # maximum number of training images for the classifiers of factors
 _NUM_VALUES = 10  # images per traversal

@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pyro_vae.errors import UserError
 from pyro_vae.runs import Folder, Run, RunFolder
 from pyro_vae.trace import Data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,3 @@ class Instrument(Protocol):
 def replace_nonfinite(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Replace NaN and infinity, which JSON does not support, by None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-
-
-def check_count(flag: str, value: int) -> None:
-    """Raise UserError if a count that may be 0 is negative."""
-    if value < 0:
-        raise UserError(f"{flag} is {value}; it must be 0 or more.")

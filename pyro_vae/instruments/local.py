@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pyro_vae import config, parallel
+from pyro_vae.errors import check_count
 from pyro_vae.evaluate import per_image_elbos, standard_error
 from pyro_vae.instruments.batches import Part, batches, progress_bar
-from pyro_vae.instruments.instrument import EvaluatedRun, Result, check_count, replace_nonfinite
+from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
 from pyro_vae.trace import Data
 
 

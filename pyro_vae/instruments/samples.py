@@ -164,8 +164,11 @@ def _completions(program: Any, batch: Batch, seed: int) -> dict[str, Tensor] | N
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:
     """Return prior samples of two units, shape (N, 2), or the posterior means if the prior is improper."""
-    values = sample_prior(program.model, Batch.of(x).expand(5000), derive_seed(seed, "manifold"))
-    return means if values is None else torch.cat([z.reshape(5000, -1) for z in values.values()], 1)
+    batch = Batch.of(x)
+    # The model decodes each of them, which takes minutes for thousands of large images.
+    number = max(500, min(5000, 2**26 // batch.x[0].numel()))
+    values = sample_prior(program.model, batch.expand(number), derive_seed(seed, "manifold"))
+    return means if values is None else torch.cat([z.reshape(number, -1) for z in values.values()], 1)
 
 
 def _plane(units: Tensor) -> Tensor:
@@ -177,5 +180,7 @@ def _plane(units: Tensor) -> Tensor:
 
 def _forward_and_backward(frames: Tensor, per_row: int) -> list[np.ndarray]:
     """Convert T frames of N images in [0, 1] to uint8 grids, played forward and then backward."""
-    tiles = [images.tile(frame, per_row) for frame in (*frames, *frames.flip(0)[1:-1])]
-    return [(255 * tile).round().astype(np.uint8).repeat(_ZOOM, 0).repeat(_ZOOM, 1) for tile in tiles]
+    forward = [(255 * images.tile(frame, per_row)).round().astype(np.uint8) for frame in frames]
+    zoom = _ZOOM if _ZOOM * max(forward[0].shape) <= images.MOST_PIXELS else 1
+    zoomed = [tile.repeat(zoom, 0).repeat(zoom, 1) for tile in forward]
+    return [*zoomed, *zoomed[-2:0:-1]]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, khat_threshold
 from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
+from pyro_vae.report.drawing import new_figure
 from pyro_vae.report.labels import figure_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CALIBRATED_UNITS = 6  # maximum number of panels in a calibration plot
 
@@ -22,7 +25,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         metrics: Epochs of a run as in metrics.jsonl, values in nats per image. None is shown as a gap.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     epochs = [line["epoch"] + 1 for line in metrics]
     curves = {"elbo": "training ELBO", "valid_elbo": "validation ELBO"}
@@ -47,7 +50,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 def bounds(runs: Mapping[str, Scores]) -> Figure:
     """Plot the IWAE bound of each run over K, from the ELBO (K = 1) to the estimate of log p(x), the dashed line."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     axes.set_xscale("log")  # before plotting, since all curves may be empty
     for index, (name, scores) in enumerate(runs.items()):
@@ -69,7 +72,7 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
 
 def khat(values: np.ndarray, num_samples: int) -> Figure:
     """Plot the k-hat of each image, shape (N,), with the reliability threshold for `num_samples` samples."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     threshold = khat_threshold(num_samples)
     colors = np.where(values > threshold, "C3", "C0")
@@ -105,7 +108,7 @@ def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
         groups = {"prior_sbc": {"z": scaled[None, :, units]}}
         data = arviz_1.from_dict(groups, dims={"z": ["unit"]}, coords={"unit": units})
         return arviz_1.plot_ecdf_pit(data, backend="matplotlib").viz["figure"].item()
-    figure = Figure(figsize=(9, 2.8 * -(-len(units) // 3)), layout="constrained")
+    figure = new_figure(9, 2.8 * -(-len(units) // 3))
     panels = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
     for panel in panels[len(units) :]:
         panel.axis("off")
@@ -126,7 +129,7 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         summaries: Content of summary.json by the name of the run, values in nats per image.
     """
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = new_figure(6, 5)
     axes = figure.subplots()
     ordered = sorted(summaries.items(), key=lambda item: item[1]["rate"])
     rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
@@ -145,7 +148,7 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot how far each row of a comparison is below the best, with two standard errors of the paired difference."""
-    figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")
+    figure = new_figure(7, 1 + 0.45 * len(rows))
     axes = figure.subplots()
     positions = np.arange(len(rows))[::-1]
     below = [-row["below_best"] for row in rows]
@@ -164,7 +167,7 @@ def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     kinds = list(dict.fromkeys(row["features"] for row in rows))
     classifiers = list(dict.fromkeys(row["classifier"] for row in rows))
-    figure = Figure(figsize=(4 * len(classifiers), 4), layout="constrained")
+    figure = new_figure(4 * len(classifiers), 4)
     panels = figure.subplots(1, len(classifiers), sharey=True, squeeze=False)[0]
     for axes, classifier in zip(panels, classifiers, strict=True):
         panel_rows = [row for row in rows if row["classifier"] == classifier]

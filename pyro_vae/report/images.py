@@ -8,22 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import imread
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from pyro_vae.report.drawing import new_figure
 from pyro_vae.report.labels import figure_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PIXELS = 2400  # height or width of a grid; a figure shows fewer
 
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
     """Show the PNG file of each run under its name, three per row."""
+    from matplotlib.image import imread  # imported on use, see `new_figure`
+
     columns = min(3, len(pictures))
     height = -(-len(pictures) // columns)
-    figure = Figure(figsize=(4 * columns, 4.4 * height), layout="constrained")
+    figure = new_figure(4 * columns, 4.4 * height)
     panels = figure.subplots(height, columns, squeeze=False).flatten()
     for panel in panels:
         panel.axis("off")
@@ -56,7 +64,7 @@ def reconstructions(images: Tensor, decoded: Tensor, kind: str) -> Figure:
 def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figure:
     """Show several sets of images, each as a grid under its name."""
     grids = {name: tile(images, per_row) for name, images in panels.items()}
-    figure = Figure(figsize=(5 * len(panels), 5.6), layout="constrained")
+    figure = new_figure(5 * len(panels), 5.6)
     figure.suptitle(title)
     for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):
         _show(axes, tiles, name)
@@ -66,7 +74,7 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
 def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
     """Show one row of images per name, with the name to its left."""
     tiles = tile(torch.cat(list(images_by_name.values())), len(next(iter(images_by_name.values()))))
-    figure = Figure(figsize=(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
+    figure = new_figure(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1])
     axes = figure.subplots()
     _show(axes, tiles, title)
     height = tiles.shape[0] / len(images_by_name)
@@ -80,7 +88,7 @@ def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
 
 def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
     """Plot two-dimensional codes, shape (N, 2), colored by the classes of their images, shape (N,)."""
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = new_figure(6, 5)
     axes = figure.subplots()
     groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}
     for name, chosen in groups.items():
@@ -97,18 +105,29 @@ def are_pictures(images: Tensor) -> bool:
 
 
 def tile(images: Tensor, per_row: int) -> np.ndarray:
-    """Tile images into one array, (height, width) or (height, width, 3), with gray borders of one pixel."""
-    from torchvision.utils import make_grid  # imported on use: the import takes a second
+    """Tile images into one array, (height, width) or (height, width, 3), with gray borders of one pixel.
 
-    colored = images.dim() == 4
-    shown = images.detach().cpu().float().clamp(0, 1)
-    tiles = make_grid(shown if colored else shown.unsqueeze(1), nrow=per_row, padding=1, pad_value=0.5)
-    return (tiles.movedim(0, -1) if colored else tiles[0]).numpy()
+    Images of a grid with more pixels than a figure can show are reduced by averaging blocks of pixels.
+    """
+    columns, rows = min(per_row, len(images)), -(-len(images) // per_row)
+    block = -(-max(columns * images.shape[-1], rows * images.shape[-2]) // MOST_PIXELS)
+    colored = images.dim() == 4 and images.shape[1] == 3
+    height, width = (-(-size // block) for size in images.shape[-2:])
+    tiles = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3 if colored else 1), 0.5, np.float32)
+    for index, image in enumerate(images):
+        shown = image.detach().cpu().float().clamp(0, 1).reshape(-1, *image.shape[-2:])
+        if block > 1:
+            shown = avg_pool2d(shown.unsqueeze(0), block, ceil_mode=True)[0]
+        top, left = (
+            1 + place * (size + 1) for place, size in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        tiles[top : top + height, left : left + width] = shown.movedim(0, -1)
+    return tiles if colored else tiles[..., 0]
 
 
 def _grid(images: Tensor, title: str, per_row: int) -> Figure:
     tiles = tile(images, per_row)
-    figure = Figure(figsize=(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1]), layout="constrained")
+    figure = new_figure(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1])
     _show(figure.subplots(), tiles, title)
     return figure
 

@@ -2,8 +2,6 @@ r"""Labels of figures."""
 
 from __future__ import annotations
 
-from matplotlib.font_manager import FontProperties, findfont, get_font
-
 from pyro_vae.text import escape, printable
 
 _LABEL_LENGTH = 40  # characters
@@ -15,6 +13,8 @@ def figure_label(name: str) -> str:
     ``$`` is escaped, because matplotlib would typeset text between two of them as mathematics. A space is put before a
     leading ``_``, because matplotlib omits labels that start with ``_`` from legends.
     """
+    from matplotlib.font_manager import FontProperties, findfont, get_font  # imported on use, see `new_figure`
+
     font = get_font(findfont(FontProperties()))
     text = "".join(c if font.get_char_index(ord(c)) else escape(c) for c in printable(name))[-_LABEL_LENGTH:]
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")

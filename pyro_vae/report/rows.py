@@ -3,12 +3,16 @@ r"""Figures of tables: data with samples or reconstructions. Every function retu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae.report.drawing import new_figure
 from pyro_vae.report.labels import figure_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_PAIR_COLUMNS = 6  # maximum number of columns in a pair plot; wider tables are shown as heat maps
 _SPREAD = 3.0  # range of the colors of a heat map, in standard deviations on either side of the mean
@@ -27,7 +31,7 @@ def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figu
     if data.shape[1] > MAX_PAIR_COLUMNS:
         return _heat_maps({"test rows": data, "reconstructions": means}, title)
     num_columns = data.shape[1]
-    figure = Figure(figsize=(2.4 * num_columns, 2.9), layout="constrained")
+    figure = new_figure(2.4 * num_columns, 2.9)
     figure.suptitle(title)
     for axes, name, x, y in zip(
         figure.subplots(1, num_columns, squeeze=False)[0], columns, _columns(data), _columns(means), strict=True
@@ -40,7 +44,7 @@ def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figu
 
 def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Figure:
     num_columns = len(columns)
-    figure = Figure(figsize=(1 + 1.7 * num_columns, 1 + 1.7 * num_columns), layout="constrained")
+    figure = new_figure(1 + 1.7 * num_columns, 1 + 1.7 * num_columns)
     figure.suptitle(title)
     grid = figure.subplots(num_columns, num_columns, squeeze=False)
     values = {name: _columns(rows) for name, rows in sets.items()}
@@ -69,7 +73,7 @@ def _heat_maps(sets: Mapping[str, Tensor], title: str) -> Figure:
     """Show each set as a heat map, standardized by the column means and standard deviations of the first set."""
     first = next(iter(sets.values())).double()
     center, spread = first.mean(0), first.std(0, correction=0).clamp(min=1e-12)
-    figure = Figure(figsize=(5 * len(sets), 4.6), layout="constrained")
+    figure = new_figure(5 * len(sets), 4.6)
     figure.suptitle(title)
     for axes, (name, rows) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         scaled = ((rows.double() - center) / spread).cpu().numpy()

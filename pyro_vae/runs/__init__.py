@@ -8,8 +8,9 @@ from pyro_vae.runs.folder import Folder, RunFolderError, raise_if_undrawn
 from pyro_vae.runs.load import load_run
 from pyro_vae.runs.many import fit_many_in_folders
 from pyro_vae.runs.own_program import check_flags_read
+from pyro_vae.runs.results import names_of, place_results
 from pyro_vae.runs.run import LabeledImages, Run, load_images, prepare
-from pyro_vae.runs.run_folder import RunFolder, names_of, seed_path, versions
+from pyro_vae.runs.run_folder import RunFolder, seed_path, versions
 
 __all__ = [
     "Checkpoints",
@@ -26,6 +27,7 @@ __all__ = [
     "load_run",
     "make_fit",
     "names_of",
+    "place_results",
     "prepare",
     "raise_if_undrawn",
     "run_with_checkpoints",

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.config.saved import add_missing_fields
 from pyro_vae.errors import CheckpointError
 from pyro_vae.runs import checkpoint
 from pyro_vae.runs.checkpoint import State
-from pyro_vae.runs.files import remove_partial_files, strip_folder
+from pyro_vae.runs.files import identity, remove_partial_files
 
 _LOG = logging.getLogger("pyro_vae")
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -25,16 +24,16 @@ class Checkpoints:
 
     Args:
         folder: Folder of the files. The first `save` creates it.
-        config: Configuration of the run, which identifies it: checkpoints of other runs are not loaded. Programs
-            path/to/file.py:factory are compared by their factory only, since the file may have been moved.
+        config: Configuration of the run, which identifies it: checkpoints of other runs are not loaded; see
+            `identity`.
         is_milestone: Function of the step that returns whether a run may roll back to it. To keep rollbacks
             reproducible, it must not depend on the machine or on interruptions.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
+        self, folder: Path | str, config: Mapping[str, Any], is_milestone: Callable[[int], bool] = lambda step: False
     ) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
         self.config = dict(config)
         self.is_milestone = is_milestone
 
@@ -68,11 +67,11 @@ class Checkpoints:
         if repr(content["step"]) != repr(step):
             saved_step = reprlib.repr(content["step"])
             raise CheckpointError(f"{path} contains the checkpoint of step {saved_step}, not of step {step}.")
-        saved, expected = add_missing_fields(content["run"]), add_missing_fields(self.config)
+        saved, expected = identity(content["run"]), identity(self.config)
         keys = saved.keys() | expected.keys()
-        mismatched = sorted(str(key) for key in keys if _comparable(saved, key) != _comparable(expected, key))
+        mismatched = sorted(str(key) for key in keys if repr(saved.get(key)) != repr(expected.get(key)))
         if mismatched:
-            value = reprlib.repr(saved.get(mismatched[0]))
+            value = reprlib.repr(content["run"].get(mismatched[0]))
             raise CheckpointError(f"{path} belongs to another run: its {mismatched[0][:40]} is {value}.")
         return content["state"]
 
@@ -115,9 +114,3 @@ class Checkpoints:
         for later, path in self.paths().items():
             if later > step:
                 path.unlink()
-
-
-def _comparable(config: Mapping[str, Any], key: str) -> str:
-    """Return the repr of a field, with the path of a program in a file removed."""
-    value = config.get(key)
-    return repr(strip_folder(value) if key == "program" and isinstance(value, str) else value)

@@ -65,6 +65,8 @@ class DurableFit:
             on_first(lambda: self.checkpoints.quarantine_after(step))
             # A crash may have left epochs that are newer than the checkpoint.
             on_first(lambda: folder.truncate_metrics(fit.epoch))
+            if not fit.finished:
+                on_first(folder.reopen)
             self._written, self.started = fit.epoch, True
 
     def start(self) -> None:
@@ -82,6 +84,7 @@ class DurableFit:
             self._create()
             save_digests(self.folder, self._program)
             self.folder.truncate_metrics(0)
+            self.folder.reopen()
 
         self.fit.svi.processes.on_first(create)
         self.started = True

@@ -1,14 +1,20 @@
-r"""Atomic file writes, and reading of files that another user may have made."""
+r"""Atomic file writes, reading of files that another user may have made, and the identity of a run in its files."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pyro_vae.config.saved import add_missing_fields
+from pyro_vae.data import DATASETS
+
+# Fields of a configuration that may change while a run continues.
+_CHANGEABLE = ("epochs", "device", "data_root")
 _PARTIAL = ".unfinished-"
 
 
@@ -44,6 +50,19 @@ def read_regular_file(path: Path) -> bytes:
 def without_waiting(path: str, flags: int) -> int:
     """Open a file without blocking; opening a named pipe would otherwise wait for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration, as JSON values, that a run keeps whenever it continues.
+
+    Programs in files are identified by their factory only, and your own data by being that, since files can be moved.
+    """
+    kept = {name: value for name, value in add_missing_fields(config).items() if name not in _CHANGEABLE}
+    if isinstance(program := kept.get("program"), str):
+        kept["program"] = strip_folder(program)
+    if isinstance(name := kept.get("data"), str) and name not in DATASETS:
+        kept["data"] = "a path"
+    return kept
 
 
 def strip_folder(program: str) -> str:

@@ -47,30 +47,32 @@ class Folder:
 
     contents: tuple[str, ...] = (LOCK, "figures")
 
-    def __init__(self, path: Path, figures: str = "figures") -> None:
-        self.path = path
-        self.figures = path / figures
+    def __init__(self, path: Path | str, figures: str = "figures") -> None:
+        self.path = Path(path)
+        self.figures = self.path / figures
         self.undrawn: dict[str, Exception] = {}
         """Errors of figures that could not be drawn, by the name of the file without its suffix."""
-        self._lock = filelock.FileLock(path / LOCK)
+        self._lock = filelock.FileLock(self.path / LOCK)
 
     def lock(self) -> None:
         """Create the folder if needed and lock it, until `unlock` is called or this object or the process ends.
 
         Raises:
-            RunFolderError: If another process holds the lock, or an entry is a symbolic link.
-            OSError: If the folder cannot be written.
+            RunFolderError: If another process holds the lock, an entry is a symbolic link, or the folder cannot be
+                written.
         """
         self.reject_symlinks()
-        self.path.mkdir(parents=True, exist_ok=True)
         if self._lock.is_locked:
             return
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
             raise RunFolderError(f"{self.path} is being written by another process; wait until it ends.") from error
         except NotImplementedError:
             _LOG.warning("%s is on a file system without locks: make sure that only one process uses it.", self.path)
+        except OSError as error:
+            raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
         for folder in (self.path, self.figures):
             remove_partial_files(folder)
 

@@ -5,6 +5,7 @@ A run folder is untrusted: code that it names is never executed, and nothing is 
 
 from __future__ import annotations
 
+import difflib
 import logging
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from pyro_vae.runs.run import Run, example, load_images, make_run
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
+_MOST_NAMED = 5  # runs in an error message
 
 
 def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
@@ -43,12 +45,7 @@ def load_config(folder: RunFolder, changes: Mapping[str, Any]) -> Config:
         UserError: If the folder is not a run folder or has no checkpoint, if its configuration is invalid, or if
             `changes` does not give the program of the run as described.
     """
-    if not folder.is_run:
-        raise RunFolderError(f"{folder.path} is not a run folder: it has no config.json.")
-    folder.reject_symlinks()
-    saved = read_config(folder.config_path)
-    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
-        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    saved = _saved_config(folder)
     is_custom = saved.program not in programs.NAMES
     program = changes.get("program", None if is_custom else saved.program)
     if program is None or (program != saved.program and not (is_custom and ":" in program)):
@@ -82,7 +79,7 @@ def choose_program(folders: Sequence[RunFolder], given: Sequence[str]) -> list[d
         return [{"program": given[0]}]  # `load_config` says what is wrong with it
     chosen: list[dict[str, str]] = []
     for folder in folders:
-        saved = read_config(folder.config_path).program if folder.is_run else ""
+        saved = _saved_config(folder).program
         factory = saved.rpartition(":")[2]
         fitting = [each for each in given if each == saved]
         if not fitting and saved not in programs.NAMES:
@@ -95,6 +92,27 @@ def choose_program(folders: Sequence[RunFolder], given: Sequence[str]) -> list[d
         if {"program": each} not in chosen:
             raise UserError(f"--program {each}: no run was fitted with its factory; leave it out.")
     return chosen
+
+
+def _saved_config(folder: RunFolder) -> Config:
+    if not folder.is_run:
+        raise RunFolderError(f"{folder.path} is not a run folder: it has no config.json.{_runs_beside(folder.path)}")
+    folder.reject_symlinks()
+    saved = read_config(folder.config_path)
+    if not Checkpoints(folder.checkpoints, saved.to_json()).paths():
+        raise RunFolderError(f"{folder.path} has no checkpoint yet; fit it first.")
+    return saved
+
+
+def _runs_beside(path: Path) -> str:
+    """Return the names of runs in the same folder for an error message, those most similar to the name first."""
+    try:
+        runs = [each.name for each in path.parent.iterdir() if RunFolder(each).is_run]
+    except OSError:
+        return ""
+    similar = difflib.get_close_matches(path.name, runs, _MOST_NAMED, cutoff=0.0)
+    names = ", ".join(similar) + (", ..." if len(runs) > len(similar) else "")
+    return f" The runs in {path.parent} are {names}." if runs else ""
 
 
 def rebuild(folder: RunFolder, config: Config, images: data.Observed) -> Any:

@@ -97,6 +97,7 @@ def prepare(config: Config, images: data.Observed | None = None) -> Run:
         UserError: See `programs.build`.
         RuntimeError: See `programs.build`.
     """
+    config = config.resolve()
     images = load_images(config) if images is None else images
     config = adapt_to_data(config, images.pixels)
     return make_run(config, images, programs.build(config, images.pixels))
@@ -112,6 +113,7 @@ def load_images(config: Config, *, download: bool = True) -> data.Observed:
     Raises:
         DataError: If the images cannot be loaded; see `data.load`.
     """
+    config = config.resolve()
     images = data.load(
         config.data,
         config.data_root,

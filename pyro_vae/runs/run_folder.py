@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from pyro_vae.config.choices import AUTO, LEFT_TO_DATA
 from pyro_vae.config.saved import add_missing_fields
-from pyro_vae.runs.files import is_partial, strip_folder
+from pyro_vae.runs.files import identity, is_partial, strip_folder
 from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 
 _ADVICE = "add --resume or --overwrite, or choose another --out"
@@ -33,6 +33,12 @@ _CONTENTS = (
     "evaluation",
     "samples",
 )
+
+
+def _all_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the fields of this version, and the program in a file as ``:factory``."""
+    full = add_missing_fields(config)
+    return full | {"program": strip_folder(program)} if isinstance(program := full.get("program"), str) else full
 
 
 class RunFolder(Folder):
@@ -75,7 +81,8 @@ class RunFolder(Folder):
 
         Args:
             config: Configuration as JSON values.
-            resume: Whether to accept an existing run with the same configuration.
+            resume: Whether to accept an existing run with this configuration, except for fields that may change while
+                a run continues; see `files.identity`.
             overwrite: Whether to delete an existing run.
 
         Raises:
@@ -93,6 +100,10 @@ class RunFolder(Folder):
             self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self.path} cannot be written ({error.strerror}); choose another --out.") from error
+
+    def reopen(self) -> None:
+        """Remove the summary of a run that has been finished and takes more steps."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def _clear(self) -> None:
         for folder in (self.evaluation, self.samples):
@@ -121,22 +132,27 @@ class RunFolder(Folder):
             advice = "choose another --out, or replace it with --overwrite" if changed else _ADVICE
             raise RunFolderError(f"{self.path} exists{what}; {advice}.")
         if resume:
-            self.check_config_matches(config)
+            self._refuse(self._changed(config, identity))
 
     def check_config_matches(self, config: Mapping[str, Any]) -> None:
         """Raise RunFolderError, which names the fields that differ, if the folder has a run of another configuration.
 
         Programs in files are compared by their factory only, since the file may have been moved.
         """
-        if changed := self._changed(config):
+        self._refuse(self._changed(config))
+
+    def _refuse(self, changed: Sequence[str]) -> None:
+        if changed:
             raise RunFolderError(
                 f"{self.path} was started with different values of {', '.join(changed)}; repeat its flags, or choose "
                 "another --out."
             )
 
-    def _changed(self, config: Mapping[str, Any]) -> list[str]:
-        """Return the fields that differ from those of the run in the folder."""
-        saved, given = (_without_path(add_missing_fields(values)) for values in (self.config(), config))
+    def _changed(
+        self, config: Mapping[str, Any], part: Callable[[Mapping[str, Any]], dict[str, Any]] = _all_fields
+    ) -> list[str]:
+        """Return the fields, of those in a part of each configuration, that differ from those of the run."""
+        saved, given = part(self.config()), part(config)
         # Fields that are auto in the flags have the value that the data set determined when the run was started.
         given |= {name: saved.get(name) for name in LEFT_TO_DATA if given.get(name) == AUTO}
         return sorted(key for key in given.keys() | saved.keys() if given.get(key) != saved.get(key))
@@ -188,30 +204,9 @@ class RunFolder(Folder):
             os.fsync(file.fileno())
 
 
-def _without_path(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration in which a program path/to/file.py:factory has no path."""
-    return {
-        key: strip_folder(value) if key == "program" and isinstance(value, str) else value
-        for key, value in config.items()
-    }
-
-
 def seed_path(path: Path, seed: int, first: int) -> Path:
     """Return the path of the run of a seed, given that of the first of several seeds."""
     return path if seed == first else path.with_name(f"{path.name}-seed{seed}")
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest suffixes of the paths, of equal depth, that are all different.
-
-    Raises:
-        RunFolderError: If two paths are the same folder.
-    """
-    pieces = [path.resolve().parts for path in paths]
-    if len(set(pieces)) < len(pieces):
-        raise RunFolderError("A run folder is given twice; give each one once.")
-    depth = next(d for d in range(1, 1 + max(map(len, pieces))) if len({p[-d:] for p in pieces}) == len(pieces))
-    return ["/".join(p[-depth:]) for p in pieces]
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,7 +20,8 @@ class Batch:
 
     The first tensor among the arguments is `x`; its first dimension is the batch size B. Every tensor whose first
     dimension has size B, including those inside lists, tuples and dictionaries, holds one row per image. Such tensors
-    are split, indexed and repeated together. All other arguments are passed on unchanged.
+    are split, indexed and repeated together. NumPy arrays become tensors, those of floating-point numbers in torch's
+    default dtype. All other arguments are passed on unchanged.
 
     Args:
         *args: Positional arguments of the model or guide.
@@ -30,6 +32,8 @@ class Batch:
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values())):
+            args, kwargs = pytree.tree_map(_to_tensor, (args, kwargs))
         self.args, self.kwargs = args, kwargs
         first = args[0] if args else None
         if not isinstance(first, Tensor) or first.dim() == 0:
@@ -43,7 +47,7 @@ class Batch:
 
     @staticmethod
     def of(batch: Data) -> Batch:
-        """Convert a tensor x, or a tuple or list of positional arguments, to a `Batch`; return a `Batch` unchanged."""
+        """Convert x, or a tuple or list of positional arguments, to a `Batch`; return a `Batch` unchanged."""
         if isinstance(batch, Batch):
             return batch
         return Batch(*batch) if isinstance(batch, (tuple, list)) else Batch(batch)
@@ -132,8 +136,16 @@ class Batch:
         return [leaves[index] for index in indices], build, (structure, others)
 
 
+def _to_tensor(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    # Torch supports neither foreign byte orders nor negative strides, and warns about read-only memory.
+    tensor = torch.as_tensor(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
 def _build_single(tensors: list[Tensor]) -> Batch:
     return Batch(*tensors)
 
 
-Data: TypeAlias = "Tensor | Batch | tuple[Any, ...] | list[Any]"
+Data: TypeAlias = "Tensor | np.ndarray | Batch | tuple[Any, ...] | list[Any]"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from helpers.saved import saved
@@ -24,17 +26,31 @@ COUNTS += ("epochs", "batch_size", "num_samples", "width")
     [
         *((name, 0) for name in COUNTS),
         *((name, -3) for name in COUNTS),
+        *((name, value) for name in (*COUNTS, "patience", "warmup_epochs") for value in (2**31, 2**64, 10**30)),
+        *(("depth", value) for value in (1001, 2**64)),
+        *(("seed", value) for value in (-1, 2**32, 10**30)),
         ("patience", -1),
         ("depth", -1),
         ("deterministic_shards", 0),
         *(("ema", value) for value in (1.5, 1.0, -0.1, math.nan)),
         *(("learning_rate", value) for value in (0.0, -1.0, math.nan, math.inf)),
-        *((name, value) for name in ("beta", "free_bits", "mmd_weight") for value in (-0.1, math.nan, math.inf)),
+        *(
+            (name, value)
+            for name in ("beta", "free_bits", "mmd_weight")
+            for value in (-0.1, math.nan, math.inf, 1e31, 1e300)
+        ),
     ],
 )
 def test_values_out_of_range_name_the_flag(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^--{field.replace('_', '-')} is {value};"):
+    with pytest.raises(ValueError, match=re.escape(f"--{field.replace('_', '-')} is {value};")):
         Config(**{field: value})
+
+
+def test_largest_values_are_accepted() -> None:
+    """Of the seed, by each generator that it seeds."""
+    largest = Config(**dict.fromkeys(COUNTS, 2**31 - 1), depth=1000, seed=2**32 - 1, beta=1e30, mmd_weight=1e30)
+    assert torch.isfinite(torch.tensor(1e6 * largest.beta))  # the rate of a large image, weighted
+    pyro.set_rng_seed(largest.seed)
 
 
 @pytest.mark.parametrize("field", COUNTS)

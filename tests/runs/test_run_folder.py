@@ -107,7 +107,6 @@ def test_resume_with_the_same_configuration_keeps_everything(folder: RunFolder) 
     [
         ({"seed": 1}, "seed"),
         ({"seed": 1, "latent_dim": 2}, "latent_dim, seed"),
-        ({"epochs": 5}, "epochs"),
         ({"beta": 2.0}, "beta"),  # a flag that the saved run lacks
     ],
 )
@@ -118,6 +117,15 @@ def test_resume_with_another_configuration_names_the_changes(
     with pytest.raises(RunFolderError, match=f"was started with different values of {named};"):
         folder.create({**CONFIG, **changes}, resume=True)
     assert tree(folder.path) == before
+
+
+def test_resume_may_change_what_does_not_identify_the_run(folder: RunFolder) -> None:
+    before = tree(folder.path)
+    changed = {**CONFIG, "epochs": 5, "device": "cuda", "data_root": "elsewhere"}
+    folder.create(changed, resume=True)
+    assert folder.config() == changed
+    after = tree(folder.path)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {"config.json"}
 
 
 def test_resume_without_a_saved_flag_names_it(folder: RunFolder) -> None:

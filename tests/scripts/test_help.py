@@ -17,9 +17,16 @@ from pyro_vae.instruments import INSTRUMENTS
 SCRIPTS = ("fit", "evaluate", "compare", "sample", "benchmark")
 GROUPS = {
     "fit": ["data", "model", "objective", "optimization", "evaluation", "runtime", "output"],
-    "evaluate": ["evaluation", "data", "model", "runtime", *(name for name in INSTRUMENTS if name != "classes")],
+    "evaluate": [
+        "evaluation",
+        "data",
+        "model",
+        "runtime",
+        "output",
+        *(name for name in INSTRUMENTS if name != "classes"),
+    ],
     "compare": ["comparison", "data", "model", "objective", "optimization", "evaluation", "runtime", "output"],
-    "sample": ["data", "model", "runtime"],
+    "sample": ["data", "model", "runtime", "output"],
     "benchmark": ["measurement", "setting", "output"],
 }
 

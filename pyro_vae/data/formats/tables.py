@@ -110,7 +110,8 @@ def _numbers_and_labels(frame: pd.DataFrame, path: Path) -> tuple[np.ndarray, np
         if column.isna().any():
             row = int(np.flatnonzero(column.isna())[0])
             raise DataError(f"{path}: row {row} of {named[0]} has no label; leave out such rows or fill them.")
-        labels = column.to_numpy() if column.dtype.kind in "iub" else column.astype(str).to_numpy(str)
+        # By NumPy: strings of pandas, which are stored as UTF-8, cannot hold half of a surrogate pair.
+        labels = column.to_numpy() if column.dtype.kind in "iub" else column.to_numpy(object).astype(str)
         frame = frame.drop(columns=named)
     if not len(frame.columns):
         raise DataError(f"{path} has no column of numbers.")

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate.annealing.hmc import HMCKernels, Progress, WeightedParticles
 from pyro_vae.evaluate.annealing.paths import SCHEDULES, STARTS, AnnealingPath
 from pyro_vae.trace import Data, Program, check_support, read_only, simulate
@@ -61,8 +61,7 @@ class AISConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "num_leapfrogs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            check_count(name, getattr(self, name), 1)
         for name, choices in (("start", STARTS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")

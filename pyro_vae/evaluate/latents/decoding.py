@@ -2,20 +2,34 @@ r"""Decode latents of the prior or the posterior: means of p(x|z), and samples f
 
 The two differ: a sample adds the noise of single pixels to the mean, and only the sample is an image that the model
 generates.
+
+Many large images are decoded in parts, since their activations may not fit into memory. The size of a part depends on
+that of an image only, so that the samples of a seed do not depend on the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.trace import Batch, Data, Program, draw, find_image_site, read_only, to_images, trace_particles
+from pyro_vae.trace import (
+    Batch,
+    Data,
+    Program,
+    derive_seed,
+    draw,
+    find_image_site,
+    read_only,
+    to_images,
+    trace_particles,
+)
 
 Values = dict[str, Tensor]
 _DRAWS = 100
+_PIXELS = 2**20  # of the images that are decoded at once
 
 
 def sample_prior(model: Program, template: Data, seed: int | None = None, given: Values | None = None) -> Values | None:
@@ -31,11 +45,14 @@ def sample_prior(model: Program, template: Data, seed: int | None = None, given:
     Returns:
         {site: (1, N, ...)}, empty if there are no latents. None if the prior is improper and cannot be sampled.
     """
-    with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="prior latents"):
-        try:
-            return trace_particles(model, template, 1, given).values
-        except NotImplementedError:
-            return None
+    parts: list[Values] = []
+    for batch, values, part_seed in _parts(template, given or {}, seed):
+        with torch.no_grad(), read_only(model, x=batch, seed=part_seed, purpose="prior latents"):
+            try:
+                parts.append(trace_particles(model, batch, 1, values).values)
+            except NotImplementedError:
+                return None
+    return {site: torch.cat([values[site] for values in parts], 1) for site in parts[0]}
 
 
 def sample_posterior(guide: Program, x: Data, seed: int | None = None) -> Values:
@@ -52,11 +69,10 @@ def decode_mean(model: Program, template: Data, values: Values) -> Tensor | None
     Raises:
         ValueError: No observed site has the elements of x.
     """
-    with torch.no_grad(), read_only(model, x=template, seed=0):
-        try:
-            return _apply_to_pixels(model, template, values, lambda pixels: pixels.mean)
-        except NotImplementedError:
-            return None
+    try:
+        return _apply_to_pixels(model, template, values, lambda pixels: pixels.mean, 0, "")
+    except NotImplementedError:
+        return None
 
 
 def decode_sample(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor:
@@ -65,8 +81,7 @@ def decode_sample(model: Program, template: Data, values: Values, seed: int | No
     Raises:
         ValueError: As `decode_mean`.
     """
-    with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="pixels"):
-        return _apply_to_pixels(model, template, values, lambda pixels: pixels.sample())
+    return _apply_to_pixels(model, template, values, lambda pixels: pixels.sample(), seed, "pixels")
 
 
 def decode_average(model: Program, template: Data, values: Values, seed: int | None = None) -> Tensor | None:
@@ -81,11 +96,10 @@ def decode_average(model: Program, template: Data, values: Values, seed: int | N
             raise NotImplementedError
         return torch.as_tensor(sum(pixels.sample() for _ in range(_DRAWS)) / _DRAWS)
 
-    with torch.no_grad(), read_only(model, x=template, seed=seed, purpose="averages"):
-        try:
-            return _apply_to_pixels(model, template, values, average)
-        except NotImplementedError:
-            return None
+    try:
+        return _apply_to_pixels(model, template, values, average, seed, "averages")
+    except NotImplementedError:
+        return None
 
 
 def decode_mean_or_sample(
@@ -111,8 +125,24 @@ def inpaint_exact(model: Program, x: Data, num_observed: int, seed: int | None =
         return None if inpaint is None or others or result.values else inpaint(batch.x, num_observed)
 
 
-def _apply_to_pixels(model: Program, template: Data, values: Values, fn: Callable[[Any], Tensor]) -> Tensor:
+def _apply_to_pixels(
+    model: Program, template: Data, values: Values, fn: Callable[[Any], Tensor], seed: int | None, purpose: str
+) -> Tensor:
     """Return a function of p(x|z), e.g. its mean or a sample, in the shape of x."""
+    images = []
+    for batch, latents, part_seed in _parts(template, values, seed):
+        with torch.no_grad(), read_only(model, x=batch, seed=part_seed, purpose=purpose):
+            name, index = find_image_site(model, batch, latents)
+            pixels = fn(trace_particles(model, batch, 1, latents).observed[name][0])
+            images.append(to_images(pixels, index, batch.x).to(batch.x.dtype))
+    return torch.cat(images)
+
+
+def _parts(template: Data, values: Values, seed: int | None) -> Iterator[tuple[Batch, Values, int | None]]:
+    """Yield images and their latents in parts, the first one with the given seed."""
     batch = Batch.of(template)
-    name, index = find_image_site(model, batch, values)
-    return to_images(fn(trace_particles(model, batch, 1, values).observed[name][0]), index, batch.x).to(batch.x.dtype)
+    size = max(1, _PIXELS // max(1, batch.x[0].numel()))
+    for index, start in enumerate(range(0, len(batch), size)):
+        rows = slice(start, start + size)
+        latents = {site: z[:, rows] if z.shape[1] == len(batch) else z for site, z in values.items()}
+        yield batch[rows], latents, derive_seed(seed, "part", index) if index else seed

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import check_count
 from pyro_vae.evaluate.likelihood.bounds import iwae_with_error, particle_counts, relative_variance, standard_error
 from pyro_vae.evaluate.likelihood.diagnostics import count_khat, khat_threshold, psis
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
@@ -152,8 +152,7 @@ def score(
         return scores_from_terms(
             log_weight_terms(model, guide, x, num_samples, chunk=chunk, seed=seed, backend=backend)
         )
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+    check_count("batch_size", batch_size, 1)
     bar = tqdm(
         x.split(batch_size),
         desc="log p(x)",

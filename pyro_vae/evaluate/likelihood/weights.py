@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate.likelihood.checks import check_finite, check_programs, outside_prior_reason
 from pyro_vae.evaluate.likelihood.chunks import Scorer, block_size, chunk_size
 from pyro_vae.trace import (
@@ -146,10 +146,9 @@ def _log_weight_terms(
     *,
     joint: bool,
 ) -> LogWeightTerms:
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; it must be at least 1.")
-    if chunk is not None and chunk < 1:
-        raise UserError(f"chunk is {chunk}; it must be at least 1.")
+    check_count("num_samples", num_samples, 1)
+    if chunk is not None:
+        check_count("chunk", chunk, 1)
     batch = Batch.of(x)
     if len(batch) == 0:
         raise UserError("x contains no images.")

@@ -19,6 +19,8 @@ from pyro_vae.infer.objectives.known import FactCache
 from pyro_vae.infer.objectives.particles import Particles, draw_particles
 from pyro_vae.trace import Batch, Layouts, Program
 
+_LARGEST_WEIGHT = 1e30  # so that its product with the nats of an image does not overflow float32
+
 
 class Objective(Trace_ELBO):
     """A pathwise objective, a drop-in replacement for `pyro.infer.Trace_ELBO` in any `pyro.infer.SVI`.
@@ -142,7 +144,9 @@ class Objective(Trace_ELBO):
 
 
 def require_nonnegative(name: str, value: float) -> float:
-    """Return a value, or raise ValueError if it is negative or non-finite."""
+    """Return a value, or raise ValueError if it is negative, non-finite, or too large for a weight in float32."""
     if not (math.isfinite(value) and value >= 0):
         raise UserError(f"{name} is {value}; it must be a finite number, 0 or larger.")
+    if value > _LARGEST_WEIGHT:
+        raise UserError(f"{name} is {value}; it must be at most {_LARGEST_WEIGHT:g}.")
     return value
