@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,15 @@ from pyro_vae.trace import Batch, Draw, RowNoise, global_generator
 from pyro_vae.trace.graphs.comparison import agree
 
 _LOG = logging.getLogger("pyro_vae")
+
+
+class _Whole(NamedTuple):
+    """What all processes know of the step for all images: loss, shapes of the gradients, and buffers after it."""
+
+    loss: float
+    shapes: dict[str, tuple[int, ...]]
+    buffers: list[Tensor]
+    changes_buffers: bool
 
 
 class CouplingCheck:
@@ -67,9 +77,10 @@ class CouplingCheck:
 
     def _compare(self, images: Batch, preprocess: Preprocess | None, draws: Sequence[Draw]) -> None:
         """Compare the step for some images with the sum over their parts."""
-        images, expected = self._compute_whole(images, preprocess)
+        kept: list[Results] = []
+        images, whole = self._compute_whole(images, preprocess, kept)
         # Several parts in one process would change buffers several times in a step.
-        if self._parts.shards is not None and not all(map(torch.equal, expected.after, expected.before)):
+        if self._parts.shards is not None and whole.changes_buffers:
             raise UserError(
                 "The program changes buffers in a step, which the parts of a batch would do repeatedly: leave out "
                 "shards (--deterministic-shards)."
@@ -78,30 +89,40 @@ class CouplingCheck:
         found = [
             self._step(rows.of(images), preprocess, partial(RowNoise, draws, rows, ranks.gather)) for rows in every_rows
         ]
-        shapes = [{name: tuple(t.shape) for name, t in part.gradients.items()} for part in (expected, *found)]
+        shapes = [whole.shapes, *(_shapes(part.gradients) for part in found)]
         check_same_parameters([each for every in ranks.gather(shapes) for each in every])
-        sums = _add_up([part for rows, part in zip(every_rows, found, strict=True) if len(rows)], expected)
-        if not agree(list(zip(_tensors(expected), sums, strict=True)), self._tolerance):
+        sums = _add_up([part for rows, part in zip(every_rows, found, strict=True) if len(rows)], like=found[0])
+        if not parallel.on_first(lambda: agree(list(zip(_tensors(kept[0]), sums, strict=True)), self._tolerance)):
             alone = "." if self._parts.shards is None else ", and leave out shards (--deterministic-shards)."
             raise UserError(
-                f"The objective of {len(images)} images is {-float(expected.loss):.6g} nats, and the sum over their "
-                f"parts {-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the "
-                "images of a batch, e.g. by batch normalization or by a hook that clips gradients, which several "
-                f"processes cannot compute. Use one process{alone}"
+                f"The objective of {len(images)} images is {-whole.loss:.6g} nats, and the sum over their parts "
+                f"{-float(sums[0]):.6g}, or their gradients differ: the program or the objective couples the images of "
+                "a batch, e.g. by batch normalization or by a hook that clips gradients, which several processes "
+                f"cannot compute. Use one process{alone}"
             )
         # A counter has the same value for any images.
-        if not all(ranks.gather(all(all(map(torch.equal, part.after, expected.after)) for part in found))):
+        if not all(ranks.gather(all(all(map(torch.equal, part.after, whole.buffers)) for part in found))):
             raise UserError(
                 "The program computes buffers from the images of a batch, which would differ between processes: use "
                 "one process."
             )
 
-    def _compute_whole(self, images: Batch, preprocess: Preprocess | None) -> tuple[Batch, Results]:
-        """Return the results of the first process for the images, or for those of them for which it has memory."""
+    def _compute_whole(self, images: Batch, preprocess: Preprocess | None, kept: list[Results]) -> tuple[Batch, _Whole]:
+        """Compute the images, or those of them for which it has memory, in the first process, which keeps the results.
+
+        The others need no gradients of it, which may be large.
+        """
+
+        def compute() -> _Whole:
+            results = self._step(chosen, preprocess)
+            kept.append(results)
+            changes = not all(map(torch.equal, results.after, results.before))
+            return _Whole(float(results.loss), _shapes(results.gradients), results.after, changes)
+
         chosen = images
         while True:
             try:
-                results = parallel.on_first(partial(self._step, chosen, preprocess))
+                whole = parallel.on_first(compute)
                 break
             except Exception as error:  # raised in all processes
                 if not is_out_of_memory(error) or len(chosen) <= 2 * self._parts.number:
@@ -114,15 +135,19 @@ class CouplingCheck:
                 len(images),
                 len(chosen),
             )
-        return chosen, results
+        return chosen, whole
 
 
 def _tensors(results: Results) -> list[Tensor]:
     return [results.loss, *results.gradients.values()]
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _add_up(parts: Sequence[Results], like: Results) -> list[Tensor]:
-    """Return the sums of loss and gradients over the parts of all processes."""
+    """Return the sums of loss and gradients over the parts of all processes, in float64."""
     tensors = _tensors(like)
     sizes = [tensor.numel() for tensor in tensors]
     flat = torch.zeros(sum(sizes), dtype=torch.float64, device=like.loss.device)

@@ -31,7 +31,8 @@ PURPOSES = {
     "amortized": "evaluate/posterior/local.py",
     "anneal": "evaluate/annealing/ais.py",
     "averages": "evaluate/latents/decoding.py",
-    "batch/*": "evaluate/likelihood/scores.py, instruments/batches.py",  # the same batches
+    # The same batches of scores; those of validation images have another purpose inside.
+    "batch/*": "evaluate/likelihood/scores.py, infer/validation.py, instruments/batches.py",
     "bidirectional": "evaluate/annealing/ais.py",
     "calibration": "evaluate/posterior/calibration.py",
     "classes": "evaluate/posterior/classes.py",
