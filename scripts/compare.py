@@ -136,12 +136,12 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
     (example, *_), *_ = configs.values()
     if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
         check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
+    if flags.likelihoods:
+        images = load_images(example.resolve()).pixels
+        comparison.check_binarization({name: varied[0] for name, varied in configs.items()}, images)
     if flags.systems:
         gallery.check_images(load_images(arguments.config.resolve()).pixels)
-    runs = {
-        name: [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
-        for name, varied in configs.items()
-    }
+    runs = {name: [RunFolder(seed_path(out / name, each.seed, v[0].seed)) for each in v] for name, v in configs.items()}
     undrawn = False
     with ranks.process_group("cpu"):  # only the fits compute
         ranks.on_first(results.lock)

@@ -11,6 +11,8 @@ import numpy as np
 
 from pyro_vae.config import Config, programs
 from pyro_vae.config.presets import SYSTEMS
+from pyro_vae.config.suited import adapt_to_data
+from pyro_vae.data import Collection
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences, standard_error
 from pyro_vae.instruments.comparable import check_comparable, read_log_likelihoods
@@ -43,6 +45,16 @@ def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
     changes: dict[str, Any] = SYSTEMS[name] if kind == "system" else {kind: name, "seed": config.seed + seed}
     varied = replace(config, **changes)
     return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
+
+
+def check_binarization(configs: Mapping[str, Config], images: Collection) -> None:
+    """Raise UserError unless all likelihoods observe the same pixels, whose binarization they may determine."""
+    found = {name: adapt_to_data(config, images).binarize for name, config in configs.items()}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{name} {binarize}" for name, binarize in found.items())
+        raise UserError(
+            f"These likelihoods observe different pixels ({each}); add a --binarize that suits all of them."
+        )
 
 
 def compare(runs: Mapping[str, Sequence[Folder]]) -> list[dict[str, Any]]:
