@@ -32,12 +32,11 @@ import tyro
 
 from pyro_vae import cli, config, parallel, ranks, torchrun
 from pyro_vae.command_line import parse
-from pyro_vae.config import programs
-from pyro_vae.config.fields_read import set_model_flags
 from pyro_vae.errors import UserError, check_count
 from pyro_vae.instruments import comparison, gallery
+from pyro_vae.instruments.comparison_checks import check_before_fits
 from pyro_vae.output import show
-from pyro_vae.runs import Folder, RunFolder, check_flags_read, load_images, names_of, raise_if_undrawn, seed_path
+from pyro_vae.runs import Folder, RunFolder, names_of, raise_if_undrawn, seed_path
 from pyro_vae.text import printable
 
 KINDS = ("prior", "posterior", "likelihood", "objective", "system")
@@ -137,19 +136,8 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
         name: [comparison.vary_config(arguments.config, chosen[0], name, seed) for seed in range(flags.seeds)]
         for name in names[chosen[0]]
     }
-    comparison.check_varied(arguments.config, chosen[0], {name: varied[0] for name, varied in configs.items()})
-    for varied in configs.values():
-        programs.check_flags(varied[0])
-    (example, *_), *_ = configs.values()
-    if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
-        check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
-    comparison.check_test_images(arguments.config.resolve())
-    if flags.systems:
-        gallery.check_images(load_images(arguments.config.resolve()).pixels)
-    runs = {
-        name: [RunFolder(seed_path(out / name, each.seed, varied[0].seed)) for each in varied]
-        for name, varied in configs.items()
-    }
+    check_before_fits(arguments.config, chosen[0], {name: varied[0] for name, varied in configs.items()})
+    runs = {name: [RunFolder(seed_path(out / name, each.seed, v[0].seed)) for each in v] for name, v in configs.items()}
     undrawn = False
     with ranks.process_group("cpu"):  # only the fits compute
         parallel.on_first(results.lock)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.config import Config, flag, programs
+from pyro_vae.config import Config, programs
 from pyro_vae.config.presets import SYSTEMS
-from pyro_vae.data import DATASETS
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import paired_differences, standard_error
 from pyro_vae.instruments.comparable import check_comparable, read_log_likelihoods
 from pyro_vae.report import curves, images
 from pyro_vae.report.tables import format_number, format_table, format_with_error
-from pyro_vae.runs import Folder, load_images
+from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import read_summary
 from pyro_vae.text import printable
 
 _MEANS = ("bits_per_dim", "elbo", "rate", "distortion", "active_units", "khat_bad_fraction", "parameters")
-# Flags that no other system of this name would have.
-_DEFINE_SYSTEMS = ("program", "prior", "objective", "beta", "warmup_epochs", "free_bits", "mmd_weight")
 _NAME_LENGTH = 40  # maximum number of characters in the table
 
 
@@ -46,39 +43,6 @@ def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
     changes: dict[str, Any] = SYSTEMS[name] if kind == "system" else {kind: name, "seed": config.seed + seed}
     varied = replace(config, **changes)
     return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
-
-
-def check_varied(config: Config, kind: str, varied: Mapping[str, Config]) -> None:
-    """Raise UserError if a flag would be dropped silently, or would make a run another system than its name says.
-
-    Args:
-        config: Configuration of the comparison.
-        kind: Kind of the component that varies, as in `vary_config`.
-        varied: Configuration of one run of each name.
-    """
-    given = {field.name for field in fields(Config) if getattr(config, field.name) != field.default}
-    if kind in given:
-        raise UserError(f"{flag(kind)} is what {flag(kind)}s compares; leave it out.")
-    if kind == "system":
-        for name in _DEFINE_SYSTEMS:
-            if name in given:
-                raise UserError(f"{flag(name)} is part of what the names of --systems mean; leave it out.")
-        for system in varied:
-            for name, value in SYSTEMS[system].items():
-                if name in given and getattr(config, name) != value:
-                    raise UserError(f"{flag(name)} is {value} in the system {system}; leave out one of the two.")
-    for name in sorted(given):
-        if all(getattr(each, name) != getattr(config, name) for each in varied.values()):
-            raise UserError(f"{flag(name)} has no effect on any of {', '.join(varied)}; leave it out.")
-
-
-def check_test_images(config: Config) -> None:
-    """Raise UserError if there is a single test image, before anything is fitted."""
-    number = config.test_images
-    if config.data not in DATASETS and number != 1:  # of your own data, only their number is known in advance
-        number = len(load_images(config).pixels.test)
-    if number == 1:
-        raise UserError("There is one test image, and standard errors require two or more: change --test-images.")
 
 
 def compare(runs: Mapping[str, Sequence[Folder]]) -> list[dict[str, Any]]:

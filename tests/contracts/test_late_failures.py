@@ -134,7 +134,7 @@ def test_evaluation_that_fails_before_its_scores_replaces_nothing(run: Path, mon
     assert tree(run / "evaluation") == before
 
 
-@pytest.mark.parametrize("several", [1, 2])
+@pytest.mark.parametrize("several", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_refused_in_its_first_step_leaves_and_replaces_nothing(several: int, run: Path, tmp_path: Path) -> None:
     seeds, flags = ("--seeds", several), ["--prior", "mixture", "--objective", "meanfield-elbo"]
     before = tree(run)

@@ -128,7 +128,7 @@ MUTATIONS = (
     Mutation(
         "a checkpoint is loaded by a loader that trusts pickles",
         "pyro_vae/runs/checkpoint.py",
-        '    try:\n        with open(path, "rb", opener=_without_waiting) as file:\n',
+        '    try:\n        with open(path, "rb", opener=without_waiting) as file:\n',
         """\
     try:
         import torch
@@ -137,7 +137,7 @@ MUTATIONS = (
     except Exception:
         pass
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
 """,
         ("tests/contracts/test_no_pickles.py::test_no_payload_is_executed",),
     ),

@@ -15,7 +15,7 @@ from helpers.calls import TINY, PopenInProcess, command, inside, script
 from pyro_vae.config import Config
 from pyro_vae.config.presets import SYSTEMS as SYSTEMS_OF_NAME
 from pyro_vae.errors import UserError
-from pyro_vae.instruments import comparison
+from pyro_vae.instruments import comparison, comparison_checks
 from pyro_vae.runs import RunFolder
 
 
@@ -113,7 +113,7 @@ def test_flags_that_some_system_reads_are_kept() -> None:
     given = Config(latent_dim=8, hidden_dim=30, net="gated")
     varied = {name: comparison.vary_config(given, "system", name, 0) for name in SYSTEMS_OF_NAME}
     chosen = {name: varied[name] for name in ("pixelcnn", "vae", "iwae", "beta-vae", "wae")}
-    comparison.check_varied(given, "system", chosen)
+    comparison_checks.check_varied(given, "system", chosen)
     assert {name: (each.objective, each.num_particles, each.beta) for name, each in chosen.items()} == {
         "pixelcnn": ("elbo", 1, 1.0),
         "vae": ("elbo", 1, 1.0),

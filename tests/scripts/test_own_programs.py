@@ -192,6 +192,7 @@ def test_loss_is_evaluated_but_neither_compared_nor_annealed(
         ),
         (["--priors", "standard", "unheard-of"], ["unheard-of", "laplace"]),
         (["--priors", "standard", "vamp", "--seeds", "0"], ["--seeds is 0"]),
+        (["--likelihoods", "bernoulli", "categorical"], ["different pixels (bernoulli dynamic, categorical none)"]),
     ],
 )
 def test_compare_rejects_incomparable_runs(
