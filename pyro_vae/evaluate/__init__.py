@@ -40,18 +40,22 @@ from pyro_vae.evaluate.likelihood.diagnostics import (
 )
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.outliers import OutlierPValues, outlier_p_values
-from pyro_vae.evaluate.likelihood.scores import Scores, score, scores_from_terms
+from pyro_vae.evaluate.likelihood.scores import Scores, scores_from_terms
+from pyro_vae.evaluate.likelihood.scoring import score
 from pyro_vae.evaluate.likelihood.summary import summarize
 from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms, log_weights
 from pyro_vae.evaluate.posterior.calibration import sbc_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
 from pyro_vae.evaluate.posterior.local import per_image_elbos
 from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery, split_rate
+from pyro_vae.evaluate.proposals.adaptive import PROPOSALS, AdaptedWeights, adapted_log_weights
 
 __all__ = [
+    "PROPOSALS",
     "AISConfig",
     "AISResult",
     "Accuracy",
+    "AdaptedWeights",
     "BDMCResult",
     "Disentanglement",
     "ELBOSurgery",
@@ -64,6 +68,7 @@ __all__ = [
     "OutlierPValues",
     "Scores",
     "active_units",
+    "adapted_log_weights",
     "ais",
     "analytic_mean",
     "bdmc",

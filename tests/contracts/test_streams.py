@@ -28,10 +28,11 @@ from pyro_vae.trace.seeds import derive_seed, global_generator
 # Purpose, as words joined by "/" (* is a variable one), and the file that uses it.
 PURPOSES = {
     "": "evaluate/likelihood/weights.py",
+    "adapt": "evaluate/proposals/adaptive.py",
     "amortized": "evaluate/posterior/local.py",
     "anneal": "evaluate/annealing/ais.py",
     "averages": "evaluate/latents/decoding.py",
-    "batch/*": "evaluate/likelihood/scores.py, instruments/batches.py",  # the same batches
+    "batch/*": "evaluate/likelihood/scoring.py, instruments/batches.py",  # the same batches
     "bidirectional": "evaluate/annealing/ais.py",
     "calibration": "evaluate/posterior/calibration.py",
     "classes": "evaluate/posterior/classes.py",

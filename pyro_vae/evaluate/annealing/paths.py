@@ -79,7 +79,8 @@ class AnnealingPath:
         self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
         # The first two results of `_evaluate_ends` are log-densities, the others gradients.
         self._graph = Graph(self._evaluate_ends, model, guide, in_nats=slice(2)) if compiled else None
-        self._compared = False
+        self._densities = Graph(self._log_ends, model, guide, in_nats=slice(None)) if compiled else None
+        self._compared: set[Graph] = set()
         with torch.no_grad():
             p, q = trace_model_and_guide(model, guide, self.batch, 1)
             enumerated = q.layout.enumerated  # summed out, as are latents that the guide does not sample
@@ -188,25 +189,47 @@ class AnnealingPath:
         u = u.detach()
         if self._graph is not None:
             try:
-                # The first call also runs the program: a value that the graph has frozen would make them differ.
-                ends: Any = (self._graph if self._compared else self._graph.compare)(u)[1]
-                self._compared = True
-                return PathState(u, *ends)
+                return PathState(u, *self._run_graph(self._graph, u))
             except GraphError as error:
                 self._graph = None
                 _LOG.warning("Annealing is not compiled: %s. The program runs eagerly.", error)
         return PathState(u, *self._evaluate_ends(u)[1])
 
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log f_0 and log p(x, u) (K, B) in nats, without gradients."""
+        with torch.no_grad():
+            if self._densities is not None:
+                try:
+                    log_start, log_joint = self._run_graph(self._densities, u)
+                    return log_start, log_joint
+                except GraphError as error:
+                    self._densities = None
+                    _LOG.warning("Densities are not compiled: %s. The program runs eagerly.", error)
+            log_start, log_joint = self._log_ends(u)[1]
+            return log_start, log_joint
+
+    def _run_graph(self, graph: Graph, u: Tensor) -> Any:
+        """Run a graph. The first call also runs the program, to detect values that the graph has frozen."""
+        if graph in self._compared:
+            return graph(u)[1]
+        self._compared.add(graph)
+        return graph.compare(u)[1]
+
+    def _log_ends(self, u: Tensor) -> tuple[None, tuple[Tensor, Tensor]]:
+        """Return log f_0 and log p(x, u) (K, B), after the None that `Graph` expects."""
+        values, sites, log_det = self._score_model(u)
+        log_joint = sum(sites.values()) + log_det
+        if self.start == "guide":
+            log_start = sum(log_density(self.guide, self.batch, values, self.guide_layout).values()) + log_det
+        else:
+            log_start = sum(sites[name] for name in values) + log_det
+        return None, (log_start, log_joint)
+
     def _evaluate_ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:
         """Return log f_0 and log p(x, u) (K, B) and their gradients (K, B, D), after the None that `Graph` expects."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            values, sites, log_det = self._score_model(u)
-            log_joint = sum(sites.values()) + log_det
-            if self.start == "guide":
-                log_start = sum(log_density(self.guide, self.batch, values, self.guide_layout).values()) + log_det
-            else:
-                log_start = sum(sites[name] for name in values) + log_det
+            log_start, log_joint = self._log_ends(u)[1]
             (start_gradient,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)
             (joint_gradient,) = torch.autograd.grad(log_joint.sum(), u)
         return None, (log_start.detach(), log_joint.detach(), start_gradient, joint_gradient)
