@@ -28,7 +28,8 @@ from pyro_vae.config.overrides import DataOverrides, ModelOverrides, RuntimeOver
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Instrument
-from pyro_vae.instruments.scores import measure_scores, scores_table, write_bounds, write_scores
+from pyro_vae.instruments.scores import measure_scores, write_bounds, write_scores
+from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.report import curves
 from pyro_vae.runs import Run, RunFolder
 from pyro_vae.runs.load import load_config, restore
@@ -61,9 +62,13 @@ class EvaluationFlags:
 
     Args:
         num_samples: Number K of importance samples per image for log p(x). If None, as in the run.
+        proposal: Distribution of the samples that estimate log p(x). guide is q(z|x); adaptive is fitted to the
+            posterior of each image, with more effort where k-hat is large; laplace is a Gaussian around its mode. The
+            last two are for continuous latents; otherwise the guide is used. The bounds are those of the guide.
     """
 
     num_samples: config.OptionalCount = None
+    proposal: Literal["adaptive", "laplace", "guide"] = "adaptive"
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def main(arguments: RunArguments) -> None:
     if not arguments.runs:
         raise UserError("No run folder is given; use python scripts/evaluate.py RUN ...")
     changes = given(arguments.evaluation, arguments.data, arguments.model, arguments.runtime)
+    proposal = changes.pop("proposal")
     instruments = [getattr(arguments, name) for name in INSTRUMENTS]
     requested = [instrument for instrument in instruments if instrument.requested]
     runs = [(RunFolder(path), load_config(RunFolder(path), changes)) for path in arguments.runs]
@@ -129,7 +135,7 @@ def main(arguments: RunArguments) -> None:
             # one.
             fitted = ranks.in_turn(partial(restored, folder, settings, download="data_root" in changes))
             with fitted.program.scope():
-                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested)
+                scores[name], summaries[name] = evaluate(EvaluatedRun(folder, fitted), requested, proposal)
     if first:
         report(runs, scores, summaries, requested)
 
@@ -159,7 +165,7 @@ def report(
             print(text)
 
 
-def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, dict[str, Any]]:
+def evaluate(run: EvaluatedRun, requested: list[Instrument], proposal: str) -> tuple[Scores, dict[str, Any]]:
     """Score one run, run the requested instruments on it, and write its evaluation folder.
 
     Several processes share out the images. Only the first one writes.
@@ -179,6 +185,7 @@ def evaluate(run: EvaluatedRun, requested: list[Instrument]) -> tuple[Scores, di
         seed=settings.seed,
         compiled=compiled,
         level_bits=fitted.images.level_bits,
+        proposal=proposal,
     )
     columns = fitted.images.pixels.columns
     ranks.on_first(lambda: write_scores(results, fitted.program, run.test, scores, settings.seed, columns))

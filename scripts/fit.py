@@ -28,7 +28,8 @@ from pyro_vae.config import programs
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany
-from pyro_vae.instruments.scores import measure_scores, rehearse, scores_table, write_scores
+from pyro_vae.instruments.scores import measure_scores, rehearse, write_scores
+from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.report import curves
 from pyro_vae.runs import Run, RunFolder, fit_in_folder, fit_many_in_folders, load_images, make_fit, prepare, seed_path
 from pyro_vae.runs.summary import write_summary

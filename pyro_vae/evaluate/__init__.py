@@ -46,7 +46,7 @@ from pyro_vae.evaluate.likelihood.summary import summarize
 from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms, log_weights
 from pyro_vae.evaluate.posterior.calibration import sbc_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
-from pyro_vae.evaluate.posterior.local import per_image_elbos
+from pyro_vae.evaluate.posterior.local import local_log_weights, per_image_elbos
 from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery, split_rate
 from pyro_vae.evaluate.proposals.adaptive import PROPOSALS, AdaptedWeights, adapted_log_weights
 
@@ -91,6 +91,7 @@ __all__ = [
     "kernel_distance",
     "khat_threshold",
     "labeled_subsets",
+    "local_log_weights",
     "log_weight_terms",
     "log_weights",
     "logistic",

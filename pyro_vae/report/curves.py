@@ -54,10 +54,11 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.particle_counts) * 1.06**index  # offset, so that error bars do not overlap
-        values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        estimate = scores.log_likelihood.mean()  # above the last bound if the proposal is adapted
+        values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {estimate:.2f}"
         label = f"{figure_label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
-        axes.axhline(mean[-1], color=f"C{index}", linestyle="--", linewidth=1)
+        axes.axhline(estimate, color=f"C{index}", linestyle="--", linewidth=1)
     axes.set(
         xlabel="K",
         ylabel=r"IWAE$_K$, nats per image",

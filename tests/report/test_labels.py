@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, score
 from pyro_vae.instruments import comparison
-from pyro_vae.instruments.scores import scores_table
+from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.report import curves, images
 from pyro_vae.report.labels import figure_label
 from pyro_vae.runs import RunFolder

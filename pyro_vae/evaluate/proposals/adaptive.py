@@ -128,7 +128,8 @@ def _fit(
     radius: float | None = None,
 ) -> tuple[Gaussians, Tensor]:
     """Return the Gaussians after some rounds, and the number of density evaluations of each image (B,)."""
-    size = rows_at_once(path.batch)
+    num_images, dim = gaussians.loc.shape
+    size = min(2 * dim * num_rotations, rows_at_once(path.batch))
 
     def gradient(u: Tensor) -> Tensor:
         """Evaluate the gradient in chunks of one size, for which the graph is compiled once."""
@@ -138,6 +139,5 @@ def _fit(
 
     for rate in rates:
         gaussians = fit_round(gradient, gaussians, rate, num_rotations, radius)
-    num_images, dim = gaussians.loc.shape
     points = 2 * dim * num_rotations * len(rates)
     return gaussians, torch.full((num_images,), points, device=gaussians.loc.device)

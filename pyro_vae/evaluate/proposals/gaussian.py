@@ -89,25 +89,9 @@ def fit_round(
     Returns:
         The new Gaussians; those of an image with a non-finite gradient do not change.
     """
-    means, hessians, lengths = [], [], []
-    for _ in range(num_rotations):
-        directions = torch.linalg.qr(torch.randn_like(current.root))[0]  # columns e_i / |e_i|, (B, D, D)
-        length = (
-            torch.randn_like(current.loc).norm(dim=1) if radius is None else torch.full_like(current.loc[:, 0], radius)
-        )
-        e = (directions * length[:, None, None]).permute(2, 0, 1)  # (D, B, D), the points in the first dimension
-        gradients = gradient(current.transform(torch.cat([e, -e])))
-        above, below = torch.einsum("bji,kbj->kbi", current.root, gradients).chunk(2)
-        estimate = torch.einsum("bik,kbj->bij", directions, above - below) / (2 * length[:, None, None])
-        means.append((above + below).mean(0) / 2)
-        hessians.append((estimate + estimate.mT) / 2)
-        lengths.append(length)
-    mean = torch.stack(means).mean(0)
-    weights = torch.stack(lengths).square()
-    weights = weights / weights.sum(0)
-    hessian = torch.einsum("rb,rbij->bij", weights, torch.stack(hessians))
-    finite = mean.isfinite().all(1) & hessian.isfinite().flatten(1).all(1)
     dim = current.loc.shape[1]
+    mean, hessian = _expectations(gradient, current, num_rotations, radius)
+    finite = mean.isfinite().all(1) & hessian.isfinite().flatten(1).all(1)
     identity = torch.eye(dim, dtype=hessian.dtype, device=hessian.device)
     precision = torch.where(finite[:, None, None], (1 - rate) * identity - rate * hessian, identity)
     eigenvalues, vectors = torch.linalg.eigh(precision)
@@ -116,3 +100,24 @@ def fit_round(
     shift = shift * ((1 + dim**0.5) / shift.norm(dim=1, keepdim=True)).clamp(max=1)
     moved = Gaussians(current.transform(shift[None])[0], current.root @ (vectors * eigenvalues.rsqrt()[:, None]))
     return moved.where(finite, current)
+
+
+def _expectations(
+    gradient: Gradient, current: Gaussians, num_rotations: int, radius: float | None
+) -> tuple[Tensor, Tensor]:
+    """Estimate E_q[L^T grad] (B, D) and E_q[L^T Hessian L] (B, D, D)."""
+    dim = current.loc.shape[1]
+    normal = torch.randn((num_rotations, *current.root.shape), dtype=current.loc.dtype, device=current.loc.device)
+    directions = torch.linalg.qr(normal)[0]  # columns e_i / r, (R, B, D, D)
+    lengths = torch.randn_like(normal[..., 0]).norm(dim=2)  # (R, B)
+    if radius is not None:
+        lengths = torch.full_like(lengths, radius)
+    # Points in the first dimension: (R, D, B, D), then all of one sign before those of the other.
+    e = (directions * lengths[..., None, None]).permute(0, 3, 1, 2).flatten(0, 1)
+    gradients = gradient(current.transform(torch.cat([e, -e])))
+    pairs = torch.einsum("bji,kbj->kbi", current.root, gradients).unflatten(0, (2, num_rotations, dim))
+    mean = pairs.mean((0, 1, 2))
+    hessians = torch.einsum("rbik,rkbj->rbij", directions, pairs[0] - pairs[1]) / (2 * lengths[..., None, None])
+    weights = lengths.square() / lengths.square().sum(0)
+    hessian = torch.einsum("rb,rbij->bij", weights, hessians)
+    return mean, (hessian + hessian.mT) / 2

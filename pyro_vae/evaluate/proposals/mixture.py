@@ -35,22 +35,24 @@ def mixture_log_weights(path: AnnealingPath, gaussians: Gaussians, num_samples: 
         gaussians: Fitted Gaussians.
         num_samples: Number of particles, K.
     """
-    fraction = -(-num_samples // _GUIDE_EVERY) / num_samples
+    num_guide = -(-num_samples // _GUIDE_EVERY)
+    fraction = num_guide / num_samples
     size = rows_at_once(path.batch)
+    drawn = [path.draw(size) for _ in range(0, num_guide, size)]
+    guide_u, guide_log_w = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     blocks = []
-    for start in range(0, num_samples, size):
-        # All blocks have one size, for which the densities are compiled once; the last one is cut.
-        from_guide = (torch.arange(start, start + size) % _GUIDE_EVERY == 0).to(path.batch.device)
-        drawn = path.draw(int(from_guide.sum())) if from_guide.any() else None
+    # All blocks have one size, for which the densities are compiled once; the last one is cut.
+    for block in torch.arange(-(-num_samples // size) * size, device=path.batch.device).split(size):
         u = _draw_student(gaussians, size)
-        impossible = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
-        if drawn is not None:
-            u[from_guide], impossible[from_guide] = drawn.u, drawn.log_w == -torch.inf
+        log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+        from_guide = (block % _GUIDE_EVERY == 0) & (block < num_samples)
+        places = block[from_guide] // _GUIDE_EVERY
+        u[from_guide], log_w[from_guide] = guide_u[places], guide_log_w[places]  # minus infinity outside the support
         log_guide, log_joint = path.log_densities(u)
         log_q = math.log(fraction) + log_guide
         if fraction < 1:
             log_q = torch.logaddexp(log_q, math.log1p(-fraction) + _log_student(gaussians, u))
-        blocks.append((log_joint - log_q).masked_fill(impossible, -torch.inf))
+        blocks.append((log_joint - log_q).where(log_w == 0, -torch.inf))
     return torch.cat(blocks)[:num_samples]
 
 
