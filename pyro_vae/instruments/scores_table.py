@@ -52,11 +52,11 @@ def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str
 
 def _proposals(scores: Mapping[str, Scores]) -> Iterator[str]:
     """Yield lines on the proposals that were requested instead of the guide."""
+    if adapted := [run_scores for run_scores in scores.values() if run_scores.adapted.any()]:
+        cost = sum(run_scores.evaluations.mean() for run_scores in adapted) / len(adapted)
+        yield (
+            f"log p(x), PSIS, JVI-2, k-hat: proposals fitted to each image, {cost:,.0f} density evaluations on average"
+        )
     for name, run_scores in scores.items():
-        if run_scores.adapted.any():
-            yield (
-                f"{printable(name)}: log p(x), PSIS, JVI-2 and k-hat are of proposals adapted to each image; "
-                f"{run_scores.evaluations.mean():,.0f} density evaluations per image"
-            )
         if run_scores.not_adapted:
             yield f"{printable(name)}: the guide is the proposal: {run_scores.not_adapted}"

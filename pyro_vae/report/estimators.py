@@ -30,11 +30,9 @@ def accuracy_and_cost(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             continue
         cost, share = row["density_evaluations"], row["khat_bad_fraction"]
         color = "0.6" if share is None else scale.to_rgba(share)
-        axes.errorbar(cost, row["difference"], row["difference_se"] or 0, color=color, capsize=2, zorder=1)
+        axes.errorbar(cost, row["difference"], row["difference_se"] or 0, color="0.5", capsize=2, zorder=1)
         marker = _MARKERS.get(name.replace(",", " ").split()[0], "P")
-        axes.scatter(
-            cost, row["difference"], color=color, marker=marker, s=70, edgecolor="0.2", linewidth=0.5, zorder=2
-        )
+        axes.plot(cost, row["difference"], marker, color=color, markersize=9, markeredgecolor="0.2", zorder=2)
         axes.annotate(name, (cost, row["difference"]), xytext=(7, 5), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="0.3", linewidth=1)
     axes.set(xscale="log", xlabel="density evaluations per image", ylabel=f"log p(x) minus that of {last} (nats)")

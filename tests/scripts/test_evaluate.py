@@ -30,7 +30,7 @@ def test_evaluate_reproduces_the_summary_of_fit(run: Path, tmp_path: Path, promi
     """In a copy of the folder elsewhere, which contains all that is needed."""
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(run, copy)
-    result = script("evaluate", "copy", cwd=copy.parent)
+    result = script("evaluate", "copy", "--proposal", "guide", cwd=copy.parent)
     assert result.returncode == 0, result.stderr
     fitted = json.loads((run / "summary.json").read_text())
     found = json.loads((copy / "evaluation" / "summary.json").read_text())
@@ -48,7 +48,7 @@ def test_averaged_weights_are_used_when_a_run_is_opened(tmp_path: Path) -> None:
     flags = ["--ema", 0.9, "--optimizer", "adamax", "--net", "resnet", "--depth", 1, "--width", 4]
     fit = inside("fit", *TINY, *flags, "--checkpoint-seconds", 0, "--out", folder)
     assert fit.returncode == 0, fit.stderr
-    assert inside("evaluate", folder).returncode == 0
+    assert inside("evaluate", folder, "--proposal", "guide").returncode == 0
     fitted, found = (json.loads((path / "summary.json").read_text()) for path in (folder, folder / "evaluation"))
     for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
         assert found[key] == fitted[key]
@@ -79,7 +79,7 @@ def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
-    assert inside("evaluate", run).returncode == 0
+    assert inside("evaluate", run, "--proposal", "guide").returncode == 0
     lines = (run / "evaluation" / "bounds.csv").read_text().splitlines()
     assert lines[0] == "num_particles,iwae,se_over_images,se_over_groups"
     rows = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
@@ -94,8 +94,21 @@ def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
     assert summary["log_likelihood"] < summary["jvi1"] < summary["log_likelihood"] + 1
 
 
+def test_evaluate_adapts_proposals_by_default(run: Path) -> None:
+    """The bounds are those of the guide; the estimate is above the last of them, and says how it was made."""
+    assert inside("evaluate", run, "--num-samples", 400).returncode == 0
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert (found["proposal"], found["adapted_fraction"]) == ("adaptive", 1.0)
+    assert found["log_likelihood"] > found["iwae"]["400"]
+    assert found["khat_bad_fraction"] < 0.1
+    scores = arviz.from_netcdf(str(run / "evaluation" / "scores.nc"))["constant_data"]
+    assert scores["evaluations"].to_numpy().mean() == pytest.approx(found["density_evaluations"])
+    assert scores["adapted"].to_numpy().all()
+
+
 def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> None:
-    result = inside("evaluate", run, "--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
+    flags = ("--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10, "--proposal", "guide")
+    result = inside("evaluate", run, *flags)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     annealed = found["annealing"]

@@ -46,7 +46,7 @@ class Scores:
         iwae: IWAE_k for each k in `particle_counts`, shape (len(particle_counts), N).
         iwae_se: Standard error of `iwae` over groups of weights, same shape; of a single group, by the delta method.
         adapted: Whether the weights of `log_likelihood`, `relative_variance`, `ess`, `khat`, `psis`, `jvi1` and `jvi2`
-            are of a proposal adapted to the image instead of the guide, bool.
+            belong to a proposal adapted to the image instead of the guide, bool.
         evaluations: Number of evaluations of log p(x, z), those of the adaptation included.
         reason: Why log weights are undefined, or None. If it is set, all other arrays are NaN except `distortion` and,
             if the densities of the latents are defined, `rate`.

@@ -24,7 +24,7 @@ from pyro_vae.evaluate.proposals.gaussian import Gaussians
 
 _DEGREES = 30.0  # of freedom of the Student-t distributions
 _INFLATION = 1.1  # of their scale, relative to the Gaussian
-_GUIDE_EVERY = 10  # one of so many particles comes from the guide
+_GUIDE_EVERY = 10  # one of this number of particles comes from the guide
 
 
 def mixture_log_weights(path: AnnealingPath, gaussians: Gaussians, num_samples: int) -> Tensor:
