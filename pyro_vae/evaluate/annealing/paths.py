@@ -2,8 +2,9 @@ r"""Annealing paths from a tractable initial distribution to the posterior of ea
 
     f_b(z) = f_0(z)^(1-b) p(x, z)^b,    0 = b_0 < b_1 < ... < b_T = 1,
 
-where f_0 is the prior p(z) or the guide q(z|x). Both are normalized, so that the integral of f_1 divided by that of f_0
-is p(x). Densities are over the unconstrained latents u (K, B, D) and include the Jacobian of the map from u to z.
+where f_0 is the prior p(z), the guide q(z|x), or a Gaussian that `pilot` has fitted to the posterior of each image. All
+are normalized, so that the integral of f_1 divided by that of f_0 is p(x). Densities are over the unconstrained latents
+u (K, B, D) and include the Jacobian of the map from u to z.
 
 A guide may reach beyond the support S of the prior, where p(x, z) = 0. The path is then one of densities on S: f_0 is
 q(z|x) restricted to S, whose integral is q(S|x), the probability that a sample of the guide is in S. Samples outside S
@@ -12,6 +13,7 @@ get weight 0, and the others have f_1 / f_0 with mean p(x) / q(S|x), so that the
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluate.annealing.gaussians import Gaussian
 from pyro_vae.evaluate.annealing.states import PathState, StartingParticles
 from pyro_vae.trace import (
     Batch,
@@ -41,22 +44,7 @@ from pyro_vae.trace.isolation import seed_rng
 _LOG = logging.getLogger("pyro_vae")
 
 
-def sigmoid(num_temperatures: int) -> Tensor:
-    """Return temperatures b_0, ..., b_T, denser near both ends: the schedule of Grosse, Ghahramani, Adams (2015).
-
-    They are sigmoid(c_t) for c_t evenly spaced from -4 to 4, rescaled to b_0 = 0 and b_T = 1.
-    """
-    b = torch.sigmoid(torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64, device="cpu"))
-    return (b - b[0]) / (b[-1] - b[0])
-
-
-def linear(num_temperatures: int) -> Tensor:
-    """Return evenly spaced temperatures b_0, ..., b_T."""
-    return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device="cpu")
-
-
-SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
-STARTS = ("guide", "prior")
+STARTS = ("gaussian", "guide", "prior")
 
 
 class AnnealingPath:
@@ -66,7 +54,8 @@ class AnnealingPath:
         model: Model p(x, z).
         guide: Guide q(z|x).
         batch: Images (B, ...), a tuple of positional arguments, or a `Batch`.
-        start: Initial distribution f_0, one of `STARTS`.
+        start: Initial distribution f_0, one of `STARTS`. For ``gaussian``, samples are those of the guide until
+            `starting_from` is called.
         compiled: Evaluate densities with a compiled graph. A program that cannot be compiled runs eagerly, and the
             reason is logged.
 
@@ -77,6 +66,7 @@ class AnnealingPath:
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
         self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
+        self._gaussian: Gaussian | None = None
         # The first two results of `_evaluate_ends` are log-densities, the others gradients.
         self._graph = Graph(self._evaluate_ends, model, guide, in_nats=slice(2)) if compiled else None
         self._compared = False
@@ -136,6 +126,12 @@ class AnnealingPath:
                 'denoising encoder or functional dropout); anneal from the prior, start="prior".'
             )
 
+    def starting_from(self, gaussian: Gaussian) -> AnnealingPath:
+        """Return this path with a Gaussian over u as f_0."""
+        path = copy.copy(self)
+        path._gaussian = gaussian
+        return path
+
     def draw(self, num_samples: int) -> StartingParticles:
         """Draw K samples of f_0.
 
@@ -143,7 +139,9 @@ class AnnealingPath:
             ValueError: A sample lies too near the edge of its support for the precision of the program.
         """
         with torch.no_grad():
-            if self.start == "guide":
+            if self._gaussian is not None:
+                values = self.space.split(self._gaussian.draw(num_samples))[0]
+            elif self.start != "prior":
                 layout = self.guide_layout._replace(summed=())
                 values = draw(self.guide, self.batch, num_samples, layout)[0]
                 values = {name: values[name] for name in self.names}
@@ -185,7 +183,14 @@ class AnnealingPath:
 
     def evaluate(self, u: Tensor) -> PathState:
         """Evaluate log f_0, log p(x, u) and their gradients at u."""
-        u = u.detach()
+        state = self._evaluate_program(u.detach())
+        if self._gaussian is None:
+            return state
+        log_start, start_gradient = self._gaussian.evaluate(state.u)
+        return state._replace(log_start=log_start, start_gradient=start_gradient)
+
+    def _evaluate_program(self, u: Tensor) -> PathState:
+        """Evaluate a path between densities of the program; that from a Gaussian is evaluated as if from the prior."""
         if self._graph is not None:
             try:
                 # The first call also runs the program: a value that the graph has frozen would make them differ.
