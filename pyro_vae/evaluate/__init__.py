@@ -1,7 +1,9 @@
 """Evaluate programs: bounds on log p(x) with diagnostics, posteriors, latent units and learned features."""
 
-from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, BDMCResult, ais, bdmc
+from pyro_vae.evaluate.annealing.ais import AISConfig, ais, bdmc
 from pyro_vae.evaluate.annealing.imputation import Imputation, impute
+from pyro_vae.evaluate.annealing.rate_distortion import CURVE_TEMPERATURES, RateDistortion
+from pyro_vae.evaluate.annealing.results import AISResult, BDMCResult
 from pyro_vae.evaluate.features.finetune import NoAnalyticMeanError, finetune
 from pyro_vae.evaluate.features.frechet import FeatureNetwork, frechet_distance, train_feature_network
 from pyro_vae.evaluate.features.kernel_distance import KernelDistance, kernel_distance
@@ -51,6 +53,7 @@ from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery, split
 from pyro_vae.evaluate.proposals.adaptive import PROPOSALS, AdaptedWeights, adapted_log_weights
 
 __all__ = [
+    "CURVE_TEMPERATURES",
     "PROPOSALS",
     "AISConfig",
     "AISResult",
@@ -66,6 +69,7 @@ __all__ = [
     "Moments",
     "NoAnalyticMeanError",
     "OutlierPValues",
+    "RateDistortion",
     "Scores",
     "active_units",
     "adapted_log_weights",

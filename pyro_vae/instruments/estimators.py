@@ -36,7 +36,8 @@ from pyro_vae.trace import Batch, CompiledBackend, EagerBackend
 _GUIDE_SAMPLES = (1000, 5000, 50_000)
 _LOCAL_STEPS, _LOCAL_PARTICLES, _LOCAL_SAMPLES = 500, 10, 5000
 _ADAPTED_SAMPLES = (1000, 5000)
-_TEMPERATURES = (100, 500, 1000)
+_FITTED_START = (10, 25, 50)  # temperatures of annealing from a fitted Gaussian
+_FROM_GUIDE = (100, 500, 1000)  # and of annealing from the guide, with five leapfrog steps
 
 
 class Estimate(NamedTuple):
@@ -92,7 +93,7 @@ class EstimatorComparison:
         numbers = {name: _summary(row, best.values) for name, row in rows.items()}
         return Result(
             numbers,
-            per_image={name.replace(" ", "_").replace(",", ""): row.values for name, row in rows.items()},
+            per_image={name.replace(",", "").replace(" ", "_"): row.values for name, row in rows.items()},
             figures={"estimators": accuracy_and_cost(numbers)},
         )
 
@@ -149,10 +150,14 @@ def estimates(program: Any, images: Batch, seed: int | None, *, compiled: bool) 
                 model, guide, images, number, proposal=proposal, seed=seed, compiled=compiled
             )
             yield f"{proposal}, {number:,}", _estimate(log_w, float(cost.double().mean()), clock)
-    for number in _TEMPERATURES:
-        found = ais(model, guide, images, AISConfig(num_temperatures=number, compiled=compiled), seed=seed)
-        undefined = np.full(len(images), np.nan)
-        yield f"AIS, {number:,}", Estimate(found.lower, undefined, found.evaluations, clock.lap())
+    settings = {f"AIS, fitted start, {T}": AISConfig(num_temperatures=T, compiled=compiled) for T in _FITTED_START}
+    settings |= {
+        f"AIS from the guide, {T:,}": AISConfig(16, T, 5, start="guide", schedule="sigmoid", compiled=compiled)
+        for T in _FROM_GUIDE
+    }
+    for name, config in settings.items():
+        found = ais(model, guide, images, config, seed=seed)
+        yield name, Estimate(found.lower, np.full(len(images), np.nan), found.evaluations, clock.lap())
 
 
 class _Clock:

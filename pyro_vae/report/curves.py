@@ -144,6 +144,27 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def annealed_rate_distortion(rate: np.ndarray, distortion: np.ndarray) -> Figure:
+    """Plot upper bounds on the rate of the optimal code over its distortion. -log p(x) is their sum at the last point.
+
+    Huang, Cao, Grosse, "Evaluating lossy compression rates of deep generative models", ICML 2020
+    (https://arxiv.org/abs/2008.06653).
+
+    Args:
+        rate: Mean rates at temperatures from 0 to 1, in nats per image, shape (G,).
+        distortion: Mean distortions there, in nats per image, shape (G,).
+    """
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(distortion, rate, marker=".")
+    end = (float(distortion[-1]), float(rate[-1]))
+    axes.axline(end, slope=-1, color="0.5", linestyle="--", linewidth=0.5, label=f"log p(x) = {-sum(end):.2f}")
+    axes.set(xlabel="distortion -log p(x|z), nats per image", ylabel="rate, nats per image")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
 def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot how far each row of a comparison is below the best, with two standard errors of the paired difference."""
     figure = Figure(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import unconstrained_param
-from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
+from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result, estimators
 from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
@@ -252,3 +252,24 @@ def test_evaluate_rejects_folders_without_a_run(run: Path, tmp_path: Path, refus
     for path in (damaged / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     refused(command("evaluate", damaged), "No checkpoint can be loaded", "is damaged")
+
+
+def test_evaluate_compares_estimators(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All estimators of a two-unit model, smaller than by default, agree with the longest annealing within 0.5 nats."""
+    monkeypatch.setattr(estimators, "_GUIDE_SAMPLES", (200, 5000))
+    for name, value in (("_LOCAL_STEPS", 50), ("_LOCAL_SAMPLES", 200), ("_ADAPTED_SAMPLES", (200,))):
+        monkeypatch.setattr(estimators, name, value)
+    monkeypatch.setattr(estimators, "_FITTED_START", (10,))
+    monkeypatch.setattr(estimators, "_FROM_GUIDE", (50,))
+    result = inside("evaluate", run, "--estimators", "--test-images", 10, "--num-samples", 50)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "evaluation" / "summary.json").read_text())["estimators"]
+    assert list(found)[-1] == "AIS from the guide, 50"
+    assert all(abs(row["difference"]) < 0.5 for row in found.values())
+    assert found["guide, 200"]["density_evaluations"] == 200
+    # Pilot: 20 steps of each of two parts and 5 between them, with 3 and 5 leapfrogs and 8 particles; then 16 chains.
+    assert found["AIS from the guide, 50"]["density_evaluations"] > 16 * 49 * 5
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "estimators.nc"))["constant_data"]
+    assert arrays["adaptive_200"].to_numpy().mean() == pytest.approx(found["adaptive, 200"]["log_likelihood"])
+    for name in found:
+        assert name in result.stdout
