@@ -40,6 +40,7 @@ from pyro_vae.trace import (
     trace_model_and_guide,
     trace_particles,
 )
+from pyro_vae.trace.enumeration import count_states
 
 _LOG = logging.getLogger("pyro_vae")
 
@@ -124,6 +125,11 @@ class AnnealingPath:
             return StartingParticles(
                 torch.where(inside.unsqueeze(-1), u, replacement), log_w.masked_fill(~inside, -torch.inf)
             )
+
+    @property
+    def num_states(self) -> int:
+        """Number of joint values of the discrete latents that are summed out for each particle."""
+        return count_states(self.layout.summed)
 
     @property
     def evaluations(self) -> int:

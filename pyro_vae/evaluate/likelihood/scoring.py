@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, is_out_of_memory
 from pyro_vae.evaluate.likelihood.scores import Scores, scores_from_terms
 from pyro_vae.evaluate.likelihood.weights import log_weight_terms
 from pyro_vae.evaluate.proposals.adaptive import PROPOSALS, adapted_log_weights
@@ -105,4 +105,8 @@ def _score_batch(
         weights = adapted_log_weights(model, guide, batch, num_samples, proposal=proposal, seed=seed, compiled=compiled)
     except UserError as error:  # the program has no density where a proposal would be adapted
         return replace(scores, proposal=proposal, not_adapted=str(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return replace(scores, proposal=proposal, not_adapted="memory ran out while a proposal was fitted")
     return scores.with_adapted(proposal, weights)

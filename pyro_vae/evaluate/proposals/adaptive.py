@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
-from pyro_vae.evaluate.likelihood.chunks import rows_at_once
+from pyro_vae.evaluate.likelihood.chunks import chunk_size
 from pyro_vae.evaluate.likelihood.diagnostics import khat_threshold, psis
+from pyro_vae.evaluate.proposals.chunks import in_chunks
 from pyro_vae.evaluate.proposals.gaussian import Gaussians, fit_round
 from pyro_vae.evaluate.proposals.mixture import mixture_log_weights
 from pyro_vae.trace import Data, Program, read_only
@@ -32,6 +33,7 @@ _MOMENT_DRAWS = 200  # samples of the guide that give the first Gaussian
 _TEST_DRAWS = 400
 _MOST_DIMENSIONS = 300  # a round takes two gradients, and the Gaussian one row of a matrix, for each dimension
 _FEWEST_POINTS = 64  # of a round
+_GRADIENT_MEMORY = 4  # of a particle, relative to its density
 # Rates of the rounds. The first ones go far, and the later ones average: with rates 1/2, 1/3, ... the precision is the
 # mean over rounds.
 _RATES = (0.5, 0.7, 0.7, 0.7, 1 / 2, 1 / 3, 1 / 4, 1 / 5)
@@ -129,13 +131,11 @@ def _fit(
 ) -> tuple[Gaussians, Tensor]:
     """Return the Gaussians after some rounds, and the number of density evaluations of each image (B,)."""
     num_images, dim = gaussians.loc.shape
-    size = min(2 * dim * num_rotations, rows_at_once(path.batch))
+    # A gradient keeps the activations of all layers, which takes more memory than a density.
+    size = chunk_size(path.batch, _GRADIENT_MEMORY * path.num_states)
 
     def gradient(u: Tensor) -> Tensor:
-        """Evaluate the gradient in chunks of one size, for which the graph is compiled once."""
-        chunks = u.split(size)
-        padded = [torch.cat([chunk, chunk[:1].expand(size - len(chunk), -1, -1)]) for chunk in chunks]
-        return torch.cat([path.evaluate(chunk).joint_gradient for chunk in padded])[: len(u)]
+        return in_chunks(lambda chunk: (path.evaluate(chunk).joint_gradient,), u, size)[0]
 
     for rate in rates:
         gaussians = fit_round(gradient, gaussians, rate, num_rotations, radius)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributions import Chi2
 
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
-from pyro_vae.evaluate.likelihood.chunks import rows_at_once
+from pyro_vae.evaluate.likelihood.chunks import chunk_size, rows_at_once
+from pyro_vae.evaluate.proposals.chunks import in_chunks
 from pyro_vae.evaluate.proposals.gaussian import Gaussians
 
 _DEGREES = 30.0  # of freedom of the Student-t distributions
@@ -37,18 +38,18 @@ def mixture_log_weights(path: AnnealingPath, gaussians: Gaussians, num_samples: 
     """
     num_guide = -(-num_samples // _GUIDE_EVERY)
     fraction = num_guide / num_samples
-    size = rows_at_once(path.batch)
+    size, in_memory = rows_at_once(path.batch), chunk_size(path.batch, path.num_states)
     drawn = [path.draw(size) for _ in range(0, num_guide, size)]
     guide_u, guide_log_w = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     blocks = []
-    # All blocks have one size, for which the densities are compiled once; the last one is cut.
+    # All blocks have one size, which does not depend on the free memory; the last one is cut.
     for block in torch.arange(-(-num_samples // size) * size, device=path.batch.device).split(size):
         u = _draw_student(gaussians, size)
         log_w = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         from_guide = (block % _GUIDE_EVERY == 0) & (block < num_samples)
         places = block[from_guide] // _GUIDE_EVERY
         u[from_guide], log_w[from_guide] = guide_u[places], guide_log_w[places]  # minus infinity outside the support
-        log_guide, log_joint = path.log_densities(u)
+        log_guide, log_joint = in_chunks(path.log_densities, u, in_memory)
         log_q = math.log(fraction) + log_guide
         if fraction < 1:
             log_q = torch.logaddexp(log_q, math.log1p(-fraction) + _log_student(gaussians, u))

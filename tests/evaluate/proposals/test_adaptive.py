@@ -14,6 +14,7 @@ from helpers.oracles import BernoulliDecoder, LinearGaussian
 from helpers.programs import images, small_vae, two_layer
 from torch import Tensor
 
+from pyro_vae import memory
 from pyro_vae.evaluate import AISConfig, adapted_log_weights, ais, score
 from pyro_vae.evaluate.proposals import adaptive
 
@@ -244,3 +245,23 @@ def test_invalid_settings_are_rejected(options: dict, words: str) -> None:
     program = LinearGaussian(2)
     with pytest.raises(ValueError, match=words):
         adapted_log_weights(program.model, program.guide, program.simulate(2), **options)
+
+
+def test_weights_do_not_depend_on_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = LinearGaussian(3, variance_ratio=2.0)
+    x = program.simulate(5)
+    plenty = adapted_log_weights(program.model, program.guide, x, 90, seed=0)
+    monkeypatch.setattr(memory, "free", lambda: 10 * 1000 * x.numel() * 2)  # ten particles at once, by the estimate
+    scarce = adapted_log_weights(program.model, program.guide, x, 90, seed=0)
+    torch.testing.assert_close(scarce.log_w, plenty.log_w, rtol=1e-5, atol=1e-4)
+
+
+def test_memory_that_runs_out_leaves_the_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    program = LinearGaussian(2)
+    monkeypatch.setattr(adaptive, "fit_round", full)
+    found = score(program.model, program.guide, program.simulate(3), 50, seed=0, proposal="adaptive")
+    assert not found.adapted.any()
+    assert "memory ran out" in str(found.not_adapted)
