@@ -1,7 +1,7 @@
 """Evaluate finished runs, and plot their bounds together.
 
     python scripts/evaluate.py runs/mnist-standard-elbo runs/mnist-standard-iwae50 --num-samples 5000
-    python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --ais-temperatures 500
+    python scripts/evaluate.py runs/mnist-standard-elbo --test-images 100 --ais-temperatures 50
     python scripts/evaluate.py runs/mnist-standard-elbo --probe
     python scripts/evaluate.py runs/shapes-standard-elbo --disentanglement
 

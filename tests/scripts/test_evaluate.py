@@ -112,7 +112,7 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     annealed = found["annealing"]
-    assert (annealed["num_temperatures"], annealed["num_chains"], annealed["start"]) == (20, 4, "guide")
+    assert (annealed["num_temperatures"], annealed["num_chains"], annealed["start"]) == (20, 4, "gaussian")
     arrays = arviz.from_netcdf(str(run / "evaluation" / "annealing.nc"))["constant_data"]
     assert arrays["log_likelihood"].to_numpy().mean() == pytest.approx(annealed["log_likelihood"])
     gap = (arrays["simulated_upper"] - arrays["simulated_lower"]).to_numpy()
@@ -124,6 +124,20 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
     refused(command("evaluate", run, "--ais-temperatures", -1), "--ais-temperatures is -1")
     refused(command("evaluate", run, "--sbc-images", -5), "--sbc-images is -5")
     refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
+
+
+def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> None:
+    flags = ["--ais-temperatures", 20, "--chains", 4, "--ais-start", "prior", "--test-images", 10]
+    result = inside("evaluate", run, *flags)
+    assert result.returncode == 0, result.stderr
+    annealed = json.loads((run / "evaluation" / "summary.json").read_text())["annealing"]
+    curve = annealed["rate_distortion"]
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "annealing.nc"))["constant_data"]
+    for name in ("rate", "distortion"):
+        np.testing.assert_allclose(arrays[name].to_numpy().mean(1), curve[name])
+    assert (curve["b"][0], curve["b"][-1], curve["rate"][0]) == (0, 1, 0)
+    assert curve["rate"][-1] + curve["distortion"][-1] == pytest.approx(-annealed["log_likelihood"])
+    assert (run / "evaluation" / "figures" / "annealed_rate_distortion.png").exists()
 
 
 def test_evaluate_reports_posterior_diagnostics(run: Path) -> None:
