@@ -37,7 +37,8 @@ from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany, rehearse_last_batch
 from pyro_vae.instruments.fitted import draw_fit, score_fit
-from pyro_vae.instruments.scores import rehearse, scores_table
+from pyro_vae.instruments.scores import rehearse
+from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.output import show
 from pyro_vae.runs import (
     Run,

@@ -1,7 +1,9 @@
 """Evaluate programs: bounds on log p(x) with diagnostics, posteriors, latent units and learned features."""
 
-from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, BDMCResult, ais, bdmc
+from pyro_vae.evaluate.annealing.ais import AISConfig, ais, bdmc
 from pyro_vae.evaluate.annealing.imputation import Imputation, impute
+from pyro_vae.evaluate.annealing.rate_distortion import CURVE_TEMPERATURES, RateDistortion
+from pyro_vae.evaluate.annealing.results import AISResult, BDMCResult
 from pyro_vae.evaluate.features.finetune import NoAnalyticMeanError, finetune
 from pyro_vae.evaluate.features.frechet import FeatureNetwork, frechet_distance, train_feature_network
 from pyro_vae.evaluate.features.kernel_distance import KernelDistance, kernel_distance
@@ -40,18 +42,23 @@ from pyro_vae.evaluate.likelihood.diagnostics import (
 )
 from pyro_vae.evaluate.likelihood.jackknife import jackknife
 from pyro_vae.evaluate.likelihood.outliers import OutlierPValues, outlier_p_values
-from pyro_vae.evaluate.likelihood.scores import Scores, score, scores_from_terms
+from pyro_vae.evaluate.likelihood.scores import Scores, scores_from_terms
+from pyro_vae.evaluate.likelihood.scoring import score
 from pyro_vae.evaluate.likelihood.summary import summarize
 from pyro_vae.evaluate.likelihood.weights import LogWeightTerms, log_weight_terms, log_weights
 from pyro_vae.evaluate.posterior.calibration import sbc_ranks
 from pyro_vae.evaluate.posterior.classes import discrete_values, posterior_probs
-from pyro_vae.evaluate.posterior.local import per_image_elbos
+from pyro_vae.evaluate.posterior.local import local_log_weights, per_image_elbos
 from pyro_vae.evaluate.posterior.surgery import ELBOSurgery, elbo_surgery, split_rate
+from pyro_vae.evaluate.proposals.adaptive import PROPOSALS, AdaptedWeights, adapted_log_weights
 
 __all__ = [
+    "CURVE_TEMPERATURES",
+    "PROPOSALS",
     "AISConfig",
     "AISResult",
     "Accuracy",
+    "AdaptedWeights",
     "BDMCResult",
     "Disentanglement",
     "ELBOSurgery",
@@ -62,8 +69,10 @@ __all__ = [
     "Moments",
     "NoAnalyticMeanError",
     "OutlierPValues",
+    "RateDistortion",
     "Scores",
     "active_units",
+    "adapted_log_weights",
     "ais",
     "analytic_mean",
     "bdmc",
@@ -86,6 +95,7 @@ __all__ = [
     "kernel_distance",
     "khat_threshold",
     "labeled_subsets",
+    "local_log_weights",
     "log_weight_terms",
     "log_weights",
     "logistic",

@@ -2,7 +2,8 @@ r"""Annealed importance sampling (AIS) of test images, and bidirectional Monte C
 
 AIS gives a lower bound on log p(x) in expectation. Its error on test images is unknown; on images that the model
 simulates, whose posterior samples are exact, reverse AIS chains give an upper bound. The gap between the two bounds is,
-in expectation, an upper bound on the error of either. The references are in `evaluate.annealing`.
+in expectation, an upper bound on the error of either. Chains from the prior also bound the rate-distortion curve of the
+model. The references are in `evaluate.annealing`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from pyro_vae import config, parallel
 from pyro_vae.errors import check_count
-from pyro_vae.evaluate import AISConfig, AISResult, BDMCResult, ais, bdmc, standard_error
+from pyro_vae.evaluate import (
+    CURVE_TEMPERATURES,
+    AISConfig,
+    AISResult,
+    BDMCResult,
+    ais,
+    bdmc,
+    standard_error,
+)
 from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
+from pyro_vae.report import curves
 from pyro_vae.trace import Data
 
 
@@ -30,17 +41,19 @@ class AnnealedImportanceSampling:
         ais_temperatures: Number of temperatures of annealed importance sampling (AIS). 0 disables it.
         chains: Number of chains per image.
         leapfrogs: Number of leapfrog steps per temperature.
-        ais_start: Initial distribution of the chains. guide is q(z|x), prior is p(z).
-        temperature_schedule: Spacing of the temperatures. sigmoid has more of them close to both ends.
+        ais_start: Initial distribution of the chains. gaussian is fitted to each posterior in a pilot run, guide is
+            q(z|x), prior is p(z), which adds a rate-distortion curve.
+        temperature_schedule: Spacing of the temperatures. adaptive is set by a pilot run; sigmoid has more of them
+            close to both ends.
     """
 
     name: ClassVar[str] = "annealing"
 
     ais_temperatures: config.Count = 0
     chains: config.Count = 16
-    leapfrogs: config.Count = 5
-    ais_start: Literal["guide", "prior"] = "guide"
-    temperature_schedule: Literal["sigmoid", "linear"] = "sigmoid"
+    leapfrogs: config.Count = 2
+    ais_start: Literal["gaussian", "guide", "prior"] = "gaussian"
+    temperature_schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
 
     @property
     def requested(self) -> bool:
@@ -106,17 +119,27 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         "simulated_lower": simulated.forward.lower,
         "simulated_upper": simulated.backward.upper,
     }
-    numbers = {
+    numbers: dict[str, Any] = {
         **vars(ais_config),
         "log_likelihood": float(test.lower.mean()),
         "log_likelihood_se": standard_error(test.lower),
         "ess_median": float(np.median(test.ess)),
         "acceptance": float(test.acceptance.mean()),
+        "density_evaluations": test.evaluations,
         "gap": float(simulated.gap.mean()),
         "gap_se": standard_error(simulated.gap),
         "seconds": time.perf_counter() - start,
     }
+    figures = {}
+    if test.curve is not None:
+        per_image |= {"rate": test.curve.rate, "distortion": test.curve.distortion}
+        rate, distortion = test.curve.rate.mean(1), test.curve.distortion.mean(1)
+        curve = {"b": CURVE_TEMPERATURES, "rate": rate, "distortion": distortion}
+        numbers["rate_distortion"] = {
+            name: [value if np.isfinite(value) else None for value in values.tolist()] for name, values in curve.items()
+        }
+        figures["annealed_rate_distortion"] = partial(curves.annealed_rate_distortion, rate, distortion)
     reasons = {}
     if not np.isfinite([*test.lower, *simulated.forward.lower]).all():
         reasons["annealing"] = "all chains of an image start outside the support of the prior; use --ais-start prior"
-    return Result(replace_nonfinite(numbers), reasons, per_image=per_image)
+    return Result(replace_nonfinite(numbers), reasons, per_image=per_image, rows="temperature", figures=figures)

@@ -43,7 +43,9 @@ def posterior_means_batched(program: Any, x: Data, seed: int) -> Tensor:
     return torch.cat(list(parallel.map_parts(means, batches(x, seed))))
 
 
-def score_batched(program: Any, x: Data, num_samples: int, *, seed: int, compiled: bool) -> Scores:
+def score_batched(
+    program: Any, x: Data, num_samples: int, *, seed: int, compiled: bool, proposal: str = "guide"
+) -> Scores:
     """Score x, shape (N, ...), in batches. The result is that of `evaluate.score` with this seed and batch size.
 
     Args:
@@ -52,23 +54,27 @@ def score_batched(program: Any, x: Data, num_samples: int, *, seed: int, compile
         num_samples: Number K of importance samples per image.
         seed: Random seed of the samples.
         compiled: Whether to evaluate log-densities with compiled graphs.
+        proposal: Proposal of the weights that estimate log p(x), as in `evaluate.score`.
     """
     parts = list(batches(x, seed))
     bar = progress_bar("log p(x)", "batch")
     if compiled and ranks.size() > 1:
-        return _score_compiled(program, parts, num_samples, bar)
+        return _score_compiled(program, parts, num_samples, proposal, bar)
     backend = CompiledBackend() if compiled else EagerBackend()
     if not ranks.is_first():  # only the first batch is checked, as in one process
         backend.checked.add((program.model, program.guide))
-    return Scores.concatenate(parallel.map_parts(partial(_score_part, program, num_samples, backend), bar(parts)))
+    score_part = partial(_score_part, program, num_samples, backend, proposal)
+    return Scores.concatenate(parallel.map_parts(score_part, bar(parts)))
 
 
-def _score_part(program: Any, num_samples: int, backend: EagerBackend, part: Part) -> Scores:
+def _score_part(program: Any, num_samples: int, backend: EagerBackend, proposal: str, part: Part) -> Scores:
     images, batch_seed = part
-    return score(program.model, program.guide, images, num_samples, seed=batch_seed, backend=backend)
+    return score(program.model, program.guide, images, num_samples, seed=batch_seed, backend=backend, proposal=proposal)
 
 
-def _score_compiled(program: Any, parts: Sequence[Part], num_samples: int, bar: Callable[..., Any]) -> Scores:
+def _score_compiled(
+    program: Any, parts: Sequence[Part], num_samples: int, proposal: str, bar: Callable[..., Any]
+) -> Scores:
     """Score with compiled graphs in several processes, as one process would.
 
     A backend compiles the shapes of the first batch, and runs smaller ones eagerly. If a graph fails, it runs eagerly
@@ -76,18 +82,21 @@ def _score_compiled(program: Any, parts: Sequence[Part], num_samples: int, bar: 
     batches after it depend on that, and every process scores all of them.
     """
     backend = CompiledBackend()
-    score_part = partial(_score_part, program, num_samples, backend)
+    score_part = partial(_score_part, program, num_samples, backend, proposal)
     refused_at_first: list[int] = []
 
     def scores(part: Part) -> tuple[Scores, bool]:
         first = None
         if not refused_at_first:
-            first = score_part(parts[0])
+            own = proposal if part is parts[0] else "guide"
+            first = _score_part(program, num_samples, backend, own, parts[0])
             refused_at_first.append(backend.num_refused)
         found = first if first is not None and part is parts[0] else score_part(part)
         return found, backend.num_refused > refused_at_first[0]
 
     found = list(parallel.map_parts(scores, bar(parts)))
     if any(failed for _, failed in found):
-        return Scores.concatenate(map(partial(_score_part, program, num_samples, CompiledBackend()), bar(parts)))
+        return Scores.concatenate(
+            map(partial(_score_part, program, num_samples, CompiledBackend(), proposal), bar(parts))
+        )
     return Scores.concatenate(part_scores for part_scores, _ in found)

@@ -14,7 +14,9 @@ from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import num_parameters, write_summary
 
 
-def evaluate_run(run: EvaluatedRun, results: Folder, requested: Sequence[Instrument]) -> tuple[Scores, dict[str, Any]]:
+def evaluate_run(
+    run: EvaluatedRun, results: Folder, requested: Sequence[Instrument], proposal: str
+) -> tuple[Scores, dict[str, Any]]:
     """Score one run, run the requested instruments on it, and write the results.
 
     The results of a former call are replaced as soon as the run has been scored. If an instrument fails, the numbers of
@@ -34,6 +36,7 @@ def evaluate_run(run: EvaluatedRun, results: Folder, requested: Sequence[Instrum
         seed=settings.seed,
         compiled=fitted.execution == "compiled",
         level_bits=fitted.images.level_bits,
+        proposal=proposal,
     )
     write = partial(
         write_summary,

@@ -1,10 +1,10 @@
-r"""Scores of test images, the main measurement of a run: log p(x), its bounds, their summary, table and figures."""
+r"""Scores of test images, the main measurement of a run: log p(x), its bounds, their summary and figures."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from pyro_vae.evaluate import (
     Scores,
     active_units,
     decode_mean,
-    describe_khat,
     elbo_surgery,
     posterior_moments,
     sample_posterior,
@@ -25,14 +24,11 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
 from pyro_vae.instruments.batches import Part, batches, score_batched
-from pyro_vae.instruments.comparable import with_other_images
 from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
 from pyro_vae.instruments.quantity import digest_images, name_quantity
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.report import curves, images
-from pyro_vae.report.tables import format_number, format_table, format_with_error
 from pyro_vae.runs import Folder, versions
-from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, describe
 
 _LOG = logging.getLogger("pyro_vae")
@@ -52,6 +48,7 @@ def measure_scores(
     seed: int,
     compiled: bool = False,
     level_bits: int | None = 8,
+    proposal: str = "guide",
 ) -> tuple[Scores, dict[str, Any]]:
     """Score test images and summarize the scores.
 
@@ -63,13 +60,14 @@ def measure_scores(
         seed: Random seed of the samples.
         compiled: Whether to evaluate log-densities with compiled graphs.
         level_bits: See `evaluate.summarize`.
+        proposal: Proposal of the weights that estimate log p(x), as in `evaluate.score`.
 
     Returns:
         The scores of all images, and their summary, which includes the time of the evaluation in seconds.
     """
     start = time.perf_counter()
     batch, parts = Batch.of(x), list(batches(x, seed))
-    scores = score_batched(program, batch, num_samples, seed=seed, compiled=compiled)
+    scores = score_batched(program, batch, num_samples, seed=seed, compiled=compiled, proposal=proposal)
     moments = Moments.concatenate(
         parallel.map_parts(lambda part: posterior_moments(program.guide, part[0], seed=part[1]), parts)
     )
@@ -181,45 +179,3 @@ def write_bounds(folder: Folder, scores: Scores) -> None:
         se_over_groups = float(np.sqrt((error**2).sum()) / scores.num_images)
         rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
     folder.write_text("bounds.csv", "\n".join(rows) + "\n")
-
-
-def scores_table(summaries: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Scores]) -> str:
-    """Format the main scores of one or more runs, given summary.json and the scores by the name of the run."""
-    coded = any(summary.get("bits_per_dim") is not None for summary in summaries.values())
-    annealed = any("annealing" in summary for summary in summaries.values())
-    lossy = any(run_scores.reason for run_scores in scores.values())
-    widths = {"": -24, "ELBO": 10, "IWAE_5": 10, "IWAE_50": 10, "log p(x)": 18, "PSIS": 10, "JVI-2": 10}
-    widths |= {"bits/dim": 10} if coded else {}
-    widths |= {"AIS": 10, "gap": 16} if annealed else {}
-    widths |= {"distortion": 12, "sq. error": 11} if lossy else {}
-    widths |= {"   k-hat": -1}
-    rows = []
-    for name, summary in summaries.items():
-        annealing = summary.get("annealing", {})
-        cells = {
-            "": printable(name)[-23:],
-            "ELBO": format_number(summary["elbo"]),
-            "IWAE_5": format_number(summary["iwae"].get("5")),
-            "IWAE_50": format_number(summary["iwae"].get("50")),
-            "log p(x)": format_with_error(summary["log_likelihood"], summary["log_likelihood_se"]),
-            "PSIS": format_number(summary["psis"]),
-            "JVI-2": format_number(summary["jvi2"]),
-            "bits/dim": format_number(summary.get("bits_per_dim"), ".3f"),
-            "AIS": format_number(annealing.get("log_likelihood")),
-            "gap": format_with_error(annealing.get("gap"), annealing.get("gap_se")),
-            "distortion": format_number(summary.get("distortion")),
-            "sq. error": format_number(summary.get("squared_error")),
-            "   k-hat": "   " + (scores[name].reason or describe_khat(scores[name].khat, scores[name].num_samples)),
-        }
-        rows.append([cells[head] for head in widths])
-    lines = format_table(list(widths.items()), rows)
-    lines.append("nats per image; +- 1 s.e. over images; log p(x) is a lower bound in expectation, from K samples")
-    if len({summary.get("density") for summary in summaries.values()}) > 1:
-        dense = ", ".join(printable(name) for name, summary in summaries.items() if summary.get("density"))
-        lines.append(f"{dense}: nats of a density, not comparable with nats of a probability; compare bits/dim")
-    if others := with_other_images(summaries):
-        names = ", ".join(map(printable, others))
-        lines.append(f"{names}: other test images, so that nats are not comparable with those of the first run")
-    if annealed:
-        lines.append("AIS: annealed importance sampling; gap: upper minus lower bound on simulated images")
-    return "\n".join(lines)

@@ -57,10 +57,11 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
         mean = scores.iwae.mean(axis=1)
         error = scores.iwae.std(axis=1, ddof=1) / math.sqrt(scores.num_images) if scores.num_images > 1 else None
         sizes = np.array(scores.particle_counts) * 1.06**index  # offset, so that error bars do not overlap
-        values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {mean[-1]:.2f}"
+        estimate = scores.log_likelihood.mean()  # above the last bound if the proposal is adapted
+        values = "no log weights" if scores.reason else f"ELBO {mean[0]:.2f}, log p(x) {estimate:.2f}"
         label = f"{figure_label(name)}: {values}"
         axes.errorbar(sizes, mean, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
-        axes.axhline(mean[-1], color=f"C{index}", linestyle="--", linewidth=1)
+        axes.axhline(estimate, color=f"C{index}", linestyle="--", linewidth=1)
     axes.set(
         xlabel="K",
         ylabel=r"IWAE$_K$, nats per image",
@@ -142,6 +143,27 @@ def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
             (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{index}", linestyle="--", linewidth=0.5
         )
     axes.set(xlabel="rate, nats per image", ylabel="distortion, nats per image")
+    axes.legend()
+    return figure
+
+
+def annealed_rate_distortion(rate: np.ndarray, distortion: np.ndarray) -> Figure:
+    """Plot upper bounds on the rate of the optimal code over its distortion. -log p(x) is their sum at the last point.
+
+    Huang, Cao, Grosse, "Evaluating lossy compression rates of deep generative models", ICML 2020
+    (https://arxiv.org/abs/2008.06653).
+
+    Args:
+        rate: Mean rates at temperatures from 0 to 1, in nats per image, shape (G,).
+        distortion: Mean distortions there, in nats per image, shape (G,).
+    """
+    figure = new_figure(6, 5)
+    axes = figure.subplots()
+    axes.plot(distortion, rate, marker=".")
+    end = (float(distortion[-1]), float(rate[-1]))
+    axes.axline(end, slope=-1, color="0.5", linestyle="--", linewidth=0.5, label=f"log p(x) = {-sum(end):.2f}")
+    axes.set(xlabel="distortion -log p(x|z), nats per image", ylabel="rate, nats per image")
+    axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 

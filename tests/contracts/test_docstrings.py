@@ -21,7 +21,7 @@ SHOWN = {
     "pyro_vae.evaluate.annealing.ais.ais",
     "pyro_vae.evaluate.annealing.imputation.impute",
     "pyro_vae.evaluate.likelihood.diagnostics.psis",
-    "pyro_vae.evaluate.likelihood.scores.score",
+    "pyro_vae.evaluate.likelihood.scoring.score",
     "pyro_vae.evaluate.likelihood.weights.log_weights",
     "pyro_vae.infer.fit.Fit",
     "pyro_vae.infer.objectives.bounds.ELBO",

@@ -28,11 +28,12 @@ from pyro_vae.trace.seeds import derive_seed, global_generator
 # Purpose, as words joined by "/" (* is a variable one), and the file that uses it.
 PURPOSES = {
     "": "evaluate/likelihood/weights.py",
+    "adapt": "evaluate/proposals/adaptive.py",
     "amortized": "evaluate/posterior/local.py",
     "anneal": "evaluate/annealing/ais.py",
     "averages": "evaluate/latents/decoding.py",
     # The same batches of scores; those of validation images have another purpose inside.
-    "batch/*": "evaluate/likelihood/scores.py, infer/validation.py, instruments/batches.py",
+    "batch/*": "evaluate/likelihood/scoring.py, infer/validation.py, instruments/batches.py",
     "bidirectional": "evaluate/annealing/ais.py",
     "calibration": "evaluate/posterior/calibration.py",
     "classes": "evaluate/posterior/classes.py",

@@ -102,6 +102,7 @@ def measure() -> dict[str, np.ndarray]:
         "validation": [validate(vae.model, vae.guide, Batch(x), 0, parallel.map_parts) for x in (x, images(24))],
         "scores": measure_scores(vae, x, 60, density=False, seed=0),
         "one image": measure_scores(vae, x[:1], 60, density=False, seed=0),
+        "adapted proposals": score_batched(vae, x, 40, seed=0, compiled=False, proposal="adaptive"),
         "failing graph": fail_in_third_batch(vae, x.clone()),
         "mixture": measure_scores(mixture, x, 30, density=False, seed=1),
         "means": posterior_means_batched(vae, x, 5),

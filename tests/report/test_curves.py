@@ -98,6 +98,13 @@ def test_rate_and_distortion_are_on_the_line_of_their_elbo() -> None:
     assert texts == ["b: ELBO -95.00", "a: ELBO -90.00"]
 
 
+def test_annealed_curve_and_its_line_of_constant_log_p() -> None:
+    rate, distortion = np.array([0.0, 10.0, 20.0]), np.array([200.0, 90.0, 75.0])
+    axes = curves.annealed_rate_distortion(rate, distortion).axes[0]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), np.stack([distortion, rate], 1))
+    assert axes.get_legend().get_texts()[0].get_text() == "log p(x) = -95.00"
+
+
 def test_probe_shows_every_point_with_its_error_bar() -> None:
     rows = [
         {"features": features, "classifier": classifier, "labels": labels, "accuracy": labels / 2000, "se": error}

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae.evaluate import Scores, score
 from pyro_vae.instruments import comparison
-from pyro_vae.instruments.scores import scores_table
+from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.report import curves, images
 from pyro_vae.report.labels import figure_label
 from pyro_vae.runs import Folder, RunFolder
@@ -208,7 +208,7 @@ def test_evaluate_accepts_runs_of_any_name(
     for folder in folders:
         shutil.copytree(tmp_path / "run", folder)
     lines = run("evaluate", *folders, "--test-images", 2, "--num-samples", 10).splitlines()
-    assert len(lines) == 1 + len(folders) + 1
+    assert len(lines) == 1 + len(folders) + 2  # below the table a line on units, and one on proposals
     assert all(line.isprintable() for line in lines)
     for folder in folders:
         assert (folder / "evaluation" / "figures" / "bounds.png").stat().st_size > 5000

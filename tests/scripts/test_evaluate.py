@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pyro_vae.data import datasets
 from pyro_vae.errors import UserError
 from pyro_vae.infer.parameters import unconstrained_param
-from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result
+from pyro_vae.instruments import INSTRUMENTS, EvaluatedRun, Result, estimators
 from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
@@ -30,7 +30,7 @@ def test_evaluate_reproduces_the_summary_of_fit(run: Path, tmp_path: Path, promi
     """In a copy of the folder elsewhere, which contains all that is needed."""
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(run, copy)
-    result = script("evaluate", "copy", cwd=copy.parent)
+    result = script("evaluate", "copy", "--proposal", "guide", cwd=copy.parent)
     assert result.returncode == 0, result.stderr
     fitted = json.loads((run / "summary.json").read_text())
     found = json.loads((copy / "evaluation" / "summary.json").read_text())
@@ -48,7 +48,7 @@ def test_averaged_weights_are_used_when_a_run_is_opened(tmp_path: Path) -> None:
     flags = ["--ema", 0.9, "--optimizer", "adamax", "--net", "resnet", "--depth", 1, "--width", 4]
     fit = inside("fit", *TINY, *flags, "--checkpoint-seconds", 0, "--out", folder)
     assert fit.returncode == 0, fit.stderr
-    assert inside("evaluate", folder).returncode == 0
+    assert inside("evaluate", folder, "--proposal", "guide").returncode == 0
     fitted, found = (json.loads((path / "summary.json").read_text()) for path in (folder, folder / "evaluation"))
     for key in ("elbo", "log_likelihood", "rate", "khat_median", "active_units", "iwae"):
         assert found[key] == fitted[key]
@@ -79,7 +79,7 @@ def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
-    assert inside("evaluate", run).returncode == 0
+    assert inside("evaluate", run, "--proposal", "guide").returncode == 0
     lines = (run / "evaluation" / "bounds.csv").read_text().splitlines()
     assert lines[0] == "num_particles,iwae,se_over_images,se_over_groups"
     rows = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
@@ -94,12 +94,25 @@ def test_evaluate_writes_the_curve_with_both_errors(run: Path) -> None:
     assert summary["log_likelihood"] < summary["jvi1"] < summary["log_likelihood"] + 1
 
 
+def test_evaluate_adapts_proposals_by_default(run: Path) -> None:
+    """The bounds are those of the guide; the estimate is above the last of them, and says how it was made."""
+    assert inside("evaluate", run, "--num-samples", 400).returncode == 0
+    found = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert (found["proposal"], found["adapted_fraction"]) == ("adaptive", 1.0)
+    assert found["log_likelihood"] > found["iwae"]["400"]
+    assert found["khat_bad_fraction"] < 0.1
+    scores = arviz.from_netcdf(str(run / "evaluation" / "scores.nc"))["constant_data"]
+    assert scores["evaluations"].to_numpy().mean() == pytest.approx(found["density_evaluations"])
+    assert scores["adapted"].to_numpy().all()
+
+
 def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> None:
-    result = inside("evaluate", run, "--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10)
+    flags = ("--ais-temperatures", 20, "--chains", 4, "--leapfrogs", 2, "--test-images", 10, "--proposal", "guide")
+    result = inside("evaluate", run, *flags)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     annealed = found["annealing"]
-    assert (annealed["num_temperatures"], annealed["num_chains"], annealed["start"]) == (20, 4, "guide")
+    assert (annealed["num_temperatures"], annealed["num_chains"], annealed["start"]) == (20, 4, "gaussian")
     arrays = arviz.from_netcdf(str(run / "evaluation" / "annealing.nc"))["constant_data"]
     assert arrays["log_likelihood"].to_numpy().mean() == pytest.approx(annealed["log_likelihood"])
     gap = (arrays["simulated_upper"] - arrays["simulated_lower"]).to_numpy()
@@ -111,6 +124,20 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
     refused(command("evaluate", run, "--ais-temperatures", -1), "--ais-temperatures is -1")
     refused(command("evaluate", run, "--sbc-images", -5), "--sbc-images is -5")
     refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
+
+
+def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> None:
+    flags = ["--ais-temperatures", 20, "--chains", 4, "--ais-start", "prior", "--test-images", 10]
+    result = inside("evaluate", run, *flags)
+    assert result.returncode == 0, result.stderr
+    annealed = json.loads((run / "evaluation" / "summary.json").read_text())["annealing"]
+    curve = annealed["rate_distortion"]
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "annealing.nc"))["constant_data"]
+    for name in ("rate", "distortion"):
+        np.testing.assert_allclose(arrays[name].to_numpy().mean(1), curve[name])
+    assert (curve["b"][0], curve["b"][-1], curve["rate"][0]) == (0, 1, 0)
+    assert curve["rate"][-1] + curve["distortion"][-1] == pytest.approx(-annealed["log_likelihood"])
+    assert (run / "evaluation" / "figures" / "annealed_rate_distortion.png").exists()
 
 
 def test_evaluate_reports_posterior_diagnostics(run: Path) -> None:
@@ -239,3 +266,24 @@ def test_evaluate_rejects_folders_without_a_run(run: Path, tmp_path: Path, refus
     for path in (damaged / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     refused(command("evaluate", damaged), "No checkpoint can be loaded", "is damaged")
+
+
+def test_evaluate_compares_estimators(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All estimators of a two-unit model, smaller than by default, agree with the longest annealing within 0.5 nats."""
+    monkeypatch.setattr(estimators, "_GUIDE_SAMPLES", (200, 5000))
+    for name, value in (("_LOCAL_STEPS", 50), ("_LOCAL_SAMPLES", 200), ("_ADAPTED_SAMPLES", (200,))):
+        monkeypatch.setattr(estimators, name, value)
+    monkeypatch.setattr(estimators, "_FITTED_START", (10,))
+    monkeypatch.setattr(estimators, "_FROM_GUIDE", (50,))
+    result = inside("evaluate", run, "--estimators", "--test-images", 10, "--num-samples", 50)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((run / "evaluation" / "summary.json").read_text())["estimators"]
+    assert list(found)[-1] == "AIS from the guide, 50"
+    assert all(abs(row["difference"]) < 0.5 for row in found.values())
+    assert found["guide, 200"]["density_evaluations"] == 200
+    # Pilot: 20 steps of each of two parts and 5 between them, with 3 and 5 leapfrogs and 8 particles; then 16 chains.
+    assert found["AIS from the guide, 50"]["density_evaluations"] > 16 * 49 * 5
+    arrays = arviz.from_netcdf(str(run / "evaluation" / "estimators.nc"))["constant_data"]
+    assert arrays["adaptive_200"].to_numpy().mean() == pytest.approx(found["adaptive, 200"]["log_likelihood"])
+    for name in found:
+        assert name in result.stdout

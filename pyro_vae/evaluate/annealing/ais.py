@@ -16,24 +16,22 @@ using bidirectional Monte Carlo", 2015 (https://arxiv.org/abs/1511.02543).
 If the guide reaches beyond the support S of the prior, chains that start outside have w = 0, and the upper bound is too
 high by -log q(S|x): backward chains never leave S, so that E[1/w] = q(S|x) / p(x).
 
-Both identities require kernels that do not depend on the chains they move: the step sizes of each image and temperature
-are adapted in a separate pilot run and then frozen.
+Both identities require an f_0, temperatures and kernels that do not depend on the chains: `pilot` sets them in a
+separate run, and they are then frozen.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from pyro_vae.errors import UserError, check_count
-from pyro_vae.evaluate.annealing.hmc import HMCKernels, Progress, WeightedParticles
-from pyro_vae.evaluate.annealing.paths import SCHEDULES, STARTS, AnnealingPath
+from pyro_vae.evaluate.annealing.hmc import AnnealedChains, Progress, WeightedParticles
+from pyro_vae.evaluate.annealing.paths import STARTS, AnnealingPath
+from pyro_vae.evaluate.annealing.pilot import adapt_chains
+from pyro_vae.evaluate.annealing.rate_distortion import RateDistortion, rate_distortion
+from pyro_vae.evaluate.annealing.results import AISResult, BDMCResult
+from pyro_vae.evaluate.annealing.schedules import SCHEDULES
 from pyro_vae.trace import Data, Program, check_support, read_only, simulate
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class AISConfig:
         num_chains: Number of chains per image, K.
         num_temperatures: Number of annealing steps from b_0 = 0 to b_T = 1, T.
         num_leapfrogs: Leapfrog steps per transition.
-        start: Initial distribution f_0 of the path, ``guide`` or ``prior``.
-        schedule: Temperature schedule, ``sigmoid`` or ``linear``.
+        start: Initial distribution f_0 of the path: ``guide``, ``prior``, or ``gaussian``, which is fitted to the
+            posterior of each image in the pilot run.
+        schedule: Temperature schedule: ``sigmoid``, ``linear``, or ``adaptive``, which the pilot run sets.
         compiled: Evaluate densities with a graph, compiled for every batch of images.
 
     Raises:
@@ -53,10 +52,10 @@ class AISConfig:
     """
 
     num_chains: int = 16
-    num_temperatures: int = 500
-    num_leapfrogs: int = 5
-    start: str = "guide"
-    schedule: str = "sigmoid"
+    num_temperatures: int = 50
+    num_leapfrogs: int = 2
+    start: str = "gaussian"
+    schedule: str = "adaptive"
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -65,66 +64,6 @@ class AISConfig:
         for name, choices in (("start", STARTS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-
-
-@dataclass(frozen=True)
-class AISResult:
-    """Result of K chains for each of N images.
-
-    Attributes:
-        log_w: Log importance weights in nats, float64, shape (K, N).
-        acceptance: Mean acceptance probability per image, shape (N,).
-    """
-
-    log_w: Array
-    acceptance: Array
-
-    @property
-    def lower(self) -> Array:
-        """Log of the mean of w (N,): with forward chains, a lower bound on log p(x) in expectation."""
-        return np.logaddexp.reduce(self.log_w, 0) - math.log(len(self.log_w))
-
-    @property
-    def upper(self) -> Array:
-        """Minus the log of the mean of 1/w (N,): with backward chains, an upper bound on log p(x) in expectation."""
-        return math.log(len(self.log_w)) - np.logaddexp.reduce(-self.log_w, 0)
-
-    @property
-    def ess(self) -> Array:
-        """Effective sample size (sum w)^2 / sum w^2 of the chains (N,), between 1 and K."""
-        return np.exp(2 * np.logaddexp.reduce(self.log_w, 0) - np.logaddexp.reduce(2 * self.log_w, 0))
-
-    @staticmethod
-    def concatenate(results: Iterable[AISResult]) -> AISResult:
-        """Concatenate the results of several batches of images."""
-        results = list(results)
-        log_w = np.concatenate([result.log_w for result in results], 1)
-        return AISResult(log_w, np.concatenate([result.acceptance for result in results]))
-
-
-@dataclass(frozen=True)
-class BDMCResult:
-    """Lower and upper bounds on log p(x) of N simulated images, in nats.
-
-    Attributes:
-        forward: Chains from f_0 to the posterior; `forward.lower` is the lower bound.
-        backward: Chains from the posterior to f_0; `backward.upper` is the upper bound.
-    """
-
-    forward: AISResult
-    backward: AISResult
-
-    @property
-    def gap(self) -> Array:
-        """Upper minus lower bound (N,): in expectation, an upper bound on the error of either one."""
-        return self.backward.upper - self.forward.lower
-
-    @staticmethod
-    def concatenate(results: Iterable[BDMCResult]) -> BDMCResult:
-        """Concatenate the results of several batches of images."""
-        results = list(results)
-        sides = ([getattr(result, side) for result in results] for side in ("forward", "backward"))
-        return BDMCResult(*map(AISResult.concatenate, sides))
 
 
 def ais(
@@ -169,8 +108,8 @@ def ais(
     """
     check_support(model, guide, x)
     with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):
-        kernels = adapt_kernels(model, guide, x, config, progress)
-        return to_ais_result(kernels.forward(kernels.path.draw(config.num_chains), progress))
+        chains = prepare_chains(model, guide, x, config, progress)
+        return run_forward(chains, config.num_chains, progress)[1]
 
 
 def bdmc(
@@ -200,20 +139,26 @@ def bdmc(
     """
     with read_only(model, guide, x=template, seed=seed, purpose="bidirectional", validate=False):
         x, values = simulate(model, template)
-        kernels = adapt_kernels(model, guide, x, config, progress)
-        exact = kernels.path.space.join(values).expand(config.num_chains, -1, -1)
-        forward = to_ais_result(kernels.forward(kernels.path.draw(config.num_chains), progress))
-        return BDMCResult(forward, to_ais_result(kernels.backward(exact, progress)))
+        chains = prepare_chains(model, guide, x, config, progress)
+        exact = chains.path.space.join(values).expand(config.num_chains, -1, -1)
+        forward = run_forward(chains, config.num_chains, progress)[1]
+        return BDMCResult(forward, _to_result(chains.backward(exact, progress), chains.path.evaluations))
 
 
-def adapt_kernels(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> HMCKernels:
-    """Return HMC kernels for a batch, adapted in a pilot run."""
+def prepare_chains(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> AnnealedChains:
+    """Return chains for a batch, whose kernels and temperatures are set in a pilot run."""
     path = AnnealingPath(model, guide, x, config.start, compiled=config.compiled)
-    kernels = HMCKernels(path, SCHEDULES[config.schedule](config.num_temperatures), config.num_leapfrogs)
-    kernels.adapt(config.num_chains, progress)
-    return kernels
+    return adapt_chains(path, config.schedule, config.num_temperatures, config.num_leapfrogs, progress)
 
 
-def to_ais_result(result: WeightedParticles) -> AISResult:
-    """Convert the weights and acceptances of a run to NumPy arrays."""
-    return AISResult(result.log_w.cpu().numpy(), result.acceptance.cpu().numpy())
+def run_forward(chains: AnnealedChains, num_chains: int, progress: Progress) -> tuple[WeightedParticles, AISResult]:
+    """Run K chains from f_0; return their particles, and the result with arrays."""
+    found = chains.forward(chains.path.draw(num_chains), progress)
+    curve = None
+    if chains.path.start == "prior":
+        curve = rate_distortion(chains.temperatures, found.log_mean_w, found.mean_log_ratio)
+    return found, _to_result(found, chains.path.evaluations, curve)
+
+
+def _to_result(found: WeightedParticles, evaluations: int, curve: RateDistortion | None = None) -> AISResult:
+    return AISResult(found.log_w.cpu().numpy(), found.acceptance.cpu().numpy(), evaluations, curve)

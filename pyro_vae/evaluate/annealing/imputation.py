@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, adapt_kernels, to_ais_result
+from pyro_vae.evaluate.annealing.ais import AISConfig, AISResult, prepare_chains, run_forward
 from pyro_vae.evaluate.annealing.hmc import Progress
 from pyro_vae.trace import (
     Batch,
@@ -110,18 +110,18 @@ def impute(
     if truth is not None:
         check_support(model, guide, batch.replace_x(truth))
     with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
-        kernels = adapt_kernels(masked_model, filled_guide, batch, config, progress)
-        result = kernels.forward(kernels.path.draw(config.num_chains), progress)
-        values, _ = kernels.path.space.split(result.u)
+        chains = prepare_chains(masked_model, filled_guide, batch, config, progress)
+        result, annealed = run_forward(chains, config.num_chains, progress)
+        values, _ = chains.path.space.split(result.u)
         if (lost := (result.log_w == -torch.inf).all(0)).any():
             raise UserError(
                 f"All chains of image {int(lost.nonzero()[0])} have weight 0: the guide samples outside the support of "
                 'the prior. Impute from the prior, start="prior", or with more chains.'
             )
         log_weights = result.log_w.log_softmax(0)  # normalized
-        if kernels.path.layout.summed:
-            log_weights = _expand_over_states(log_weights, replay_at(masked_model, batch, values, kernels.path.layout))
-        site = replay_at(model, filled_batch, values, kernels.path.layout)
+        if chains.path.layout.summed:
+            log_weights = _expand_over_states(log_weights, replay_at(masked_model, batch, values, chains.path.layout))
+        site = replay_at(model, filled_batch, values, chains.path.layout)
         inverse_order = order.flatten().argsort()
         shape = (len(log_weights), *x.shape)
 
@@ -152,7 +152,7 @@ def impute(
             torch.where(gaps, mean, x).cpu().numpy(),
             torch.where(gaps, second_moment - mean.square(), 0.0).cpu().numpy(),
             torch.where(gaps, drawn, x).cpu().numpy(),
-            to_ais_result(result),
+            annealed,
             log_missing,
         )
 

@@ -2,8 +2,9 @@ r"""Annealing paths from a tractable initial distribution to the posterior of ea
 
     f_b(z) = f_0(z)^(1-b) p(x, z)^b,    0 = b_0 < b_1 < ... < b_T = 1,
 
-where f_0 is the prior p(z) or the guide q(z|x). Both are normalized, so that the integral of f_1 divided by that of f_0
-is p(x). Densities are over the unconstrained latents u (K, B, D) and include the Jacobian of the map from u to z.
+where f_0 is the prior p(z), the guide q(z|x), or a Gaussian that `pilot` has fitted to the posterior of each image. All
+are normalized, so that the integral of f_1 divided by that of f_0 is p(x). Densities are over the unconstrained latents
+u (K, B, D) and include the Jacobian of the map from u to z.
 
 A guide may reach beyond the support S of the prior, where p(x, z) = 0. The path is then one of densities on S: f_0 is
 q(z|x) restricted to S, whose integral is q(S|x), the probability that a sample of the guide is in S. Samples outside S
@@ -12,20 +13,23 @@ get weight 0, and the others have f_1 / f_0 with mean p(x) / q(S|x), so that the
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluate.annealing.checks import check_guide, check_round_trip, check_supports
+from pyro_vae.evaluate.annealing.gaussians import Gaussian
 from pyro_vae.evaluate.annealing.states import PathState, StartingParticles
 from pyro_vae.trace import (
     Batch,
     Data,
     Graph,
     GraphError,
-    ParticleTrace,
     Program,
     UnconstrainedSpace,
     choose_layout,
@@ -36,27 +40,12 @@ from pyro_vae.trace import (
     trace_model_and_guide,
     trace_particles,
 )
-from pyro_vae.trace.isolation import seed_rng
+from pyro_vae.trace.enumeration import count_states
 
 _LOG = logging.getLogger("pyro_vae")
 
 
-def sigmoid(num_temperatures: int) -> Tensor:
-    """Return temperatures b_0, ..., b_T, denser near both ends: the schedule of Grosse, Ghahramani, Adams (2015).
-
-    They are sigmoid(c_t) for c_t evenly spaced from -4 to 4, rescaled to b_0 = 0 and b_T = 1.
-    """
-    b = torch.sigmoid(torch.linspace(-4, 4, num_temperatures + 1, dtype=torch.float64, device="cpu"))
-    return (b - b[0]) / (b[-1] - b[0])
-
-
-def linear(num_temperatures: int) -> Tensor:
-    """Return evenly spaced temperatures b_0, ..., b_T."""
-    return torch.linspace(0, 1, num_temperatures + 1, dtype=torch.float64, device="cpu")
-
-
-SCHEDULES = {"sigmoid": sigmoid, "linear": linear}
-STARTS = ("guide", "prior")
+STARTS = ("gaussian", "guide", "prior")
 
 
 class AnnealingPath:
@@ -66,7 +55,8 @@ class AnnealingPath:
         model: Model p(x, z).
         guide: Guide q(z|x).
         batch: Images (B, ...), a tuple of positional arguments, or a `Batch`.
-        start: Initial distribution f_0, one of `STARTS`.
+        start: Initial distribution f_0, one of `STARTS`. For ``gaussian``, samples are those of the guide until
+            `starting_from` is called.
         compiled: Evaluate densities with a compiled graph. A program that cannot be compiled runs eagerly, and the
             reason is logged.
 
@@ -77,9 +67,12 @@ class AnnealingPath:
 
     def __init__(self, model: Program, guide: Program, batch: Data, start: str, *, compiled: bool = False) -> None:
         self.model, self.guide, self.batch, self.start = model, guide, Batch.of(batch), start
+        self._gaussian: Gaussian | None = None
         # The first two results of `_evaluate_ends` are log-densities, the others gradients.
         self._graph = Graph(self._evaluate_ends, model, guide, in_nats=slice(2)) if compiled else None
-        self._compared = False
+        self._densities = Graph(self._log_ends, model, guide, in_nats=slice(None)) if compiled else None
+        self._compared: set[Graph] = set()
+        self._counts: Counter[str] = Counter()  # shared by the paths that `starting_from` returns
         with torch.no_grad():
             p, q = trace_model_and_guide(model, guide, self.batch, 1)
             enumerated = q.layout.enumerated  # summed out, as are latents that the guide does not sample
@@ -92,49 +85,18 @@ class AnnealingPath:
             if description.no_latent_density:
                 raise UserError(f"The program cannot be annealed: {description.no_density_reason}.")
             self.space = UnconstrainedSpace(p, self.names)
-            self._check_supports(p)
+            check_supports(self, p)
             layouts = choose_layouts(model, guide, self.batch, 2)
             self.layout = layouts.model._replace(summed=layouts.model.summed + enumerated)
             self.guide_layout = layouts.guide._replace(summed=enumerated, enumerated=())
             if start == "guide":
-                self._check_guide(q)
+                check_guide(self, q)
 
-    def _check_supports(self, p: ParticleTrace) -> None:
-        """Raise if the support of a latent depends on other latents.
-
-        `self.space` takes the supports from one run of the model. Those of a second run, with other latents, must map u
-        to the same values.
-        """
-        values = p.get_values(self.names)
-        spaces = [self.space, UnconstrainedSpace(trace_particles(self.model, self.batch, 1), self.names)]
-        # The guide may have sampled outside the support: then the values at u = 0 are compared.
-        inside = spaces[0].contains(values).unsqueeze(-1)
-        u = torch.where(inside, spaces[0].join(values), 0.0)
-        first, second = (space.split(u)[0] for space in spaces)
-        for name in values:
-            if not torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-3):
-                raise UserError(
-                    f"The support of latent site {name!r} depends on other latents, so it cannot be annealed."
-                )
-
-    def _check_guide(self, q: ParticleTrace) -> None:
-        """Raise if the guide has no density at given values, or one that changes from call to call."""
-        scores = []
-        for seed in (0, 1):
-            with seed_rng(self.batch.x, seed):
-                try:
-                    values = {name: value[:1] for name, value in q.get_values(self.names).items()}
-                    scores.append(torch.stack(list(log_density(self.guide, self.batch, values).values())).sum(0))
-                except (KeyError, NotImplementedError) as error:
-                    raise UserError(
-                        f"The guide has no density at given values ({type(error).__name__}); anneal from the prior, "
-                        'start="prior".'
-                    ) from error
-        if not torch.allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4):
-            raise UserError(
-                "The density of the guide changes from call to call because of noise outside its sites (e.g. a "
-                'denoising encoder or functional dropout); anneal from the prior, start="prior".'
-            )
+    def starting_from(self, gaussian: Gaussian) -> AnnealingPath:
+        """Return this path with a Gaussian over u as f_0."""
+        path = copy.copy(self)
+        path._gaussian = gaussian
+        return path
 
     def draw(self, num_samples: int) -> StartingParticles:
         """Draw K samples of f_0.
@@ -143,7 +105,9 @@ class AnnealingPath:
             ValueError: A sample lies too near the edge of its support for the precision of the program.
         """
         with torch.no_grad():
-            if self.start == "guide":
+            if self._gaussian is not None:
+                values = self.space.split(self._gaussian.draw(num_samples))[0]
+            elif self.start != "prior":
                 layout = self.guide_layout._replace(summed=())
                 values = draw(self.guide, self.batch, num_samples, layout)[0]
                 values = {name: values[name] for name in self.names}
@@ -152,7 +116,7 @@ class AnnealingPath:
                 drawn = trace_particles(self.model, self.batch, num_samples, layout=layout)
                 values = drawn.get_values(self.names)
             inside, u = self.space.contains(values), self.space.join(values)
-            self._check_round_trip(values, u, inside)
+            check_round_trip(self, values, u, inside)
             log_w = torch.zeros(inside.shape, dtype=torch.float64, device=u.device)
             if inside.all():
                 return StartingParticles(u, log_w)
@@ -162,16 +126,15 @@ class AnnealingPath:
                 torch.where(inside.unsqueeze(-1), u, replacement), log_w.masked_fill(~inside, -torch.inf)
             )
 
-    def _check_round_trip(self, values: dict[str, Tensor], u: Tensor, inside: Tensor) -> None:
-        """Raise if the model's log-density changes when values inside the support are mapped to u and back."""
-        before = sum(log_density(self.model, self.batch, values, self.layout).values())
-        after = sum(log_density(self.model, self.batch, self.space.split(u)[0], self.layout).values())
-        change = torch.as_tensor(before - after).abs() - 1e-4 * torch.as_tensor(before).abs()
-        if not (u.isfinite().all(-1) & (change <= 1e-2))[inside].all():
-            raise UserError(
-                "Latents lie too near the edge of their support for their floating-point precision; build the program "
-                "in float64, torch.set_default_dtype(torch.float64), to anneal it."
-            )
+    @property
+    def num_states(self) -> int:
+        """Number of joint values of the discrete latents that are summed out for each particle."""
+        return count_states(self.layout.summed)
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of log p(x, u) for each image so far, with or without gradients."""
+        return self._counts["particles"]
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) (K, B) in nats, with gradients."""
@@ -185,28 +148,59 @@ class AnnealingPath:
 
     def evaluate(self, u: Tensor) -> PathState:
         """Evaluate log f_0, log p(x, u) and their gradients at u."""
-        u = u.detach()
+        state = self._evaluate_program(u.detach())
+        if self._gaussian is None:
+            return state
+        log_start, start_gradient = self._gaussian.evaluate(state.u)
+        return state._replace(log_start=log_start, start_gradient=start_gradient)
+
+    def _evaluate_program(self, u: Tensor) -> PathState:
+        """Evaluate a path between densities of the program; that from a Gaussian is evaluated as if from the prior."""
+        self._counts["particles"] += len(u)
         if self._graph is not None:
             try:
-                # The first call also runs the program: a value that the graph has frozen would make them differ.
-                ends: Any = (self._graph if self._compared else self._graph.compare)(u)[1]
-                self._compared = True
-                return PathState(u, *ends)
+                return PathState(u, *self._run_graph(self._graph, u))
             except GraphError as error:
                 self._graph = None
                 _LOG.warning("Annealing is not compiled: %s. The program runs eagerly.", error)
         return PathState(u, *self._evaluate_ends(u)[1])
 
+    def log_densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log f_0 and log p(x, u) (K, B) in nats, without gradients."""
+        self._counts["particles"] += len(u)
+        with torch.no_grad():
+            if self._densities is not None:
+                try:
+                    log_start, log_joint = self._run_graph(self._densities, u)
+                    return log_start, log_joint
+                except GraphError as error:
+                    self._densities = None
+                    _LOG.warning("Densities are not compiled: %s. The program runs eagerly.", error)
+            log_start, log_joint = self._log_ends(u)[1]
+            return log_start, log_joint
+
+    def _run_graph(self, graph: Graph, u: Tensor) -> Any:
+        """Run a graph. The first call also runs the program, to detect values that the graph has frozen."""
+        if graph in self._compared:
+            return graph(u)[1]
+        self._compared.add(graph)
+        return graph.compare(u)[1]
+
+    def _log_ends(self, u: Tensor) -> tuple[None, tuple[Tensor, Tensor]]:
+        """Return log f_0 and log p(x, u) (K, B), after the None that `Graph` expects."""
+        values, sites, log_det = self._score_model(u)
+        log_joint = sum(sites.values()) + log_det
+        if self.start == "guide":
+            log_start = sum(log_density(self.guide, self.batch, values, self.guide_layout).values()) + log_det
+        else:
+            log_start = sum(sites[name] for name in values) + log_det
+        return None, (log_start, log_joint)
+
     def _evaluate_ends(self, u: Tensor) -> tuple[None, tuple[Tensor, ...]]:
         """Return log f_0 and log p(x, u) (K, B) and their gradients (K, B, D), after the None that `Graph` expects."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            values, sites, log_det = self._score_model(u)
-            log_joint = sum(sites.values()) + log_det
-            if self.start == "guide":
-                log_start = sum(log_density(self.guide, self.batch, values, self.guide_layout).values()) + log_det
-            else:
-                log_start = sum(sites[name] for name in values) + log_det
+            log_start, log_joint = self._log_ends(u)[1]
             (start_gradient,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)
             (joint_gradient,) = torch.autograd.grad(log_joint.sum(), u)
         return None, (log_start.detach(), log_joint.detach(), start_gradient, joint_gradient)

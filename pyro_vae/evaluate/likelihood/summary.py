@@ -67,6 +67,9 @@ def summarize(
         "density": density,
         "bits_per_dim": _Number(bits, _NOT_FINITE if level_bits is not None else _NO_LEVELS),
         "num_samples": scores.num_samples,
+        "proposal": scores.proposal if scores.adapted.any() else "guide",
+        "adapted_fraction": float(scores.adapted.mean()),
+        "density_evaluations": float(scores.evaluations.mean()),
         "rate": _mean(scores.rate),
         "distortion": _mean(scores.distortion),
         "ess_median": _Number(float(np.median(scores.ess))),
@@ -84,6 +87,8 @@ def summarize(
     numbers["iwae"] = {k: value if math.isfinite(value) else None for k, value in bounds.items()}
     if None in numbers["iwae"].values():
         reasons["iwae"] = scores.reason or _NOT_FINITE
+    if scores.not_adapted:
+        reasons["proposal"] = scores.not_adapted
     return {**numbers, "reasons": reasons}
 
 

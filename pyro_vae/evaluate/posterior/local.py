@@ -63,14 +63,62 @@ def per_image_elbos(
     Raises:
         ValueError: A family is unknown or needs more latents, or as `AnnealingPath`.
     """
-    if unknown := sorted(set(families) - FAMILIES.keys()):
-        raise UserError(f"Unknown family {unknown[0]!r}; choose one of {', '.join(FAMILIES)}.")
     elbos = {
         "amortized": log_weights(model, guide, x, num_samples, seed=derive_seed(seed, "amortized"))
         .mean(0)
         .cpu()
         .numpy()
     }
+    weights = local_log_weights(
+        model,
+        guide,
+        x,
+        families,
+        num_steps=num_steps,
+        num_particles=num_particles,
+        num_samples=num_samples,
+        seed=seed,
+        progress=progress,
+    )
+    return elbos | {family: log_w.mean(0).cpu().numpy() for family, log_w in weights.items()}
+
+
+def local_log_weights(
+    model: Program,
+    guide: Program,
+    x: Data,
+    families: Sequence[str],
+    *,
+    num_steps: int = 500,
+    num_particles: int = 10,
+    num_samples: int = 1000,
+    seed: int | None = None,
+    progress: Progress = iter,
+) -> dict[str, Tensor]:
+    """Return log importance weights of samples from posteriors that are optimized for each image.
+
+    The optimization takes num_steps x num_particles density evaluations with gradient for each image.
+
+    Args:
+        model: Model p(x, z) with continuous latents.
+        guide: Guide q(z|x), where the optimization starts.
+        x: Images (B, ...), a tuple of positional arguments, or a `Batch`.
+        families: Names in `FAMILIES`.
+        num_steps: Adam steps, as in `per_image_elbos`.
+        num_particles: Particles per step.
+        num_samples: Number of fresh samples, K.
+        seed: Random seed. None uses fresh entropy.
+        progress: Wrapper of the loop over steps, e.g. `tqdm`.
+
+    Returns:
+        {family: log weights in nats, float64, shape (K, B)}.
+
+    Raises:
+        ValueError: A family is unknown or needs more latents, or as `AnnealingPath`.
+    """
+    if unknown := sorted(set(families) - FAMILIES.keys()):
+        raise UserError(f"Unknown family {unknown[0]!r}; choose one of {', '.join(FAMILIES)}.")
+    found = {}
     with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
         path = AnnealingPath(model, guide, x, "guide")
         draws = path.draw(_MOMENT_DRAWS)
@@ -81,9 +129,9 @@ def per_image_elbos(
             _fit(path, family_distribution, loc, scale, parameters, num_steps, num_particles, progress)
             with torch.no_grad():
                 q = _unwhiten(family_distribution(parameters), loc, scale)
-                chunks = [_elbo(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
-            elbos[family] = torch.cat(chunks).mean(0).cpu().numpy()
-    return elbos
+                chunks = [_log_weights(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
+            found[family] = torch.cat(chunks)[:num_samples]
+    return found
 
 
 def _fit(
@@ -104,7 +152,7 @@ def _fit(
             # log q has detached parameters, which drops its score, whose expectation is zero (sticking the landing):
             # the variance of the gradient is zero where q equals the posterior.
             detached_q = _unwhiten(family_distribution([p.detach() for p in parameters]), loc, scale)
-            loss = -_elbo(path, q, detached_q, num_particles).mean(0).sum()
+            loss = -_log_weights(path, q, detached_q, num_particles).mean(0).sum()
             gradients = torch.autograd.grad(loss, parameters)
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
@@ -112,7 +160,7 @@ def _fit(
         schedule.step()
 
 
-def _elbo(path: AnnealingPath, q: Any, scored_q: Any, num_particles: int) -> Tensor:
+def _log_weights(path: AnnealingPath, q: Any, scored_q: Any, num_particles: int) -> Tensor:
     u = q.rsample((num_particles,))
     return path.log_joint(u) - scored_q.log_prob(u).double()
 

@@ -19,8 +19,11 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import AISConfig, AISResult, ais, bdmc, log_weights, sbc_ranks, score
-from pyro_vae.evaluate.annealing.hmc import HMCKernels
-from pyro_vae.evaluate.annealing.paths import SCHEDULES, AnnealingPath
+from pyro_vae.evaluate.annealing.gaussians import Scales
+from pyro_vae.evaluate.annealing.hmc import HMC
+from pyro_vae.evaluate.annealing.paths import STARTS, AnnealingPath
+from pyro_vae.evaluate.annealing.pilot import adapt_chains
+from pyro_vae.evaluate.annealing.schedules import FIXED_SCHEDULES, SCHEDULES
 from pyro_vae.trace import read_only, simulate
 from pyro_vae.trace.graphs import drawn_first
 
@@ -34,6 +37,7 @@ def se(values: np.ndarray) -> float:
     [
         *((d, "prior", 1.0) for d in (1, 2, 5)),
         *((d, "guide", 1.5) for d in (1, 2, 5)),
+        *((d, "gaussian", 1.5) for d in (1, 2, 5)),
         pytest.param(20, "guide", 1.5, marks=pytest.mark.slow),
     ],
 )
@@ -46,30 +50,28 @@ def test_ais_estimates_log_p_of_the_linear_gaussian_program(latent_dim: int, sta
     assert found.mean() == pytest.approx(float(program.log_evidence(x).mean()), abs=0.05)
 
 
-@pytest.mark.parametrize("start", ["prior", "guide"])
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_weights_are_unbiased_in_both_directions_with_few_temperatures(start: str, schedule: str) -> None:
     """E[w] = p(x) forward and E[1/w] = 1/p(x) backward: 20,000 chains, 4 temperatures, 3 images at 4 s.e.
 
-    False alarms 4e-4 for each of the four cases.
+    False alarms 4e-4 for each of the nine cases.
     """
     # A posterior close to the prior and to the guide: weights with heavy tails have no useful standard error.
     program = LinearGaussian(2, noise=40.0, variance_ratio=1.1)
-    settings = AISConfig(20_000, 4, 3, start, schedule)
     with read_only(program.model, program.guide, x=program.bias, seed=5):
         x, values = simulate(program.model, torch.zeros(3, 7))
         path = AnnealingPath(program.model, program.guide, x, start)
-        kernels = HMCKernels(path, SCHEDULES[schedule](4), 3)
-        kernels.adapt(16, iter)
-        forward = kernels.forward(path.draw(settings.num_chains), iter).log_w
+        chains = adapt_chains(path, schedule, 4, 3, iter)
+        forward = chains.forward(chains.path.draw(20_000), iter).log_w
         # Each chain gets its own exact draw, so that the backward weights are independent.
         mean, scale = program.posterior_mean(x), torch.linalg.cholesky(program.covariance)
-        exact = dist.MultivariateNormal(mean, scale_tril=scale).sample((settings.num_chains,))
-        backward = kernels.backward(exact, iter).log_w
+        exact = dist.MultivariateNormal(mean, scale_tril=scale).sample((20_000,))
+        backward = chains.backward(exact, iter).log_w
     truth = program.log_evidence(x)
     assert values["z"].shape == (1, 3, 2)
     for ratio in ((forward - truth).exp(), (truth - backward).exp()):
-        error = ratio.std(0) / math.sqrt(settings.num_chains)
+        error = ratio.std(0) / math.sqrt(20_000)
         assert ((ratio.mean(0) - 1).abs() < 4 * error).all()
 
 
@@ -81,11 +83,12 @@ def test_kernel_leaves_its_distribution_invariant() -> None:
     f_b = dist.MultivariateNormal(program.posterior_mean(x), precision_matrix=precision)
     with read_only(program.model, program.guide, x=x, seed=0):
         path = AnnealingPath(program.model, program.guide, x, "guide")
-        kernels = HMCKernels(path, torch.tensor([0.0, b, 1.0]), 5)
+        skewed = program.scale_tril @ torch.tensor([[[1.0, 0.0], [0.5, 0.8]]])
+        kernel = HMC(path, Scales(skewed, torch.tensor([[0.7, 2.0]])), 5)
         point = path.evaluate(f_b.sample((5_000,)))
         start = point.u
         for _ in range(10):
-            point, acceptance = kernels._move(point, b, torch.full((1,), 0.7))
+            point, acceptance = kernel.move(point, b, torch.full((1,), 0.7))
     assert 0.5 < acceptance.item() < 1
     assert (point.u != start).any(-1).all()
     white = torch.linalg.solve_triangular(f_b.scale_tril, (point.u - f_b.mean).unsqueeze(-1), upper=False)[:, 0, :, 0]
@@ -141,7 +144,7 @@ def test_annealing_is_read_only_and_repeatable() -> None:
 
 def test_estimates_for_given_weights() -> None:
     """Two chains of weights 1 and 3: mean 2, harmonic mean 1.5, ESS 16 / 10."""
-    result = AISResult(np.log([[1.0], [3.0]]), np.ones(1))
+    result = AISResult(np.log([[1.0], [3.0]]), np.ones(1), 2)
     np.testing.assert_allclose(np.exp(result.lower), 2.0)
     np.testing.assert_allclose(np.exp(result.upper), 1.5)
     np.testing.assert_allclose(result.ess, 1.6)
@@ -149,9 +152,9 @@ def test_estimates_for_given_weights() -> None:
     np.testing.assert_array_equal(joined.lower, [result.lower[0]] * 2)
 
 
-@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize("schedule", FIXED_SCHEDULES)
 def test_temperatures_rise_from_zero_to_one(schedule: str) -> None:
-    b = SCHEDULES[schedule](7)
+    b = FIXED_SCHEDULES[schedule](7)
     assert (len(b), b[0], b[-1]) == (8, 0, 1)
     assert (b.diff() > 0).all()
     torch.testing.assert_close(b.flip(0), 1 - b)  # symmetric
@@ -216,7 +219,7 @@ def test_likelihood_that_broadcasts_against_x_is_not_simulated(size: tuple[int, 
         assert one_line(caught.value)
 
 
-@pytest.mark.parametrize("start", ["guide", "prior"])
+@pytest.mark.parametrize("start", STARTS)
 def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded graph runs instead of the compiled one; both use the same noise."""
     monkeypatch.setattr(drawn_first, "compile_graph", lambda record, inputs: record)

@@ -307,6 +307,8 @@ def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, 
         khat=np.array(khat),
         iwae=np.full((len(particle_counts(num_samples)), number), np.nan),
         iwae_se=np.full((len(particle_counts(num_samples)), number), np.nan),
+        adapted=np.zeros(number, dtype=bool),
+        evaluations=np.full(number, num_samples),
         reason=reason,
     )
 

@@ -1,0 +1,1 @@
+"""Proposals of importance sampling that are fitted to the posterior of each image."""
