@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ from pyro_vae import cli, config, parallel, ranks, torchrun
 from pyro_vae.command_line import parse
 from pyro_vae.config import programs
 from pyro_vae.config.fields_read import set_model_flags
-from pyro_vae.errors import UserError, check_count
+from pyro_vae.errors import UserError
 from pyro_vae.instruments import comparison, gallery
 from pyro_vae.output import show
 from pyro_vae.runs import Folder, RunFolder, check_flags_read, load_images, names_of, raise_if_undrawn, seed_path
@@ -128,18 +129,8 @@ def fit_and_compare(arguments: Arguments, results: Folder) -> None:
             "Give two or more different names to one of --priors, --posteriors, --likelihoods, --objectives, "
             "--systems, or two or more run folders."
         )
-    check_count("--seeds", flags.seeds, 1, config.MAX_SEEDS)
-    if flags.systems and flags.seeds > 1:
-        raise UserError("--systems fits one run per system; leave out --seeds.")
-    if flags.systems and 1 in (arguments.config.train_images, arguments.config.test_images):
-        raise UserError("--systems compares the variation of features over images; use two or more of each split.")
-    configs = {  # all configurations first, so that an unknown name is rejected before anything is fitted
-        name: [comparison.vary_config(arguments.config, chosen[0], name, seed) for seed in range(flags.seeds)]
-        for name in names[chosen[0]]
-    }
-    comparison.check_varied(arguments.config, chosen[0], {name: varied[0] for name, varied in configs.items()})
-    for varied in configs.values():
-        programs.check_flags(varied[0])
+    # All configurations first, so that an unknown name is rejected before anything is fitted.
+    configs = comparison.vary_configs(arguments.config, chosen[0], names[chosen[0]], flags.seeds)
     (example, *_), *_ = configs.values()
     if chosen[0] in ("prior", "posterior", "likelihood") and example.program not in programs.NAMES:
         check_flags_read(example, load_images(example.resolve()), [*chosen, *set_model_flags(example)])
@@ -199,12 +190,13 @@ def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple
         The folder of the first seed, and the exit status of the fit; a negative one is minus the number of a signal.
 
     Raises:
-        RunFolderError: If a folder has a finished run with a different configuration.
+        RunFolderError: If a folder has a run with a different configuration.
     """
     first, path = configs[0], folders[0].path
     for settings, folder in zip(configs, folders, strict=True):
-        if folder.finished:
-            folder.check_config_matches(settings.resolve().to_json())
+        # fit.py takes the flags of a run that it continues, of which those that are not set here may differ.
+        check = folder.check_config_matches if folder.finished else partial(folder.check, resume=True)
+        check(settings.resolve().to_json())
     if all(folder.finished for folder in folders):
         return path, 0
     flags = [*first.to_flags(), "--out", str(path), "--seeds", str(len(configs)), "--resume"]

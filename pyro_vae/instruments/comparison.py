@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.config import Config, flag, programs
+from pyro_vae.config import MAX_SEEDS, Config, flag, programs
 from pyro_vae.config.presets import SYSTEMS
 from pyro_vae.data import DATASETS
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate import paired_differences, standard_error
 from pyro_vae.instruments.comparable import check_comparable, read_log_likelihoods
 from pyro_vae.report import curves, images
@@ -46,6 +46,25 @@ def vary_config(config: Config, kind: str, name: str, seed: int) -> Config:
     changes: dict[str, Any] = SYSTEMS[name] if kind == "system" else {kind: name, "seed": config.seed + seed}
     varied = replace(config, **changes)
     return replace(varied, **programs.ignored_defaults(varied)) if kind in ("objective", "system") else varied
+
+
+def vary_configs(config: Config, kind: str, names: Sequence[str], seeds: int) -> dict[str, list[Config]]:
+    """Return the configurations of the runs of each name, see `vary_config`, after checks of all.
+
+    Raises:
+        UserError: If a name does not exist, or a flag does not apply, see `check_varied`.
+    """
+    check_count("--seeds", seeds, 1, MAX_SEEDS)
+    if kind == "system" and seeds > 1:
+        raise UserError("--systems fits one run per system; leave out --seeds.")
+    if kind == "system" and 1 in (config.train_images, config.test_images):
+        raise UserError("--systems compares the variation of features over images; use two or more of each split.")
+    configs = {name: [vary_config(config, kind, name, seed) for seed in range(seeds)] for name in names}
+    firsts = {name: first for name, (first, *_) in configs.items()}
+    check_varied(config, kind, firsts)
+    for first in firsts.values():
+        programs.check_flags(first)
+    return configs
 
 
 def check_varied(config: Config, kind: str, varied: Mapping[str, Config]) -> None:
