@@ -59,7 +59,7 @@ HOMES = {
     "arviz": ("pyro_vae/evaluate/likelihood/diagnostics.py", "pyro_vae/report/curves.py"),
     "arviz_stats": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
     "xarray": ("pyro_vae/evaluate/likelihood/diagnostics.py",),
-    "matplotlib": ("pyro_vae/report/", "pyro_vae/runs/folder.py", "pyro_vae/instruments/"),
+    "matplotlib": ("pyro_vae/report/", "pyro_vae/runs/folder.py", "pyro_vae/instruments/instrument.py"),
     "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/formats/image_files.py"),
     "torchvision": ("pyro_vae/data/named/files.py",),
     "sklearn": (
