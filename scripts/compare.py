@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -187,12 +188,13 @@ def fit(configs: Sequence[config.Config], folders: Sequence[RunFolder]) -> tuple
         The folder of the first seed, and the exit status of the fit; a negative one is minus the number of a signal.
 
     Raises:
-        RunFolderError: If a folder has a finished run with a different configuration.
+        RunFolderError: If a folder has a run with a different configuration.
     """
     first, path = configs[0], folders[0].path
     for settings, folder in zip(configs, folders, strict=True):
-        if folder.finished:
-            folder.check_config_matches(settings.resolve().to_json())
+        # fit.py takes the flags of a run that it continues, of which those that are not set here may differ.
+        check = folder.check_config_matches if folder.finished else partial(folder.check, resume=True)
+        check(settings.resolve().to_json())
     if all(folder.finished for folder in folders):
         return path, 0
     flags = [*first.to_flags(), "--out", str(path), "--seeds", str(len(configs)), "--resume"]

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.host
     ("name", "flags", "words"),
     [
         ("fit", ["--prior", "bogus"], ["'bogus'", "'--prior'", *map(repr, components.PRIORS)]),
+        ("fit", ["--device", "mps"], ["'mps'", "'auto', 'cpu', 'cuda'"]),
         ("fit", ["--objective", "iwea"], ["'iwea'", *map(repr, components.OBJECTIVES)]),
         ("fit", ["--data", "mnits"], ["'mnits'", "mnist", "digits"]),
         ("fit", ["--latent-dims", "3"], ["--latent-dims", "--latent-dim"]),

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pyro_vae import parallel
-from pyro_vae.evaluate import Scores
+from pyro_vae.evaluate import Scores, standard_error
 from pyro_vae.instruments.instrument import EvaluatedRun, Instrument
-from pyro_vae.instruments.scores import draw_scores, measure_scores, write_bounds
+from pyro_vae.instruments.scores import draw_scores, measure_scores
 from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import num_parameters, write_summary
 
@@ -72,3 +74,17 @@ def evaluate_run(
 
     parallel.on_first(draw)
     return scores, numbers
+
+
+def write_bounds(folder: Folder, scores: Scores) -> None:
+    """Write bounds.csv: the mean IWAE bound over K, with standard errors over images and over groups of particles.
+
+    The bound of image i for K particles is a mean over groups of K importance weights, with standard error s_i over
+    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. For a single group of K weights,
+    s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
+    """
+    rows = ["num_particles,iwae,se_over_images,se_over_groups"]
+    for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
+        se_over_groups = float(np.sqrt((error**2).sum()) / scores.num_images)
+        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
+    folder.write_text("bounds.csv", "\n".join(rows) + "\n")

@@ -23,7 +23,7 @@ from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive_seed
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from pyro_vae.instruments.instrument import Figure
 
 _CLASSIFIED_IMAGES = 5000  # maximum number of training images for the classifiers of factors
 _NUM_VALUES = 10  # images per traversal

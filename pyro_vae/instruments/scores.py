@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from pyro_vae import parallel
 from pyro_vae.evaluate import (
     Moments,
@@ -19,7 +17,6 @@ from pyro_vae.evaluate import (
     posterior_moments,
     sample_posterior,
     split_rate,
-    standard_error,
     summarize,
 )
 from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
@@ -165,17 +162,3 @@ def draw_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int
             samples, kind = shown.first()
             where = " for z from the prior" if shown.has_latents else ""
             folder.save_figure("prior_samples", images.image_grid(samples, kind + where))
-
-
-def write_bounds(folder: Folder, scores: Scores) -> None:
-    """Write bounds.csv: the mean IWAE bound over K, with standard errors over images and over groups of particles.
-
-    The bound of image i for K particles is a mean over groups of K importance weights, with standard error s_i over
-    groups; that of the mean over N images is sqrt(sum_i s_i^2) / N. For a single group of K weights,
-    s_i^2 = var(w_i) / (K mean(w_i)^2) by the delta method.
-    """
-    rows = ["num_particles,iwae,se_over_images,se_over_groups"]
-    for k, bound, error in zip(scores.particle_counts, scores.iwae, scores.iwae_se, strict=True):
-        se_over_groups = float(np.sqrt((error**2).sum()) / scores.num_images)
-        rows.append(f"{k},{bound.mean()},{standard_error(bound)},{se_over_groups}")
-    folder.write_text("bounds.csv", "\n".join(rows) + "\n")

@@ -16,7 +16,6 @@ from pyro_vae.runs.own_program import save_digests, warn_if_changed
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
-
 _ROLLBACK_LR_FACTOR = 0.5
 _MILESTONES = 20  # maximum number per run, besides the first step: checkpoints to which it can roll back
 _MAX_ROLLBACKS = 3
@@ -52,8 +51,7 @@ class DurableFit:
         self._create = partial(folder.create, config.to_json(), resume=resume, overwrite=overwrite)
         self._program = config.program
         self._written = 0
-        self.started = False
-        """Whether the folder contains this run."""
+        self.started = False  # whether the folder contains this run
         on_first = fit.svi.processes.on_first
         if on_first(lambda: resume and bool(self.checkpoints.paths())):
             on_first(self._create)

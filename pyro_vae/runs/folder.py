@@ -58,12 +58,16 @@ class Folder:
         """Create the folder if needed and lock it, until `unlock` is called or this object or the process ends.
 
         Raises:
-            RunFolderError: If another process holds the lock, an entry is a symbolic link, or the folder cannot be
-                written.
+            RunFolderError: If another process holds the lock, an entry is a symbolic link, the lock is a hard link to
+                a file with content, or the folder cannot be written.
         """
         self.reject_symlinks()
         if self._lock.is_locked:
             return
+        lock = self.path / LOCK
+        # Many versions of filelock empty the file that they lock.
+        if lock.is_file() and lock.stat().st_nlink > 1 and lock.stat().st_size:
+            raise RunFolderError(f"{lock} is another name (a hard link) of a file with content; remove it.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)

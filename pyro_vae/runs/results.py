@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyro_vae.runs.folder import Folder, RunFolderError
+from pyro_vae.runs.folder import LOCK, Folder, RunFolderError
 from pyro_vae.runs.run_folder import RunFolder
 
 
@@ -26,10 +26,15 @@ def place_results(default: Folder, out: Path | None, name: str = "") -> Folder:
     """Return the folder for results of a run: `default`, or a folder of the same layout at ``out / name``.
 
     Raises:
-        RunFolderError: If that is a run folder, whose own scores would be replaced.
+        RunFolderError: If that is a run folder, whose own scores would be replaced, or has other files, of which some
+            would be deleted.
     """
     if out is None:
         return default
     if RunFolder(out / name).is_run:
         raise RunFolderError(f"{out / name} is a run folder, and its files would be replaced; choose another --out.")
-    return Folder(out / name, figures=str(default.figures.relative_to(default.path)))
+    place = out / name
+    # Every folder of results has the file of its lock.
+    if place.is_dir() and any(place.iterdir()) and not (place / LOCK).exists():
+        raise RunFolderError(f"{place} contains other files than results, which are kept; choose another --out.")
+    return Folder(place, figures=str(default.figures.relative_to(default.path)))

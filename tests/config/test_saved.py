@@ -77,6 +77,23 @@ def test_missing_fields_of_an_earlier_version_get_their_defaults(tmp_path: Path)
     assert read_config(saved(tmp_path / "config.json", values)) == Config(prior="vamp")
 
 
+FIRST = """
+program data data_root binarize train_images test_images prior posterior likelihood net latent_dim hidden_dim objective
+num_particles beta warmup_epochs free_bits mmd_weight epochs batch_size learning_rate schedule patience on_nonfinite
+num_samples seed device compile precision
+"""  # the flags of the first run folders
+
+
+def test_every_flag_that_was_added_later_may_be_missing(tmp_path: Path) -> None:
+    """One at a time, and all together, as in the oldest run folders."""
+    values = Config(prior="vamp").to_json()
+    added = values.keys() - FIRST.split()
+    assert added < values.keys()
+    for missing in (*({name} for name in added), added):
+        kept = {name: value for name, value in values.items() if name not in missing}
+        assert read_config(saved(tmp_path / "config.json", kept)) == Config(prior="vamp")
+
+
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "config.json", {**Config().to_json(), "latent_dims": 3, "betas": 1.0})
     with pytest.raises(ValueError, match=re.escape(f"{path} ") + ".*betas, latent_dims"):

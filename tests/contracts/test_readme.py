@@ -167,7 +167,12 @@ def test_every_command_parses(arguments_of: dict[str, Any], tmp_path: Path, monk
 
 def test_every_flag_exists(arguments_of: dict[str, Any]) -> None:
     of_torchrun = {"--max-restarts", "--nproc-per-node"}
-    known = {"--help", *of_torchrun, *(flag for arguments in arguments_of.values() for flag in flags_of(arguments))}
+    known = {
+        "--help",
+        "--version",
+        *of_torchrun,
+        *(flag for arguments in arguments_of.values() for flag in flags_of(arguments)),
+    }
     spans = [(name, span) for name in DOCUMENTS for span in spans_of(name) if not span.startswith("pytest")]
     named = {(name, flag) for name, span in spans for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)}
     assert len(named) > 40

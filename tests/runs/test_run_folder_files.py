@@ -13,7 +13,7 @@ from helpers.calls import TINY, inside
 from helpers.run_folders import CONFIG, epochs, tree
 
 from pyro_vae.config import Config
-from pyro_vae.runs import RunFolder, RunFolderError
+from pyro_vae.runs import Folder, RunFolder, RunFolderError
 
 # Fields added by the last version.
 ADDED = {"splits", "depth", "width", "optimizer", "ema"}
@@ -150,3 +150,35 @@ def test_run_of_an_earlier_version_is_resumed(run: Path, tmp_path: Path, monkeyp
     assert result.returncode == 0, result.stderr
     found, expected = (json.loads((path / "summary.json").read_text()) for path in (older, run))
     assert found["log_likelihood"] == expected["log_likelihood"]
+
+
+def test_file_that_is_hard_linked_as_the_lock_keeps_its_content(tmp_path: Path) -> None:
+    """Many versions of filelock would empty it. A link to an empty file, as in a backup with links, does no harm."""
+    precious, empty = tmp_path / "precious", tmp_path / "empty"
+    precious.write_text("content")
+    empty.touch()
+    for file in (precious, empty):
+        (tmp_path / f"run-{file.name}").mkdir()
+        os.link(file, tmp_path / f"run-{file.name}" / ".lock")
+    with pytest.raises(RunFolderError, match=r"\.lock is another name"):
+        Folder(tmp_path / "run-precious").lock()
+    assert precious.read_text() == "content"
+    Folder(tmp_path / "run-empty").lock()
+
+
+def test_folders_that_cannot_be_opened_are_written_without_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where only files that are open for writing can be synced."""
+    opened = os.open
+
+    def refusing(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if Path(path).is_dir() or not flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refusing)
+    Folder(tmp_path).write_json("numbers.json", {"a": 1})
+    monkeypatch.undo()
+    assert (tmp_path / "numbers.json").read_text() == '{\n  "a": 1\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]

@@ -58,6 +58,16 @@ def test_objectives_are_compared_each_with_its_own_flags(run: Path, tmp_path: Pa
     assert betas == {"elbo": 1.0, "beta-tcvae": 4.0}
 
 
+def test_unfinished_run_of_another_comparison_is_not_continued(
+    run: Path, tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    """fit.py --resume would take the number of training images of the run, which this comparison leaves open."""
+    shutil.copytree(run, tmp_path / "out" / "elbo")
+    (tmp_path / "out" / "elbo" / "summary.json").unlink()
+    flags = ["--objectives", "elbo", "iwae", *TINY[2:]]
+    refused(command("compare", *flags, "--out", tmp_path / "out"), "different values of train_images")
+
+
 def test_single_images_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their differences have no standard error."""
     monkeypatch.setattr(comparison, "read_summary", lambda run: {"log_likelihood": -90.0, "num_test_images": 1})

@@ -13,7 +13,7 @@ from helpers.program_files import NET
 
 from pyro_vae.errors import UserError
 from pyro_vae.runs import RunFolder
-from pyro_vae.runs.load import load_configs
+from pyro_vae.runs.load import choose_program
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -68,6 +68,18 @@ def test_results_do_not_replace_those_of_a_run(run: Path, refused: Callable[...,
     assert content(run) == before
 
 
+def test_results_do_not_replace_other_files(run: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
+    """A former call's results are replaced, and a folder of other files is left as it is."""
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.csv").write_text("mine")
+    for script in ("evaluate", "sample"):
+        refused(command(script, run, "--out", mine), "other files")
+    assert content(mine) == {Path("notes.csv"): b"mine"}
+    for _ in range(2):
+        assert inside("sample", run, "--out", out).returncode == 0
+
+
 def test_custom_and_built_in_programs_are_evaluated_together(
     own: tuple[Path, str], run: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
@@ -83,9 +95,9 @@ def test_custom_and_built_in_programs_are_evaluated_together(
 
 def test_program_applies_to_the_custom_runs_only(own: tuple[Path, str], run: Path) -> None:
     folders, program = [RunFolder(run), RunFolder(own[0])], own[1]
-    assert [each.program for each in load_configs(folders, {"program": program})] == ["vae", program]
-    with pytest.raises(UserError, match="names 'other'"):
-        load_configs(folders, {"program": program.replace(":factory", ":other")})
+    assert choose_program(folders, [program]) == [{}, {"program": program}]
+    with pytest.raises(UserError, match="no run was fitted with its factory"):
+        choose_program(folders, [program.replace(":factory", ":other")])
 
 
 def test_mistyped_run_shows_the_runs_there_are(run: Path, refused: Callable[..., None]) -> None:

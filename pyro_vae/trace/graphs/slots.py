@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -176,7 +176,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _has_state(obj: Any) -> bool:
-    if isinstance(obj, (Messenger, torch.distributions.Distribution, torch.distributions.Transform)):
+    if isinstance(obj, (Messenger, torch.distributions.Distribution, torch.distributions.Transform, SimpleNamespace)):
         return True
     module = type(obj).__module__
     if _is_library(module) and not module.startswith("pyro_vae."):
