@@ -9,7 +9,8 @@ from typing import Any
 from pyro_vae import ranks
 from pyro_vae.evaluate import Scores
 from pyro_vae.instruments.instrument import EvaluatedRun, Instrument
-from pyro_vae.instruments.scores import draw_scores, measure_scores, write_bounds
+from pyro_vae.instruments.score_figures import draw_scores
+from pyro_vae.instruments.scores import measure_scores, write_bounds
 from pyro_vae.runs.summary import num_parameters, write_summary
 
 
