@@ -2,7 +2,6 @@ r"""Scores of test images, the main measurement of a run: log p(x), its bounds, 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,8 +31,6 @@ from pyro_vae.report.tables import format_number, format_table, format_with_erro
 from pyro_vae.runs import Folder, versions
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, describe
-
-_LOG = logging.getLogger("pyro_vae")
 
 _AGGREGATED_IMAGES = 4000  # maximum number of posteriors in the aggregate posterior
 _AGGREGATED_PAIRS = 2_000_000  # maximum number of pairs of a code and one of them, which bounds the cost
