@@ -30,7 +30,7 @@ def check_comparable(runs: Mapping[str, Sequence[Folder]], summaries: Mapping[st
     Raises:
         UserError: If a run is unfinished, has no log p(x), or a single test image, whose differences have no standard
             error; or if runs differ in the quantity (a density or a probability, joint or conditional), in the test
-            images, or in the number of importance samples, on which the bias depends.
+            images, or in the number of importance samples or their proposal, on which the bias depends.
     """
     first: tuple[str, Summary] | None = None
     for name, seeds in summaries.items():
@@ -68,6 +68,13 @@ def _check_pair(path: str, summary: Summary, other_path: str, other: Summary) ->
         raise UserError(
             f"{path} has {numbers[0]} importance samples per image and {other_path} {numbers[1]}, so that their bounds "
             "differ: score both with evaluate.py --num-samples, and compare the folders evaluation/."
+        )
+    proposals = summary.get("proposal", "guide"), other.get("proposal", "guide")  # earlier versions had the guide only
+    if proposals[0] != proposals[1]:
+        raise UserError(
+            f"log p(x) of {path} has the proposal {printable(str(proposals[0]))} and that of {other_path} "
+            f"{printable(str(proposals[1]))}: score both with the same --proposal of evaluate.py, and compare the "
+            "folders evaluation/."
         )
 
 

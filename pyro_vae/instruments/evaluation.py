@@ -11,7 +11,8 @@ import numpy as np
 from pyro_vae import parallel
 from pyro_vae.evaluate import Scores, standard_error
 from pyro_vae.instruments.instrument import EvaluatedRun, Instrument
-from pyro_vae.instruments.scores import draw_scores, measure_scores
+from pyro_vae.instruments.score_figures import draw_scores
+from pyro_vae.instruments.scores import measure_scores
 from pyro_vae.runs import Folder
 from pyro_vae.runs.summary import num_parameters, write_summary
 

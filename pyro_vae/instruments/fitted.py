@@ -6,7 +6,8 @@ from typing import Any
 
 from pyro_vae import parallel
 from pyro_vae.evaluate import Scores
-from pyro_vae.instruments.scores import draw_scores, measure_scores
+from pyro_vae.instruments.score_figures import draw_scores
+from pyro_vae.instruments.scores import measure_scores
 from pyro_vae.report import curves
 from pyro_vae.runs import Run, RunFolder
 from pyro_vae.runs.summary import write_summary

@@ -2,7 +2,6 @@ r"""Scores of test images, the main measurement of a run: log p(x), its bounds, 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,18 +20,13 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.evaluate.posterior.surgery import RATE_TERMS
 from pyro_vae.instruments.batches import Part, batches, score_batched
-from pyro_vae.instruments.generated import generate_images, observes_x, prior_samples, reconstructions
+from pyro_vae.instruments.generated import generate_images, observes_x
 from pyro_vae.instruments.quantity import digest_images, name_quantity
-from pyro_vae.instruments.rows import write_rows
-from pyro_vae.report import curves, images
-from pyro_vae.runs import Folder, versions
+from pyro_vae.runs import versions
 from pyro_vae.trace import Batch, Data, describe
-
-_LOG = logging.getLogger("pyro_vae")
 
 _AGGREGATED_IMAGES = 4000  # maximum number of posteriors in the aggregate posterior
 _AGGREGATED_PAIRS = 2_000_000  # maximum number of pairs of a code and one of them, which bounds the cost
-_SHOWN_IMAGES, _SHOWN_COLUMNS = 20, 10
 _OTHER_UNIT = "the program does not observe x unchanged, so that its unit is not that of x"
 
 
@@ -127,38 +121,3 @@ def _reason(name: str, scores: Scores) -> str:
     if name == "squared_error":
         return "the mean of p(x|z) has no closed form"
     return scores.reason or "the rate is non-finite"
-
-
-def draw_scores(folder: Folder, program: Any, x: Data, scores: Scores, seed: int, columns: Sequence[str] = ()) -> None:
-    """Draw khat.png, and reconstructions.png and prior_samples.png if they apply to the program.
-
-    Args:
-        folder: Folder of the figures.
-        program: Object with ``model(x)`` and ``guide(x)``.
-        x: Test images, shape (N, *pixels), or rows, shape (N, columns), with the other arguments of the program if any.
-        scores: Scores of x.
-        seed: Random seed of the draws.
-        columns: Names of the columns of a table.
-    """
-    with folder.drawing("khat"):
-        folder.save_figure("khat", curves.khat(scores.khat, scores.num_samples))
-    batch = Batch.of(x)
-    shown_batch = batch[:_SHOWN_IMAGES]
-    if not observes_x(program, shown_batch):
-        _LOG.warning("No figures of images: no site of the program observes x unchanged.")
-        return
-    if shown_batch.x.dim() == 2:
-        write_rows(folder, program, batch, columns, seed, "prior_samples")
-        return
-    if not images.are_pictures(shown_batch.x):
-        shape = tuple(shown_batch.x.shape[1:])
-        _LOG.warning("No figures of images: data of shape %s are neither gray nor color images.", shape)
-        return
-    with folder.drawing("reconstructions"):
-        if shown := reconstructions(program, shown_batch, seed, draws=False):
-            folder.save_figure("reconstructions", images.reconstructions(shown_batch.x, *shown.first()))
-    with folder.drawing("prior_samples"):
-        if shown := prior_samples(program, batch, _SHOWN_COLUMNS, seed, draws=False):
-            samples, kind = shown.first()
-            where = " for z from the prior" if shown.has_latents else ""
-            folder.save_figure("prior_samples", images.image_grid(samples, kind + where))

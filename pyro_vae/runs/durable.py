@@ -49,8 +49,7 @@ class DurableFit:
         )
         self.max_rollbacks = _MAX_ROLLBACKS if config.on_nonfinite == "rollback" else 0
         self._create = partial(folder.create, config.to_json(), resume=resume, overwrite=overwrite)
-        self._program = config.program
-        self._written = 0
+        self._program, self._written = config.program, 0
         self.started = False  # whether the folder contains this run
         on_first = fit.svi.processes.on_first
         if on_first(lambda: resume and bool(self.checkpoints.paths())):

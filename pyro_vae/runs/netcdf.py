@@ -34,7 +34,8 @@ def to_netcdf(per_image: Mapping[str, np.ndarray], rows: str = "num_particles") 
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
         group = file.create_group(_GROUP)
-        for name, values in per_image.items():
+        for name, array in per_image.items():
+            values = array.astype(np.int8) if array.dtype == bool else array  # netCDF has no booleans
             dims = ("image",) if values.ndim == 1 else (rows, "image")
             for dim, size in zip(dims, values.shape, strict=True):
                 if dim not in group.dimensions:

@@ -49,6 +49,7 @@ PURPOSES = {
     "impute": "evaluate/annealing/imputation.py",
     "local": "evaluate/posterior/local.py",
     "manifold": "instruments/samples.py",
+    "part/*": "evaluate/latents/decoding.py",
     "means": "evaluate/latents/moments.py",
     "moments": "evaluate/latents/moments.py",
     "pixel site": "evaluate/annealing/imputation.py",
@@ -77,6 +78,10 @@ def purposes(tree: ast.AST) -> Iterator[str]:
             words = call.args[1:]
         elif call.func.id == "read_only" and seed is not None and not isinstance(seed, ast.Constant):
             words = [keywords.get("purpose", ast.Constant(""))]
+            if isinstance(words[0], ast.Name):  # the argument of `_apply_to_pixels`, whose callers follow
+                continue
+        elif call.func.id == "_apply_to_pixels" and not isinstance(call.args[-2], ast.Constant):
+            words = call.args[-1:]
         else:
             continue
         yield "/".join(str(word.value) if isinstance(word, ast.Constant) else "*" for word in words)

@@ -21,7 +21,8 @@ from pyro_vae.evaluate import AISConfig, impute, per_image_elbos, sbc_ranks
 from pyro_vae.infer import Fit
 from pyro_vae.instruments.annealing import measure_ais
 from pyro_vae.instruments.probe import probe_rows
-from pyro_vae.instruments.scores import draw_scores, measure_scores
+from pyro_vae.instruments.score_figures import draw_scores
+from pyro_vae.instruments.scores import measure_scores
 from pyro_vae.model import VAE
 from pyro_vae.report import curves
 from pyro_vae.runs import Checkpoints, LabeledImages, RunFolder, checkpoint

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from pyro_vae.config import Config, programs
-from pyro_vae.instruments.scores import draw_scores, measure_scores
+from pyro_vae.instruments.score_figures import draw_scores
+from pyro_vae.instruments.scores import measure_scores
 from pyro_vae.runs import RunFolder
 
 SHAPES = [(8, 8), (1, 8, 8), (3, 8, 8), (2, 8, 8)]
