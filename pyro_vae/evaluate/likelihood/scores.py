@@ -150,7 +150,7 @@ def scores_from_terms(terms: LogWeightTerms) -> Scores:
         num_samples,
         **arrays | _estimates(log_w),  # type: ignore[arg-type]
         adapted=np.zeros(num_images, dtype=bool),
-        evaluations=np.full(num_images, num_samples),
+        evaluations=np.full(num_images, float(num_samples)),
         reason=terms.reason,
     )
 

@@ -308,7 +308,7 @@ def of_values(log_likelihood: list[float], khat: list[float], num_samples: int, 
         iwae=np.full((len(particle_counts(num_samples)), number), np.nan),
         iwae_se=np.full((len(particle_counts(num_samples)), number), np.nan),
         adapted=np.zeros(number, dtype=bool),
-        evaluations=np.full(number, num_samples),
+        evaluations=np.full(number, float(num_samples)),
         reason=reason,
     )
 
