@@ -10,17 +10,18 @@ from pyro_vae.report.drawing import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MARKERS = {"guide": "o", "PSIS": "v", "JVI-2": "^", "local": "s", "laplace": "D", "adaptive": "*"}
+_MARKERS = ["o", "v", "^", "s", "p", "D", "*", "P", "X", "h"]  # of the families of estimators, in turn
 
 
 def accuracy_and_cost(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot the mean difference of each estimator from the last one over its density evaluations.
 
-    Error bars are paired standard errors over images. The color is the share of images whose k-hat is above 0.7, gray
-    if the estimator has no k-hat.
+    Estimators of one family share a marker, and are labeled by their number of samples or temperatures. Error bars are
+    paired standard errors over images. The color is the share of images whose k-hat is above 0.7, gray if the
+    estimator has no k-hat.
 
     Args:
-        rows: {estimator: numbers as in summary.json}.
+        rows: {"family, number": numbers as in summary.json}.
     """
     from matplotlib.cm import ScalarMappable  # imported on use, as in `new_figure`
     from matplotlib.colors import Normalize
@@ -29,17 +30,23 @@ def accuracy_and_cost(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     scale = ScalarMappable(Normalize(0, 1), "RdYlGn_r")
     *others, (last, _) = rows.items()
+    families = list(dict.fromkeys(name.rpartition(", ")[0] for name, row in others if row["difference"] is not None))
     for name, row in others:
         if row["difference"] is None:
             continue
-        cost, share = row["density_evaluations"], row["khat_bad_fraction"]
-        color = "0.6" if share is None else scale.to_rgba(share)
-        axes.errorbar(cost, row["difference"], row["difference_se"] or 0, color="0.5", capsize=2, zorder=1)
-        marker = _MARKERS.get(name.replace(",", " ").split()[0], "P")
-        axes.plot(cost, row["difference"], marker, color=color, markersize=9, markeredgecolor="0.2", zorder=2)
-        axes.annotate(name, (cost, row["difference"]), xytext=(7, 5), textcoords="offset points", fontsize=8)
-    axes.axhline(0, color="0.3", linewidth=1)
+        place, share = (row["density_evaluations"], row["difference"]), row["khat_bad_fraction"]
+        family, _, number = name.rpartition(", ")
+        index = families.index(family)
+        color = "0.7" if share is None else scale.to_rgba(share)
+        axes.errorbar(*place, row["difference_se"] or 0, color="0.5", capsize=2, zorder=1)
+        axes.plot(*place, _MARKERS[index % len(_MARKERS)], color=color, markersize=9, markeredgecolor="0.2", zorder=2)
+        offset = (0, 9 if index % 2 else -15)  # neighbors of another family have their labels on the other side
+        axes.annotate(number, place, offset, textcoords="offset points", ha="center", fontsize=7)
+    for index, family in enumerate(families):
+        axes.plot([], [], _MARKERS[index % len(_MARKERS)], color="0.8", markeredgecolor="0.2", label=family)
+    axes.axhline(0, color="0.3", linewidth=1, zorder=0)
     axes.set(xscale="log", xlabel="density evaluations per image", ylabel=f"log p(x) minus that of {last} (nats)")
-    axes.margins(x=0.15, y=0.1)
+    axes.margins(x=0.1, y=0.12)
+    axes.legend(loc="lower right", fontsize=8)
     figure.colorbar(scale, ax=axes, label="share of images with k-hat > 0.7")
     return figure
