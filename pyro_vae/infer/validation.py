@@ -72,7 +72,8 @@ class Best(NamedTuple):
         Epochs in the warm-up of an objective are never the best: they maximize another objective, and patience would
         run out while it changes.
         """
-        if record.step <= getattr(svi.objective, "warmup_steps", 0):
+        warmup = getattr(svi.objective, "warmup_steps", 0)
+        if warmup and record.step <= warmup:
             return Best(epoch=record.index)
         if record.valid_distortion is None:
             return self

@@ -2,7 +2,6 @@ r"""Fault-tolerant training: checkpoints at milestones, at time intervals and on
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,10 +12,9 @@ from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.fit import Fit
 from pyro_vae.runs.checkpoints import Checkpoints
 from pyro_vae.runs.own_program import save_digests, warn_if_changed
+from pyro_vae.runs.rollback import roll_back
 from pyro_vae.runs.run_folder import RunFolder
 
-_LOG = logging.getLogger("pyro_vae")
-_ROLLBACK_LR_FACTOR = 0.5
 _MILESTONES = 20  # maximum number per run, besides the first step: checkpoints to which it can roll back
 _MAX_ROLLBACKS = 3
 
@@ -194,28 +192,3 @@ def run_with_checkpoints(
         except NonFiniteError as error:
             if not roll_back(fit, checkpoints, error, max_rollbacks):
                 raise
-
-
-def roll_back(fit: Fit, checkpoints: Checkpoints, error: NonFiniteError, max_rollbacks: int) -> bool:
-    """Return a fit to its last milestone and halve the learning rate, see `run_with_checkpoints`.
-
-    Returns:
-        Whether it has been done. If no rollback is left, a note of the error names the last checkpoint.
-    """
-    # Before the first step there is no checkpoint of this run, though perhaps of one that it is to replace.
-    begun = error.step > 0
-    rolls_back = begun and fit.rollbacks < max_rollbacks
-    newest = fit.svi.processes.on_first(lambda: checkpoints.newest(milestone=True)) if rolls_back else None
-    if newest is None:
-        kept = list(checkpoints.paths().values()) if begun else []
-        error.add_note(f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet.")
-        return False
-    step, state = newest
-    num_rollbacks = fit.rollbacks + 1
-    fit.load_state_dict(state)
-    # The factor depends on the loaded state only, so that a run that crashes before its next checkpoint repeats it.
-    fit.svi.optim.scale_lr(_ROLLBACK_LR_FACTOR ** (num_rollbacks - fit.rollbacks))
-    fit.rollbacks = num_rollbacks
-    fit.svi.processes.on_first(lambda: checkpoints.delete_after(step))
-    _LOG.warning("%s Rollback %d: resuming from step %d with half the learning rate.", error, num_rollbacks, step)
-    return True

@@ -10,7 +10,8 @@ from pyro_vae.config import Config
 from pyro_vae.errors import with_notes
 from pyro_vae.infer.epochs import Epoch
 from pyro_vae.infer.many import FitMany
-from pyro_vae.runs.durable import DurableFit, roll_back
+from pyro_vae.runs.durable import DurableFit
+from pyro_vae.runs.rollback import roll_back
 from pyro_vae.runs.run_folder import RunFolder
 
 _LOG = logging.getLogger("pyro_vae")
