@@ -62,6 +62,13 @@ class Dataset(Defaults):
     """Whether `load` reads files from `root`; digits and shapes have none."""
 
 
+class Registry(dict[str, Dataset]):
+    """Data sets by name. A function load(root, download) can be assigned, too, and then has the default settings."""
+
+    def __setitem__(self, name: str, dataset: Dataset | Source) -> None:
+        super().__setitem__(name, dataset if isinstance(dataset, Dataset) else Dataset(dataset))
+
+
 # For your own data.
 _OWN = Defaults(num_samples=1000)
 
@@ -164,18 +171,20 @@ def _idx(name: str) -> Source:
 
 
 # Each importance sample evaluates the decoder once: use 1000 for images of more than 28 x 28 pixels.
-DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(_digits, reads_root=False, epochs=300, num_samples=1000),
-    "mnist": Dataset(_idx("MNIST")),
-    "fashion-mnist": Dataset(_idx("FashionMNIST")),
-    "kmnist": Dataset(_idx("KMNIST")),
-    "emnist": Dataset(emnist.load),
-    "static-mnist": Dataset(static_mnist.load),
-    "omniglot": Dataset(omniglot.load),
-    "caltech-silhouettes": Dataset(caltech_silhouettes.load, epochs=300),
-    "cifar10": Dataset(cifar10.load, num_samples=1000),
-    "svhn": Dataset(svhn.load, num_samples=1000),
-    "shapes": Dataset(lambda root, download: shapes.load(), reads_root=False, num_samples=1000),
-    "dsprites": Dataset(dsprites.load, epochs=10, num_samples=1000),
-    "celeba64": Dataset(celeba64.load, epochs=30, num_samples=1000),
-}
+DATASETS = Registry(
+    {
+        "digits": Dataset(_digits, reads_root=False, epochs=300, num_samples=1000),
+        "mnist": Dataset(_idx("MNIST")),
+        "fashion-mnist": Dataset(_idx("FashionMNIST")),
+        "kmnist": Dataset(_idx("KMNIST")),
+        "emnist": Dataset(emnist.load),
+        "static-mnist": Dataset(static_mnist.load),
+        "omniglot": Dataset(omniglot.load),
+        "caltech-silhouettes": Dataset(caltech_silhouettes.load, epochs=300),
+        "cifar10": Dataset(cifar10.load, num_samples=1000),
+        "svhn": Dataset(svhn.load, num_samples=1000),
+        "shapes": Dataset(lambda root, download: shapes.load(), reads_root=False, num_samples=1000),
+        "dsprites": Dataset(dsprites.load, epochs=10, num_samples=1000),
+        "celeba64": Dataset(celeba64.load, epochs=30, num_samples=1000),
+    }
+)

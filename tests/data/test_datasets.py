@@ -320,3 +320,10 @@ def test_batches_are_passed_through_observe() -> None:
 def test_batch_larger_than_the_data_is_rejected() -> None:
     with pytest.raises(DataError, match="batch of 11 is larger than the 10 images: lower --batch-size"):
         Batches(torch.zeros(10, 2, dtype=torch.uint8), 11, 0, lambda x: x)
+
+
+def test_function_becomes_a_data_set_with_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.arange(24 * 4, dtype=torch.uint8).reshape(24, 2, 2)
+    monkeypatch.setitem(data.DATASETS, "mine", lambda root, download: Images("mine", *pixels.split(8)))
+    assert torch.equal(data.load("mine").test, pixels[16:])
+    assert data.defaults("mine").num_samples == data.defaults("mnist").num_samples
