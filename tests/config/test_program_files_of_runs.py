@@ -50,7 +50,7 @@ def built_by_fit(path: Path) -> Any:
 
 def test_run_is_scored_after_its_program_file_moved(run: Path, moved: Path) -> None:
     expected = json.loads((run / "summary.json").read_text())
-    done = inside("evaluate", moved, "--program", f"{moved.with_name('renamed.py')}:factory")
+    done = inside("evaluate", moved, "--program", f"{moved.with_name('renamed.py')}:factory", "--proposal", "guide")
     assert done.returncode == 0, done.stderr
     found = json.loads((moved / "evaluation" / "summary.json").read_text())
     for key in ("elbo", "log_likelihood"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -62,7 +63,7 @@ def test_auxiliary_site_carries_the_density_of_its_parts() -> None:
     torch.testing.assert_close(log_weights(model, guide, x, 6, seed=0), truth.expand(6, 5))
     torch.testing.assert_close(-ELBO(3).loss(model, guide, x), truth.sum())
     with pytest.raises(ValueError, match="auxiliary site 'both'"):
-        ais(model, guide, x, SHORT)
+        ais(model, guide, x, replace(SHORT, start="guide"))
 
 
 def test_observed_pixels_may_be_split_into_several_sites() -> None:

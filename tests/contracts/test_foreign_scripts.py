@@ -134,7 +134,8 @@ def test_tutorial_program_runs_through_every_script(name: str, programs: Path, t
     shown = figures(run / "figures")
     assert shown == {"learning_curve", "bounds", "khat", "reconstructions", "prior_samples"}
     assert inside("fit", *TINY, *own, "--out", run, "--resume").returncode == 0
-    result = inside("evaluate", run, *own, "--ais-temperatures", 5, "--local-vi-steps", 3, "--sbc-images", 20)
+    flags = ("--proposal", "guide", "--ais-temperatures", 5, "--local-vi-steps", 3, "--sbc-images", 20)
+    result = inside("evaluate", run, *own, *flags)
     assert result.returncode == 0, result.stderr
     again = json.loads((run / "evaluation" / "summary.json").read_text())
     assert again["log_likelihood"] == pytest.approx(summary["log_likelihood"], abs=1e-6)

@@ -53,7 +53,7 @@ def test_script_stops_when_the_one_that_started_it_has_ended(number: int) -> Non
         child.kill()
         holder.wait()
     assert child.returncode == 128 + signal.SIGTERM
-    assert errors == b"stopped; continue with --resume\n"
+    assert errors == b"stopped\n"
 
 
 def fits_in(folder: Path) -> list[int]:

@@ -57,7 +57,7 @@ def test_all_evaluations_of_7_images_agree_on_3_processes(tmp_path: Path, promis
     expected = measure()
     varying = {name.split("/")[1] for name, array in expected.items() if array.dtype.kind in "fi" and array.any()}
     assert varying == {name.split("/")[1] for name in expected}  # every evaluation has numbers
-    assert len(varying) == 11
+    assert len(varying) == 12
     assert_equal_in(tmp_path / "3", 3, "eager", expected)
     promised(f"evaluation by 3 processes: {len(expected)} of {len(expected)} arrays and numbers equal those of one")
 

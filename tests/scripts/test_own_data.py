@@ -61,7 +61,8 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert ((pixels[..., 2] - pixels[..., 0]) > 80).any()  # blue
 
     shutil.copytree(photographs, moved)
-    again = inside("evaluate", run, "--data", moved, *(["--probe"] if net == "conv" else ["--ais-temperatures", 3]))
+    flags = ["--proposal", "guide", *(["--probe"] if net == "conv" else ["--ais-temperatures", 3])]
+    again = inside("evaluate", run, "--data", moved, *flags)
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
     if net == "conv":
@@ -83,7 +84,7 @@ def test_color_mixture_is_fitted_scored_and_drawn(photographs: Path, tmp_path: P
     assert isinstance(nats, float)
     assert fitted["bits_per_dim"] == pytest.approx(-nats / (360 * math.log(2)))
     assert 0 < -nats < 360 * math.log(256)  # better than uniform colors
-    again = inside("evaluate", run)
+    again = inside("evaluate", run, "--proposal", "guide")
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
     drawn = inside("sample", run)
@@ -100,7 +101,7 @@ def test_size_and_gray_are_applied_and_kept_by_the_run(photographs: Path, tmp_pa
     assert result.returncode == 0, result.stderr
     assert "photographs: 50 train" in result.stdout
     assert "of 8 x 8 gray pixels, 2 classes, split by their content; --likelihood logistic-mixture" in result.stdout
-    again = inside("evaluate", run)
+    again = inside("evaluate", run, "--proposal", "guide")
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == summary_of(run)["log_likelihood"]
 

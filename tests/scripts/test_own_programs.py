@@ -105,7 +105,7 @@ def test_custom_program_is_fitted_and_scored(program: Path, tmp_path: Path, refu
     assert (folder / "figures" / "prior_samples.png").exists()
 
     refused(command("evaluate", folder), "--program")
-    again = inside("evaluate", folder, *mine)
+    again = inside("evaluate", folder, *mine, "--proposal", "guide")
     assert again.returncode == 0, again.stderr
     found = json.loads((folder / "evaluation" / "summary.json").read_text())
     assert found["log_likelihood"] == pytest.approx(fitted["log_likelihood"], rel=1e-6)

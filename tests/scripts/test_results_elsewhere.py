@@ -45,7 +45,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_evaluation_is_written_to_out_alone(locked: Path, tmp_path: Path, refused: Callable[..., None]) -> None:
     before, out = content(locked), tmp_path / "out"
     refused(command("evaluate", locked), "evaluation cannot be written", "--out")
-    result = inside("evaluate", locked, "--out", out)
+    result = inside("evaluate", locked, "--out", out, "--proposal", "guide")
     assert result.returncode == 0, result.stderr
     assert log_likelihood(out) == pytest.approx(log_likelihood(locked), rel=1e-6)
     assert {path.name for path in (out / "figures").iterdir()} >= {"bounds.png", "rate_distortion.png", "khat.png"}
@@ -85,7 +85,7 @@ def test_custom_and_built_in_programs_are_evaluated_together(
 ) -> None:
     """--program names the custom one; each result has a folder of its own in --out."""
     folder, program = own
-    result = inside("evaluate", folder, run, "--program", program, "--out", tmp_path / "out")
+    result = inside("evaluate", folder, run, "--program", program, "--out", tmp_path / "out", "--proposal", "guide")
     assert result.returncode == 0, result.stderr
     for each in (folder, run):
         assert log_likelihood(tmp_path / "out" / each.name) == pytest.approx(log_likelihood(each), rel=1e-6)

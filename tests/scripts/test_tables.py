@@ -42,7 +42,7 @@ def test_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Pat
     else:
         assert fitted["bits_per_dim"] == pytest.approx(-fitted["log_likelihood"] / (9 * math.log(2)))
 
-    again = inside("evaluate", run, "--ais-temperatures", 3)
+    again = inside("evaluate", run, "--proposal", "guide", "--ais-temperatures", 3)
     assert again.returncode == 0, again.stderr
     repeated = json.loads((run / "evaluation" / "summary.json").read_text())
     assert repeated["log_likelihood"] == fitted["log_likelihood"]

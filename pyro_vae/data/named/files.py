@@ -47,7 +47,7 @@ def require(
             fetch(torchvision.datasets)
         except Exception as error:
             for path in new:  # empty ones that the download has made, innermost first
-                with suppress(OSError):
+                with suppress(OSError, ValueError):  # or a name that no folder can have
                     path.rmdir()
             reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
             raise DataError(f"{folder} has no {absent}, and downloading failed ({reason}). {REMEDY}") from error
@@ -65,7 +65,7 @@ def _root_nearby(folder: Path, names: Sequence[str]) -> Path | None:
     below = Path(*folder.parts[-2:]) if folder.name == "raw" else Path(folder.name)
     try:
         inner = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    except OSError:  # no such folder
+    except (OSError, ValueError):  # no such folder, or a name that no file can have
         inner = []
     depths = [depth for depth in (1, 2) if root.parts[-depth:] == below.parts[:depth]]
     roots = [root.parents[depth - 1] for depth in depths] + inner
