@@ -32,6 +32,7 @@ def gallery(pictures: Mapping[str, Path]) -> Figure:
     columns = min(3, len(pictures))
     height = -(-len(pictures) // columns)
     figure = new_figure(4 * columns, 4.4 * height)
+    figure.set_layout_engine("compressed")  # for panels of fixed aspect, whose titles would be cut off
     panels = figure.subplots(height, columns, squeeze=False).flatten()
     for panel in panels:
         panel.axis("off")
