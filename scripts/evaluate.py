@@ -70,13 +70,14 @@ class EvaluationFlags:
     Args:
         num_samples: Number K of importance samples per image for log p(x). If None, as in the run.
         proposal: Distribution of the samples that estimate log p(x). guide is q(z|x); adaptive is fitted to the
-            posterior of each image, with more effort where k-hat is large; laplace is a Gaussian around its mode. The
-            last two are for continuous latents; otherwise the guide is used. For D latent units adaptive takes 16 D +
-            400 further densities per image, or more. The bounds are those of the guide.
+            posterior of each image, with more effort where k-hat is large; laplace is a Gaussian around its mode; local
+            is a flow, optimized by Adam. The last three are for continuous latents; otherwise the guide is used. For D
+            latent units adaptive takes 16 D + 400 further densities per image, or more. The bounds are those of the
+            guide.
     """
 
     num_samples: config.OptionalCount = None
-    proposal: Literal["adaptive", "laplace", "guide"] = "adaptive"
+    proposal: Literal["adaptive", "laplace", "local", "guide"] = "adaptive"
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,10 @@ def score(
         compile: Evaluate the program with compiled graphs, compiled once for all batches of the same size.
         backend: Backend that evaluates the program, which overrides `compile`. A `CompiledBackend` that is passed to
             several calls compiles once.
-        proposal: Proposal of the weights that estimate log p(x): ``"guide"``, ``"adaptive"``, or ``"laplace"``. The
-            last two are fitted to the posterior of each image, at a higher cost; see `adapted_log_weights`. The bounds
-            are those of the guide either way, and so is the estimate where a proposal cannot be adapted, e.g. if no
-            latent is continuous; `Scores.not_adapted` is then the reason.
+        proposal: Proposal of the weights that estimate log p(x): ``"guide"``, ``"adaptive"``, ``"laplace"`` or
+            ``"local"``. The last three are fitted to the posterior of each image, at a higher cost; see
+            `adapted_log_weights`. The bounds are those of the guide either way, and so is the estimate where a proposal
+            cannot be adapted, e.g. if no latent is continuous; `Scores.not_adapted` is then the reason.
         progress: Show a progress bar over batches, if on a terminal.
 
     Raises:

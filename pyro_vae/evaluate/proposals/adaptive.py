@@ -22,12 +22,13 @@ from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
 from pyro_vae.evaluate.likelihood.chunks import chunk_size
 from pyro_vae.evaluate.likelihood.diagnostics import khat_threshold, psis
+from pyro_vae.evaluate.posterior.local import local_log_weights
 from pyro_vae.evaluate.proposals.chunks import in_chunks
 from pyro_vae.evaluate.proposals.gaussian import Gaussians, fit_round
 from pyro_vae.evaluate.proposals.mixture import mixture_log_weights
 from pyro_vae.trace import Data, Program, read_only
 
-PROPOSALS = ("guide", "laplace", "adaptive")
+PROPOSALS = ("guide", "local", "laplace", "adaptive")
 
 _MOMENT_DRAWS = 200  # samples of the guide that give the first Gaussian
 _TEST_DRAWS = 400
@@ -39,6 +40,7 @@ _GRADIENT_MEMORY = 4  # of a particle, relative to its density
 _RATES = (0.5, 0.7, 0.7, 0.7, 1 / 2, 1 / 3, 1 / 4, 1 / 5)
 _LATER_RATES = (0.5, 0.5, 1 / 2, 1 / 3, 1 / 4, 1 / 5)
 _LATER_ROTATIONS = (2, 4)  # relative to the first phase
+_LOCAL_STEPS, _LOCAL_PARTICLES = 500, 10  # of the optimization of a flow
 # The Laplace approximation: damped Newton steps to the mode, with derivatives from differences over 0.01 s.d.
 _NEWTON_STEPS, _NEWTON_RADIUS = 8, 0.01
 
@@ -72,7 +74,9 @@ def adapted_log_weights(
         guide: Guide q(z|x), whose density can be evaluated at given values.
         x: Images (B, ...) in the support of the observed site, a tuple of positional arguments, or a `Batch`.
         num_samples: Number of weights per image, K.
-        proposal: ``"adaptive"``, or ``"laplace"`` for the Laplace approximation: a Gaussian around the mode.
+        proposal: ``"adaptive"``; ``"laplace"`` for the Laplace approximation, a Gaussian around the mode; or
+            ``"local"`` for a flow (a Gaussian, if there is one latent unit), optimized by Adam as in `per_image_elbos`
+            and not mixed with the guide.
         seed: Random seed. None uses fresh entropy.
         compiled: Evaluate densities with a graph, compiled for this batch.
 
@@ -83,6 +87,8 @@ def adapted_log_weights(
     if proposal not in PROPOSALS[1:]:
         raise UserError(f"proposal is {proposal!r}; choose one of {', '.join(PROPOSALS[1:])}.")
     check_count("num_samples", num_samples, 1)
+    if proposal == "local":
+        return _local(model, guide, x, num_samples, seed)
     with read_only(model, guide, x=x, seed=seed, purpose="adapt", validate=False):
         path = AnnealingPath(model, guide, x, "guide", compiled=compiled)
         start = path.draw(_MOMENT_DRAWS)
@@ -94,6 +100,25 @@ def adapted_log_weights(
         adapt = _laplace if proposal == "laplace" else _adapt
         gaussians, evaluations = adapt(path, first)
         return AdaptedWeights(mixture_log_weights(path, gaussians, num_samples), evaluations + num_samples)
+
+
+def _local(model: Program, guide: Program, x: Data, num_samples: int, seed: int | None) -> AdaptedWeights:
+    """Return the weights of draws from a posterior that is optimized for each image."""
+    with read_only(model, guide, x=x, seed=seed, purpose="adapt", validate=False):
+        units = AnnealingPath(model, guide, x, "guide").draw(1).u.shape[2]
+    family = "flow" if units > 1 else "full"
+    log_w = local_log_weights(
+        model,
+        guide,
+        x,
+        [family],
+        num_steps=_LOCAL_STEPS,
+        num_particles=_LOCAL_PARTICLES,
+        num_samples=num_samples,
+        seed=seed,
+    )[family]
+    evaluations = torch.full_like(log_w[0], _LOCAL_STEPS * _LOCAL_PARTICLES + num_samples, dtype=torch.int64)
+    return AdaptedWeights(log_w, evaluations)
 
 
 def _laplace(path: AnnealingPath, gaussians: Gaussians) -> tuple[Gaussians, Tensor]:

@@ -43,11 +43,14 @@ def test_linear_gaussian_program_needs_few_draws(proposal: str, variance_ratio: 
     assert float(ess.min()) > 0.5
 
 
-def test_decoder_agrees_with_quadrature() -> None:
-    program = BernoulliDecoder(2)
+@pytest.mark.parametrize(("proposal", "units"), [("adaptive", 2), ("local", 1), ("local", 2)])
+def test_decoder_agrees_with_quadrature(proposal: str, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images; "local" is a Gaussian for one unit and a flow for two, here after 50 steps."""
+    monkeypatch.setattr(adaptive, "_LOCAL_STEPS", 50)
+    program = BernoulliDecoder(units)
     x = (torch.arange(64)[:, None] >> torch.arange(6)) % 2.0
     truth = program.log_evidence(x)
-    assert_mean_is_one(ratios(program, x, truth, 4000))
+    assert_mean_is_one(ratios(program, x, truth, 4000, proposal=proposal))
     assert float(truth.exp().sum()) == pytest.approx(1, abs=1e-4)  # all images: the quadrature itself
 
 
@@ -239,7 +242,10 @@ def test_compiled_weights_equal_those_of_the_program() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"num_samples": 0}, "at least 1"), ({"num_samples": 5, "proposal": "best"}, "choose one of laplace, adaptive")],
+    [
+        ({"num_samples": 0}, "at least 1"),
+        ({"num_samples": 5, "proposal": "best"}, "choose one of local, laplace, adaptive"),
+    ],
 )
 def test_invalid_settings_are_rejected(options: dict, words: str) -> None:
     program = LinearGaussian(2)
