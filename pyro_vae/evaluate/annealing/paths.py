@@ -169,15 +169,19 @@ class AnnealingPath:
         """Return log f_0 and log p(x, u) (K, B) in nats, without gradients."""
         self._counts["particles"] += len(u)
         with torch.no_grad():
-            if self._densities is not None:
-                try:
-                    log_start, log_joint = self._run_graph(self._densities, u)
-                    return log_start, log_joint
-                except GraphError as error:
-                    self._densities = None
-                    _LOG.warning("Densities are not compiled: %s. The program runs eagerly.", error)
-            log_start, log_joint = self._log_ends(u)[1]
-            return log_start, log_joint
+            log_start, log_joint = self._log_densities_of_program(u)
+            return (log_start if self._gaussian is None else self._gaussian.evaluate(u)[0]), log_joint
+
+    def _log_densities_of_program(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate the densities of a path as `_evaluate_program` does."""
+        if self._densities is not None:
+            try:
+                log_start, log_joint = self._run_graph(self._densities, u)
+                return log_start, log_joint
+            except GraphError as error:
+                self._densities = None
+                _LOG.warning("Densities are not compiled: %s. The program runs eagerly.", error)
+        return self._log_ends(u)[1]
 
     def _run_graph(self, graph: Graph, u: Tensor) -> Any:
         """Run a graph. The first call also runs the program, to detect values that the graph has frozen."""

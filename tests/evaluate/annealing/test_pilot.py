@@ -9,12 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.oracles import BernoulliDecoder
 from torch import Tensor
 
 from pyro_vae.evaluate import AISConfig, ais
 from pyro_vae.evaluate.annealing.gaussians import Gaussian, Scales, fit_gaussian
-from pyro_vae.evaluate.annealing.paths import STARTS
+from pyro_vae.evaluate.annealing.paths import STARTS, AnnealingPath
 from pyro_vae.evaluate.annealing.schedules import interpolate, linear, place_temperatures, sigmoid
+from pyro_vae.trace import read_only
 
 
 def random_covariances(size: int) -> Tensor:
@@ -143,3 +145,15 @@ def test_two_far_modes_keep_the_mean_weight_unbiased(start: str) -> None:
     ratio = np.exp(found.lower - truth)
     assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / math.sqrt(400)
     assert abs((found.lower - truth).mean()) < 0.1
+
+
+def test_densities_without_gradients_are_those_of_the_path() -> None:
+    """For every start, a fitted Gaussian included."""
+    program, x = BernoulliDecoder(2), torch.ones(3, 6)
+    for start in STARTS:
+        with read_only(program.model, program.guide, x=x, seed=0, validate=False):
+            path = AnnealingPath(program.model, program.guide, x, start)
+            if start == "gaussian":
+                path = path.starting_from(Gaussian(torch.zeros(3, 2).double(), 2 * torch.ones(3, 2).double()))
+            state = path.evaluate(path.draw(4).u)
+            torch.testing.assert_close(path.log_densities(state.u), (state.log_start, state.log_joint))
