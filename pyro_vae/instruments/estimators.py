@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyro_vae import parallel
@@ -21,6 +20,7 @@ from pyro_vae.evaluate import (
     AISConfig,
     adapted_log_weights,
     ais,
+    iwae,
     jackknife,
     local_log_weights,
     log_weights,
@@ -177,7 +177,7 @@ def _estimate(log_w: Tensor, evaluations: float, clock: _Clock) -> Estimate:
 
 
 def _log_mean(log_w: Tensor) -> np.ndarray:
-    return (log_w.logsumexp(0) - torch.tensor(float(len(log_w))).log()).cpu().numpy()
+    return iwae(log_w, len(log_w))[0].cpu().numpy()
 
 
 def _joined(parts: list[Estimate], sizes: list[int]) -> Estimate:

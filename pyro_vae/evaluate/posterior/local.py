@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate.annealing.hmc import Progress
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
+from pyro_vae.evaluate.annealing.states import StartingParticles
 from pyro_vae.evaluate.likelihood.weights import log_weights
 from pyro_vae.evaluate.posterior.families import FAMILIES, Parameters
 from pyro_vae.trace import Data, Program, derive_seed, read_only
@@ -118,20 +119,43 @@ def local_log_weights(
     """
     if unknown := sorted(set(families) - FAMILIES.keys()):
         raise UserError(f"Unknown family {unknown[0]!r}; choose one of {', '.join(FAMILIES)}.")
-    found = {}
     with read_only(model, guide, x=x, seed=seed, purpose="local", validate=False):
         path = AnnealingPath(model, guide, x, "guide")
-        draws = path.draw(_MOMENT_DRAWS)
-        loc, scale = draws.u.mean(0), draws.scale
-        for family in families:
-            family_distribution, initial_parameters = FAMILIES[family]
-            parameters = initial_parameters(loc)
-            _fit(path, family_distribution, loc, scale, parameters, num_steps, num_particles, progress)
-            with torch.no_grad():
-                q = _unwhiten(family_distribution(parameters), loc, scale)
-                chunks = [_log_weights(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
-            found[family] = torch.cat(chunks)[:num_samples]
-    return found
+        start = path.draw(_MOMENT_DRAWS)
+        return {
+            family: family_log_weights(path, start, family, num_steps, num_particles, num_samples, progress)
+            for family in families
+        }
+
+
+def family_log_weights(
+    path: AnnealingPath,
+    start: StartingParticles,
+    family: str,
+    num_steps: int,
+    num_particles: int,
+    num_samples: int,
+    progress: Progress,
+) -> Tensor:
+    """Optimize a posterior of one family for each image, and return log weights of its samples (K, B).
+
+    Args:
+        path: Path from the guide to the posterior of each image.
+        start: Samples of the guide, whose moments are those of the first posterior.
+        family: Name in `FAMILIES`.
+        num_steps: As in `local_log_weights`, like the other arguments.
+        num_particles: Particles per step.
+        num_samples: Number of fresh samples, K.
+        progress: Wrapper of the loop over steps.
+    """
+    loc, scale = start.u.mean(0), start.scale
+    family_distribution, initial_parameters = FAMILIES[family]
+    parameters = initial_parameters(loc)
+    _fit(path, family_distribution, loc, scale, parameters, num_steps, num_particles, progress)
+    with torch.no_grad():
+        q = _unwhiten(family_distribution(parameters), loc, scale)
+        chunks = [_log_weights(path, q, q, min(100, num_samples)) for _ in range(-(-num_samples // 100))]
+    return torch.cat(chunks)[:num_samples]
 
 
 def _fit(

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
+from pyro_vae.evaluate.annealing.states import StartingParticles
 from pyro_vae.evaluate.likelihood.chunks import chunk_size
 from pyro_vae.evaluate.likelihood.diagnostics import khat_threshold, psis
-from pyro_vae.evaluate.posterior.local import local_log_weights
+from pyro_vae.evaluate.posterior.local import family_log_weights
 from pyro_vae.evaluate.proposals.chunks import in_chunks
 from pyro_vae.evaluate.proposals.gaussian import Gaussians, fit_round
 from pyro_vae.evaluate.proposals.mixture import mixture_log_weights
@@ -87,11 +88,11 @@ def adapted_log_weights(
     if proposal not in PROPOSALS[1:]:
         raise UserError(f"proposal is {proposal!r}; choose one of {', '.join(PROPOSALS[1:])}.")
     check_count("num_samples", num_samples, 1)
-    if proposal == "local":
-        return _local(model, guide, x, num_samples, seed)
     with read_only(model, guide, x=x, seed=seed, purpose="adapt", validate=False):
         path = AnnealingPath(model, guide, x, "guide", compiled=compiled)
         start = path.draw(_MOMENT_DRAWS)
+        if proposal == "local":
+            return _local(path, start, num_samples)
         if start.u.shape[2] > _MOST_DIMENSIONS:
             raise UserError(
                 f"The latents have {start.u.shape[2]} dimensions; proposals are adapted to at most {_MOST_DIMENSIONS}."
@@ -102,21 +103,10 @@ def adapted_log_weights(
         return AdaptedWeights(mixture_log_weights(path, gaussians, num_samples), evaluations + num_samples)
 
 
-def _local(model: Program, guide: Program, x: Data, num_samples: int, seed: int | None) -> AdaptedWeights:
+def _local(path: AnnealingPath, start: StartingParticles, num_samples: int) -> AdaptedWeights:
     """Return the weights of draws from a posterior that is optimized for each image."""
-    with read_only(model, guide, x=x, seed=seed, purpose="adapt", validate=False):
-        units = AnnealingPath(model, guide, x, "guide").draw(1).u.shape[2]
-    family = "flow" if units > 1 else "full"
-    log_w = local_log_weights(
-        model,
-        guide,
-        x,
-        [family],
-        num_steps=_LOCAL_STEPS,
-        num_particles=_LOCAL_PARTICLES,
-        num_samples=num_samples,
-        seed=seed,
-    )[family]
+    family = "flow" if start.u.shape[2] > 1 else "full"
+    log_w = family_log_weights(path, start, family, _LOCAL_STEPS, _LOCAL_PARTICLES, num_samples, iter)
     evaluations = torch.full_like(log_w[0], _LOCAL_STEPS * _LOCAL_PARTICLES + num_samples, dtype=torch.int64)
     return AdaptedWeights(log_w, evaluations)
 
