@@ -105,3 +105,47 @@ class RowsAlone:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(3 + x.flatten(-2), 0.3).to_event(1))
+
+
+class Waiting:
+    """rate ~ Gamma(a, b), x_1, ..., x_5 | rate ~ Exponential(rate): a positive latent, p(x) in closed form."""
+
+    a, b = 2.0, 3.0
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            rate = pyro.sample("rate", dist.Gamma(self.a, self.b))
+            pyro.sample("x", dist.Exponential(rate.unsqueeze(-1).expand(*rate.shape, 5)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("rate", dist.LogNormal(-x.mean(1).log(), 0.8))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        total = x.sum(1)
+        gammas = math.lgamma(self.a + 5) - math.lgamma(self.a)
+        return gammas + self.a * math.log(self.b) - (self.a + 5) * (self.b + total).log()
+
+
+class Bounded:
+    """z ~ Uniform(-1, 1), x|z ~ N(z, 0.8): a guide N(0.4 x, scale) reaches beyond the support of the prior."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Uniform(-torch.ones(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.8).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(0.4 * x, self.scale).to_event(1))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        likelihood = dist.Normal(x, 0.8)
+        return ((likelihood.cdf(torch.ones(1)) - likelihood.cdf(-torch.ones(1))) / 2).log().squeeze(-1)
+
+    def inside(self, x: Tensor) -> Tensor:
+        q = dist.Normal(0.4 * x, self.scale)
+        return (q.cdf(torch.ones(1)) - q.cdf(-torch.ones(1))).squeeze(-1)

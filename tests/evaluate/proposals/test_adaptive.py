@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.discrete import pair
-from helpers.oracles import BernoulliDecoder, LinearGaussian
+from helpers.oracles import BernoulliDecoder, Bounded, LinearGaussian, Waiting
 from helpers.programs import images, small_vae, two_layer
 from torch import Tensor
 
@@ -86,50 +86,13 @@ def test_guide_in_the_mixture_finds_a_second_mode(guide: str, proposal: str) -> 
     assert_mean_is_one((weights.log_w - program.log_evidence(x)).exp())
 
 
-class Waiting:
-    """rate ~ Gamma(a, b), x_1, ..., x_5 | rate ~ Exponential(rate): a positive latent, p(x) in closed form."""
-
-    a, b = 2.0, 3.0
-
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            rate = pyro.sample("rate", dist.Gamma(self.a, self.b))
-            pyro.sample("x", dist.Exponential(rate.unsqueeze(-1).expand(*rate.shape, 5)).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("rate", dist.LogNormal(-x.mean(1).log(), 0.8))
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        total = x.sum(1)
-        gammas = math.lgamma(self.a + 5) - math.lgamma(self.a)
-        return gammas + self.a * math.log(self.b) - (self.a + 5) * (self.b + total).log()
-
-
 def test_constrained_latent_is_sampled_in_unconstrained_space() -> None:
     program, x = Waiting(), dist.Exponential(1.0).sample((20, 5))
     assert_mean_is_one(ratios(program, x, program.log_evidence(x), 4000))
 
 
-class Bounded:
-    """z ~ Uniform(-1, 1), x|z ~ N(z, 0.8), and a guide of which half is outside the support of the prior."""
-
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Uniform(-torch.ones(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 0.8).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Normal(0.4 * x, 1.5).to_event(1))
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        likelihood = dist.Normal(x, 0.8)
-        return ((likelihood.cdf(torch.ones(1)) - likelihood.cdf(-torch.ones(1))) / 2).log().squeeze(-1)
-
-
 def test_guide_beyond_the_support_of_the_prior_keeps_weights_unbiased() -> None:
-    program, x = Bounded(), torch.tensor([[0.2], [0.9], [3.0]])
+    program, x = Bounded(1.5), torch.tensor([[0.2], [0.9], [3.0]])
     assert_mean_is_one(ratios(program, x, program.log_evidence(x), 20_000))
 
 
