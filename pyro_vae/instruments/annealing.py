@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from pyro_vae import config, parallel
-from pyro_vae.errors import check_count
+from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate import (
     CURVE_TEMPERATURES,
     AISConfig,
@@ -40,6 +40,8 @@ class AnnealedImportanceSampling:
     Args:
         ais_temperatures: Number of temperatures of annealed importance sampling (AIS). 0 disables it.
         chains: Number of chains per image.
+        chains_per_group: Number of chains that are resampled together where their weights become uneven (sequential
+            Monte Carlo). It must divide --chains; 1 resamples none. It helps with --ais-start prior.
         leapfrogs: Number of leapfrog steps per temperature.
         ais_start: Initial distribution of the chains. gaussian is fitted to each posterior in a pilot run, guide is
             q(z|x), prior is p(z), which adds a rate-distortion curve.
@@ -51,6 +53,7 @@ class AnnealedImportanceSampling:
 
     ais_temperatures: config.Count = 0
     chains: config.Count = 16
+    chains_per_group: config.Count = 1
     leapfrogs: config.Count = 2
     ais_start: Literal["gaussian", "guide", "prior"] = "gaussian"
     temperature_schedule: Literal["adaptive", "sigmoid", "linear"] = "adaptive"
@@ -69,8 +72,16 @@ class AnnealedImportanceSampling:
         Raises:
             UserError: If a flag is out of range; see `AISConfig`.
         """
+        if self.chains_per_group < 1 or self.chains % self.chains_per_group:
+            raise UserError(f"--chains-per-group is {self.chains_per_group}; it must divide --chains, {self.chains}.")
         return AISConfig(
-            self.chains, self.ais_temperatures, self.leapfrogs, self.ais_start, self.temperature_schedule, compiled
+            self.chains,
+            self.ais_temperatures,
+            self.leapfrogs,
+            self.ais_start,
+            self.temperature_schedule,
+            compiled,
+            self.chains_per_group,
         )
 
     def check(self, run: EvaluatedRun) -> None:
@@ -123,6 +134,7 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         **vars(ais_config),
         "log_likelihood": float(test.lower.mean()),
         "log_likelihood_se": standard_error(test.lower),
+        "estimator_se": float(np.linalg.norm(test.lower_se) / len(test.lower_se)),
         "ess_median": float(np.median(test.ess)),
         "acceptance": float(test.acceptance.mean()),
         "density_evaluations": test.evaluations,

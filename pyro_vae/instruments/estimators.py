@@ -38,6 +38,7 @@ _GUIDE_SAMPLES = (1000, 5000, 50_000)
 _LOCAL_STEPS, _LOCAL_PARTICLES, _LOCAL_SAMPLES = 500, 10, 5000
 _ADAPTED_SAMPLES = (1000, 5000)
 _FITTED_START = (10, 25, 50)  # temperatures of annealing from a fitted Gaussian
+_FROM_PRIOR, _GROUP_SIZE = 100, 8  # temperatures of annealing from the prior, and chains resampled together (SMC)
 _FROM_GUIDE = (100, 500, 1000)  # and of annealing from the guide, with five leapfrog steps
 
 
@@ -152,6 +153,12 @@ def estimates(program: Any, images: Batch, seed: int | None, *, compiled: bool) 
             )
             yield f"{proposal}, {number:,}", _estimate(log_w, float(cost.double().mean()), clock)
     settings = {f"AIS, fitted start, {T}": AISConfig(num_temperatures=T, compiled=compiled) for T in _FITTED_START}
+    settings |= {
+        f"{title} from the prior, {_FROM_PRIOR}": AISConfig(
+            num_temperatures=_FROM_PRIOR, start="prior", compiled=compiled, group_size=size
+        )
+        for title, size in (("AIS", 1), ("SMC", _GROUP_SIZE))
+    }
     settings |= {
         f"AIS from the guide, {T:,}": AISConfig(16, T, 5, start="guide", schedule="sigmoid", compiled=compiled)
         for T in _FROM_GUIDE

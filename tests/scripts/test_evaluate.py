@@ -124,10 +124,12 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
     refused(command("evaluate", run, "--ais-temperatures", -1), "--ais-temperatures is -1")
     refused(command("evaluate", run, "--sbc-images", -5), "--sbc-images is -5")
     refused(command("evaluate", run, "--ais-temperatures", 5, "--chains", 0), "num_chains is 0")
+    refused(command("evaluate", run, "--ais-temperatures", 5, "--chains-per-group", 5), "it must divide --chains, 16")
 
 
 def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> None:
-    flags = ["--ais-temperatures", 20, "--chains", 4, "--ais-start", "prior", "--test-images", 10]
+    flags = ["--ais-temperatures", 20, "--chains", 4, "--chains-per-group", 2, "--ais-start", "prior"]
+    flags += ["--test-images", 10]
     result = inside("evaluate", run, *flags)
     assert result.returncode == 0, result.stderr
     annealed = json.loads((run / "evaluation" / "summary.json").read_text())["annealing"]
@@ -137,6 +139,9 @@ def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> Non
         np.testing.assert_allclose(arrays[name].to_numpy().mean(1), curve[name])
     assert (curve["b"][0], curve["b"][-1], curve["rate"][0]) == (0, 1, 0)
     assert curve["rate"][-1] + curve["distortion"][-1] == pytest.approx(-annealed["log_likelihood"])
+    assert annealed["group_size"] == 2
+    assert (arrays["ess"] <= 2).all()  # of two groups for each image
+    assert 0 < annealed["estimator_se"] < annealed["log_likelihood_se"]
     assert (run / "evaluation" / "figures" / "annealed_rate_distortion.png").exists()
 
 
@@ -274,6 +279,7 @@ def test_evaluate_compares_estimators(run: Path, monkeypatch: pytest.MonkeyPatch
     for name, value in (("_LOCAL_STEPS", 50), ("_LOCAL_SAMPLES", 200), ("_ADAPTED_SAMPLES", (200,))):
         monkeypatch.setattr(estimators, name, value)
     monkeypatch.setattr(estimators, "_FITTED_START", (10,))
+    monkeypatch.setattr(estimators, "_FROM_PRIOR", 20)
     monkeypatch.setattr(estimators, "_FROM_GUIDE", (50,))
     result = inside("evaluate", run, "--estimators", "--test-images", 10, "--num-samples", 50)
     assert result.returncode == 0, result.stderr

@@ -24,11 +24,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pyro_vae.errors import UserError, check_count
 from pyro_vae.evaluate.annealing.hmc import AnnealedChains, Progress, WeightedParticles
 from pyro_vae.evaluate.annealing.paths import STARTS, AnnealingPath
 from pyro_vae.evaluate.annealing.pilot import adapt_chains
 from pyro_vae.evaluate.annealing.rate_distortion import RateDistortion, rate_distortion
+from pyro_vae.evaluate.annealing.resampling import group_means
 from pyro_vae.evaluate.annealing.results import AISResult, BDMCResult
 from pyro_vae.evaluate.annealing.schedules import SCHEDULES
 from pyro_vae.trace import Data, Program, check_support, read_only, simulate
@@ -46,9 +49,11 @@ class AISConfig:
             posterior of each image in the pilot run.
         schedule: Temperature schedule: ``sigmoid``, ``linear``, or ``adaptive``, which the pilot run sets.
         compiled: Evaluate densities with a graph, compiled for every batch of images.
+        group_size: Number of forward chains that are resampled together where their weights become uneven (sequential
+            Monte Carlo). 1 resamples none. Standard errors need two or more groups.
 
     Raises:
-        ValueError: A number is below 1, or a name is unknown.
+        ValueError: A number is below 1, a name is unknown, or `group_size` does not divide `num_chains`.
     """
 
     num_chains: int = 16
@@ -57,10 +62,13 @@ class AISConfig:
     start: str = "gaussian"
     schedule: str = "adaptive"
     compiled: bool = False
+    group_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_chains", "num_temperatures", "num_leapfrogs"):
+        for name in ("num_chains", "num_temperatures", "num_leapfrogs", "group_size"):
             check_count(name, getattr(self, name), 1)
+        if self.num_chains % self.group_size:
+            raise UserError(f"group_size is {self.group_size}; it must divide num_chains, {self.num_chains}.")
         for name, choices in (("start", STARTS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
@@ -109,7 +117,7 @@ def ais(
     check_support(model, guide, x)
     with read_only(model, guide, x=x, seed=seed, purpose="anneal", validate=False):
         chains = prepare_chains(model, guide, x, config, progress)
-        return run_forward(chains, config.num_chains, progress)[1]
+        return run_forward(chains, config, progress)[1]
 
 
 def bdmc(
@@ -124,7 +132,7 @@ def bdmc(
     """Bound log p(x) of simulated images from both sides, to measure the accuracy of `ais`.
 
     All K backward chains of a simulated image start from its latents, an exact sample of its posterior. Both directions
-    use the same kernels.
+    use the same kernels. Only forward chains are resampled.
 
     Args:
         model: Model p(x, z), as in `ais`.
@@ -141,8 +149,9 @@ def bdmc(
         x, values = simulate(model, template)
         chains = prepare_chains(model, guide, x, config, progress)
         exact = chains.path.space.join(values).expand(config.num_chains, -1, -1)
-        forward = run_forward(chains, config.num_chains, progress)[1]
-        return BDMCResult(forward, _to_result(chains.backward(exact, progress), chains.path.evaluations))
+        forward = run_forward(chains, config, progress)[1]
+        backward = chains.backward(exact, progress)
+        return BDMCResult(forward, _to_result(backward.log_w, backward, chains.path.evaluations))
 
 
 def prepare_chains(model: Program, guide: Program, x: Data, config: AISConfig, progress: Progress) -> AnnealedChains:
@@ -151,14 +160,16 @@ def prepare_chains(model: Program, guide: Program, x: Data, config: AISConfig, p
     return adapt_chains(path, config.schedule, config.num_temperatures, config.num_leapfrogs, progress)
 
 
-def run_forward(chains: AnnealedChains, num_chains: int, progress: Progress) -> tuple[WeightedParticles, AISResult]:
+def run_forward(chains: AnnealedChains, config: AISConfig, progress: Progress) -> tuple[WeightedParticles, AISResult]:
     """Run K chains from f_0; return their particles, and the result with arrays."""
-    found = chains.forward(chains.path.draw(num_chains), progress)
+    found = chains.forward(chains.path.draw(config.num_chains), progress, config.group_size)
     curve = None
     if chains.path.start == "prior":
         curve = rate_distortion(chains.temperatures, found.log_mean_w, found.mean_log_ratio)
-    return found, _to_result(found, chains.path.evaluations, curve)
+    return found, _to_result(group_means(found.log_w, config.group_size), found, chains.path.evaluations, curve)
 
 
-def _to_result(found: WeightedParticles, evaluations: int, curve: RateDistortion | None = None) -> AISResult:
-    return AISResult(found.log_w.cpu().numpy(), found.acceptance.cpu().numpy(), evaluations, curve)
+def _to_result(
+    log_w: Tensor, found: WeightedParticles, evaluations: int, curve: RateDistortion | None = None
+) -> AISResult:
+    return AISResult(log_w.cpu().numpy(), found.acceptance.cpu().numpy(), evaluations, curve)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyro_vae.evaluate.annealing.gaussians import Scales, multiply, multiply_transposed
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
+from pyro_vae.evaluate.annealing.resampling import resample
 from pyro_vae.evaluate.annealing.states import PathState, StartingParticles
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -112,32 +113,43 @@ class AnnealedChains:
         """The path from f_0 to the posterior."""
         return self.kernel.path
 
-    def forward(self, start: StartingParticles, progress: Progress) -> WeightedParticles:
-        """Run from K samples of f_0; the weighted particles approximate the posterior."""
-        return self._run(start, range(1, len(self.temperatures)), 0, progress)
+    def forward(self, start: StartingParticles, progress: Progress, group_size: int = 1) -> WeightedParticles:
+        """Run from K samples of f_0; the weighted particles approximate the posterior.
+
+        Args:
+            start: Samples of f_0.
+            progress: Wrapper of the loop over temperatures.
+            group_size: Number of chains that are resampled together, a divisor of K.
+        """
+        return self._run(start, range(1, len(self.temperatures)), 0, progress, group_size)
 
     def backward(self, u: Tensor, progress: Progress) -> WeightedParticles:
         """Run from exact samples u (K, B, D) of the posterior to f_0."""
         start = StartingParticles(u, torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device))
-        return self._run(start, range(len(self.temperatures) - 1, 0, -1), -1, progress)
+        return self._run(start, range(len(self.temperatures) - 1, 0, -1), -1, progress, 1)
 
-    def _run(self, start: StartingParticles, order: range, offset: int, progress: Progress) -> WeightedParticles:
+    def _run(
+        self, start: StartingParticles, order: range, offset: int, progress: Progress, group_size: int
+    ) -> WeightedParticles:
         """Accumulate log w along the path, with a transition after each increment.
 
         The increment of step t is evaluated at the current particles. The transition that follows it is at the
         temperature with index t + `offset`: b_t in forward, b_(t-1) in backward order. There is none at b_0 and b_T.
+        Groups are resampled before it.
         """
         b = self.temperatures.tolist()
         point = self.path.evaluate(start.u)
-        log_w = start.log_w.to(point.log_joint, copy=True)
+        log_w = start.log_w.to(point.log_joint)
         accepted = torch.zeros_like(self.step_sizes[0])
         means = []
         for t in progress(order):
             log_ratio = point.log_joint - point.log_start
             means.append(_weighted_means(log_w, log_ratio))
-            log_w += (b[t] - b[t - 1]) * log_ratio
+            log_w = log_w + (b[t] - b[t - 1]) * log_ratio
             index = t + offset
             if 0 < index < len(b) - 1:
+                if group_size > 1:
+                    point, log_w = resample(point, log_w, group_size)
                 point, acceptance = self.kernel.move(point, b[index], self.step_sizes[index])
                 accepted += acceptance
         means.append(_weighted_means(log_w, point.log_joint - point.log_start))

@@ -111,7 +111,7 @@ def impute(
         check_support(model, guide, batch.replace_x(truth))
     with read_only(model, guide, x=batch, seed=seed, purpose="impute", validate=False), torch.no_grad():
         chains = prepare_chains(masked_model, filled_guide, batch, config, progress)
-        result, annealed = run_forward(chains, config.num_chains, progress)
+        result, annealed = run_forward(chains, config, progress)
         values, _ = chains.path.space.split(result.u)
         if (lost := (result.log_w == -torch.inf).all(0)).any():
             raise UserError(

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pyro_vae.evaluate.annealing.rate_distortion import RateDistortion
+from pyro_vae.evaluate.likelihood.bounds import relative_variance
 
 Array = np.ndarray
 
@@ -18,7 +20,8 @@ class AISResult:
     """Result of K chains for each of N images.
 
     Attributes:
-        log_w: Log importance weights in nats, float64, shape (K, N).
+        log_w: Log importance weights in nats, float64, shape (K, N). With groups of S chains that are resampled, the
+            logs of their mean weights, shape (K / S, N): all rows are independent.
         acceptance: Mean acceptance probability per image, shape (N,).
         evaluations: Number of density evaluations for each image, with gradients, of the pilot run and these chains.
         curve: Rates and distortions along the path, of forward chains from the prior; otherwise None.
@@ -41,8 +44,13 @@ class AISResult:
 
     @property
     def ess(self) -> Array:
-        """Effective sample size (sum w)^2 / sum w^2 of the chains (N,), between 1 and K."""
+        """Effective sample size (sum w)^2 / sum w^2 (N,), between 1 and the number of rows of `log_w`."""
         return np.exp(2 * np.logaddexp.reduce(self.log_w, 0) - np.logaddexp.reduce(2 * self.log_w, 0))
+
+    @property
+    def lower_se(self) -> Array:
+        """Standard errors of `lower` (N,) by the delta method over the rows of `log_w`; NaN if there is only one."""
+        return relative_variance(torch.from_numpy(self.log_w)).sqrt().numpy()
 
     @staticmethod
     def concatenate(results: Iterable[AISResult]) -> AISResult:
