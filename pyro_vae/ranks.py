@@ -30,6 +30,7 @@ _TIMEOUT = timedelta(days=30)
 _SECONDS_TO_RELEASE = 0.2
 
 _notes: Notes | None = None  # of the group, while `process_group` is entered
+_alone = False  # while `alone` is entered
 
 
 @contextmanager
@@ -86,6 +87,17 @@ def _joined_group(notes: Notes) -> Iterator[None]:
     finally:
         _notes = None
         dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work as a single process: within, this is the only process of its group, and none waits for another."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:
@@ -162,4 +174,4 @@ def _enter_device(value: Any) -> Any:
 
 def _in_group() -> bool:
     # A group that the caller of the package has made may serve another purpose, e.g. separate fits in its processes.
-    return _notes is not None
+    return _notes is not None and not _alone

@@ -96,7 +96,6 @@ def test_scripts_that_need_one_process_refuse_several(
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # where a script finds its neighbors
     refused(command(script), f"{script}.py under torchrun is not supported")
-    refused(command("fit", "--seeds", 2), "--seeds fits several seeds in one process")
 
 
 @pytest.mark.usefixtures("second_of_two")

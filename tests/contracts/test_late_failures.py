@@ -67,7 +67,9 @@ def full_disk(run: Path, patch: Patch) -> set[str]:
 
 
 @pytest.mark.parametrize("fault", [style, folder_of_its_name, file_named_figures, error_in_a_plot, full_disk])
-def test_figures_that_fail_cost_no_numbers(fault: Callable[[Path, Patch], set[str]], run: Path) -> None:
+def test_figures_that_fail_cost_no_numbers(
+    fault: Callable[[Path, Patch], set[str]], run: Path, promised: Callable[[str], None]
+) -> None:
     """The run is at the end of its training. The other figures are drawn, and the exit status says it."""
     before = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
@@ -87,6 +89,7 @@ def test_figures_that_fail_cost_no_numbers(fault: Callable[[Path, Patch], set[st
         assert (f"{drawn} (" in line) == (name in missing)
         assert name in missing or drawn.stat().st_size > 3000
     assert inside("fit", *TINY, "--out", run, "--resume").returncode == 0  # finished: nothing to resume
+    promised("figures that cannot be drawn: all numbers are written, and the status says it")
 
 
 def test_figures_of_evaluations_and_samples_fail_alone(run: Path) -> None:
@@ -135,7 +138,9 @@ def test_evaluation_that_fails_before_its_scores_replaces_nothing(run: Path, mon
 
 
 @pytest.mark.parametrize("several", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_run_refused_in_its_first_step_leaves_and_replaces_nothing(several: int, run: Path, tmp_path: Path) -> None:
+def test_run_refused_in_its_first_step_leaves_and_replaces_nothing(
+    several: int, run: Path, tmp_path: Path, promised: Callable[[str], None]
+) -> None:
     seeds, flags = ("--seeds", several), ["--prior", "mixture", "--objective", "meanfield-elbo"]
     before = tree(run)
     result = inside("fit", *TINY, *flags, *seeds, "--out", run, "--overwrite")
@@ -149,10 +154,13 @@ def test_run_refused_in_its_first_step_leaves_and_replaces_nothing(several: int,
     corrected = [*flags[:2], *seeds, "--epochs", 1]
     assert inside("fit", *TINY, *corrected, "--out", new).returncode == 0
     assert RunFolder(new).finished
+    promised("a run refused in its first step: no folder is left, and an old run is unchanged")
 
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
-def test_nonfinite_first_step_keeps_the_old_run(policy: str, run: Path, monkeypatch: Patch) -> None:
+def test_nonfinite_first_step_keeps_the_old_run(
+    policy: str, run: Path, monkeypatch: Patch, promised: Callable[[str], None]
+) -> None:
     """Not even a rollback loads the checkpoints of the run that was to be replaced."""
     finite = ELBO.per_image
     monkeypatch.setattr(ELBO, "per_image", lambda *args: finite(*args) * np.nan)
@@ -163,6 +171,7 @@ def test_nonfinite_first_step_keeps_the_old_run(policy: str, run: Path, monkeypa
     assert "at step 0" in result.stderr
     assert "There is no checkpoint yet." in result.stderr
     assert tree(run) == before
+    promised("a non-finite first step: the old run is unchanged")
 
 
 BATCH_NORM = """

@@ -56,11 +56,12 @@ UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_unlike_runs_are_refused(what: str, tmp_path: Path) -> None:
+def test_unlike_runs_are_refused(what: str, tmp_path: Path, promised: Callable[[str], None]) -> None:
     changes, words = UNLIKE[what]
     with pytest.raises(UserError, match=words.replace("(x)", r"\(x\)")) as caught:
         compared(tmp_path, **changes)
     one_line(caught.value)
+    promised("unlike runs are refused in a comparison, in one line")
 
 
 def test_runs_of_former_versions_are_compared_by_their_configurations(tmp_path: Path) -> None:
@@ -185,7 +186,9 @@ HOSTILE = (external, external_link, soft_link, virtual, huge, texts, a_group, gr
 
 
 @pytest.mark.parametrize("change", HOSTILE)
-def test_scores_are_read_from_their_own_file_only(change: Callable[..., None], tmp_path: Path) -> None:
+def test_scores_are_read_from_their_own_file_only(
+    change: Callable[..., None], tmp_path: Path, promised: Callable[[str], None]
+) -> None:
     secret = tmp_path / "secret"
     np.full(4, -7.0).tofile(secret)
     other = scored_run(tmp_path / "other", np.full(4, -7.0))
@@ -197,6 +200,7 @@ def test_scores_are_read_from_their_own_file_only(change: Callable[..., None], t
     with pytest.raises(UserError, match=re.escape(f"{folder.path / 'scores.nc'} is not a file of scores")) as caught:
         comparison.compare({"one": [scored_run(tmp_path / "one", FIRST)], "two": [folder]})
     one_line(caught.value)
+    promised("a hostile file of scores is refused in one line")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"text", None])

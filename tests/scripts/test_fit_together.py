@@ -81,6 +81,30 @@ def test_two_processes_write_the_run_of_one(tiny_run: Path, tmp_path: Path) -> N
     assert "Traceback" not in result.stderr
 
 
+def test_processes_divide_seeds(tiny_run: Path, tmp_path: Path) -> None:
+    """Each of two processes fits a seed; one prints the table of both."""
+    folder, solo = tmp_path / "run", tmp_path / "solo"
+    status, output, lines = fit(2, folder, "--seeds", 2)
+    assert (status, lines) == (0, [])
+    assert "log p(x) over 2 seeds" in output
+    assert output.count("written to ") == 1
+    assert f"written to {folder}, {folder}-seed1" in output
+    assert inside("fit", *TINY, "--seed", 1, "--out", solo).returncode == 0
+    assert_same_run(folder, tiny_run)
+    assert_same_run(tmp_path / "run-seed1", solo)
+
+
+@pytest.mark.slow
+def test_seeds_of_several_processes_resume_in_one(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    status, lines = faulty("terminate", "4", 1, folder, "--seeds", 3, size=2)
+    assert status == 1
+    assert lines == ["stopped; continue with --resume"]
+    resumed = inside("fit", *TINY, "--seeds", 3, "--out", folder, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(folder, tiny_run)
+
+
 FAULTS = [
     pytest.param("kill", "start", 1, "Another process has ended", id="killed before the folder exists"),
     pytest.param("kill", "0", 0, "Another process has ended", id="killed in the first step"),
