@@ -14,9 +14,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.trace.batch import Batch, Data, Program
 from pyro_vae.trace.modes import evaluation_mode
 from pyro_vae.trace.seeds import derive_seed
+
+_WITHOUT_FLOAT64 = ("mps",)
 
 _forks = 0  # contexts of `fork_rng` that are entered
 
@@ -110,7 +113,16 @@ def read_only(
         purpose: Purpose of the draws, which is hashed into the seed: draws for different purposes share no noise, even
             for equal seeds.
         validate: False disables Pyro's validation, which would repeat argument checks at every sample and density.
+
+    Raises:
+        ValueError: x is on a device without float64.
     """
+    device = Batch.of(x).x.device
+    if device.type in _WITHOUT_FLOAT64:
+        raise UserError(
+            f"x is on the device {str(device)!r}, which has no float64, the precision of log weights. Move the program "
+            "and its data to 'cpu'."
+        )
     with ExitStack() as stack:
         stack.enter_context(seed_rng(Batch.of(x).x, derive_seed(seed, purpose)))
         stack.enter_context(isolated_param_store())

@@ -10,11 +10,14 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from helpers.calls import one_line
 from helpers.programs import small_vae
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyro_vae as pv
 from pyro_vae import runs
 from pyro_vae.config import Config, programs
+from pyro_vae.errors import UserError
 from pyro_vae.evaluate import AISConfig
 
 pytestmark = pytest.mark.host
@@ -82,6 +85,16 @@ def test_images_instead_of_batches_are_refused(images: Any) -> None:
 
 
 FLAGS: dict[str, Any] = {"train_images": 200, "test_images": 20, "epochs": 2, "hidden_dim": 10, "latent_dim": 3}
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "impute"])
+def test_devices_without_float64_are_refused(name: str) -> None:
+    """Tensors that only say that they are on Apple's GPU; `impute` computes with them before it runs a program."""
+    with FakeTensorMode():
+        x = torch.zeros(4, 3, 2, device="mps")
+    with pytest.raises(UserError, match="x is on the device 'mps:0', which has no float64") as caught:
+        CALLS[name](small_vae(), x)
+    one_line(caught.value)
 
 
 def test_configuration_of_the_flags_is_that_of_its_resolution() -> None:
