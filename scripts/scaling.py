@@ -1,4 +1,4 @@
-"""Timing of a step that several processes share, against one process by itself, and of the exchange alone."""
+"""Timing of several processes that share a step, or that fit one seed each, against one process by itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WARM_UP = 20  # steps, after which the program is seldom compared with its grap
 
 
 class _Case(NamedTuple):
-    """Steps that are timed: by all processes together, or by the first one alone."""
+    """Steps that are timed: by all processes at once, or by the first one alone."""
 
     contender: Contender
     stream: Iterator[Any]
@@ -115,9 +115,10 @@ def _rows(
     """Time the cases of one batch size."""
     number = ranks.size()
     alone, shared, larger = "1 process", f"{number} processes", f"{number} processes, batch {number * size}"
-    exchange = "all-reduce"
+    apart, exchange = f"{number} fits, one in each", "all-reduce"
     cases = {
         alone: _case(settings, images, size, SVI),
+        apart: _case(settings, images, size, SVI)._replace(together=True),
         shared: _case(settings, images, size, ShardedSVI),
         larger: _case(settings, images, number * size, ShardedSVI),
     }
@@ -132,7 +133,7 @@ def _rows(
             taken = ranks.gather(_block(case, steps) if case.together or ranks.is_first() else (0.0, 0.0))
             times[name].append((max(wall for wall, _ in taken), max(cpu for _, cpu in taken)))
     # Efficiency: the time of one process over that of all of them, for the same number of images.
-    share = {shared: 1 / number, larger: 1.0}
+    share = {apart: 1.0, shared: 1 / number, larger: 1.0}
     rows = []
     for name, pairs in times.items():
         row: dict[str, Any] = {"batch_size": size, "processes": number, "case": name}

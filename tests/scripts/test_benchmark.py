@@ -40,7 +40,7 @@ def test_benchmark_of_two_processes_is_relative_to_one(tmp_path: Path) -> None:
     result = script("benchmark", "--measure", "scaling", *small, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     rows = {row["case"]: row for row in json.loads((tmp_path / "benchmark.json").read_text())["scaling"]}
-    together = ["1 process", "2 processes", "2 processes, batch 40", "all-reduce"]
+    together = ["1 process", "2 fits, one in each", "2 processes", "2 processes, batch 40", "all-reduce"]
     assert list(rows) == ["1 process, 4 shards", "1 process, whole", *together]
     assert all(name in result.stdout and row["seconds"] > 0 for name, row in rows.items())
     # The encoder has 64, 10, 10 and 100 units, the decoder 50, 10, 10 and 64; with the loss, the ELBO and two flags.
