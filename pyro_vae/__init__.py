@@ -8,6 +8,7 @@ particles, E[log (1/K) sum_k w_k]. Importance sampling estimates log p(x) = log 
 """
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import config, data, evaluate, infer, model, runs, trace
 from pyro_vae.evaluate import (
@@ -52,6 +53,9 @@ from pyro_vae.model import (
 from pyro_vae.runs import load_run
 from pyro_vae.trace import Batch
 
+if TYPE_CHECKING:
+    from pyro_vae.estimator import VAEEstimator
+
 __version__ = _version("pyro_vae")
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "Renyi",
     "Scores",
     "TwoLayerVAE",
+    "VAEEstimator",
     "ais",
     "bdmc",
     "config",
@@ -98,3 +103,11 @@ __all__ = [
     "score",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VAEEstimator":  # scikit-learn is imported only by those who use it: that takes half a second
+        from pyro_vae.estimator import VAEEstimator
+
+        return VAEEstimator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
