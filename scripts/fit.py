@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyro
 import tyro
 
 from pyro_vae import cli, config, parallel, ranks, torchrun
@@ -123,7 +124,10 @@ def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, down
     fits = Fits({seed: configs[seed] for seed in own}, folders, images, together=divided)
     with ranks.alone() if divided else nullcontext():
         if own:
+            pyro.set_rng_seed(own[0])
             fits.prepare()
+            if fits.description:
+                show(fits.description)
             train(fits, output)
         # All numbers first, then the figures, each by itself: what goes wrong late costs nothing else.
         scored = fits.score()

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import pyro
 from tqdm import tqdm
 
 from pyro_vae import parallel
@@ -18,7 +17,6 @@ from pyro_vae.evaluate import Scores
 from pyro_vae.infer import Epoch, Fit, FitMany, rehearse_last_batch
 from pyro_vae.instruments.fitted import draw_fit, score_fit
 from pyro_vae.instruments.scores import rehearse
-from pyro_vae.output import show
 from pyro_vae.runs import Run, RunFolder, check_flags_read, fit_in_folder, fit_many_in_folders, make_fit, prepare
 from pyro_vae.trace import Batch, check_support
 
@@ -46,9 +44,11 @@ class Fits:
         self._fits: Mapping[int, Fit] = {}
 
     def prepare(self) -> None:
-        """Build programs and fits. Their errors, and those of the evaluation, are raised before training."""
+        """Build programs and fits. Their errors, and those of the evaluation, are raised before training.
+
+        The weights of a single fit are drawn from the global generators, and those of several from their seeds.
+        """
         first = next(iter(self._configs))
-        pyro.set_rng_seed(first)
         if self._together:
             many = FitMany(self._make, self._configs)
             self._fit, self._fits = many, many.fits
@@ -57,6 +57,15 @@ class Fits:
             self._fits = {first: self._fit}
         batch_size = self._configs[first].batch_size
         rehearse_last_batch(self._fits[first], len(self._images.pixels.train), batch_size)
+
+    @property
+    def description(self) -> str:
+        """Description of your own data and how they are observed, or an empty string for a named data set."""
+        run = next(iter(self._runs.values()))
+        if run.config.data in DATASETS:
+            return ""
+        binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
+        return f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}"
 
     def train(self, **options: Any) -> None:
         """Train in the run folders with a progress bar; see `fit_in_folder` for the options."""
@@ -105,10 +114,7 @@ class Fits:
 
 
 def _check(run: Run) -> None:
-    """Describe your own data, and report errors of the program and its evaluation before training."""
-    if run.config.data not in DATASETS:
-        binarized = "" if run.config.binarize == "none" else f", binarized ({run.config.binarize})"
-        show(f"{run.images.pixels}; --likelihood {run.config.likelihood}{binarized}")
+    """Report errors of the program and its evaluation before training."""
     test = run.observed("test")
     check_support(run.program.model, run.program.guide, Batch.of(test)[:100])
     rehearse(run.program, test, density=run.density)

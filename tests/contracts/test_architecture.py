@@ -21,9 +21,17 @@ ALLOWED = {
     "pyro_vae/__init__.py": {
         "pyro_vae.config",
         "pyro_vae.data",
+        "pyro_vae.estimator",
         "pyro_vae.evaluate",
         "pyro_vae.infer",
         "pyro_vae.model",
+        "pyro_vae.runs",
+        "pyro_vae.trace",
+    },
+    "pyro_vae/estimator.py": {
+        "pyro_vae.config",
+        "pyro_vae.data",
+        "pyro_vae.evaluate",
         "pyro_vae.runs",
         "pyro_vae.trace",
     },
@@ -44,6 +52,7 @@ ALLOWED = {
         "pyro_vae.config",
         "pyro_vae.data",
         "pyro_vae.evaluate",
+        "pyro_vae.infer",
         "pyro_vae.report",
         "pyro_vae.runs",
         "pyro_vae.trace",
@@ -63,6 +72,7 @@ HOMES = {
     "PIL": ("pyro_vae/runs/folder.py", "pyro_vae/data/formats/image_files.py"),
     "torchvision": ("pyro_vae/data/named/files.py",),
     "sklearn": (
+        "pyro_vae/estimator.py",
         "pyro_vae/data/datasets.py",
         "pyro_vae/evaluate/latents/disentanglement.py",
         "pyro_vae/evaluate/features/probe.py",

@@ -57,7 +57,7 @@ NAMES = (
         "impute",
         "per_image_elbos",
     ),
-    *("posterior_probs", "load_run"),
+    *("posterior_probs", "load_run", "VAEEstimator"),
 )
 # Each takes longer to import than the rest of the package once Pyro is imported.
 HEAVY = {"arviz", "xarray", "pandas", "sklearn", "matplotlib", "PIL", "torchvision", "scipy", "h5py", "torch._dynamo"}
