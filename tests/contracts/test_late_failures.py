@@ -75,7 +75,7 @@ def test_figures_that_fail_cost_no_numbers(fault: Callable[[Path, Patch], set[st
         path.write_bytes(b"old")
     with Patch.context() as patch:
         missing = fault(run, patch)
-        result = inside("fit", *TINY, "--out", run, "--resume")
+        result = inside("fit", *TINY, "--out", run, "--resume", render=True)
     assert result.returncode == 3
     assert f"{before['log_likelihood']:.2f} +- " in result.stdout
     after = json.loads((run / "summary.json").read_text())
