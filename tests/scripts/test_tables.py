@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers.calls import command, inside
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 2, "--hidden-dim", 8, "--batch-size", 20]
 LINES = {
     "flowers.csv": " test rows of 4 real numbers, 3 classes, split by their content; --likelihood gaussian",
