@@ -22,7 +22,7 @@ from pyro_vae.report import curves, images
 from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.runs.netcdf import read_netcdf
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("short_annealing")]
 
 FIGURES = {"learning_curve", "bounds", "khat", "reconstructions", "prior_samples"}
 Patch = pytest.MonkeyPatch
