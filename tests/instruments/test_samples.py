@@ -15,6 +15,8 @@ from pyro_vae.instruments import samples
 from pyro_vae.report.images import labeled_rows, scatter
 from pyro_vae.runs import RunFolder
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 EVERYTHING = {
     "prior.png",
     "reconstructions.png",
