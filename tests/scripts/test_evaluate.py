@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.bits import assert_same
-from helpers.calls import TINY, command, inside, script
+from helpers.calls import TINY, command, inside
 from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
@@ -26,11 +26,14 @@ from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
-def test_evaluate_reproduces_the_summary_of_fit(run: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
-    """In a copy of the folder elsewhere, which contains all that is needed."""
+def test_evaluate_reproduces_the_summary_of_fit(
+    run: Path, tmp_path: Path, promised: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process, and in a copy of the folder elsewhere, which contains all that is needed."""
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(run, copy)
-    result = script("evaluate", "copy", "--proposal", "guide", cwd=copy.parent)
+    monkeypatch.chdir(copy.parent)
+    result = inside("evaluate", "copy", "--proposal", "guide")
     assert result.returncode == 0, result.stderr
     fitted = json.loads((run / "summary.json").read_text())
     found = json.loads((copy / "evaluation" / "summary.json").read_text())

@@ -13,6 +13,8 @@ import pytest
 from helpers.calls import command, inside
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 NUMBER = 120
 FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 3, "--hidden-dim", 12, "--batch-size", 20]
 GAUSSIAN = ["--binarize", "none", "--likelihood", "gaussian"]
