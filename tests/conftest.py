@@ -23,6 +23,9 @@ pytest.register_assert_rewrite("helpers")
 from helpers import calls  # noqa: E402
 from helpers.calls import TINY, script  # noqa: E402
 
+from pyro_vae.evaluate import AISConfig  # noqa: E402
+from pyro_vae.evaluate.annealing import pilot  # noqa: E402
+from pyro_vae.instruments import samples  # noqa: E402
 from pyro_vae.trace import seeds  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
@@ -125,6 +128,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("guarantees")
     for figure, times in sorted(figures.items()):
         terminalreporter.line(figure if times == 1 else f"{times} x {figure}")
+
+
+@pytest.fixture
+def short_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pilot run of annealing, and the completions of sample.py, where their accuracy does not matter."""
+    monkeypatch.setattr(pilot, "_MIN_STEPS", 4)
+    monkeypatch.setattr(samples, "_ANNEALING", AISConfig(num_chains=4, num_temperatures=5, num_leapfrogs=2))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pyro_vae.report.drawing import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MARKERS = ["o", "v", "^", "s", "p", "D", "*", "P", "X", "h", "<", ">", "d", "8"]  # of the families of estimators, in turn
+_MARKERS = tuple("ov^spD*PXh<>d8")  # of the families of estimators, in turn
 
 
 def accuracy_and_cost(rows: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -85,7 +85,7 @@ def test_recorded_step_follows_changing_state(kind: type[Small], change: Any) ->
         program = kind()
         svi = SVI(program.model, program.guide, adam(), ELBO(), execution=graph)
         taken = []
-        for step in range(12):
+        for step in range(8):
             change(program, step)
             taken.append(float(svi.step(binary(5, 6))))
         losses.append(taken)

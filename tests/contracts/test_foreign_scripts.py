@@ -15,7 +15,7 @@ from helpers.calls import TINY, command, inside
 from pyro_vae.instruments.generated import class_rows
 from pyro_vae.trace import Batch
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("short_annealing")]
 
 PROGRAMS = '''
 import pyro

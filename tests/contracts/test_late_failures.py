@@ -22,7 +22,7 @@ from pyro_vae.report import curves, images
 from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.runs.netcdf import read_netcdf
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("short_annealing")]
 
 FIGURES = {"learning_curve", "bounds", "khat", "reconstructions", "prior_samples"}
 Patch = pytest.MonkeyPatch
@@ -77,7 +77,7 @@ def test_figures_that_fail_cost_no_numbers(
         path.write_bytes(b"old")
     with Patch.context() as patch:
         missing = fault(run, patch)
-        result = inside("fit", *TINY, "--out", run, "--resume")
+        result = inside("fit", *TINY, "--out", run, "--resume", render=True)
     assert result.returncode == 3
     assert f"{before['log_likelihood']:.2f} +- " in result.stdout
     after = json.loads((run / "summary.json").read_text())

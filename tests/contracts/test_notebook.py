@@ -20,7 +20,7 @@ from pyro_vae.config import Config, programs
 from pyro_vae.errors import UserError
 from pyro_vae.evaluate import AISConfig
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("short_annealing")]
 
 X = np.random.default_rng(0).integers(0, 2, (8, 3, 2))
 FEW = AISConfig(num_chains=3, num_temperatures=4, num_leapfrogs=2)

@@ -21,6 +21,7 @@ from helpers.programs import images, small_vae
 from helpers.rank_evaluation import TIMES, measure, measure_compiled
 
 from pyro_vae.evaluate import score
+from pyro_vae.evaluate.annealing import pilot
 from pyro_vae.evaluate.features import finetune
 from pyro_vae.infer import validation
 from pyro_vae.instruments import batches, probe
@@ -33,6 +34,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore what the measurements set, after the test."""
     monkeypatch.setattr(batches, "EVAL_BATCH_SIZE", batches.EVAL_BATCH_SIZE)
     monkeypatch.setattr(probe, "_FINETUNED_SUBSETS", probe._FINETUNED_SUBSETS)
+    monkeypatch.setattr(pilot, "_MIN_STEPS", pilot._MIN_STEPS)
     monkeypatch.setattr(finetune, "_MIN_STEPS", finetune._MIN_STEPS)
     monkeypatch.setattr(validation, "_VALID_BATCH", validation._VALID_BATCH)
     threads = torch.get_num_threads()

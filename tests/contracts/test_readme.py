@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,26 @@ pytestmark = pytest.mark.host
 
 
 def lines_of(code: str, folder: Path) -> list[str]:
+    """Run a block in a process of its own."""
     result = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, cwd=folder
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+@pytest.fixture
+def lines_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Return a function that runs a block in this process, which saves an import of torch."""
+
+    def run(code: str) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        torch.set_default_dtype(torch.float32)
+        with redirect_stdout(io.StringIO()) as taken:
+            exec(code, {"__name__": "example"})
+        return taken.getvalue().splitlines()
+
+    return run
 
 
 def test_library_example(tmp_path: Path) -> None:
@@ -66,9 +83,9 @@ def test_library_example(tmp_path: Path) -> None:
     assert 0 <= bad <= 256
 
 
-def test_patches_of_photographs_example(tmp_path: Path) -> None:
+def test_patches_of_photographs_example(tmp_path: Path, lines_inside: Callable[[str], list[str]]) -> None:
     """Each patch comes from its split's part of the photograph, so that test and training patches do not overlap."""
-    lines_of(PATCHES, tmp_path)
+    lines_inside(PATCHES)
     for name, photograph in zip(["china", "flower"], load_sample_images().images, strict=True):
         for split, part, number in [("train", photograph[:, 214:], 2250), ("test", photograph[:, :214], 250)]:
             files = sorted((tmp_path / "patches" / split / name).iterdir())
@@ -81,9 +98,9 @@ def test_patches_of_photographs_example(tmp_path: Path) -> None:
                 assert (places[starts] == patch).all((1, 2, 3)).any()
 
 
-def test_own_program_example(tmp_path: Path) -> None:
+def test_own_program_example(lines_inside: Callable[[str], list[str]]) -> None:
     """It learns the three means: its ELBO beats that of pixels at 1/2, -64 log 2 = -44.4 nats."""
-    lines = lines_of(OWN_PROGRAM, tmp_path)
+    lines = lines_inside(OWN_PROGRAM)
     elbo, log_likelihood = map(float, lines[-1].split())
     assert len(lines) == 21
     assert float(lines[0].split()[1]) < elbo <= log_likelihood < -20

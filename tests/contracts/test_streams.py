@@ -98,6 +98,7 @@ def test_every_purpose_is_listed_once() -> None:
     assert {purpose: ", ".join(sorted(files)) for purpose, files in found.items()} == PURPOSES
 
 
+@pytest.mark.usefixtures("short_annealing")
 def test_no_two_measurements_draw_from_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """All with seed 0: the seed of each context that has drawn random numbers is used once."""
     drawn: list[int] = []

@@ -27,6 +27,8 @@ from pyro_vae.model import VAE
 from pyro_vae.report import curves
 from pyro_vae.runs import Checkpoints, LabeledImages, RunFolder, checkpoint
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 Look = Callable[[VAE, Fit, RunFolder], Any]
 
 

@@ -136,7 +136,8 @@ def test_texts_of_a_run_reach_the_terminal_on_one_line(run: Path, tmp_path: Path
     content["state"]["made_with"]["torch"] = evil
     checkpoint.save(older, content)
     (folder / "summary.json").unlink()
-    for result in (script("evaluate", folder), script("fit", *TINY, "--out", folder, "--resume")):
+    evaluated = script("evaluate", folder, "--proposal", "guide")
+    for result in (evaluated, script("fit", *TINY, "--out", folder, "--resume")):
         assert result.returncode == 0, result.stderr
         assert "EVIL" in result.stderr
         assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines())

@@ -7,11 +7,14 @@ import io
 import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pyro
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cpu"  # set by conftest.py from --device: auto would select a CUDA device for tests on the host
@@ -36,8 +39,19 @@ def one_line(error: BaseException) -> str:
     return message
 
 
-def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script like `script`, but in this process, which saves an import of torch."""
+def save_blank(figure: Figure, path: Path, **options: object) -> None:
+    """Write one pixel instead of a figure, whose layout takes longer than everything else that a tiny fit does."""
+    Image.new("RGB", (1, 1)).save(path, format="PNG")
+
+
+def inside(name: str, *arguments: object, render: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a script like `script`, but in this process, which saves an import of torch.
+
+    Args:
+        name: Name of the script.
+        *arguments: Its arguments.
+        render: Whether its figures are rendered. Otherwise they are made, and saved as one pixel.
+    """
     call = command(name, *arguments)
     out, errors, before = io.StringIO(), io.StringIO(), (sys.argv, torch.get_default_dtype(), sys.path)
     sys.argv = call[1:]
@@ -45,9 +59,11 @@ def inside(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
     gc.collect()  # releases the lock of run folders from earlier calls in this process
+    gc.freeze()  # what stays alive, mostly modules, is not traversed again by the next call
     status: object = 0
     try:
-        with redirect_stdout(out), redirect_stderr(errors):
+        figures = nullcontext() if render else mock.patch.object(Figure, "savefig", save_blank)
+        with redirect_stdout(out), redirect_stderr(errors), figures:
             runpy.run_path(call[1], run_name="__main__")
     except SystemExit as end:
         status = end.code

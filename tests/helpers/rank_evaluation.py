@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vae import cli, parallel, ranks
 from pyro_vae.evaluate import AISConfig, Scores
+from pyro_vae.evaluate.annealing import pilot
 from pyro_vae.evaluate.features import finetune
 from pyro_vae.infer import validation
 from pyro_vae.infer.validation import validate
@@ -94,6 +95,7 @@ def measure() -> dict[str, np.ndarray]:
     pyro.clear_param_store()
     pyro.set_rng_seed(3)
     batches.EVAL_BATCH_SIZE, probe._FINETUNED_SUBSETS, finetune._MIN_STEPS, validation._VALID_BATCH = 2, 3, 4, 2
+    pilot._MIN_STEPS = 4
     vae, mixture, untrained, x = small_vae(), Mixture(), Mixture(), images(7)
     classes = np.arange(24) % 2
     train, test = LabeledImages(images(24), classes), LabeledImages(x, classes[:7])

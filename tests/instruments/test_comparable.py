@@ -263,7 +263,7 @@ def test_finished_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     """No program is executed: the runs may be of any."""
     runs = [scored_run(tmp_path / "one", FIRST), scored_run(tmp_path / "two", SECOND)]
     paths = [run.path for run in runs]
-    result = inside("compare", *paths, "--out", tmp_path / "out")
+    result = inside("compare", *paths, "--out", tmp_path / "out", render=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["name"] for row in rows] == ["one", "two"]

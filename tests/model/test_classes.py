@@ -171,6 +171,7 @@ def test_cvae_is_one_vae_per_class(x: Tensor) -> None:
         torch.testing.assert_close(found.log_weights[:, rows], right.log_weights[:, rows], rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.usefixtures("short_annealing")
 @pytest.mark.parametrize("program", ["gmvae", "cvae", pytest.param("m2", marks=pytest.mark.slow)])
 def test_programs_with_classes_run_through_every_script(program: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

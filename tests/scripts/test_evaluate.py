@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.bits import assert_same
-from helpers.calls import TINY, command, inside, script
+from helpers.calls import TINY, command, inside
 from matplotlib.figure import Figure
 
 from pyro_vae.data import datasets
@@ -26,11 +26,14 @@ from pyro_vae.runs import Checkpoints, RunFolder, load_run
 from pyro_vae.trace import Batch
 
 
-def test_evaluate_reproduces_the_summary_of_fit(run: Path, tmp_path: Path, promised: Callable[[str], None]) -> None:
-    """In a copy of the folder elsewhere, which contains all that is needed."""
+def test_evaluate_reproduces_the_summary_of_fit(
+    run: Path, tmp_path: Path, promised: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process, and in a copy of the folder elsewhere, which contains all that is needed."""
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(run, copy)
-    result = script("evaluate", "copy", "--proposal", "guide", cwd=copy.parent)
+    monkeypatch.chdir(copy.parent)
+    result = inside("evaluate", "copy", "--proposal", "guide")
     assert result.returncode == 0, result.stderr
     fitted = json.loads((run / "summary.json").read_text())
     found = json.loads((copy / "evaluation" / "summary.json").read_text())
@@ -68,7 +71,7 @@ def test_evaluate_draws_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "iwae"
     fit = inside("fit", *TINY, "--objective", "iwae", "--num-particles", 3, "--prior", "mixture", "--out", other)
     assert fit.returncode == 0, fit.stderr
-    result = inside("evaluate", run, other, "--num-samples", 60, "--test-images", 10)
+    result = inside("evaluate", run, other, "--num-samples", 60, "--test-images", 10, render=True)
     assert result.returncode == 0, result.stderr
     summaries = [json.loads((r / "evaluation" / "summary.json").read_text()) for r in (run, other)]
     for summary in summaries:
@@ -130,7 +133,7 @@ def test_evaluate_runs_annealing(run: Path, refused: Callable[..., None]) -> Non
 def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> None:
     flags = ["--ais-temperatures", 20, "--chains", 4, "--chains-per-group", 2, "--ais-start", "prior"]
     flags += ["--test-images", 10]
-    result = inside("evaluate", run, *flags)
+    result = inside("evaluate", run, *flags, render=True)
     assert result.returncode == 0, result.stderr
     annealed = json.loads((run / "evaluation" / "summary.json").read_text())["annealing"]
     curve = annealed["rate_distortion"]
@@ -146,7 +149,7 @@ def test_annealing_from_the_prior_adds_a_rate_distortion_curve(run: Path) -> Non
 
 
 def test_evaluate_reports_posterior_diagnostics(run: Path) -> None:
-    result = inside("evaluate", run, "--local-vi-steps", 300, "--sbc-images", 50, "--test-images", 10)
+    result = inside("evaluate", run, "--local-vi-steps", 300, "--sbc-images", 50, "--test-images", 10, render=True)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())
     local = found["local"]
@@ -174,7 +177,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
     flags = ["--data", "shapes", "--binarize", "threshold", "--net", "relu", "--latent-dim", 4, "--learning-rate", 0.01]
     fit = inside("fit", *TINY, *flags, "--train-images", 500, "--epochs", 20, "--out", folder)
     assert fit.returncode == 0, fit.stderr
-    result = inside("evaluate", folder, "--disentanglement", "--test-images", 200)
+    result = inside("evaluate", folder, "--disentanglement", "--test-images", 200, render=True)
     assert result.returncode == 0, result.stderr
     found = json.loads((folder / "evaluation" / "summary.json").read_text())["disentanglement"]
     assert found["factors"] == ["shape", "scale", "rotation", "x", "y"]
@@ -193,7 +196,7 @@ def test_evaluate_scores_units_against_known_factors(run: Path, tmp_path: Path, 
 
 def test_evaluate_runs_the_probe(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vae.instruments.probe._FINETUNED_SUBSETS", 1)  # trains an encoder for about a second
-    result = inside("evaluate", run, "--probe")
+    result = inside("evaluate", run, "--probe", render=True)
     assert result.returncode == 0, result.stderr
     rows = json.loads((run / "evaluation" / "summary.json").read_text())["probe"]
     kinds = ["posterior means", "pixels", "principal components"]
@@ -281,7 +284,7 @@ def test_evaluate_compares_estimators(run: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(estimators, "_FITTED_START", (10,))
     monkeypatch.setattr(estimators, "_FROM_PRIOR", 20)
     monkeypatch.setattr(estimators, "_FROM_GUIDE", (50,))
-    result = inside("evaluate", run, "--estimators", "--test-images", 10, "--num-samples", 50)
+    result = inside("evaluate", run, "--estimators", "--test-images", 10, "--num-samples", 50, render=True)
     assert result.returncode == 0, result.stderr
     found = json.loads((run / "evaluation" / "summary.json").read_text())["estimators"]
     assert list(found)[-1] == "AIS from the guide, 50"

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def module_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]
         sys.modules.pop(name, None)
 
 
+@cache
 def help_of(name: str) -> str:
     result = inside(name, "--help")
     assert result.returncode == 0

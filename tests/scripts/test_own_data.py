@@ -13,6 +13,8 @@ import pytest
 from helpers.calls import command, inside
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 NUMBER = 120
 FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 3, "--hidden-dim", 12, "--batch-size", 20]
 GAUSSIAN = ["--binarize", "none", "--likelihood", "gaussian"]
@@ -43,7 +45,7 @@ def summary_of(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("net", [pytest.param("mlp", marks=pytest.mark.slow), "conv"])
 def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, tmp_path: Path) -> None:
     run, moved = tmp_path / "run", tmp_path / "elsewhere"
-    result = inside("fit", "--data", photographs, *FLAGS, *GAUSSIAN, "--net", net, "--out", run)
+    result = inside("fit", "--data", photographs, *FLAGS, *GAUSSIAN, "--net", net, "--out", run, render=True)
     assert result.returncode == 0, result.stderr
     found = [word for word in result.stdout.splitlines() if word.startswith("photographs: ")]
     assert len(found) == 1
@@ -67,7 +69,7 @@ def test_color_images_are_fitted_scored_and_drawn(net: str, photographs: Path, t
     assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
     if net == "conv":
         return
-    drawn = inside("sample", run)
+    drawn = inside("sample", run, render=True)
     assert drawn.returncode == 0, drawn.stderr
     for name in ("prior", "reconstructions", "traversals", "interpolations", "completions"):
         assert (run / "samples" / f"{name}.png").stat().st_size > 2000
@@ -87,7 +89,7 @@ def test_color_mixture_is_fitted_scored_and_drawn(photographs: Path, tmp_path: P
     again = inside("evaluate", run, "--proposal", "guide")
     assert again.returncode == 0, again.stderr
     assert summary_of(run / "evaluation")["log_likelihood"] == pytest.approx(nats, rel=1e-6)
-    drawn = inside("sample", run)
+    drawn = inside("sample", run, render=True)
     assert drawn.returncode == 0, drawn.stderr
     for name in ("prior", "reconstructions", "traversals", "interpolations"):
         assert (run / "samples" / f"{name}.png").stat().st_size > 2000

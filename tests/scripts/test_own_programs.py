@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import arviz
 import numpy as np
 import pytest
-import torch
 from helpers.calls import MORE, TINY, PopenInProcess, command, inside
 
 from pyro_vae import config
@@ -203,9 +200,7 @@ def test_compare_rejects_incomparable_runs(
 
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part in PARTS for name in sorted(NAMES[part])])
-def test_every_name_offered_by_help_runs(
-    part: str, name: str, tiny_run: Path, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_name_offered_by_help_runs(part: str, name: str, tiny_run: Path, counts: Path, tmp_path: Path) -> None:
     """Three epochs on digits in this process; the run of the defaults exists already."""
     run = tiny_run
     if name != json.loads((run / "config.json").read_text())[part]:
@@ -213,10 +208,8 @@ def test_every_name_offered_by_help_runs(
         data = ["--data", counts, "--train-images", 200] if name in LIKELIHOODS_OF["counts"][:2] else []
         # test_graph_step.py covers recording; recording a component with 50 units takes seconds.
         few = [] if part == "program" else ["--latent-dim", 5, "--compile", "off"]
-        call = command("fit", *TINY, *few, f"--{part}", name, *data, "--out", run)
-        monkeypatch.setattr(sys, "argv", call[1:])
-        torch.set_default_dtype(torch.float32)
-        runpy.run_path(call[1], run_name="__main__")
+        result = inside("fit", *TINY, *few, f"--{part}", name, *data, "--out", run)
+        assert result.returncode == 0, result.stderr
     summary = json.loads((run / "summary.json").read_text())
     assert summary["config"][part] == name
     assert math.isfinite(summary["distortion"])

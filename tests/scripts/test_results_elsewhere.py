@@ -15,6 +15,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.runs import RunFolder
 from pyro_vae.runs.load import choose_program
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 
 def content(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -25,15 +25,24 @@ def untimed(folder: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
     return numbers, lines
 
 
-@pytest.fixture
-def seeds(tmp_path: Path) -> tuple[Path, Path]:
-    result = inside("fit", *TINY, "--seeds", 2, "--out", tmp_path / "run")
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return two runs that were fitted together. Read-only."""
+    folder = tmp_path_factory.mktemp("seeds")
+    result = inside("fit", *TINY, "--seeds", 2, "--out", folder / "run")
     assert result.returncode == 0, result.stderr
-    folders = tmp_path / "run", tmp_path / "run-seed1"
+    folders = folder / "run", folder / "run-seed1"
     values = [summary(folder)["log_likelihood"] for folder in folders]
     mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
     assert f"log p(x) over 2 seeds: mean {mean:.2f} nats, standard deviation {deviation:.2f}" in result.stdout
     return folders
+
+
+@pytest.fixture
+def seeds(fitted: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Return writable copies of the runs."""
+    first, second = (shutil.copytree(run, tmp_path / run.name) for run in fitted)
+    return first, second
 
 
 def test_seeds_match_their_solo_runs_and_resume(
@@ -70,12 +79,12 @@ def test_seeds_match_their_solo_runs_and_resume(
 
 
 def test_compare_fits_seeds_together_and_reuses_runs(
-    seeds: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row of `standard` is the mean over both seeds, whose runs exist."""
     monkeypatch.setattr(subprocess, "Popen", PopenInProcess)
-    shutil.copytree(seeds[0], tmp_path / "out" / "standard")
-    shutil.copytree(seeds[1], tmp_path / "out" / "standard-seed1")
+    shutil.copytree(fitted[0], tmp_path / "out" / "standard")
+    shutil.copytree(fitted[1], tmp_path / "out" / "standard-seed1")
     result = inside("compare", "--priors", "standard", "laplace", "--seeds", 2, *TINY, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith(str(tmp_path / "out" / "standard"))] == []

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers.calls import command, inside
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 FLAGS = ["--epochs", 3, "--num-samples", 20, "--latent-dim", 2, "--hidden-dim", 8, "--batch-size", 20]
 LINES = {
     "flowers.csv": " test rows of 4 real numbers, 3 classes, split by their content; --likelihood gaussian",
@@ -31,7 +33,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", LINES)
 def test_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = inside("fit", "--data", tables / name, *FLAGS, "--out", run)
+    result = inside("fit", "--data", tables / name, *FLAGS, "--out", run, render=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0].endswith(LINES[name])
     fitted = json.loads((run / "summary.json").read_text())
@@ -47,7 +49,7 @@ def test_table_is_fitted_scored_and_drawn(name: str, tables: Path, tmp_path: Pat
     repeated = json.loads((run / "evaluation" / "summary.json").read_text())
     assert repeated["log_likelihood"] == fitted["log_likelihood"]
     assert repeated["bits_per_dim"] == fitted["bits_per_dim"]
-    drawn = inside("sample", run)
+    drawn = inside("sample", run, render=True)
     assert drawn.returncode == 0, drawn.stderr
     figures = (run / "figures" / "prior_samples", run / "figures" / "reconstructions", run / "samples" / "prior")
     for path in figures:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.calls import inside
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 
 def test_unfinished_run_is_marked(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """After two of three epochs: in the table, on stderr, in summary.json, and in a comparison."""

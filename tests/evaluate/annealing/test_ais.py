@@ -130,6 +130,7 @@ def test_ais_lies_between_the_iwae_bound_and_the_upper_bound() -> None:
     assert found.gap.mean() < 0.05
 
 
+@pytest.mark.usefixtures("short_annealing")
 def test_annealing_is_read_only_and_repeatable() -> None:
     vae, x = small_vae(), images(4)
     before = {name: p.clone() for name, p in vae.named_parameters()}
@@ -219,6 +220,7 @@ def test_likelihood_that_broadcasts_against_x_is_not_simulated(size: tuple[int, 
         assert one_line(caught.value)
 
 
+@pytest.mark.usefixtures("short_annealing")
 @pytest.mark.parametrize("start", STARTS)
 def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded graph runs instead of the compiled one; both use the same noise."""
@@ -226,13 +228,13 @@ def test_compiled_annealing_gives_the_same_weights(start: str, monkeypatch: pyte
     vae = small_vae()
     x = torch.bernoulli(torch.full((3, 3, 2), 0.5))
     plain, compiled = (
-        ais(vae.model, vae.guide, x, AISConfig(4, 20, 2, start, compiled=compiled), seed=0)
-        for compiled in (False, True)
+        ais(vae.model, vae.guide, x, AISConfig(4, 8, 2, start, compiled=compiled), seed=0) for compiled in (False, True)
     )
     assert compiled.log_w == pytest.approx(plain.log_w, abs=1e-9)
     assert compiled.acceptance == pytest.approx(plain.acceptance, abs=1e-9)
 
 
+@pytest.mark.usefixtures("short_annealing")
 def test_annealing_falls_back_to_eager_execution(caplog: pytest.LogCaptureFixture) -> None:
     vae = small_vae()
     vae.likelihood.net.register_forward_hook(lambda net, args, out: out if out.sum() < 1e9 else 0 * out)
