@@ -28,9 +28,6 @@ from pyro_vae.evaluate.annealing import pilot  # noqa: E402
 from pyro_vae.instruments import samples  # noqa: E402
 from pyro_vae.trace import seeds  # noqa: E402
 
-# Many tests start scripts in processes of their own; without bytecode files, each would compile the package again.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
