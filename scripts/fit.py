@@ -40,6 +40,7 @@ from pyro_vae.instruments.fitted import draw_fit, score_fit
 from pyro_vae.instruments.scores import rehearse
 from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.output import show
+from pyro_vae.report.drawing import FigureFormat
 from pyro_vae.runs import (
     Run,
     RunFolder,
@@ -72,6 +73,7 @@ class OutputFlags:
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
         seeds: Number of runs, with consecutive seeds from --seed on, which are fitted together. The run of the first
             seed is written to --out, and that of another seed S to <out>-seedS.
+        figure_format: Format of the figures.
     """
 
     out: config.OptionalDirPath = None
@@ -79,6 +81,7 @@ class OutputFlags:
     overwrite: bool = False
     checkpoint_seconds: float = 60.0
     seeds: config.Count = 1
+    figure_format: FigureFormat = "png"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -162,6 +165,7 @@ def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, down
     show(scores_table(numbers, {folders[seed].path.name: scores for seed, (scores, _) in scored.items()}))
     show_spread(list(numbers.values()))
     for seed, (scores, _) in scored.items():
+        folders[seed].figure_format = output.figure_format
         with fits[seed].scope():
             parallel.on_first(partial(draw_fit, runs[seed], folders[seed], scores))
     paths = ", ".join(printable(str(folders[seed].path)) for seed in scored)

@@ -268,8 +268,8 @@ def test_finished_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     for flags, words in (
         ([paths[0]], "two or more run folders"),
         ([paths[0], paths[0]], "twice"),
-        ([*paths, "--priors", "standard", "vamp"], "leave out all flags"),
-        ([*paths, "--epochs", 3], "leave out all flags"),
+        ([*paths, "--priors", "standard", "vamp"], "leave out the flags"),
+        ([*paths, "--epochs", 3], "leave out the flags"),
         ([*paths, tmp_path], "is not a finished run: it has no summary.json"),
     ):
         refused = inside("compare", *flags, "--out", tmp_path / "other")

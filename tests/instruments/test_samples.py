@@ -12,7 +12,8 @@ from helpers.calls import TINY, command, inside
 from PIL import Image, ImageSequence
 
 from pyro_vae.instruments import samples
-from pyro_vae.report.images import labeled_rows, scatter
+from pyro_vae.report.images import labeled_rows
+from pyro_vae.report.latents import scatter
 from pyro_vae.runs import RunFolder
 
 EVERYTHING = {
