@@ -156,7 +156,7 @@ def _traversals(program: Any, x: Data, codes: np.ndarray, numbers: Mapping[str, 
     for factor, (name, unit) in enumerate(zip(numbers["factors"], numbers["units"], strict=True)):
         label = f"{figure_label(name)} {numbers['information'][unit][factor]:.2f}"
         names[unit] = f"{names[unit]}\n{label}" if unit in names else label
-    names = {unit: f"{name}\nunit {unit}," for unit, name in names.items()}
+    names = {unit: f"{name}\nunit {unit}" for unit, name in names.items()}
     latents = traverse(base, low, high, torch.tensor(list(names), device=base.device), _NUM_VALUES)
     decoded, _ = decode_units(program.model, program.guide, x, latents, derive_seed(seed, "factors", "figure"))
     title = "traversals of the most informative unit of each factor,\nwith I(unit; factor) / H(factor)"

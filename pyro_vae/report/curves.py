@@ -16,6 +16,7 @@ from pyro_vae.report.labels import figure_label
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BELOW_BAR = 0.25  # distance of the dots of single seeds from their mean, in rows
 _CALIBRATED_UNITS = 6  # maximum number of panels in a calibration plot
 
 
@@ -151,7 +152,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], by_seed: Mapping[str, Sequence[
         title += "; dots: single seeds"
         for row, position in zip(rows, positions, strict=True):
             values = np.array(by_seed[row["name"]]) - rows[0]["log_likelihood"]
-            axes.scatter(values, np.full(len(values), position), s=10, color="C1", zorder=3)
+            axes.scatter(values, np.full(len(values), position - _BELOW_BAR), s=10, color="C1")
     axes.set(xlabel="log p(x) relative to the best, nats per image", title=title)
     return figure
 

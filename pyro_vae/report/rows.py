@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from pyro_vae.report.drawing import interpolation, new_figure
+from pyro_vae.report.drawing import interpolation, legend_below, new_figure
 from pyro_vae.report.labels import figure_label
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Fi
                 axes.set_xlabel(figure_label(columns[column]))
             if column == 0 and row > 0:
                 axes.set_ylabel(figure_label(columns[row]))
-    grid[0][0].legend(fontsize=7)
+    legend_below(figure)
     return figure
 
 

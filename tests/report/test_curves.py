@@ -85,7 +85,7 @@ def test_intervals_show_single_seeds_around_their_mean() -> None:
     means, dots = axes.containers[0].lines[0], axes.collections[-2:]
     for (mean, height), points, name in zip(means.get_xydata(), dots, "ab", strict=True):
         np.testing.assert_array_equal(points.get_offsets()[:, 0], np.array(by_seed[name]) + 90)
-        assert set(points.get_offsets()[:, 1]) == {height}
+        assert set(points.get_offsets()[:, 1]) == {height - 0.25}
         assert points.get_offsets()[:, 0].mean() == mean
     assert "single seeds" in axes.get_title()
     alone = curves.intervals(rows, {"a": [-90.0], "b": [-92.0]}).axes[0]
