@@ -95,10 +95,10 @@ def _write_traversals(
     Units that change no pixel visibly are left out, except for the first.
     """
     traversals, kind = decode(traverse(means[0], *ends, units, _STEPS))
-    visible = (traversals.amax(1) - traversals.amin(1)).flatten(1).amax(1) >= _VISIBLE
+    visible = (traversals.amax(1) - traversals.amin(1)).flatten(1).amax(1).cpu() >= _VISIBLE
     visible[0] = True
     units, shown = units[visible], traversals[visible]
-    names = {int(unit): f"unit {unit}" for unit in units}
+    names = {unit: f"unit {unit}" for unit in units.tolist()}
     title = f"traversals of {len(units)} of {means.shape[1]} units, the most visible first ({kind} of p(x|z))"
     folder.save_figure("traversals", latents.traversals(names, shown, means[0], *ends, title))
     paths = torch.stack([traverse(code, *ends, units, _FRAMES) for code in means[:3]])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FigureFormat = Literal["png", "pdf", "svg"]
 FIGURE_FORMATS: tuple[FigureFormat, ...] = get_args(FigureFormat)
 
-DPI = 130  # dots per inch of a PNG file
+_DPI = 130  # dots per inch of a PNG file
 _PRINTED_DPI = 300  # dots per inch of the images in a vector graphic
 _TITLE_HEIGHT = 0.22  # inches
 _STYLE = {
@@ -68,7 +68,7 @@ def interpolation(pixels: int, width: float) -> str:
         pixels: Width of the image, in pixels.
         width: Width at which it is shown, in inches.
     """
-    return "nearest" if pixels <= width * DPI else "hanning"
+    return "nearest" if pixels <= width * _DPI else "hanning"
 
 
 def write_figure(figure: Figure, path: Path, title: str, file_format: FigureFormat) -> None:
@@ -78,5 +78,5 @@ def write_figure(figure: Figure, path: Path, title: str, file_format: FigureForm
     heading.set_fontsize(float(heading.get_fontsize()) * 0.98 / max(share, 0.98))
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + _TITLE_HEIGHT)
-    dpi = DPI if file_format == "png" else _PRINTED_DPI
+    dpi = _DPI if file_format == "png" else _PRINTED_DPI
     figure.savefig(path, format=file_format, dpi=dpi, metadata=_METADATA[file_format])

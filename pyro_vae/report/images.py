@@ -121,16 +121,17 @@ def _grid(images: Tensor, title: str, per_row: int) -> Figure:
     return figure
 
 
-def show_tiles(axes: Axes, tiles: np.ndarray, title: str, width: float) -> None:
-    """Show tiles in a panel of about a width in inches. Pixels that are NaN are transparent, over a hatched panel."""
+def show_tiles(axes: Axes, tiles: np.ndarray, title: str, inches: float) -> None:
+    """Show tiles in a panel about `inches` wide. Pixels that are NaN are transparent, over a hatched panel."""
     from matplotlib.patches import Rectangle  # imported on use, see `drawing.style`
 
     missing = np.isnan(tiles)
     if missing.any():
         if tiles.ndim == 3:  # of color images, matplotlib takes transparency from a fourth channel only
             tiles = np.dstack([np.nan_to_num(tiles), ~missing.any(-1)])
-        place = {"xy": (-0.5, -0.5), "width": tiles.shape[1], "height": tiles.shape[0], "zorder": -1}
-        axes.add_patch(Rectangle(**place, facecolor="white", edgecolor="0.4", hatch="/////", linewidth=0))
-    axes.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation=interpolation(tiles.shape[1], width))
+        height, width = tiles.shape[:2]
+        below = Rectangle((-0.5, -0.5), width, height, color="0.4", fill=False, hatch="/////", linewidth=0, zorder=-1)
+        axes.add_patch(below)
+    axes.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation=interpolation(tiles.shape[1], inches))
     axes.set_title(title)
     axes.axis("off")
