@@ -35,6 +35,7 @@ from timing import machine_rates, ratios
 
 from pyro_vae import cli, config, torchrun
 from pyro_vae.command_line import parse
+from pyro_vae.report.drawing import style, write_figure
 from pyro_vae.runs import load_images, versions
 
 
@@ -97,7 +98,8 @@ def main(arguments: Arguments) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
     if "steps" in report:
-        ratios(report["steps"]).savefig(out / "benchmark.png", dpi=130)
+        with style():
+            write_figure(ratios(report["steps"]), out / "benchmark.png", f"{settings.data}, {name}", "png")
     print(f"\nwritten to {out}")
 
 

@@ -37,6 +37,7 @@ from pyro_vae.errors import UserError, check_count
 from pyro_vae.instruments import comparison, gallery
 from pyro_vae.instruments.comparison_checks import check_before_fits
 from pyro_vae.output import show
+from pyro_vae.report.drawing import FigureFormat
 from pyro_vae.runs import Folder, RunFolder, names_of, raise_if_undrawn, seed_path
 from pyro_vae.text import printable
 
@@ -72,9 +73,12 @@ class OutputFlags:
 
     Args:
         out: Folder for the run folders and the comparison.
+        figure_format: Format of the figures of the comparison. Those of its runs, which samples.png shows, are PNG
+            files.
     """
 
     out: config.DirPath = Path("runs/comparison")
+    figure_format: FigureFormat = "png"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -97,6 +101,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Compare finished runs, or check all configurations, fit those without a finished run, and compare them."""
     results = Folder(arguments.output.out, figures=".")
+    results.figure_format = arguments.output.figure_format
     if arguments.runs:
         compare_finished(arguments, results)
     else:
@@ -107,7 +112,7 @@ def compare_finished(arguments: Arguments, results: Folder) -> None:
     """Compare runs that are given by their folders."""
     flags = ComparisonFlags(), replace(config.Config(), device=arguments.config.device)
     if (arguments.comparison, arguments.config) != flags:
-        raise UserError("Finished runs are compared as they were fitted: leave out all flags except --out.")
+        raise UserError("Finished runs are compared as they were fitted: leave out the flags of their fits.")
     if len(arguments.runs) < 2:
         raise UserError("A comparison needs two or more run folders.")
     torchrun.refuse("compare.py RUN ...")

@@ -38,7 +38,7 @@ from pyro_vae.instruments.comparable import mark_unlike
 from pyro_vae.instruments.evaluation import evaluate_run
 from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.output import show
-from pyro_vae.report import curves
+from pyro_vae.report import curves, rates
 from pyro_vae.runs import Folder, Run, RunFolder, names_of, place_results, raise_if_undrawn
 from pyro_vae.runs.load import choose_program, load_config, restore
 
@@ -158,6 +158,8 @@ def main(arguments: RunArguments) -> None:
         place_results(folder.evaluation, arguments.output.out, name if len(names) > 1 else "")
         for name, folder in zip(names, folders, strict=True)
     ]
+    for written in results:
+        written.figure_format = arguments.output.figure_format
     names = [name if folder.finished else f"{name} (unfinished)" for name, folder in zip(names, folders, strict=True)]
     scores: dict[str, Scores] = {}
     summaries = {}
@@ -197,13 +199,14 @@ def draw_all(results: list[Folder], scores: dict[str, Scores], summaries: dict[s
     labels = mark_unlike(summaries)
     scores = {labels[name]: value for name, value in scores.items()}
     summaries = {labels[name]: value for name, value in summaries.items()}
+    title = next(iter(scores)) if len(scores) == 1 else f"{len(scores)} runs"
     for folder in results:
         if not all(run_scores.reason for run_scores in scores.values()):
             with folder.drawing("bounds"):
-                folder.save_figure("bounds", curves.bounds(scores))
+                folder.save_figure("bounds", curves.bounds(scores), title)
         if all(numbers["rate"] is not None for numbers in summaries.values()):
             with folder.drawing("rate_distortion"):
-                folder.save_figure("rate_distortion", curves.rate_distortion(summaries))
+                folder.save_figure("rate_distortion", rates.rate_distortion(scores), title)
 
 
 if __name__ == "__main__":

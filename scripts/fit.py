@@ -37,6 +37,7 @@ from pyro_vae.errors import UserError, check_count
 from pyro_vae.instruments.fits import Fits
 from pyro_vae.instruments.scores_table import scores_table
 from pyro_vae.output import show
+from pyro_vae.report.drawing import FigureFormat
 from pyro_vae.runs import (
     RunFolder,
     load_images,
@@ -62,6 +63,7 @@ class OutputFlags:
         checkpoint_seconds: Maximum number of seconds between two checkpoints. It has no effect on results.
         seeds: Number of runs, with consecutive seeds from --seed on, which are fitted together. The run of the first
             seed is written to --out, and that of another seed S to <out>-seedS. torchrun divides them among processes.
+        figure_format: Format of the figures.
     """
 
     out: config.OptionalDirPath = None
@@ -69,6 +71,7 @@ class OutputFlags:
     overwrite: bool = False
     checkpoint_seconds: float = 60.0
     seeds: config.Count = 1
+    figure_format: FigureFormat = "png"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -137,6 +140,8 @@ def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, down
     numbers = {name: scored[seed][1] for seed, name in names.items()}
     show(scores_table(numbers, {name: scored[seed][0] for seed, name in names.items()}))
     show_spread(list(numbers.values()))
+    for folder in folders.values():
+        folder.figure_format = output.figure_format
     with ranks.alone() if divided else nullcontext():
         fits.draw({seed: scored[seed][0] for seed in own if seed in scored})
     ranks.gather(None)  # all is written and printed before an error ends a process, and thereby all others

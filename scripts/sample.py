@@ -28,7 +28,7 @@ from pyro_vae import cli, torchrun
 from pyro_vae.command_line import parse
 from pyro_vae.config.overrides import DataOverrides, ModelOverrides, OutputFlags, RuntimeOverrides, given
 from pyro_vae.errors import UserError
-from pyro_vae.instruments import samples
+from pyro_vae.instruments import completions, samples
 from pyro_vae.instruments.rows import write_rows
 from pyro_vae.output import show
 from pyro_vae.report.images import are_pictures
@@ -60,6 +60,7 @@ def main(arguments: Arguments) -> None:
     settings = fitted.config
     pyro.set_rng_seed(settings.seed)
     results, program, x = place_results(folder.samples, arguments.output.out), fitted.program, fitted.observed("test")
+    results.figure_format = arguments.output.figure_format
     pixels = Batch.of(x).x
     if pixels.dim() == 2:
         results.lock()
@@ -79,7 +80,7 @@ def main(arguments: Arguments) -> None:
     samples.write_prior(results, program, x, settings.seed)
     samples.write_reconstructions(results, program, x, settings.seed)
     samples.write_latents(results, program, x, classes, settings.seed)
-    samples.write_completions(results, program, x, fitted.no_density_reason, settings.seed)
+    completions.write_completions(results, program, x, fitted.no_density_reason, settings.seed)
     finish(results)
 
 

@@ -25,7 +25,7 @@ from helpers.calls import TINY, script  # noqa: E402
 
 from pyro_vae.evaluate import AISConfig  # noqa: E402
 from pyro_vae.evaluate.annealing import pilot  # noqa: E402
-from pyro_vae.instruments import samples  # noqa: E402
+from pyro_vae.instruments import completions  # noqa: E402
 from pyro_vae.trace import seeds  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker and child process: there are as many workers as cores
@@ -134,7 +134,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def short_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the pilot run of annealing, and the completions of sample.py, where their accuracy does not matter."""
     monkeypatch.setattr(pilot, "_MIN_STEPS", 4)
-    monkeypatch.setattr(samples, "_ANNEALING", AISConfig(num_chains=4, num_temperatures=5, num_leapfrogs=2))
+    monkeypatch.setattr(completions, "_ANNEALING", AISConfig(num_chains=4, num_temperatures=5, num_leapfrogs=2))
 
 
 @pytest.fixture

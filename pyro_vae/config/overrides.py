@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from pyro_vae.config.choices import Device, OptionalDirPath
+from pyro_vae.report.drawing import FigureFormat
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class OutputFlags:
     Args:
         out: Folder for the results, e.g. of a run that cannot be written to; with several runs, it contains a folder
             for each. If None, they are written to a folder in each run.
+        figure_format: Format of the figures.
     """
 
     out: OptionalDirPath = None
+    figure_format: FigureFormat = "png"
 
 
 def given(*groups: Any) -> dict[str, Any]:

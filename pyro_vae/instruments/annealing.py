@@ -29,7 +29,7 @@ from pyro_vae.evaluate import (
 )
 from pyro_vae.instruments.batches import Part, batches, progress_bar
 from pyro_vae.instruments.instrument import EvaluatedRun, Result, replace_nonfinite
-from pyro_vae.report import curves
+from pyro_vae.report import rates
 from pyro_vae.trace import Data
 
 
@@ -150,7 +150,7 @@ def measure_ais(program: Any, x: Data, ais_config: AISConfig, seed: int) -> Resu
         numbers["rate_distortion"] = {
             name: [value if np.isfinite(value) else None for value in values.tolist()] for name, values in curve.items()
         }
-        figures["annealed_rate_distortion"] = partial(curves.annealed_rate_distortion, rate, distortion)
+        figures["annealed_rate_distortion"] = partial(rates.annealed_rate_distortion, rate, distortion)
     reasons = {}
     if not np.isfinite([*test.lower, *simulated.forward.lower]).all():
         reasons["annealing"] = "all chains of an image start outside the support of the prior; use --ais-start prior"

@@ -133,7 +133,8 @@ def write_comparison(results: Folder, rows: Sequence[Mapping[str, Any]]) -> None
 def draw_comparison(results: Folder, rows: Sequence[Mapping[str, Any]], runs: Mapping[str, Sequence[Folder]]) -> None:
     """Draw comparison.png (intervals) and samples.png (prior samples of each run that has drawn them)."""
     with results.drawing("comparison"):
-        results.save_figure("comparison", curves.intervals(rows))
+        by_seed = {name: [read_summary(run)["log_likelihood"] for run in seeds] for name, seeds in runs.items()}
+        results.save_figure("comparison", curves.intervals(rows, by_seed))
     with results.drawing("samples"):
         paths = {row["name"]: runs[row["name"]][0].figures / "prior_samples.png" for row in rows}
         if samples := {name: path for name, path in paths.items() if path.is_file()}:

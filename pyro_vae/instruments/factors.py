@@ -17,7 +17,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluate import decode_units, disentanglement_scores, posterior_means, traverse
 from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.instrument import EvaluatedRun, Result
-from pyro_vae.report import images
+from pyro_vae.report.labels import figure_label
+from pyro_vae.report.latents import traversals
 from pyro_vae.report.tables import format_number, format_table
 from pyro_vae.text import printable
 from pyro_vae.trace import Batch, Data, derive_seed
@@ -89,8 +90,9 @@ def measure_factors(
         seed: Random seed of posterior samples and random forests.
 
     Returns:
-        The scores and matrices of `evaluate.Disentanglement` as JSON values, and a figure with one row per factor: the
-        first test image decoded while the unit moves from the 1st to the 99th percentile of the codes.
+        The scores and matrices of `evaluate.Disentanglement` as JSON values, and a figure with one row per unit that is
+        the most informative one of a factor: the first test image decoded while the unit moves from the 1st to the 99th
+        percentile of the codes.
 
     Raises:
         ValueError: See `evaluate.disentanglement_scores`.
@@ -147,13 +149,15 @@ def factor_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _traversals(program: Any, x: Data, codes: np.ndarray, numbers: Mapping[str, Any], seed: int) -> Figure:
-    """Show one image, shape (1, ...), per factor, as its unit moves through the range of `codes`, shape (N, units)."""
+    """Show one image, shape (1, ...), as each unit in `numbers` moves through its range in `codes`, (N, units)."""
     base = posterior_means(program.guide, x, derive_seed(seed, "factors", "figure"))[0]
     low, high = torch.as_tensor(np.quantile(codes, [_TAIL, 1 - _TAIL], axis=0)).to(base)
-    units = torch.tensor(numbers["units"], device=base.device)
-    latents = traverse(base, low, high, units, _NUM_VALUES)
-    decoded_rows, _ = decode_units(program.model, program.guide, x, latents, derive_seed(seed, "factors", "figure"))
-    information = [numbers["information"][unit][factor] for factor, unit in enumerate(numbers["units"])]
-    labels = zip(numbers["factors"], numbers["units"], information, strict=True)
-    rows = {f"{name}: unit {unit}, {mi:.2f}": row for (name, unit, mi), row in zip(labels, decoded_rows, strict=True)}
-    return images.labeled_rows(rows, "traversals of the most informative unit of each factor")
+    names: dict[int, str] = {}
+    for factor, (name, unit) in enumerate(zip(numbers["factors"], numbers["units"], strict=True)):
+        label = f"{figure_label(name)} {numbers['information'][unit][factor]:.2f}"
+        names[unit] = f"{names[unit]}\n{label}" if unit in names else label
+    names = {unit: f"{name}\nunit {unit}" for unit, name in names.items()}
+    latents = traverse(base, low, high, torch.tensor(list(names), device=base.device), _NUM_VALUES)
+    decoded, _ = decode_units(program.model, program.guide, x, latents, derive_seed(seed, "factors", "figure"))
+    title = "traversals of the most informative unit of each factor,\nwith I(unit; factor) / H(factor)"
+    return traversals(names, decoded, base, low, high, title)

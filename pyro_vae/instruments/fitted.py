@@ -52,5 +52,5 @@ def draw_fit(run: Run, folder: RunFolder, scores: Scores) -> None:
         folder.save_figure("learning_curve", curves.learning_curve(folder.metrics()))
     if not scores.reason:
         with folder.drawing("bounds"):
-            folder.save_figure("bounds", curves.bounds({folder.path.name: scores}))
+            folder.save_figure("bounds", curves.bounds({folder.title: scores}))
     draw_scores(folder, run.program, run.observed("test"), scores, run.config.seed, run.images.pixels.columns)

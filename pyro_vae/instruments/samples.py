@@ -1,4 +1,4 @@
-r"""Figures of samples, reconstructions, traversals, interpolations and completions.
+r"""Figures of samples, reconstructions, traversals and interpolations.
 
 Figures of samples and reconstructions show means of p(x|z) and draws from it: only draws are images of the model.
 """
@@ -14,19 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluate import (
-    AISConfig,
-    decode_units,
-    impute,
-    inpaint_exact,
-    interpolate,
-    most_visible_units,
-    sample_prior,
-    traverse,
-)
-from pyro_vae.instruments.batches import posterior_means_batched, progress_bar
+from pyro_vae.evaluate import decode_units, interpolate, most_visible_units, sample_prior, traverse
+from pyro_vae.instruments.batches import posterior_means_batched
 from pyro_vae.instruments.generated import prior_samples, reconstructions
-from pyro_vae.report import images
+from pyro_vae.report import images, latents
 from pyro_vae.runs import Folder
 from pyro_vae.trace import Batch, Data, derive_seed
 
@@ -41,8 +32,8 @@ _STEPS = 11  # images per traversal or interpolation
 _FRAMES = 20  # frames of an animation in one direction
 _MANIFOLD_SIZE = 15  # rows and columns of the grid over two units
 _TAIL = 0.01  # a traversal goes from this quantile of the codes to the opposite one
+_VISIBLE = 0.2  # a unit is shown if its traversal changes a pixel by as much, of the range [0, 1]
 _ZOOM = 3  # pixels of an animation per pixel of an image
-_ANNEALING = AISConfig(num_chains=32, num_temperatures=50, num_leapfrogs=3)
 
 
 def write_prior(folder: Folder, program: Any, x: Data, seed: int) -> None:
@@ -87,21 +78,29 @@ def write_latents(folder: Folder, program: Any, x: Data, classes: np.ndarray | N
         _write_interpolations(folder, decode, means)
     if means.shape[1] == 2:
         with folder.drawing("codes"):
-            folder.save_figure("codes", images.scatter(means.cpu().numpy(), classes))
+            folder.save_figure("codes", latents.scatter(means.cpu().numpy(), classes))
         with folder.drawing("manifold"):
-            grid, kind = decode(_plane(_prior_units(program, x, seed, means)))
-            panel = {f"{kind} of p(x|z)": grid.flatten(0, 1)}
-            title = "quantiles of the two latent units"
-            folder.save_figure("manifold", images.side_by_side(panel, title, _MANIFOLD_SIZE))
+            grid = _plane(_prior_units(program, x, seed, means))
+            decoded, kind = decode(grid)
+            title = f"{kind} of p(x|z) at quantiles of the two latent units"
+            edges = grid[0, :, 0].tolist(), grid[:, 0, 1].tolist()
+            folder.save_figure("manifold", latents.plane(decoded, *edges, title))
 
 
 def _write_traversals(
     folder: Folder, decode: Decode, means: Tensor, ends: tuple[Tensor, Tensor], units: Tensor
 ) -> None:
-    """Write traversals.png and .gif: images while one of `units` moves between the two ends, each of shape (units,)."""
+    """Write traversals.png and .gif: images while one of `units` moves between the two ends, each of shape (units,).
+
+    Units that change no pixel visibly are left out, except for the first.
+    """
     traversals, kind = decode(traverse(means[0], *ends, units, _STEPS))
-    rows = {f"unit {unit}": row for unit, row in zip(units.tolist(), traversals, strict=True)}
-    folder.save_figure("traversals", images.labeled_rows(rows, f"traversals of single units ({kind} of p(x|z))"))
+    visible = (traversals.amax(1) - traversals.amin(1)).flatten(1).amax(1).cpu() >= _VISIBLE
+    visible[0] = True
+    units, shown = units[visible], traversals[visible]
+    names = {unit: f"unit {unit}" for unit in units.tolist()}
+    title = f"traversals of {len(units)} of {means.shape[1]} units, the most visible first ({kind} of p(x|z))"
+    folder.save_figure("traversals", latents.traversals(names, shown, means[0], *ends, title))
     paths = torch.stack([traverse(code, *ends, units, _FRAMES) for code in means[:3]])
     folder.save_animation("traversals", _forward_and_backward(decode(paths)[0].movedim(2, 0).flatten(1, 2), len(units)))
 
@@ -116,50 +115,6 @@ def _write_interpolations(folder: Folder, decode: Decode, means: Tensor) -> None
     pairs = {f"{row} to {row + num_pairs}": path for row, path in enumerate(interpolations)}
     title = f"interpolations of test images ({kind} of p(x|z))"
     folder.save_figure("interpolations", images.labeled_rows(pairs, title))
-
-
-def write_completions(folder: Folder, program: Any, x: Data, no_density_reason: str | None, seed: int) -> None:
-    """Write completions.png: test images whose lower half is imputed given the upper half.
-
-    Args:
-        folder: Folder of the figure.
-        program: Object with ``model(x)`` and ``guide(x)``.
-        x: Test images, shape (N, *pixels). Their mean fills the missing half in the input of the guide.
-        no_density_reason: Why the log weights of the program are undefined, or None. Without them, nothing is written.
-        seed: Random seed of the imputation.
-    """
-    if no_density_reason:
-        _LOG.info("No completions: %s.", no_density_reason)
-        return
-    with folder.drawing("completions"):
-        if shown := _completions(program, Batch.of(x), seed):
-            rows = {name: row.cpu() for name, row in shown.items()}
-            folder.save_figure("completions", images.labeled_rows(rows, "the lower half, given the upper half"))
-
-
-def _completions(program: Any, batch: Batch, seed: int) -> dict[str, Tensor] | None:
-    """Return the rows of completions.png by name, or None if the program cannot be imputed."""
-    truth = batch[:_IMAGES]
-    upper = truth.x.clone()
-    height = upper.shape[-2]
-    upper[..., height // 2 :, :] = torch.nan
-    num_observed = upper[0].numel() // height * (height // 2)
-    exact = inpaint_exact(program.model, truth, num_observed, seed)
-    if exact is not None:
-        completed = {"draw": exact}
-    else:
-        bar = progress_bar("completions", "temperature")
-        try:
-            missing = truth.replace_x(upper)
-            fill = batch.x.mean(0)
-            imputed = impute(
-                program.model, program.guide, missing, _ANNEALING, fill_value=fill, seed=seed, progress=bar
-            )
-        except ValueError as error:
-            _LOG.info("No completions: %s", error)
-            return None
-        completed = {"mean": torch.as_tensor(imputed.mean), "draw": torch.as_tensor(imputed.draw)}
-    return {"observed": upper.nan_to_num(0.5), **completed, "truth": truth.x}
 
 
 def _prior_units(program: Any, x: Data, seed: int, means: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ import numpy as np
 
 from pyro_vae.evaluate import Scores, khat_threshold
 from pyro_vae.evaluate.likelihood.diagnostics import is_arviz_1
-from pyro_vae.report.drawing import new_figure
+from pyro_vae.report.drawing import legend_below, new_figure
 from pyro_vae.report.labels import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BELOW_BAR = 0.25  # distance of the dots of single seeds from their mean, in rows
 _CALIBRATED_UNITS = 6  # maximum number of panels in a calibration plot
 
 
@@ -25,6 +26,8 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         metrics: Epochs of a run as in metrics.jsonl, values in nats per image. None is shown as a gap.
     """
+    from matplotlib.ticker import MaxNLocator  # imported on use, see `drawing.style`
+
     figure = new_figure(6, 4)
     axes = figure.subplots()
     epochs = [line["epoch"] + 1 for line in metrics]
@@ -43,7 +46,8 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     if len(epochs) > 4:
         low, high = np.nanpercentile(drawn, [5, 100])
         axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-    axes.set(xlabel="epoch", ylabel="nats per image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="nats per image", title="learning curve")
     axes.legend()
     return figure
 
@@ -63,28 +67,34 @@ def bounds(runs: Mapping[str, Scores]) -> Figure:
         axes.errorbar(sizes, mean, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
         axes.axhline(estimate, color=f"C{index}", linestyle="--", linewidth=1)
     axes.set(
-        xlabel="K",
+        xlabel="number of samples K",
         ylabel=r"IWAE$_K$, nats per image",
-        title="error bars: 1 s.e. over images, correlated along each curve",
+        title="bars: 1 s.e. over images, correlated along each curve; dashed: log p(x)",
     )
-    axes.legend(loc="lower right")
+    legend_below(figure)
     return figure
 
 
 def khat(values: np.ndarray, num_samples: int) -> Figure:
-    """Plot the k-hat of each image, shape (N,), with the reliability threshold for `num_samples` samples."""
+    """Plot the k-hat of each image, shape (N,), in increasing order, with the threshold for `num_samples` samples.
+
+    An infinite k-hat is a triangle at the upper edge; one that does not exist, NaN, is omitted.
+    """
     figure = new_figure(6, 4)
     axes = figure.subplots()
     threshold = khat_threshold(num_samples)
-    colors = np.where(values > threshold, "C3", "C0")
-    axes.scatter(np.arange(len(values)), values, s=8, c=colors)
+    ordered = np.sort(values[~np.isnan(values)])
+    places, finite = np.arange(1, len(ordered) + 1), np.isfinite(ordered)
+    colors = np.where(ordered > threshold, "C3", "C0")
+    axes.scatter(places[finite], ordered[finite], s=8, c=colors[finite])
+    edge = axes.get_xaxis_transform()
+    axes.plot(places[~finite], np.ones((~finite).sum()), "C3^", markersize=4, transform=edge, clip_on=False)
     axes.axhline(threshold, color="C3", linestyle="--", linewidth=1)
-    exists = ~np.isnan(values)
-    title = f"{int((values > threshold).sum())} of {int(exists.sum())} images above {threshold:.2f}"
+    title = f"{int((ordered > threshold).sum())} of {len(ordered)} images above {threshold:.2f}"
     axes.set(
-        xlabel="test image",
+        xlabel="test images in order of k-hat",
         ylabel=r"Pareto $\hat{k}$",
-        title=title if exists.any() else "k-hat does not exist",
+        title=f"{title}, where estimates of log p(x) are unreliable" if len(ordered) else "k-hat does not exist",
     )
     return figure
 
@@ -109,7 +119,8 @@ def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
         groups = {"prior_sbc": {"z": scaled[None, :, units]}}
         data = arviz_1.from_dict(groups, dims={"z": ["unit"]}, coords={"unit": units})
         return arviz_1.plot_ecdf_pit(data, backend="matplotlib").viz["figure"].item()
-    figure = new_figure(9, 2.8 * -(-len(units) // 3))
+    figure = new_figure(9, 2.8 * -(-len(units) // 3) + 0.3)
+    figure.suptitle("ranks of latents of simulated images; shaded: simultaneous band if they are uniform")
     panels = figure.subplots(-(-len(units) // 3), 3, squeeze=False).flatten()
     for panel in panels[len(units) :]:
         panel.axis("off")
@@ -122,62 +133,27 @@ def calibration(ranks: np.ndarray, num_samples: int) -> Figure:
     return figure
 
 
-def rate_distortion(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Plot the rate and distortion of runs. Dashed lines have constant ELBO = -(rate + distortion).
-
-    Alemi et al., "Fixing a Broken ELBO", ICML 2018 (https://arxiv.org/abs/1711.00464).
+def intervals(rows: Sequence[Mapping[str, Any]], by_seed: Mapping[str, Sequence[float]]) -> Figure:
+    """Plot how far each row of a comparison is below the best, with two standard errors of the paired difference.
 
     Args:
-        summaries: Content of summary.json by the name of the run, values in nats per image.
+        rows: Rows of a comparison, best first.
+        by_seed: Mean log p(x) of each seed by the name of the row, in nats per image. Several seeds are shown as dots.
     """
-    figure = new_figure(6, 5)
-    axes = figure.subplots()
-    ordered = sorted(summaries.items(), key=lambda item: item[1]["rate"])
-    rates, distortions = ([numbers[key] for _, numbers in ordered] for key in ("rate", "distortion"))
-    axes.plot(rates, distortions, color="0.7", linewidth=1, zorder=0)
-    for index, (name, numbers) in enumerate(ordered):
-        elbo = "no ELBO" if numbers["elbo"] is None else f"ELBO {numbers['elbo']:.2f}"
-        label = f"{figure_label(name)}: {elbo}"
-        axes.scatter(numbers["rate"], numbers["distortion"], color=f"C{index}", label=label)
-        axes.axline(
-            (numbers["rate"], numbers["distortion"]), slope=-1, color=f"C{index}", linestyle="--", linewidth=0.5
-        )
-    axes.set(xlabel="rate, nats per image", ylabel="distortion, nats per image")
-    axes.legend()
-    return figure
-
-
-def annealed_rate_distortion(rate: np.ndarray, distortion: np.ndarray) -> Figure:
-    """Plot upper bounds on the rate of the optimal code over its distortion. -log p(x) is their sum at the last point.
-
-    Huang, Cao, Grosse, "Evaluating lossy compression rates of deep generative models", ICML 2020
-    (https://arxiv.org/abs/2008.06653).
-
-    Args:
-        rate: Mean rates at temperatures from 0 to 1, in nats per image, shape (G,).
-        distortion: Mean distortions there, in nats per image, shape (G,).
-    """
-    figure = new_figure(6, 5)
-    axes = figure.subplots()
-    axes.plot(distortion, rate, marker=".")
-    end = (float(distortion[-1]), float(rate[-1]))
-    axes.axline(end, slope=-1, color="0.5", linestyle="--", linewidth=0.5, label=f"log p(x) = {-sum(end):.2f}")
-    axes.set(xlabel="distortion -log p(x|z), nats per image", ylabel="rate, nats per image")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure
-
-
-def intervals(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot how far each row of a comparison is below the best, with two standard errors of the paired difference."""
-    figure = new_figure(7, 1 + 0.45 * len(rows))
+    figure = new_figure(7, 1.2 + 0.45 * len(rows))
     axes = figure.subplots()
     positions = np.arange(len(rows))[::-1]
     below = [-row["below_best"] for row in rows]
     axes.errorbar(below, positions, xerr=[2 * row["below_best_se"] for row in rows], fmt="o", capsize=3)
     axes.axvline(0, color="0.7", linewidth=1, zorder=0)
     axes.set_yticks(positions, [f"{figure_label(row['name'])}  {row['log_likelihood']:.2f}" for row in rows])
-    axes.set(xlabel="log p(x) relative to the best, nats per image (2 s.e., paired over images)")
+    title = "log p(x) of test images; bars: 2 s.e. of the difference, paired over images"
+    if any(len(seeds) > 1 for seeds in by_seed.values()):
+        title += "; dots: single seeds"
+        for row, position in zip(rows, positions, strict=True):
+            values = np.array(by_seed[row["name"]]) - rows[0]["log_likelihood"]
+            axes.scatter(values, np.full(len(values), position - _BELOW_BAR), s=10, color="C1")
+    axes.set(xlabel="log p(x) relative to the best, nats per image", title=title)
     return figure
 
 
@@ -201,6 +177,6 @@ def probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
             style: dict[str, Any] = {"color": f"C{kinds.index(features)}", "marker": "o", "markersize": 4, "capsize": 2}
             axes.errorbar(labels * 1.06**index, means, errors, label=features, **style)  # offset, as in `bounds`
         axes.set(xscale="log", xlabel="labels", title=classifier)
-        axes.legend(loc="lower right")
+        axes.legend()
     panels[0].set(ylabel="accuracy on test images (1 s.e.)")
     return figure

@@ -46,7 +46,8 @@ def accuracy_and_cost(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot([], [], _MARKERS[index % len(_MARKERS)], color="0.8", markeredgecolor="0.2", label=family)
     axes.axhline(0, color="0.3", linewidth=1, zorder=0)
     axes.set(xscale="log", xlabel="density evaluations per image", ylabel=f"log p(x) minus that of {last} (nats)")
+    axes.set_title("estimators of log p(x); bars: 1 s.e. of the difference, paired over images")
     axes.margins(x=0.1, y=0.12)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend()
     figure.colorbar(scale, ax=axes, label="share of images with k-hat > 0.7")
     return figure

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from pyro_vae.report.drawing import new_figure
+from pyro_vae.report.drawing import interpolation, new_figure
 from pyro_vae.report.labels import figure_label
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MOST_PIXELS = 2400  # height or width of a grid; a figure shows fewer
 
 def gallery(pictures: Mapping[str, Path]) -> Figure:
     """Show the PNG file of each run under its name, three per row."""
-    from matplotlib.image import imread  # imported on use, see `new_figure`
+    from matplotlib.image import imread  # imported on use, see `drawing.style`
 
     columns = min(3, len(pictures))
     height = -(-len(pictures) // columns)
@@ -68,35 +68,23 @@ def side_by_side(panels: Mapping[str, Tensor], title: str, per_row: int) -> Figu
     figure = new_figure(5 * len(panels), 5.6)
     figure.suptitle(title)
     for axes, (name, tiles) in zip(figure.subplots(1, len(panels), squeeze=False)[0], grids.items(), strict=True):
-        _show(axes, tiles, name)
+        show_tiles(axes, tiles, name, 5)
     return figure
 
 
 def labeled_rows(images_by_name: Mapping[str, Tensor], title: str) -> Figure:
-    """Show one row of images per name, with the name to its left."""
-    tiles = tile(torch.cat(list(images_by_name.values())), len(next(iter(images_by_name.values()))))
-    figure = new_figure(7.5, 0.5 + 6 * tiles.shape[0] / tiles.shape[1])
+    """Show one row of images per name, with the name to its left. Pixels that are NaN are hatched."""
+    num_rows, per_row = len(images_by_name), len(next(iter(images_by_name.values())))
+    tiles = tile(torch.cat(list(images_by_name.values())), per_row)
+    height, width = tiles.shape[:2]
+    figure = new_figure(7.5, 0.2 * (2 + title.count("\n")) + 6.2 * height / width)
     axes = figure.subplots()
-    _show(axes, tiles, title)
-    height = tiles.shape[0] / len(images_by_name)
+    show_tiles(axes, tiles, title, 6)
     axes.axis("on")
     axes.set_frame_on(False)
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * height for row in range(len(images_by_name))], list(images_by_name), fontsize=8)
+    axes.set_yticks([(row + 0.5) * height / num_rows for row in range(num_rows)], list(images_by_name), fontsize=8)
     axes.tick_params(length=0)
-    return figure
-
-
-def scatter(codes: np.ndarray, classes: np.ndarray | None) -> Figure:
-    """Plot two-dimensional codes, shape (N, 2), colored by the classes of their images, shape (N,)."""
-    figure = new_figure(6, 5)
-    axes = figure.subplots()
-    groups = {"": np.full(len(codes), True)} if classes is None else {str(c): classes == c for c in np.unique(classes)}
-    for name, chosen in groups.items():
-        axes.scatter(codes[chosen, 0], codes[chosen, 1], s=5, label=name)
-    if classes is not None:
-        axes.legend(title="class", fontsize=7)
-    axes.set(xlabel="unit 0", ylabel="unit 1", title="posterior means of test images", aspect="equal")
     return figure
 
 
@@ -128,12 +116,22 @@ def tile(images: Tensor, per_row: int) -> np.ndarray:
 
 def _grid(images: Tensor, title: str, per_row: int) -> Figure:
     tiles = tile(images, per_row)
-    figure = new_figure(6, 0.4 + 6 * tiles.shape[0] / tiles.shape[1])
-    _show(figure.subplots(), tiles, title)
+    figure = new_figure(6, 0.2 * (2 + title.count("\n")) + 6 * tiles.shape[0] / tiles.shape[1])
+    show_tiles(figure.subplots(), tiles, title, 6)
     return figure
 
 
-def _show(axes: Axes, tiles: np.ndarray, title: str) -> None:
-    axes.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def show_tiles(axes: Axes, tiles: np.ndarray, title: str, inches: float) -> None:
+    """Show tiles in a panel about `inches` wide. Pixels that are NaN are transparent, over a hatched panel."""
+    from matplotlib.patches import Rectangle  # imported on use, see `drawing.style`
+
+    missing = np.isnan(tiles)
+    if missing.any():
+        if tiles.ndim == 3:  # of color images, matplotlib takes transparency from a fourth channel only
+            tiles = np.dstack([np.nan_to_num(tiles), ~missing.any(-1)])
+        height, width = tiles.shape[:2]
+        below = Rectangle((-0.5, -0.5), width, height, color="0.4", fill=False, hatch="/////", linewidth=0, zorder=-1)
+        axes.add_patch(below)
+    axes.imshow(tiles, cmap="gray", vmin=0, vmax=1, interpolation=interpolation(tiles.shape[1], inches))
     axes.set_title(title)
     axes.axis("off")

@@ -13,7 +13,7 @@ def figure_label(name: str) -> str:
     ``$`` is escaped, because matplotlib would typeset text between two of them as mathematics. A space is put before a
     leading ``_``, because matplotlib omits labels that start with ``_`` from legends.
     """
-    from matplotlib.font_manager import FontProperties, findfont, get_font  # imported on use, see `new_figure`
+    from matplotlib.font_manager import FontProperties, findfont, get_font  # imported on use, see `drawing.style`
 
     font = get_font(findfont(FontProperties()))
     text = "".join(c if font.get_char_index(ord(c)) else escape(c) for c in printable(name))[-_LABEL_LENGTH:]

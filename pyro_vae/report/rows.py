@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from pyro_vae.report.drawing import new_figure
+from pyro_vae.report.drawing import interpolation, legend_below, new_figure
 from pyro_vae.report.labels import figure_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_PAIR_COLUMNS = 6  # maximum number of columns in a pair plot; wider tables are shown as heat maps
+_LEAST_WIDTH = 4.5  # inches, so that the titles fit
 _SPREAD = 3.0  # range of the colors of a heat map, in standard deviations on either side of the mean
 
 
@@ -31,7 +32,7 @@ def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figu
     if data.shape[1] > MAX_PAIR_COLUMNS:
         return _heat_maps({"test rows": data, "reconstructions": means}, title)
     num_columns = data.shape[1]
-    figure = new_figure(2.4 * num_columns, 2.9)
+    figure = new_figure(max(_LEAST_WIDTH, 2.4 * num_columns), 2.9)
     figure.suptitle(title)
     for axes, name, x, y in zip(
         figure.subplots(1, num_columns, squeeze=False)[0], columns, _columns(data), _columns(means), strict=True
@@ -44,7 +45,7 @@ def reconstructions(data: Tensor, means: Tensor, columns: Sequence[str]) -> Figu
 
 def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Figure:
     num_columns = len(columns)
-    figure = new_figure(1 + 1.7 * num_columns, 1 + 1.7 * num_columns)
+    figure = new_figure(max(_LEAST_WIDTH, 1 + 1.7 * num_columns), 1 + 1.7 * num_columns)
     figure.suptitle(title)
     grid = figure.subplots(num_columns, num_columns, squeeze=False)
     values = {name: _columns(rows) for name, rows in sets.items()}
@@ -65,7 +66,7 @@ def _pairs(sets: Mapping[str, Tensor], columns: Sequence[str], title: str) -> Fi
                 axes.set_xlabel(figure_label(columns[column]))
             if column == 0 and row > 0:
                 axes.set_ylabel(figure_label(columns[row]))
-    grid[0][0].legend(fontsize=7)
+    legend_below(figure)
     return figure
 
 
@@ -77,9 +78,8 @@ def _heat_maps(sets: Mapping[str, Tensor], title: str) -> Figure:
     figure.suptitle(title)
     for axes, (name, rows) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         scaled = ((rows.double() - center) / spread).cpu().numpy()
-        shown = axes.imshow(
-            scaled, cmap="coolwarm", vmin=-_SPREAD, vmax=_SPREAD, aspect="auto", interpolation="nearest"
-        )
+        sampling = interpolation(scaled.shape[1], 4)
+        shown = axes.imshow(scaled, cmap="coolwarm", vmin=-_SPREAD, vmax=_SPREAD, aspect="auto", interpolation=sampling)
         axes.set(title=name, xlabel="column", ylabel="row")
     figure.colorbar(shown, ax=figure.axes, label="standard deviations of the data's columns")
     return figure

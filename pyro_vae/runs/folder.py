@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from pyro_vae.errors import FigureError, UserError
 from pyro_vae.evaluate import Scores
+from pyro_vae.report.drawing import FIGURE_FORMATS, FigureFormat, style, write_figure
 from pyro_vae.runs.files import atomic_write, remove_partial_files
 from pyro_vae.runs.netcdf import to_netcdf
 
@@ -24,13 +26,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("pyro_vae")
 
 LOCK = ".lock"
-_SUFFIXES = {
-    ".json",
-    ".csv",
-    ".nc",
-    ".png",
-    ".gif",
-}  # of the files that evaluations, samples and comparisons consist of
+# Suffixes of the files that evaluations, samples and comparisons consist of.
+_SUFFIXES = {".json", ".csv", ".nc", ".gif", *(f".{figure_format}" for figure_format in FIGURE_FORMATS)}
 
 
 class RunFolderError(UserError):
@@ -43,16 +40,25 @@ class Folder:
     Args:
         path: Path of the folder.
         figures: Name of the subfolder for figures, or ``.`` for the folder itself.
+        title: Name of the run, shown in every figure. If empty, it is the name of the folder.
     """
 
     contents: tuple[str, ...] = (LOCK, "figures")
 
-    def __init__(self, path: Path | str, figures: str = "figures") -> None:
+    def __init__(self, path: Path | str, figures: str = "figures", title: str = "") -> None:
         self.path = Path(path)
         self.figures = self.path / figures
+        self.figure_format: FigureFormat = "png"
+        """Format in which figures are written."""
+        self._title = title
         self.undrawn: dict[str, Exception] = {}
         """Errors of figures that could not be drawn, by the name of the file without its suffix."""
         self._lock = filelock.FileLock(self.path / LOCK)
+
+    @property
+    def title(self) -> str:
+        """Name of the run, shown in every figure."""
+        return self._title or os.path.basename(os.path.abspath(self.path))  # also of ``.``
 
     def lock(self) -> None:
         """Create the folder if needed and lock it, until `unlock` is called or this object or the process ends.
@@ -126,17 +132,29 @@ class Folder:
 
     @contextmanager
     def drawing(self, name: str) -> Iterator[None]:
-        """Keep an error of the drawing of a figure in `undrawn`: it must cost neither the numbers nor other figures."""
+        """Draw a figure in the style of the package, and keep an error in `undrawn`.
+
+        It must cost neither the numbers nor other figures.
+        """
         try:
-            yield
-        except Exception as error:  # noqa: BLE001 -- matplotlib and the styles of a user may raise anything
+            with style():
+                yield
+        except Exception as error:  # noqa: BLE001 -- matplotlib may raise anything
             self.undrawn[name] = error
 
-    def save_figure(self, name: str, figure: Figure) -> None:
-        """Write a figure to <name>.png in the folder of figures."""
+    def save_figure(self, name: str, figure: Figure, title: str = "") -> None:
+        """Write a figure to <name>.<format> in the folder of figures, in place of one in another format.
+
+        Args:
+            name: Name of the file, without its suffix.
+            figure: The figure.
+            title: Title, if it is not the name of the run.
+        """
         self.figures.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.figures / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=130)
+        with atomic_write(self.figures / f"{name}.{self.figure_format}") as temporary:
+            write_figure(figure, temporary, title or self.title, self.figure_format)
+        for other in set(FIGURE_FORMATS) - {self.figure_format}:
+            (self.figures / f"{name}.{other}").unlink(missing_ok=True)
 
     def save_animation(self, name: str, frames: Sequence[np.ndarray]) -> None:
         """Write an animation of ten frames per second to <name>.gif in the folder of figures.
@@ -164,7 +182,8 @@ def raise_if_undrawn(*folders: Folder) -> None:
         FigureError: With the path of each figure and the first line of its error.
     """
     undrawn = [
-        f"{folder.figures / name}.png ({type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]})"
+        f"{folder.figures / name}.{folder.figure_format} "
+        f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]})"
         for folder in folders
         for name, error in folder.undrawn.items()
     ]

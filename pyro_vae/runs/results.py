@@ -37,4 +37,4 @@ def place_results(default: Folder, out: Path | None, name: str = "") -> Folder:
     # Every folder of results has the file of its lock.
     if place.is_dir() and any(place.iterdir()) and not (place / LOCK).exists():
         raise RunFolderError(f"{place} contains other files than results, which are kept; choose another --out.")
-    return Folder(place, figures=str(default.figures.relative_to(default.path)))
+    return Folder(place, str(default.figures.relative_to(default.path)), default.title)

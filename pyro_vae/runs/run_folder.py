@@ -1,6 +1,6 @@
 r"""The run folder: configuration, metrics, checkpoints, summary, figures and per-image scores.
 
-config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/step-*.safetensors   figures/*.png
+config.json   metrics.jsonl   summary.json   scores.nc   checkpoints/step-*.safetensors   figures/
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class RunFolder(Folder):
     @cached_property
     def evaluation(self) -> Folder:
         """Subfolder for the results of `scripts/evaluate.py`."""
-        return Folder(self.path / "evaluation")
+        return Folder(self.path / "evaluation", title=self.title)
 
     @cached_property
     def samples(self) -> Folder:
         """Subfolder for the figures of `scripts/sample.py`."""
-        return Folder(self.path / "samples", figures=".")
+        return Folder(self.path / "samples", figures=".", title=self.title)
 
     @property
     def checkpoints(self) -> Path:

@@ -45,8 +45,15 @@ ALLOWED = {
     "pyro_vae/trace/": set(),
     "pyro_vae/infer/": {"pyro_vae.trace"},
     "pyro_vae/evaluate/": {"pyro_vae.trace"},
-    "pyro_vae/config/": {"pyro_vae.data", "pyro_vae.infer", "pyro_vae.model"},
-    "pyro_vae/runs/": {"pyro_vae.config", "pyro_vae.data", "pyro_vae.evaluate", "pyro_vae.infer", "pyro_vae.trace"},
+    "pyro_vae/config/": {"pyro_vae.data", "pyro_vae.infer", "pyro_vae.model", "pyro_vae.report"},
+    "pyro_vae/runs/": {
+        "pyro_vae.config",
+        "pyro_vae.data",
+        "pyro_vae.evaluate",
+        "pyro_vae.infer",
+        "pyro_vae.report",
+        "pyro_vae.trace",
+    },
     "pyro_vae/report/": {"pyro_vae.evaluate"},
     "pyro_vae/instruments/": {
         "pyro_vae.config",

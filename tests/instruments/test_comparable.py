@@ -269,11 +269,14 @@ def test_finished_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["one", "two"]
     assert rows[1]["below_best"] == pytest.approx(1.0)
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 3000
+    assert inside("compare", *paths, "--figure-format", "pdf", "--out", tmp_path / "out").returncode == 0
+    assert (tmp_path / "out" / "comparison.pdf").read_bytes().startswith(b"%PDF-")
+    assert not (tmp_path / "out" / "comparison.png").exists()
     for flags, words in (
         ([paths[0]], "two or more run folders"),
         ([paths[0], paths[0]], "twice"),
-        ([*paths, "--priors", "standard", "vamp"], "leave out all flags"),
-        ([*paths, "--epochs", 3], "leave out all flags"),
+        ([*paths, "--priors", "standard", "vamp"], "leave out the flags"),
+        ([*paths, "--epochs", 3], "leave out the flags"),
         ([*paths, tmp_path], "is not a finished run: it has no summary.json"),
     ):
         refused = inside("compare", *flags, "--out", tmp_path / "other")

@@ -12,7 +12,8 @@ from helpers.calls import TINY, command, inside
 from PIL import Image, ImageSequence
 
 from pyro_vae.instruments import samples
-from pyro_vae.report.images import labeled_rows, scatter
+from pyro_vae.report.images import labeled_rows
+from pyro_vae.report.latents import scatter
 from pyro_vae.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("short_annealing")
@@ -53,6 +54,20 @@ def test_sampling_is_repeatable_and_changes_no_other_file(run: Path) -> None:
     again = bytes_of(run / "samples")
     assert {name for name in EVERYTHING if drawn[name] != again[name]} >= {"prior.png", "reconstructions.png"}
     assert {name: b for name, b in bytes_of(run).items() if not name.startswith("samples")} == before
+
+
+def test_figures_have_the_chosen_format_and_the_name_of_the_run(run: Path) -> None:
+    """All but the animation, in place of those of a former call; the run itself is the same."""
+    config = (run / "config.json").read_bytes()
+    assert inside("sample", run, "--figure-format", "svg").returncode == 0
+    assert inside("evaluate", run, "--proposal", "guide", "--figure-format", "svg").returncode == 0
+    drawn = bytes_of(run / "samples")
+    assert set(drawn) == {name.replace("png", "svg") for name in EVERYTHING}
+    evaluated = bytes_of(run / "evaluation" / "figures")
+    assert {"bounds.svg", "rate_distortion.svg", "khat.svg"} <= set(evaluated)
+    for name, content in (drawn | evaluated).items():
+        assert name == "traversals.gif" or (b"<!-- run -->" in content and content.startswith(b"<?xml"))
+    assert (run / "config.json").read_bytes() == config
 
 
 def test_autoencoder_has_no_prior_samples_and_no_completions(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 from helpers.oracles import LinearGaussian
 
 from pyro_vae.evaluate import Scores, score
-from pyro_vae.report import curves
+from pyro_vae.report import curves, rates
 from pyro_vae.report.images import image_grid, reconstructions
 
 
@@ -23,7 +24,7 @@ def test_bounds_show_every_point_with_its_error_bar() -> None:
         np.testing.assert_allclose(line.get_ydata(), scores.iwae.mean(1))
         heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
         np.testing.assert_allclose(heights, scores.iwae.std(1, ddof=1) / math.sqrt(20))
-    texts = " ".join(text.get_text() for text in axes.get_legend().get_texts())
+    texts = " ".join(axes.get_legend_handles_labels()[1])
     for scores in runs.values():
         assert f"ELBO {scores.elbo.mean():.2f}, log p(x) {scores.log_likelihood.mean():.2f}" in texts
 
@@ -40,7 +41,7 @@ def test_bounds_of_a_loss_are_marked_as_missing() -> None:
     for runs in ({"none": none}, {"none": none, "some": some}):
         figure = curves.bounds(runs)
         figure.canvas.draw()
-        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
         assert texts[0] == "none: no log weights"
         assert ["nan" in text for text in texts] == [False] * len(runs)
 
@@ -57,9 +58,39 @@ def test_learning_curve_shows_measurements_and_gaps() -> None:
 
 def test_khat_title_counts_images_above_the_threshold() -> None:
     axes = curves.khat(np.array([0.1, 0.9, np.nan, np.inf]), 1000).axes[0]
-    assert axes.get_title() == "2 of 3 images above 0.67"
-    assert axes.lines[0].get_ydata()[0] == 1 - 1 / 3
+    assert axes.get_title().startswith("2 of 3 images above 0.67")
+    assert axes.lines[-1].get_ydata()[0] == 1 - 1 / 3
     assert curves.khat(np.full(3, np.nan), 10).axes[0].get_title() == "k-hat does not exist"
+
+
+def test_khat_is_shown_in_increasing_order() -> None:
+    """Of infinite ones, the place in that order."""
+    values = np.random.default_rng(0).normal(0.5, 0.3, 50)
+    values[[3, 9]], values[20] = np.inf, np.nan
+    axes = curves.khat(values, 1000).axes[0]
+    finite = np.sort(values[np.isfinite(values)])
+    np.testing.assert_array_equal(axes.collections[0].get_offsets(), np.stack([np.arange(1, 48), finite], 1))
+    red = axes.collections[0].get_facecolors()[:, 0] > 0.5
+    np.testing.assert_array_equal(red, finite > 1 - 1 / 3)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [48, 49])
+
+
+def test_intervals_show_single_seeds_around_their_mean() -> None:
+    rows = [
+        {"name": "a", "log_likelihood": -90.0, "below_best": 0.0, "below_best_se": 0.0},
+        {"name": "b", "log_likelihood": -92.0, "below_best": 2.0, "below_best_se": 0.3},
+    ]
+    by_seed = {"b": [-91.0, -93.0], "a": [-90.5, -89.5]}
+    axes = curves.intervals(rows, by_seed).axes[0]
+    means, dots = axes.containers[0].lines[0], axes.collections[-2:]
+    for (mean, height), points, name in zip(means.get_xydata(), dots, "ab", strict=True):
+        np.testing.assert_array_equal(points.get_offsets()[:, 0], np.array(by_seed[name]) + 90)
+        assert set(points.get_offsets()[:, 1]) == {height - 0.25}
+        assert points.get_offsets()[:, 0].mean() == mean
+    assert "single seeds" in axes.get_title()
+    alone = curves.intervals(rows, {"a": [-90.0], "b": [-92.0]}).axes[0]
+    assert len(alone.collections) == len(axes.collections) - 2
+    assert "seeds" not in alone.get_title()
 
 
 def test_grids_show_images_in_order() -> None:
@@ -86,21 +117,26 @@ def test_calibration_draws_the_most_deviating_units() -> None:
 
 
 def test_rate_and_distortion_are_on_the_line_of_their_elbo() -> None:
+    program = LinearGaussian(2, variance_ratio=1.5)
+    some = score(program.model, program.guide, program.simulate(2), 10, seed=0)
+    ones = np.array([-1.0, 1.0])
     runs = {
-        "a": {"rate": 20.0, "distortion": 70.0, "elbo": -90.0},
-        "b": {"rate": 10.0, "distortion": 85.0, "elbo": -95.0},
+        "a": replace(some, rate=20 + ones, distortion=70 + 3 * ones, elbo=-90 - 4 * ones),
+        "b": replace(some, rate=10 + ones, distortion=85 + 3 * ones, elbo=-95 - 4 * ones),
     }
-    axes = curves.rate_distortion(runs).axes[0]
-    points = np.concatenate([collection.get_offsets() for collection in axes.collections])
+    figure = rates.rate_distortion(runs)
+    points = np.concatenate([collection.get_offsets() for collection in figure.axes[0].collections])
     np.testing.assert_array_equal(points, [[10, 85], [20, 70]])  # sorted by rate
-    np.testing.assert_array_equal(axes.lines[0].get_xydata(), points)
-    texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == ["b: ELBO -95.00", "a: ELBO -90.00"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), points)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b: ELBO -95.00", "a: ELBO -90.00"]
+    alone = rates.rate_distortion({"a": runs["a"]}).axes[0].collections
+    np.testing.assert_array_equal(alone[0].get_offsets(), [[19, 67], [21, 73]])  # its images
+    np.testing.assert_array_equal(alone[1].get_offsets(), [[20, 70]])
 
 
 def test_annealed_curve_and_its_line_of_constant_log_p() -> None:
     rate, distortion = np.array([0.0, 10.0, 20.0]), np.array([200.0, 90.0, 75.0])
-    axes = curves.annealed_rate_distortion(rate, distortion).axes[0]
+    axes = rates.annealed_rate_distortion(rate, distortion).axes[0]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), np.stack([distortion, rate], 1))
     assert axes.get_legend().get_texts()[0].get_text() == "log p(x) = -95.00"
 

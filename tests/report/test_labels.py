@@ -10,6 +10,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from pyro_vae.evaluate import Scores, score
 from pyro_vae.instruments import comparison
 from pyro_vae.instruments.scores_table import scores_table
-from pyro_vae.report import curves, images
+from pyro_vae.report import curves, images, rates
 from pyro_vae.report.labels import figure_label
 from pyro_vae.runs import Folder, RunFolder
 from pyro_vae.runs.netcdf import to_netcdf
@@ -119,7 +120,7 @@ def test_nats_of_densities_and_probabilities_are_distinguished(scores: Scores) -
 
 def legend(figure: Figure) -> list[str]:
     """Return the texts of the legend as drawn, without math mode."""
-    texts = [text._preprocess_math(text.get_text()) for text in figure.axes[0].get_legend().get_texts()]
+    texts = [text._preprocess_math(text.get_text()) for text in figure.legends[0].get_texts()]
     assert not any(mathematics for _, mathematics in texts)
     return [text for text, _ in texts]
 
@@ -127,7 +128,7 @@ def legend(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_show_every_name(name: str, scores: Scores) -> None:
     both = curves.bounds({name: scores, "other": scores})
-    points = curves.rate_distortion({name: NUMBERS, "other": {**NUMBERS, "rate": 5.0}})
+    points = rates.rate_distortion({name: scores, "other": replace(scores, rate=scores.rate + 1)})
     for figure in (both, points):
         draw(figure)
         first, other = legend(figure)
