@@ -239,9 +239,9 @@ def test_every_weight_is_the_probability_of_the_image() -> None:
 def test_training_beats_independent_pixels() -> None:
     """Images all black or all white, one bit each: 6 log 2 nats at the start, log 2 at best."""
     x = torch.tensor([0.0, 1.0]).view(2, 1, 1).expand(2, 2, 3)
-    program = DensityModel(PixelCNN((255 * x).byte(), CHANNELS, (3, 3)))
+    program = DensityModel(PixelCNN((255 * x).byte(), 64, (3, 3)))  # with few channels, some starts have dead units
     svi = driver(program)
-    losses = [float(svi.step(x)) / 2 for _ in range(200)]
+    losses = [float(svi.step(x)) / 2 for _ in range(300)]
     assert losses[0] == pytest.approx(6 * math.log(2))
     assert math.log(2) - 1e-3 < losses[-1] < math.log(2) + 0.05
 
