@@ -70,16 +70,15 @@ class Fits:
     def train(self, **options: Any) -> None:
         """Train in the run folders with a progress bar; see `fit_in_folder` for the options."""
         epochs: Iterable[Sequence[Epoch]]
+        configs = {seed: run.config for seed, run in self._runs.items()}  # with what is left to the data filled in
+        ((first, settings), *_) = configs.items()
         if isinstance(self._fit, FitMany):
-            by_seed = fit_many_in_folders(self._fit, self._folders, self._configs, **options)
+            by_seed = fit_many_in_folders(self._fit, self._folders, configs, **options)
             epochs = (list(members.values()) for members in by_seed)
         else:
             assert self._fit is not None
-            ((seed, settings),) = self._configs.items()
-            epochs = ([epoch] for epoch in fit_in_folder(self._fit, self._folders[seed], settings, **options))
-        with tqdm(
-            total=next(iter(self._configs.values())).epochs, desc="fit", unit="epoch", disable=None, leave=False
-        ) as bar:
+            epochs = ([epoch] for epoch in fit_in_folder(self._fit, self._folders[first], settings, **options))
+        with tqdm(total=settings.epochs, desc="fit", unit="epoch", disable=None, leave=False) as bar:
             for members in epochs:
                 bar.update(members[0].index + 1 - bar.n)
                 bar.set_postfix_str(_validation(members))

@@ -177,7 +177,8 @@ def test_samples_use_the_program_of_the_run(seed: Sequence[str], moved: Path, mo
     drawn = []
     for name in ("prior", "reconstructions", "latents", "completions"):
         monkeypatch.setattr(
-            f"pyro_vae.instruments.samples.write_{name}", lambda results, program, *rest: drawn.append(program)
+            f"pyro_vae.instruments.{'completions' if name == 'completions' else 'samples'}.write_{name}",
+            lambda results, program, *rest: drawn.append(program),
         )
     done = inside("sample", moved, "--program", f"{moved.with_name('renamed.py')}:factory", *seed)
     assert done.returncode == 0, done.stderr

@@ -60,6 +60,7 @@ PURPOSES = {
     "prior samples": "instruments/generated.py",
     "probe/*": "instruments/probe.py",
     "reconstructions": "instruments/generated.py",
+    "row/*": "evaluate/likelihood/noise_by_row.py",
     "surgery": "evaluate/posterior/surgery.py",
     "training subsets": "instruments/gallery.py",
     "traversals": "instruments/samples.py",

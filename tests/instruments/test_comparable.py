@@ -269,7 +269,7 @@ def test_finished_runs_are_compared_by_their_folders(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == ["one", "two"]
     assert rows[1]["below_best"] == pytest.approx(1.0)
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 3000
-    assert inside("compare", *paths, "--figure-format", "pdf", "--out", tmp_path / "out").returncode == 0
+    assert inside("compare", *paths, "--figure-format", "pdf", "--out", tmp_path / "out", render=True).returncode == 0
     assert (tmp_path / "out" / "comparison.pdf").read_bytes().startswith(b"%PDF-")
     assert not (tmp_path / "out" / "comparison.png").exists()
     for flags, words in (

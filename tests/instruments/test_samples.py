@@ -59,8 +59,9 @@ def test_sampling_is_repeatable_and_changes_no_other_file(run: Path) -> None:
 def test_figures_have_the_chosen_format_and_the_name_of_the_run(run: Path) -> None:
     """All but the animation, in place of those of a former call; the run itself is the same."""
     config = (run / "config.json").read_bytes()
-    assert inside("sample", run, "--figure-format", "svg").returncode == 0
-    assert inside("evaluate", run, "--proposal", "guide", "--figure-format", "svg").returncode == 0
+    assert inside("sample", run, "--figure-format", "svg", render=True).returncode == 0
+    evaluate = ("evaluate", run, "--proposal", "guide", "--figure-format", "svg")
+    assert inside(*evaluate, render=True).returncode == 0
     drawn = bytes_of(run / "samples")
     assert set(drawn) == {name.replace("png", "svg") for name in EVERYTHING}
     evaluated = bytes_of(run / "evaluation" / "figures")

@@ -38,7 +38,7 @@ class NoiseByRow(EagerBackend):
             rows = []
             for row in batch.split(1):
                 content = hashlib.blake2b(row.x.cpu().numpy().tobytes()).hexdigest()
-                with seed_rng(row.x, derive_seed(self._seed, content)):
+                with seed_rng(row.x, derive_seed(self._seed, "row", content)):
                     rows.append(super().draw(guide, row, self._num_samples, layout))
             self._drawn = _join_rows([values for values, _ in rows]), _join_rows([log_q for _, log_q in rows])
         start, self._used = self._used, self._used + num_samples
