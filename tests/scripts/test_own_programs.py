@@ -167,7 +167,7 @@ def test_loss_is_evaluated_but_neither_compared_nor_annealed(
     grey = [*TINY, "--binarize", "none", "--out", tmp_path]
     refused(command("compare", "--likelihoods", "categorical", "cross-entropy", *grey), "cross-entropy has no log p(x)")
     loss, some = tmp_path / "cross-entropy", tmp_path / "categorical"
-    result = inside("evaluate", loss, some)
+    result = inside("evaluate", loss, some, "--proposal", "guide")
     assert result.returncode == 0, result.stderr
     found = json.loads((loss / "evaluation" / "summary.json").read_text())
     assert found["log_likelihood"] is None
