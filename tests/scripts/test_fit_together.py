@@ -99,7 +99,7 @@ def test_seeds_of_several_processes_resume_in_one(tiny_run: Path, tmp_path: Path
     folder = tmp_path / "run"
     status, lines = faulty("terminate", "4", 1, folder, "--seeds", 3, size=2)
     assert status == 1
-    assert lines == ["stopped; continue with --resume"]
+    assert len(lines) == 1  # the other one is stopped by torchrun, or waits for this one at the end
     resumed = inside("fit", *TINY, "--seeds", 3, "--out", folder, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(folder, tiny_run)
