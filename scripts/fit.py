@@ -110,6 +110,8 @@ def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, down
     """
     configs = {seed: replace(first, seed=seed) for seed in range(first.seed, first.seed + output.seeds)}
     folders = {seed: RunFolder(run_path(output, path, configs[seed], first)) for seed in configs}
+    for folder in folders.values():
+        folder.figure_format = output.figure_format
     if output.resume:
         finished = parallel.on_first(lambda: [seed for seed in configs if is_finished(folders[seed], configs[seed])])
         for seed in finished:
@@ -134,16 +136,16 @@ def fit_and_score(output: OutputFlags, path: Path, first: config.Config, *, down
             train(fits, output)
         # All numbers first, then the figures, each by itself: what goes wrong late costs nothing else.
         scored = fits.score()
+        if divided:  # the others may fail while this process waits for them
+            fits.draw({seed: scores for seed, (scores, _) in scored.items()})
     if divided:
         scored = {seed: each for part in ranks.gather(scored) for seed, each in part.items()}
     names = {seed: folders[seed].path.name for seed in configs if seed in scored}
     numbers = {name: scored[seed][1] for seed, name in names.items()}
     show(scores_table(numbers, {name: scored[seed][0] for seed, name in names.items()}))
     show_spread(list(numbers.values()))
-    for folder in folders.values():
-        folder.figure_format = output.figure_format
-    with ranks.alone() if divided else nullcontext():
-        fits.draw({seed: scored[seed][0] for seed in own if seed in scored})
+    if not divided:
+        fits.draw({seed: scores for seed, (scores, _) in scored.items()})
     ranks.gather(None)  # all is written and printed before an error ends a process, and thereby all others
     paths = ", ".join(printable(str(folders[seed].path)) for seed in names)
     parallel.on_first(lambda: show(f"\nwritten to {paths}"))
