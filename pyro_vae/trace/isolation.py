@@ -117,14 +117,14 @@ def read_only(
     Raises:
         ValueError: x is on a device without float64.
     """
-    device = Batch.of(x).x.device
-    if device.type in _WITHOUT_FLOAT64:
+    images = Batch.of(x).x
+    if images.device.type in _WITHOUT_FLOAT64:
         raise UserError(
-            f"x is on the device {str(device)!r}, which has no float64, the precision of log weights. Move the program "
-            "and its data to 'cpu'."
+            f"x is on the device {str(images.device)!r}, which has no float64, the precision of log weights. Move "
+            "the program and its data to 'cpu'."
         )
     with ExitStack() as stack:
-        stack.enter_context(seed_rng(Batch.of(x).x, derive_seed(seed, purpose)))
+        stack.enter_context(seed_rng(images, derive_seed(seed, purpose)))
         stack.enter_context(isolated_param_store())
         stack.enter_context(_RestoreRequiresGrad())
         stack.enter_context(evaluation_mode(*programs))

@@ -31,9 +31,9 @@ from pyro_vae.evaluate.annealing.hmc import AnnealedChains, Progress, WeightedPa
 from pyro_vae.evaluate.annealing.paths import STARTS, AnnealingPath
 from pyro_vae.evaluate.annealing.pilot import adapt_chains
 from pyro_vae.evaluate.annealing.rate_distortion import RateDistortion, rate_distortion
-from pyro_vae.evaluate.annealing.resampling import group_means
 from pyro_vae.evaluate.annealing.results import AISResult, BDMCResult
 from pyro_vae.evaluate.annealing.schedules import SCHEDULES
+from pyro_vae.evaluate.likelihood.bounds import iwae
 from pyro_vae.trace import Data, Program, check_support, read_only, simulate
 
 
@@ -166,7 +166,7 @@ def run_forward(chains: AnnealedChains, config: AISConfig, progress: Progress) -
     curve = None
     if chains.path.start == "prior":
         curve = rate_distortion(chains.temperatures, found.log_mean_w, found.mean_log_ratio)
-    return found, _to_result(group_means(found.log_w, config.group_size), found, chains.path.evaluations, curve)
+    return found, _to_result(iwae(found.log_w, config.group_size), found, chains.path.evaluations, curve)
 
 
 def _to_result(

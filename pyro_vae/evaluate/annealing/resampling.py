@@ -52,11 +52,6 @@ def resample(point: PathState, log_w: Tensor, group_size: int) -> tuple[PathStat
     return PathState(*(field[rows, columns] for field in point)), weights.transpose(1, 2).flatten(0, 1)
 
 
-def group_means(log_w: Tensor, group_size: int) -> Tensor:
-    """Return the log of the mean weight of each group of S, (K / S, B), for log weights (K, B)."""
-    return log_w.unflatten(0, (-1, group_size)).logsumexp(1) - math.log(group_size)
-
-
 def _systematic(weights: Tensor) -> Tensor:
     """Return S indices in proportion to weights (..., S): those at S evenly spaced points with one random offset.
 

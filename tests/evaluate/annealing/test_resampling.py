@@ -12,10 +12,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluate import AISConfig, ais
+from pyro_vae.evaluate import AISConfig, ais, iwae
 from pyro_vae.evaluate.annealing.paths import AnnealingPath
 from pyro_vae.evaluate.annealing.pilot import adapt_chains
-from pyro_vae.evaluate.annealing.resampling import group_means, resample
+from pyro_vae.evaluate.annealing.resampling import resample
 from pyro_vae.evaluate.annealing.states import PathState
 from pyro_vae.trace import read_only
 
@@ -32,7 +32,7 @@ def test_copies_are_in_proportion_to_weights_and_stay_in_their_group() -> None:
     log_w[::5] = -torch.inf
     point = particles(*log_w.shape)
     moved, after = resample(point, log_w, 8)
-    torch.testing.assert_close(group_means(after, 8), group_means(log_w, 8))
+    torch.testing.assert_close(iwae(after, 8), iwae(log_w, 8))
     changed = 0
     for group in range(3):
         rows = slice(8 * group, 8 * group + 8)
@@ -66,7 +66,7 @@ def estimates(program: LinearGaussian, x: Tensor, num_groups: int, group_size: i
         path = AnnealingPath(program.model, program.guide, x, "prior")
         chains = adapt_chains(path, "adaptive", 6, 2, iter)
         found = chains.forward(chains.path.draw(num_groups * group_size), iter, group_size)
-        return (group_means(found.log_w, group_size) - program.log_evidence(x)).exp()
+        return (iwae(found.log_w, group_size) - program.log_evidence(x)).exp()
 
 
 def test_mean_weights_of_groups_are_unbiased_and_vary_less_than_without_resampling() -> None:
